@@ -1,0 +1,1 @@
+"""What the work is: engines, the documents they read and write, and the audio they hear."""

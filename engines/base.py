@@ -1,0 +1,126 @@
+"""The engine protocol: one kind of model work, cut so that it runs under every sharing strategy.
+
+    file -> Job -> split -> [Segment] -> prepare -> infer -> finish -> join -> Document -> file
+                   host                  host      device   host      host
+
+`infer` is the only step that sees the model, and it gets tensors and returns tensors: it may run in another
+process, on another device, and on a batch with segments of several files. The other steps are host work; they
+run in any worker, and `split`, `prepare`+`infer`+`finish` and `join` of one job may run in different workers.
+What goes from one to the other (segments, pieces) must therefore be small and picklable: times, text, figures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engines.document import Document
+
+if TYPE_CHECKING:
+    import torch
+
+
+class InputError(Exception):
+    """An input that cannot be processed: names the input, the reason and the remedy.
+
+    It costs only its own job, and the job is not tried again: the same input would fail again.
+    """
+
+
+class LoadError(Exception):
+    """A model that cannot be loaded: names the model, the reason and the remedy. It ends the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file to write: a format of `engines.formats` and where, below the output folder."""
+
+    format: str
+    path: Path  # relative to the output folder
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One input file with its output files; the unit of retry.
+
+    id: unique in a run and the same in the next one; what the user sees.
+    source: the transcript, or the recording where there is no transcript.
+    media: the recording that belongs to `source`. seconds: its length, 0 if unknown.
+    """
+
+    id: str
+    source: Path
+    media: Path | None = None
+    outputs: tuple[Output, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of a job that goes through the model; the unit of batching and of splitting.
+
+    start, end: seconds in the recording. content: what the engine needs to know about it beyond that.
+    """
+
+    index: int
+    start: float
+    end: float
+    content: Any = None
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+Tensors = Mapping[str, "torch.Tensor"]
+
+
+class Engine(ABC):
+    """One kind of model work. An instance holds settings and host-side tables, never the model.
+
+    The runtime calls `load` once, in the process that owns the weights, and `infer` wherever the weights are
+    mapped. All its other methods are free of the model.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The model, and whatever host-side tables `prepare` and `finish` need (kept in self).
+
+        Every torch tensor that can be reached from the returned object is moved into the arena and is
+        read-only afterwards. Raises LoadError.
+        """
+
+    def warm_up(self, model: Any) -> None:
+        """Runs the model once on a tiny input, so that what libraries initialise lazily is shared too."""
+
+    @abstractmethod
+    def split(self, job: Job) -> Sequence[Segment]:
+        """The job's segments. Reads the transcript and the recording's header. Raises InputError."""
+
+    @abstractmethod
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        """Decodes what belongs to the segment into the tensors that `infer` wants. Raises InputError."""
+
+    @abstractmethod
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        """Runs the model on a batch of prepared segments: one result for each, in the same order."""
+
+    @abstractmethod
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        """Makes of the segment's output a small picklable piece of the job's result. Raises InputError."""
+
+    @abstractmethod
+    def join(self, job: Job, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        """Puts the pieces, in the order of the segments, together into the job's document."""
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the outputs depend on besides the input: model, settings, as JSON values.
+
+        An output made under another fingerprint is made again. Called without a model loaded.
+        """
+        return {"engine": self.name}
