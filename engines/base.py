@@ -81,15 +81,21 @@ Tensors = Mapping[str, "torch.Tensor"]
 class Engine(ABC):
     """One kind of model work. An instance holds settings and host-side tables, never the model.
 
-    The runtime calls `load` once, in the process that owns the weights, and `infer` wherever the weights are
-    mapped. All its other methods are free of the model.
+    The constructor takes the engine's options as keywords and must be cheap. `infer` runs wherever the weights
+    are mapped, under torch.inference_mode(); all other methods are free of the model.
     """
 
     name: ClassVar[str]
 
+    def setup(self) -> None:
+        """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
+
+        Called once before `load`, and alone in a process whose model lives elsewhere. Raises LoadError.
+        """
+
     @abstractmethod
     def load(self) -> Any:
-        """The model, and whatever host-side tables `prepare` and `finish` need (kept in self).
+        """The model: any object. Called once, in the process that owns the weights.
 
         Every torch tensor that can be reached from the returned object is moved into the arena and is
         read-only afterwards. Raises LoadError.
@@ -121,6 +127,6 @@ class Engine(ABC):
     def fingerprint(self) -> Mapping[str, Any]:
         """What the outputs depend on besides the input: model, settings, as JSON values.
 
-        An output made under another fingerprint is made again. Called without a model loaded.
+        An output made under another fingerprint is made again. Called after `setup`.
         """
         return {"engine": self.name}
