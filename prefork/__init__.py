@@ -1,0 +1,46 @@
+"""prefork: load models once, fork workers that share them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.base import Engine, InputError, Job, LoadError, Output, Segment
+    from prefork.jobs import JobResult
+    from prefork.runtime import Runtime
+    from prefork.supervisor import HangLimit, Stopped, WorkerDied
+
+_HOMES = {
+    "Engine": "engines.base",
+    "InputError": "engines.base",
+    "Job": "engines.base",
+    "LoadError": "engines.base",
+    "Output": "engines.base",
+    "Segment": "engines.base",
+    "JobResult": "prefork.jobs",
+    "Runtime": "prefork.runtime",
+    "HangLimit": "prefork.supervisor",
+    "Stopped": "prefork.supervisor",
+    "WorkerDied": "prefork.supervisor",
+}
+__all__ = [
+    "Engine",
+    "HangLimit",
+    "InputError",
+    "Job",
+    "JobResult",
+    "LoadError",
+    "Output",
+    "Runtime",
+    "Segment",
+    "Stopped",
+    "WorkerDied",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is asked for: `prefork --help` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefork' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,115 @@
+"""Messages between prefork's own processes: length-prefixed pickles over a Unix socket pair.
+
+Both ends are processes that prefork started itself; nothing that a user downloads ever passes here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_HEADER = struct.Struct("!Q")
+_CHUNK = 1 << 18  # bytes read from the socket at a time
+_MAX_FDS = 4
+
+
+class Channel:
+    """One end of a socket pair.
+
+    A worker or the zygote uses `send` and `receive`, which block. The supervisor must never block on a process
+    that may hang: it uses `post`, which queues, `flush`, which sends what the socket takes, and `poll`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._incoming = bytearray()
+        self._outgoing: deque[tuple[memoryview, Sequence[int]]] = deque()
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """A channel, and the other end to be given to another process."""
+        here, there = socket.socketpair()
+        return cls(here), there
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, message: Any) -> None:
+        """Blocks until the message is with the kernel. Raises OSError if the other end is gone."""
+        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(_HEADER.pack(len(payload)) + payload)
+
+    def receive(self) -> tuple[Any, list[int]]:
+        """Blocks for the next message and the file descriptors that came with it. Raises EOFError at the end."""
+        header, fds = self._read_header()
+        (length,) = _HEADER.unpack(header)
+        return pickle.loads(self._read_exactly(length)), fds
+
+    def _read_header(self) -> tuple[bytes, list[int]]:
+        data, fds, _flags, _address = socket.recv_fds(self._socket, _HEADER.size, _MAX_FDS)
+        if not data:
+            raise EOFError("the other end closed the channel")
+        return data + self._read_exactly(_HEADER.size - len(data)), fds
+
+    def _read_exactly(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = self._socket.recv_into(view)
+            if not count:
+                raise EOFError("the other end closed the channel in the middle of a message")
+            view = view[count:]
+        return data
+
+    def post(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """Queues a message. The descriptors must stay open until `flush` has returned True."""
+        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._outgoing.append((memoryview(_HEADER.pack(len(payload)) + payload), fds))
+
+    def flush(self) -> bool:
+        """Sends what the socket takes without blocking; True when nothing is left to send."""
+        while self._outgoing:
+            view, fds = self._outgoing[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+            try:
+                count = self._socket.sendmsg([view[:_CHUNK]], ancillary, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            if count == len(view):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = (view[count:], ())
+        return True
+
+    def poll(self) -> Iterator[Any]:
+        """The messages that have arrived whole. Raises EOFError, after the last of them, if the end is gone."""
+        ended = False
+        while not ended:
+            try:
+                data = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            self._incoming += data
+            ended = not data
+        yield from self._decode()
+        if ended:
+            raise EOFError("the other end closed the channel")
+
+    def _decode(self) -> Iterator[Any]:
+        while len(self._incoming) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._incoming)
+            end = _HEADER.size + length
+            if len(self._incoming) < end:
+                return
+            message = pickle.loads(memoryview(self._incoming)[_HEADER.size : end].tobytes())
+            del self._incoming[:end]
+            yield message

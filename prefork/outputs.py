@@ -1,0 +1,95 @@
+"""Output files: written beside, synced, renamed; never outside the output folder, never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from engines.base import InputError
+from engines.document import Document
+
+PARTIAL_PREFIX = ".prefork-"
+PARTIAL_SUFFIX = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A whole output: its path below the output folder, its size in bytes, its SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutput:
+    """What the last step of a job leaves: its document, and the files made from it."""
+
+    document: Document
+    files: tuple[WrittenFile, ...]
+
+
+class OutputFolder:
+    """The folder that everything a run writes stays below."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def locate(self, path: PurePath) -> Path:
+        """Where a relative path lies in the folder. Raises InputError if that is outside of it."""
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{path}: an output must lie below {self.root}; give a relative path without '..'")
+        parent = (self.root / path).parent
+        if not parent.resolve().is_relative_to(self.root):
+            raise InputError(
+                f"{path}: {parent} leads out of the output folder {self.root} through a symbolic link; remove the link"
+            )
+        return self.root / path
+
+    def write(self, path: PurePath, text: str) -> WrittenFile:
+        """Writes a file whole or not at all. Raises InputError if the folder does not take it."""
+        data = text.encode("utf-8", "surrogateescape")
+        final = self.locate(path)
+        partial = final.with_name(
+            f"{PARTIAL_PREFIX}{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:16]}{PARTIAL_SUFFIX}"
+        )
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self.locate(path)  # again, now that the folders are there
+            _write_synced(partial, data)
+            partial.replace(final)
+            _sync_folder(final.parent)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"{path}: cannot be written below {self.root}: {error.strerror}; "
+                "make room or make it writable, then give the same command again"
+            ) from error
+        return WrittenFile(str(path), len(data), hashlib.sha256(data).hexdigest())
+
+    def is_whole(self, file: WrittenFile) -> bool:
+        """Whether the file is there and still what was written."""
+        path = self.locate(PurePath(file.path))
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

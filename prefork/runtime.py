@@ -1,0 +1,198 @@
+"""The Python API: a concurrent.futures.Executor whose workers share one copy of the model."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import multiprocessing
+import multiprocessing.spawn
+import pickle
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from engines.base import Job
+from platform_matrix.facts import count_usable_cores
+from prefork.jobs import JobResult, JobRun
+from prefork.supervisor import HangLimit, Supervisor, Task
+from prefork.zygote import Specification
+
+T = TypeVar("T")
+
+
+class Runtime(Executor):
+    """Workers forked from one process that has loaded the models.
+
+    With an engine, for its jobs:
+
+    >>> with Runtime("ctc", workers=4) as runtime:
+    ...     for result in runtime.map(jobs):          # as they finish, each with its job, or its error
+    ...         print(result.job.id, result.error or result.document)
+
+    With any model of your own; `load` runs once, and its tensors are shared and read-only:
+
+    >>> with Runtime(load=load_model, workers=8) as runtime:
+    ...     futures = [runtime.submit(score, item) for item in items]   # score(model, item), in a worker
+
+    engine: a name from the entry points `prefork.engines`. options: the engine's own settings.
+    load: a function without arguments that returns the model, or anything that holds it.
+    workers: processes; by default one for each core that may be used. threads: of each worker, by default its
+    share of the cores. hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may
+    take as long as they like.
+
+    Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
+    your script, which needs its `if __name__ == "__main__":`.
+    """
+
+    def __init__(
+        self,
+        engine: str | None = None,
+        *,
+        load: Callable[[], Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        workers: int | None = None,
+        threads: int | None = None,
+        hang_limit: HangLimit | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if engine is not None and load is not None:
+            raise ValueError("Runtime takes an engine or a load function, not both")
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        cores = count_usable_cores()
+        self.engine = engine
+        self.workers = workers or cores
+        self.threads = threads or max(1, cores // self.workers)
+        self._ranks = itertools.count()
+        self._shutdown = False
+        self._lock = threading.Lock()
+        specification = Specification(
+            engines={engine: dict(options or {})} if engine else {},
+            load=pickle.dumps(load) if load else None,
+            preparation=_describe_main(),
+        )
+        self.supervisor = Supervisor(specification, self.workers, self.threads, hang_limit, notice, log)
+        self.supervisor.start()
+        _live.add(self)
+
+    def __enter__(self) -> Runtime:
+        self.wait_until_loaded()
+        return self
+
+    def wait_until_loaded(self) -> None:
+        """Raises LoadError if the models cannot be loaded, or this process must not fork with them."""
+        self.supervisor.loaded.wait()
+        if self.supervisor.failure is not None:
+            self.shutdown()
+            raise self.supervisor.failure
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Runs fn(model, *args, **kwargs) in a worker; without a model, fn(*args, **kwargs).
+
+        If the worker dies, the call is tried once more on a fresh one; if that dies too, the future raises
+        WorkerDied, and the pool lives on.
+        """
+        future: Future[T] = Future()
+        label = getattr(fn, "__qualname__", repr(fn))
+
+        def done(result: bytes | None, error: BaseException | None) -> None:
+            _complete(future, result, error)
+
+        try:
+            payload = pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            error.add_note(f"{label} and its arguments go to another process: use top-level functions of a module")
+            future.set_exception(error)
+            return future
+        task = Task("call", (payload,), done, (next(self._ranks),), label)
+        self._submit(task, future)
+        return future
+
+    def _submit(self, task: Task, future: Future[Any]) -> None:
+        with self._lock:
+            if self._shutdown:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            future.add_done_callback(lambda f: self.supervisor.cancel([task]) if f.cancelled() else None)
+            self.supervisor.submit(task)
+
+    @overload
+    def map(self, jobs: Iterable[Job], /, *, target: Path | None = None) -> Iterator[JobResult]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    def map(self, first: Any, /, *iterables: Any, target: Path | None = None, **options: Any) -> Iterator[Any]:
+        """map(jobs): their results, as they finish. map(fn, *iterables): as every Executor does it.
+
+        target: where the jobs' outputs are written; without it, the documents are in the results alone.
+        """
+        if callable(first):
+            return super().map(first, *iterables, **options)
+        results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
+        jobs = list(first)
+        self.run(jobs, target, results.put)
+        return (results.get() for _ in jobs)
+
+    def run(self, jobs: Iterable[Job], target: Path | None, done: Callable[[JobResult], None]) -> None:
+        """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish."""
+        if self.engine is None:
+            raise ValueError("jobs need an engine: Runtime('ctc')")
+        for job in sorted(jobs, key=lambda job: -job.seconds):
+            JobRun(self.supervisor, self.engine, job, next(self._ranks), target, done).start()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""
+        with self._lock:
+            self._shutdown = True
+        if cancel_futures:
+            self.supervisor.cancel_waiting()
+        self.supervisor.close()
+        if wait:
+            self.supervisor.join()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.shutdown(cancel_futures=kind is not None)
+
+
+def _complete(future: Future[Any], result: bytes | None, error: BaseException | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None or result is None:
+        future.set_exception(error)
+        return
+    try:
+        future.set_result(pickle.loads(result))
+    except Exception as problem:  # noqa: BLE001  a result that cannot be unpickled here is this call's error alone
+        future.set_exception(problem)
+
+
+def _describe_main() -> dict[str, Any]:
+    """What another process needs to import this program's main module."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a Runtime was created while its own script is imported by the process that loads the models; "
+            'put the code that starts it under `if __name__ == "__main__":`'
+        )
+    preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
+    return {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
+
+
+_live: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for runtime in list(_live):
+        runtime.shutdown()

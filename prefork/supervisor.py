@@ -1,0 +1,560 @@
+"""The supervisor: an event loop over one zygote and its workers, in a thread of its own. Never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import pickle
+import selectors
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.base import LoadError
+from prefork import process, zygote
+from prefork.channel import Channel
+from prefork.faults import FATAL
+from prefork.process import Memory
+from prefork.zygote import Inventory, Specification
+
+ATTEMPTS = 2  # a task whose worker dies is tried once more
+_BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
+_TICK_SECONDS = 0.5
+_LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
+_EXIT_SECONDS = 2.0  # how long the zygote may take to end its workers and itself
+
+
+class WorkerDied(Exception):
+    """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
+
+
+class Stopped(Exception):
+    """The run was stopped before the task was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class HangLimit:
+    """Seconds without progress after which a worker counts as hung, as a function of the audio it works on."""
+
+    base: float = 60.0
+    per_audio_second: float = 20.0  # a large model on one slow core stays well below that
+
+    def seconds(self, audio: float) -> float:
+        return self.base + self.per_audio_second * audio
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """Something for one worker to do.
+
+    order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
+    and may take for ever. closing: still started while the run drains, because it saves what has been done.
+    done: called in the supervisor's thread with the pickled result, or an exception.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    done: Callable[[bytes | None, BaseException | None], None]
+    order: tuple[int, ...] = ()
+    label: str = ""
+    step: float | None = None
+    closing: bool = False
+    attempts: int = 0
+    position: float = 0.0  # seconds in the recording
+    cancelled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    slot: int  # 0 .. workers-1: what the user sees
+    number: int  # never used again in a run
+    channel: Channel
+    errors: int  # descriptor of the pipe that its stderr goes to
+    born: float
+    pid: int = 0
+    ready: float | None = None  # seconds from the request to the first message
+    task: Task | None = None
+    tasks: int = 0
+    seen: float = 0.0  # when it last made progress
+    last_words: bytearray = field(default_factory=bytearray)
+    sentence: str = ""  # why we killed it
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What one worker is doing now."""
+
+    slot: int
+    pid: int
+    label: str
+    position: float  # seconds in the recording
+    memory: Memory | None
+    ready_seconds: float | None  # from the request to fork to its first message
+
+
+class Supervisor:
+    """Runs tasks on workers, replaces those that die, and leaves no process behind.
+
+    All public methods may be called from any thread; callbacks run in the supervisor's.
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        workers: int,
+        threads: int,
+        hang_limit: HangLimit | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._specification = specification
+        self._size = workers
+        self._threads = threads
+        self._hang_limit = hang_limit or HangLimit()
+        self._notice = notice
+        self._log = log
+        self.inventory: Inventory | None = None
+        self.failure: BaseException | None = None  # why nothing can run
+        self.loaded = threading.Event()  # set when the zygote is ready, or never will be
+        self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
+        self.deaths = 0
+        self._selector = selectors.DefaultSelector()
+        self._numbers = itertools.count()
+        self._workers: dict[int, _Worker] = {}
+        self._queue: list[tuple[tuple[int, ...], int, Task]] = []
+        self._retries: deque[Task] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_reading, self._wake_writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wake_reading, selectors.EVENT_READ, self._on_wake)
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._zygote_channel: Channel | None = None
+        self._zygote_errors = -1
+        self._zygote_words = bytearray()
+        self._lock = threading.Lock()
+        self._ended = False
+        self._parting: list[int] = []  # descriptors to close once they have been sent
+        self._barren = 0
+        self._closing = False
+        self._drain_until: float | None = None
+        self._sampled = 0.0
+        self._sampling = 0
+        self._thread = threading.Thread(target=self._run, name="prefork-supervisor", daemon=True)
+
+    # -- from any thread -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, *tasks: Task) -> None:
+        if not self._tell(lambda: self._accept(tasks)):
+            for task in tasks:
+                task.done(None, self._reason())
+
+    def cancel(self, tasks: Iterable[Task]) -> None:
+        """Those that are running run on; the others are never started and their `done` is never called."""
+        for task in tasks:
+            task.cancelled = True
+
+    def cancel_waiting(self) -> None:
+        """Gives every task that has not begun its end now."""
+        self._tell(self._drop_waiting)
+
+    def close(self) -> None:
+        """Ends everything once all tasks are done."""
+        self._tell(lambda: setattr(self, "_closing", True))
+
+    def drain(self, seconds: float) -> None:
+        """Starts nothing new; ends everything when what runs is done, or after so many seconds."""
+        until = time.monotonic() + seconds
+        self._tell(lambda: setattr(self, "_drain_until", min(until, self._drain_until or until)))
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until every process is gone."""
+        self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def status(self) -> list[WorkerStatus]:
+        """One entry for each worker, by slot."""
+        return [
+            WorkerStatus(w.slot, w.pid, t.label if t else "", t.position if t else 0.0, w.memory, w.ready)
+            for w in sorted(self._workers.copy().values(), key=lambda w: w.slot)
+            for t in [w.task]
+        ]
+
+    def zygote_pid(self) -> int | None:
+        return self._zygote.pid if self._zygote else None
+
+    def _tell(self, action: Callable[[], None]) -> bool:
+        """Has the loop do something; False if it has ended."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._inbox.append(action)
+            with contextlib.suppress(BlockingIOError):  # the pipe is full: it will wake up
+                os.write(self._wake_writing, b"x")
+            return True
+
+    def _reason(self) -> BaseException:
+        return self.failure or Stopped("the run was stopped before this was done")
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._start_zygote()
+            while not self._finished():
+                for key, _ in self._selector.select(self._timeout()):
+                    current = self._selector.get_map().get(key.fd)
+                    if current is not None and current.fileobj is key.fileobj:  # not gone since with its process
+                        current.data()
+                self._do_inbox()
+                self._kill_hung()
+                self._dispatch()
+                self._sample_one()
+            self._measure_all()
+        except BaseException as error:  # noqa: BLE001  nobody else is there to say that the loop has ended
+            self.failure = self.failure or error
+        finally:
+            self._end()
+
+    def _finished(self) -> bool:
+        if self.failure is not None:
+            return True
+        running = any(worker.task for worker in self._workers.values())
+        if self._drain_until is not None:
+            closing = any(task.closing and not task.cancelled for _, _, task in self._queue)
+            return time.monotonic() > self._drain_until or not (running or closing)
+        return self._closing and not (running or self._queue or self._retries or self._inbox)
+
+    def _timeout(self) -> float:
+        return 0.0 if self._inbox else _TICK_SECONDS
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_reading, 4096)
+
+    def _do_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _accept(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            heapq.heappush(self._queue, (task.order, next(self._numbers), task))
+
+    def _drop_waiting(self) -> None:
+        waiting = [*self._retries, *(task for _, _, task in self._queue)]
+        self._retries.clear()
+        self._queue.clear()
+        for task in waiting:
+            if not task.cancelled:
+                task.done(None, Stopped("it was cancelled before it began"))
+
+    def _end(self) -> None:
+        """Ends every process and gives every task that is left its reason."""
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+        if self._zygote_channel is not None:
+            self._drop_zygote()
+        with self._lock:
+            self._ended = True
+        self._do_inbox()
+        left = [worker.task for worker in self._workers.values() if worker.task]
+        self._workers.clear()
+        for task in [*left, *self._retries, *(task for _, _, task in self._queue)]:
+            if not task.cancelled:
+                task.done(None, self._reason())
+        self.loaded.set()
+        self._selector.close()
+        os.close(self._wake_reading)
+        os.close(self._wake_writing)
+
+    # -- the zygote ------------------------------------------------------------------------------------------
+
+    def _start_zygote(self) -> None:
+        self._zygote_channel, there = Channel.pair()
+        self._zygote_errors, errors = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._zygote_errors, False)
+        with there:
+            self._zygote = subprocess.Popen(
+                zygote.command(there.fileno()),
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[there.fileno()],
+                env={**os.environ, **zygote.ENVIRONMENT},
+                start_new_session=True,  # Ctrl-C is for the supervisor, which knows what to do about it
+            )
+        os.close(errors)
+        self._zygote_words.clear()
+        self._selector.register(self._zygote_channel, selectors.EVENT_READ, self._on_zygote)
+        self._selector.register(self._zygote_errors, selectors.EVENT_READ, self._on_zygote_errors)
+        self._post_zygote(self._specification)
+
+    def _post_zygote(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+        assert self._zygote_channel is not None
+        self._zygote_channel.post(message, fds)
+        self._parting += fds
+        self._flush_zygote()
+
+    def _flush_zygote(self) -> None:
+        channel = self._zygote_channel
+        if channel is not None and self._flush(channel, self._on_zygote):
+            while self._parting:
+                os.close(self._parting.pop())
+
+    def _flush(self, channel: Channel, handler: Callable[[], None]) -> bool:
+        """Sends what can be sent, and comes back for the rest. A process that is gone shows when it is read from."""
+        try:
+            sent = channel.flush()
+        except OSError:
+            return True
+        events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
+        self._selector.modify(channel, events, handler)
+        return sent
+
+    def _on_zygote(self) -> None:
+        assert self._zygote_channel is not None
+        self._flush_zygote()
+        try:
+            for kind, *content in self._zygote_channel.poll():
+                getattr(self, f"_on_{kind}")(*content)
+        except EOFError:
+            self._lose_zygote()
+
+    def _on_zygote_errors(self) -> None:
+        self._read_errors(self._zygote_errors, self._zygote_words)
+
+    def _on_loaded(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        for slot in range(self._size):
+            self._fork(slot)
+        self.loaded.set()
+
+    def _on_failed(self, text: str, trace: str) -> None:
+        if trace:
+            self._log(trace)
+        self.failure = LoadError(text)
+
+    def _lose_zygote(self) -> None:
+        """Its workers die with it. Their tasks are not to blame and lose no attempt."""
+        assert self._zygote is not None
+        if self.failure is not None:
+            return
+        self._on_zygote_errors()
+        self._drop_zygote()
+        reason = process.describe_exit(self._zygote.returncode)
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+            del self._workers[worker.number]
+            if worker.task:
+                self._retries.append(worker.task)
+        self._barren += 1
+        if self._barren >= _BARREN_STARTS:
+            words = self._zygote_words.decode(errors="replace").strip().rpartition("\n")[2]
+            self.failure = LoadError(
+                f"the process that loads the models {reason} {self._barren} times in a row: {words}"
+            )
+            return
+        self._notice(f"the zygote {reason}; loading the models again")
+        self._start_zygote()
+
+    def _drop_zygote(self) -> None:
+        assert self._zygote is not None and self._zygote_channel is not None
+        self._ignore(self._zygote_channel)
+        self._ignore(self._zygote_errors)
+        self._zygote_channel.close()  # it ends its workers, then itself
+        os.close(self._zygote_errors)
+        while self._parting:
+            os.close(self._parting.pop())
+        self._zygote_channel = None
+        try:
+            self._zygote.wait(_EXIT_SECONDS if self.inventory else 0)
+        except subprocess.TimeoutExpired:
+            self._zygote.kill()  # and the kernel ends its workers
+            self._zygote.wait()
+
+    # -- the workers -----------------------------------------------------------------------------------------
+
+    def _fork(self, slot: int) -> None:
+        channel, there = Channel.pair()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reading, False)
+        worker = _Worker(slot, next(self._numbers), channel, reading, time.monotonic())
+        self._workers[worker.number] = worker
+        self._selector.register(channel, selectors.EVENT_READ, lambda: self._on_worker(worker))
+        self._selector.register(reading, selectors.EVENT_READ, lambda: self._read_errors(reading, worker.last_words))
+        self._post_zygote(("fork", worker.number, self._threads), (there.detach(), writing))
+
+    def _on_forked(self, number: int, pid: int) -> None:
+        self._workers[number].pid = pid
+
+    def _on_exited(self, number: int, status: int) -> None:
+        worker = self._workers[number]
+        with contextlib.suppress(EOFError):
+            self._hear(worker)  # it may have finished something before it died
+        self._read_errors(worker.errors, worker.last_words)
+        self._forget(worker)
+        del self._workers[number]
+        self.deaths += 1
+        reason = worker.sentence or _find_last_words(worker.last_words) or process.describe_exit(status)
+        self._barren = self._barren + 1 if worker.ready is None else self._barren
+        if self._barren >= _BARREN_STARTS:
+            self.failure = LoadError(f"workers die before they are ready: {reason}")
+        elif worker.task:
+            self._bereave(worker.task, f"worker {worker.slot} (pid {worker.pid}): {reason}")
+        else:
+            self._notice(f"worker {worker.slot} (pid {worker.pid}): {reason}; replaced")
+        if self.failure is None and self._drain_until is None:
+            self._fork(worker.slot)
+
+    def _bereave(self, task: Task, reason: str) -> None:
+        task.attempts += 1
+        if task.attempts < ATTEMPTS:
+            self._notice(f"{task.label}: {reason}; trying once more on a fresh worker")
+            self._retries.append(task)
+        elif not task.cancelled:
+            task.done(None, WorkerDied(f"{reason}, and so did another worker before it"))
+
+    def _on_worker(self, worker: _Worker) -> None:
+        self._flush(worker.channel, lambda: self._on_worker(worker))
+        try:
+            self._hear(worker)
+        except EOFError:
+            self._ignore(worker.channel)
+            self._kill(worker, "")  # most often it is dead already, and the zygote will say of what
+
+    def _hear(self, worker: _Worker) -> None:
+        for kind, *content in worker.channel.poll():
+            worker.seen = time.monotonic()
+            if kind == "ready":
+                worker.ready = worker.seen - worker.born
+            elif kind == "progress" and worker.task:
+                worker.task.position = content[1]
+            elif kind in ("done", "error"):
+                self._take_result(worker, kind, content[1])
+
+    def _take_result(self, worker: _Worker, kind: str, result: bytes) -> None:
+        task, worker.task = worker.task, None
+        worker.tasks += 1
+        self._barren = 0
+        if task is None or task.cancelled:
+            return
+        if kind == "done":
+            task.done(result, None)
+        else:
+            error, trace = pickle.loads(result)
+            error.__cause__ = RemoteTraceback(trace)
+            task.done(None, error)
+
+    def _kill(self, worker: _Worker, sentence: str) -> None:
+        worker.sentence = worker.sentence or sentence
+        self._post_zygote(("kill", worker.number))
+
+    def _kill_hung(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            task = worker.task
+            if task is None or task.step is None or worker.sentence:
+                continue
+            limit = self._hang_limit.seconds(task.step)
+            if now - worker.seen > limit:
+                self._kill(worker, f"made no progress for {limit:.0f} s and was killed")
+
+    def _ignore(self, fileobj: Channel | int) -> None:
+        """Listens to it no more; it may have ended, and been ignored, before."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fileobj)
+
+    def _forget(self, worker: _Worker) -> None:
+        self._ignore(worker.channel)
+        self._ignore(worker.errors)
+        worker.channel.close()
+        os.close(worker.errors)
+
+    def _read_errors(self, fd: int, words: bytearray) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(fd, _LAST_WORDS)
+            if not data:
+                self._ignore(fd)
+            words += data
+            del words[:-_LAST_WORDS]
+            if data:
+                self._log(data.decode(errors="replace"))
+
+    # -- the tasks -------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        idle = [w for w in self._workers.values() if w.ready is not None and w.task is None and not w.sentence]
+        while idle and (task := self._next_task(idle)):
+            fresh = [worker for worker in idle if worker.tasks == 0]
+            worker = fresh[0] if task.attempts and fresh else idle[0]
+            idle.remove(worker)
+            worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
+            payload = pickle.dumps((task.name, task.arguments), pickle.HIGHEST_PROTOCOL)
+            worker.channel.post((next(self._numbers), payload))
+            self._flush(worker.channel, lambda worker=worker: self._on_worker(worker))  # type: ignore[misc]
+
+    def _next_task(self, idle: list[_Worker]) -> Task | None:
+        """What to start next. A second attempt waits for a worker that has done nothing yet."""
+        draining = self._drain_until is not None
+        for task in list(self._retries):
+            if draining and not task.closing:
+                break
+            if task.attempts == 0 or any(worker.tasks == 0 for worker in idle):
+                self._retries.remove(task)
+                return task
+            if not any(worker.tasks == 0 for worker in self._workers.values()):
+                self._kill(idle.pop(), "made room for a fresh worker")
+                return self._next_task(idle) if idle else None
+        passed_over = []
+        found = None
+        while self._queue and found is None:
+            entry = heapq.heappop(self._queue)
+            if entry[2].cancelled:
+                continue
+            if draining and not entry[2].closing:
+                passed_over.append(entry)
+            else:
+                found = entry[2]
+        for entry in passed_over:
+            heapq.heappush(self._queue, entry)
+        return found
+
+    # -- memory ----------------------------------------------------------------------------------------------
+
+    def _sample_one(self) -> None:
+        """Measures one worker a tick: it costs milliseconds of the kernel's time."""
+        now = time.monotonic()
+        workers = [worker for worker in self._workers.values() if worker.pid]
+        if workers and now - self._sampled >= _TICK_SECONDS:
+            self._sampled, self._sampling = now, self._sampling + 1
+            worker = workers[self._sampling % len(workers)]
+            worker.memory = process.measure_memory(worker.pid) or worker.memory
+
+    def _measure_all(self) -> None:
+        pids = {f"worker {w.slot}": w.pid for w in self._workers.values() if w.pid}
+        if self._zygote is not None:
+            pids["zygote"] = self._zygote.pid
+        self.memory = {name: memory for name, pid in pids.items() if (memory := process.measure_memory(pid))}
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception that was raised in a worker, as text."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+def _find_last_words(words: bytearray) -> str:
+    """What a worker said of its own end, if it said anything."""
+    lines = [line for line in words.decode(errors="replace").splitlines() if line.startswith(FATAL)]
+    return lines[-1].removeprefix(FATAL) if lines else ""

@@ -1,0 +1,135 @@
+"""A worker: a copy-on-write child of the zygote that runs tasks, one at a time, on the shared weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engines import formats
+from engines.base import Engine, Job
+from prefork.arena import Arena
+from prefork.channel import Channel
+from prefork.faults import watch_for_writes
+from prefork.outputs import JobOutput, OutputFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the zygote loaded once and every worker shares."""
+
+    engines: Mapping[str, Engine]
+    models: Mapping[str, Any]
+    arena: Arena
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a task gets to see of the worker that runs it."""
+
+    loaded: Loaded
+    progress: Callable[[float], None]  # called with the position in seconds that has been reached
+
+
+def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
+    """Runs tasks until the supervisor closes the channel."""
+    watch_for_writes(loaded.arena, sys.stderr.fileno())
+    torch.set_num_threads(threads)
+    reseed(int.from_bytes(os.urandom(8)))
+    channel.send(("ready", os.getpid()))
+    while True:
+        try:
+            (task, payload), _ = channel.receive()
+        except EOFError:
+            return
+        context = Context(loaded, partial(_report, channel, task))
+        channel.send(_run(task, payload, context))
+
+
+def _report(channel: Channel, task: int, position: float) -> None:
+    channel.send(("progress", task, position))
+
+
+def reseed(seed: int) -> None:
+    """Seeds every generator there is: without it, all workers would draw the zygote's numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+
+
+def _run(task: int, payload: bytes, context: Context) -> tuple[str, int, bytes]:
+    """The message to send back. A task's exception is its result; it costs the worker nothing.
+
+    The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
+    """
+    try:
+        name, arguments = pickle.loads(payload)
+        return ("done", task, pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
+    except Exception as error:  # noqa: BLE001  whatever a task raises goes to whoever asked for it
+        return ("error", task, pickle.dumps((_portable(error), traceback.format_exc())))
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception itself if it survives the way to another process, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  an exception class may fail to pickle in any way it likes
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _call(context: Context, function: bytes) -> Any:
+    """A function of the user's, with the loaded model, if there is one, as its first argument."""
+    target, args, kwargs = pickle.loads(function)
+    return target(*context.loaded.models.values(), *args, **kwargs)
+
+
+def _split_job(context: Context, engine: str, job: Job) -> list[tuple[float, bytes]]:
+    """The job's segments: for each its length in seconds, and itself."""
+    segments = context.loaded.engines[engine].split(job)
+    return [(segment.seconds, pickle.dumps(segment)) for segment in segments]
+
+
+def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> list[bytes]:
+    """prepare, infer and finish for each segment. The result does not depend on who runs it, or what ran before."""
+    engine, model = context.loaded.engines[name], context.loaded.models[name]
+    pieces = []
+    for segment in map(pickle.loads, segments):
+        reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
+        with torch.inference_mode():
+            (output,) = engine.infer(model, [engine.prepare(job, segment)])
+            pieces.append(pickle.dumps(engine.finish(job, segment, output)))
+        context.progress(segment.end)
+    return pieces
+
+
+def _join_job(
+    context: Context,
+    name: str,
+    job: Job,
+    segments: Sequence[bytes],
+    pieces: Sequence[bytes],
+    target: Path | None,
+) -> JobOutput:
+    """The job's document, written in every format that the job asks for."""
+    engine = context.loaded.engines[name]
+    document = engine.join(job, [pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
+    if target is None:
+        return JobOutput(document, ())
+    folder = OutputFolder(target)
+    rendered = [(output.path, formats.render(document, output.format)) for output in job.outputs]
+    return JobOutput(document, tuple(folder.write(path, text) for path, text in rendered))
+
+
+_TASKS: Mapping[str, Callable[..., Any]] = {"call": _call, "split": _split_job, "run": _run_segments, "join": _join_job}
