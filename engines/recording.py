@@ -1,0 +1,286 @@
+"""The recording: what a media file says about its sound, and its sound as one line of samples.
+
+    file -> packets -> frames -> mono samples, each frame at the position its timestamp says
+
+Anything FFmpeg decodes, through PyAV; decoded as it is read, never whole.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import av
+import av.error
+import av.logging
+import numpy as np
+from av.stream import Discard
+
+from engines.base import InputError
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.float32]
+
+# Seconds decoded and thrown away before the first sample wanted. The slowest to forget are Opus, which predicts
+# energies from frame to frame, and MP3, whose bit reservoir reaches 511 bytes (8 frames at 32 kbit/s) back.
+_PREROLL = Fraction(1)
+# Seconds by which timestamps may disagree with the number of samples decoded before they are believed: half
+# of the shortest frame that is commonly lost (20 ms), and more than the jitter of a recorder's clock.
+_JITTER = 0.01
+_RESTART = 1.0  # seconds; a timestamp that far back is a clock set anew, as in files joined end to end
+_LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause in the recording
+# Formats without a length in the header: FFmpeg's figure is the file's size over its first frames' bit rate.
+_GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
+_FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
+
+av.logging.set_level(None)
+
+
+class AudioError(InputError):
+    """A recording that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What the header of a media file says about its sound.
+
+    seconds: length of the audio stream. sample_rate: Hz, in the file. codec: FFmpeg's name of the decoder.
+    """
+
+    path: Path
+    seconds: float
+    sample_rate: int
+    channels: int
+    codec: str
+
+
+def probe(path: Path | str) -> Recording:
+    """The recording's header, without decoding; packets are counted where the header states no length.
+
+    Raises AudioError if there is no such file, or no sound in it.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        stream = _audio_stream(container, path)
+        seconds = _stated_seconds(container, stream)
+        if seconds is None:
+            seconds = _counted_seconds(container, stream, path)
+        if seconds <= 0:
+            raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")
+        context = stream.codec_context
+        return Recording(path, float(seconds), context.sample_rate, context.channels, context.codec.name)
+
+
+class Line:
+    """An open recording as one line of mono samples at its own rate; position 0 is the first one decoded.
+
+    rate: Hz. seekable: the timestamps count whole samples, so a seek lands where they say.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises AudioError as `probe` does, and if nothing in the recording can be decoded."""
+        self._path = path
+        self._container, self._stream = _open_stream(path)
+        frame = next(self._frames(), None)
+        if frame is None:
+            self.close()
+            raise AudioError(f"{path} has an audio stream but no sound in it; copy or export it again")
+        self.rate = frame.sample_rate
+        self._tick = self._stream.time_base or Fraction(1, self.rate)  # seconds
+        self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
+        self.seekable = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
+
+    def close(self) -> None:
+        self._container.close()
+
+    def read_from(self, position: int) -> Iterator[Samples]:
+        """The samples from `position` to the end, in pieces of a frame or a second. Ends earlier such lines."""
+        for place, samples in self._decode_near(position):
+            if place + samples.size > position:
+                yield samples[max(0, position - place) :]
+
+    def _decode_near(self, position: int) -> Iterator[tuple[int, Samples]]:
+        """The samples with their positions, from `position` minus at least the pre-roll, or from the start."""
+        preroll = int(_PREROLL * self.rate)
+        target = position - preroll - preroll // 2
+        if self.seekable and target > 0 and self._seek(target):
+            blocks = self._place(None)
+            first = next(blocks, None)
+            if first is not None and first[0] <= position - preroll:
+                yield first
+                yield from blocks
+                return
+        # Opened again, because a seek to 0 does not take every demuxer back to the first packet.
+        self.close()
+        self._container, self._stream = _open_stream(self._path)
+        yield from self._place(0)
+
+    def _seek(self, position: int) -> bool:
+        time = self._origin + Fraction(position, self.rate)
+        try:
+            self._container.seek(int(time / self._tick), stream=self._stream)
+        except av.error.FFmpegError as error:
+            _check_damage(error, self._path)
+            return False
+        return True
+
+    def _place(self, expected: int | None) -> Iterator[tuple[int, Samples]]:
+        """Puts each frame where its timestamp says. Gapless: fills holes with silence, cuts what overlaps.
+
+        expected: position of the first frame; None after a seek, then the first timestamp decides.
+        """
+        shift = 0  # from the timestamps' positions to those of the line
+        for frame in self._frames():
+            position = self._position(frame, shift)
+            if position is None:
+                position = expected
+            if position is None:
+                continue
+            if expected is None:
+                expected = position
+            samples = _mix(frame)
+            match _judge((position - expected) / self.rate):
+                case "late":
+                    yield from _silence(expected, position, self.rate)
+                    expected = position
+                case "early":
+                    samples = samples[expected - position :]
+                case "broken":
+                    shift += expected - position
+            yield expected, samples
+            expected += samples.size
+
+    def _position(self, frame: AudioFrame, shift: int) -> int | None:
+        if frame.sample_rate != self.rate:
+            raise AudioError(
+                f"{self._path} changes its sample rate from {self.rate} to {frame.sample_rate} Hz midway; "
+                "convert it to one rate throughout"
+            )
+        if frame.pts is None:
+            return None
+        return round((frame.pts * self._tick - self._origin) * self.rate) + shift
+
+    def _frames(self) -> Iterator[AudioFrame]:
+        """The frames from here to the end of what can be read; a damaged packet yields none."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                _check_damage(error, self._path)
+                packet = None  # nothing more to come but what the decoder holds
+            try:
+                yield from self._stream.decode(packet)
+            except av.error.FFmpegError as error:
+                _check_damage(error, self._path)
+            if packet is None:
+                return
+
+
+def _judge(drift: float) -> Literal["in time", "late", "early", "broken"]:
+    """What a timestamp means that is `drift` seconds after the end of the samples before it."""
+    if not -_RESTART <= drift <= _LONGEST_GAP:
+        return "broken"
+    if abs(drift) <= _JITTER:
+        return "in time"
+    return "late" if drift > 0 else "early"
+
+
+def _silence(start: int, end: int, rate: int) -> Iterator[tuple[int, Samples]]:
+    for position in range(start, end, rate):
+        yield position, np.zeros(min(rate, end - position), np.float32)
+
+
+def _mix(frame: AudioFrame) -> Samples:
+    """(n,) float32 in [-1, 1]: the mean of the frame's channels."""
+    data = frame.to_ndarray()
+    channels = data if frame.format.is_planar else data.reshape(frame.samples, -1).T
+    zero, one = _FULL_SCALE[channels.dtype.str[1:]]
+    # Double precision: the sum of 16-bit channels is exact, so equal channels mix to either of them.
+    mean = channels.mean(axis=0, dtype=np.float64)
+    return np.asarray((mean - zero) / one, np.float32)
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is not a file; name a recording")
+    if status.st_size == 0:
+        raise AudioError(f"{path} is empty; copy or export it again")
+    try:
+        # The prefix keeps a name such as "concat:a|b" from being taken for a protocol, the whitelist keeps a
+        # playlist from fetching its parts from the network.
+        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except UnicodeEncodeError as error:
+        raise AudioError(f"{path!r} has a name that is not UTF-8; rename it") from error
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise AudioError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+        raise AudioError(
+            f"{path} is not a recording, or is cut off before its index ({error.strerror}); "
+            "check what it is, or copy it again"
+        ) from error
+
+
+def _audio_stream(container: InputContainer, path: Path) -> AudioStream:
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise AudioError(f"{path} has no audio stream; name the recording that has the sound")
+    assert isinstance(stream, av.AudioStream)
+    return stream
+
+
+def _open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
+    """The file with its best audio stream, ready to be decoded by this thread alone."""
+    container = _open(path)
+    stream = _audio_stream(container, path)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_type = "NONE"
+    for other in container.streams:
+        other.discard = Discard.default if other is stream else Discard.all
+    return container, stream
+
+
+def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
+    if container.format.name in _GUESSED_LENGTH:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return stream.duration * stream.time_base
+    return None if container.duration is None else Fraction(container.duration, av.time_base)
+
+
+def _counted_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction:
+    """From the first packet's time to the last one's end."""
+    start = end = None
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                start = packet.pts if start is None else start
+                end = packet.pts + (packet.duration or 0)
+    except av.error.FFmpegError as error:
+        _check_damage(error, path)
+    if start is None or end is None or stream.time_base is None:
+        return Fraction(0)
+    return (end - start) * stream.time_base
+
+
+def _check_damage(error: av.error.FFmpegError, path: Path) -> None:
+    """Returns if the error is in the data, which is skipped; raises if the file could not be read."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError):
+        raise AudioError(f"{path} could not be read to its end: {error.strerror}; check the disk") from error
