@@ -11,8 +11,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import av
 import av.error
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
 # Seconds decoded and thrown away before the first sample wanted. The slowest to forget are Opus, which predicts
 # energies from frame to frame, and MP3, whose bit reservoir reaches 511 bytes (8 frames at 32 kbit/s) back.
 _PREROLL = Fraction(1)
+# Codecs whose decoders then give the same samples as from the start, bit for bit (tests/engines/test_audio.py).
+_FORGETFUL = frozenset({"flac", "alac", "mp3", "mp3float", "vorbis", "opus", "libopus"})
+_SKIP_AHEAD = 4.0  # seconds; up to here decoding on is cheaper than seeking with its pre-roll
 # Seconds by which timestamps may disagree with the number of samples decoded before they are believed: half
 # of the shortest frame that is commonly lost (20 ms), and more than the jitter of a recorder's clock.
 _JITTER = 0.01
 _RESTART = 1.0  # seconds; a timestamp that far back is a clock set anew, as in files joined end to end
 _LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause in the recording
 # Formats without a length in the header: FFmpeg's figure is the file's size over its first frames' bit rate.
+# An MP3 with a Xing header does state it; FFmpeg shows that by the encoder's delay, which is in the same header.
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
 _FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
 
@@ -80,10 +85,25 @@ def probe(path: Path | str) -> Recording:
         return Recording(path, float(seconds), context.sample_rate, context.channels, context.codec.name)
 
 
+class _Block(NamedTuple):
+    """A stretch of the line: the frame's samples from `cut` on, or silence; made only when they are wanted."""
+
+    start: int
+    end: int
+    frame: AudioFrame | None = None
+    cut: int = 0
+
+    def samples_from(self, position: int) -> Samples:
+        first = max(self.start, position)
+        if self.frame is None:
+            return np.zeros(self.end - first, np.float32)
+        return _mix(self.frame)[self.cut + first - self.start :]
+
+
 class Line:
     """An open recording as one line of mono samples at its own rate; position 0 is the first one decoded.
 
-    rate: Hz. seekable: the timestamps count whole samples, so a seek lands where they say.
+    rate: Hz. seekable: a seek gives the same samples as decoding from the start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,43 +117,55 @@ class Line:
         self.rate = frame.sample_rate
         self._tick = self._stream.time_base or Fraction(1, self.rate)  # seconds
         self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
-        self.seekable = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
+        counts_samples = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
+        self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
+        self._reopen()
 
     def close(self) -> None:
         self._container.close()
 
     def read_from(self, position: int) -> Iterator[Samples]:
-        """The samples from `position` to the end, in pieces of a frame or a second. Ends earlier such lines."""
-        for place, samples in self._decode_near(position):
-            if place + samples.size > position:
-                yield samples[max(0, position - place) :]
+        """The samples from `position` to the end, in pieces of a frame or a second; one call at a time."""
+        self._move_before(position)
+        for block in self._blocks:
+            self._at = block.end
+            if block.end > position:
+                yield block.samples_from(position)
+        self._ended = True
 
-    def _decode_near(self, position: int) -> Iterator[tuple[int, Samples]]:
-        """The samples with their positions, from `position` minus at least the pre-roll, or from the start."""
+    def _move_before(self, position: int) -> None:
+        """Makes the next block one from which decoding on gives the true samples at `position`."""
+        ahead = position - self._at
+        if ahead >= 0 and (self._ended or not self.seekable or ahead <= _SKIP_AHEAD * self.rate):
+            return
         preroll = int(_PREROLL * self.rate)
         target = position - preroll - preroll // 2
-        if self.seekable and target > 0 and self._seek(target):
-            blocks = self._place(None)
-            first = next(blocks, None)
-            if first is not None and first[0] <= position - preroll:
-                yield first
-                yield from blocks
-                return
-        # Opened again, because a seek to 0 does not take every demuxer back to the first packet.
+        if self.seekable and target > 0 and self._seek(target) and self._at <= position - preroll:
+            return
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Goes back to the first packet, to which a seek to 0 does not take every demuxer."""
         self.close()
         self._container, self._stream = _open_stream(self._path)
-        yield from self._place(0)
+        self._blocks, self._at, self._ended = self._place(0), 0, False
 
     def _seek(self, position: int) -> bool:
+        """Makes a block near `position` the next one; False if there is none."""
         time = self._origin + Fraction(position, self.rate)
         try:
             self._container.seek(int(time / self._tick), stream=self._stream)
         except av.error.FFmpegError as error:
             _check_damage(error, self._path)
             return False
+        blocks = self._place(None)
+        first = next(blocks, None)
+        if first is None:
+            return False
+        self._blocks, self._at, self._ended = chain([first], blocks), first.start, False
         return True
 
-    def _place(self, expected: int | None) -> Iterator[tuple[int, Samples]]:
+    def _place(self, expected: int | None) -> Iterator[_Block]:
         """Puts each frame where its timestamp says. Gapless: fills holes with silence, cuts what overlaps.
 
         expected: position of the first frame; None after a seek, then the first timestamp decides.
@@ -147,17 +179,18 @@ class Line:
                 continue
             if expected is None:
                 expected = position
-            samples = _mix(frame)
+            cut = 0
             match _judge((position - expected) / self.rate):
                 case "late":
                     yield from _silence(expected, position, self.rate)
                     expected = position
                 case "early":
-                    samples = samples[expected - position :]
+                    cut = min(expected - position, frame.samples)
                 case "broken":
                     shift += expected - position
-            yield expected, samples
-            expected += samples.size
+            end = expected + frame.samples - cut
+            yield _Block(expected, end, frame, cut)
+            expected = end
 
     def _position(self, frame: AudioFrame, shift: int) -> int | None:
         if frame.sample_rate != self.rate:
@@ -188,6 +221,11 @@ class Line:
                 return
 
 
+def _forgets(codec: str) -> bool:
+    """Whether the decoder's state is gone after the pre-roll. AAC's and AC-3's noise generators run on."""
+    return codec in _FORGETFUL or codec.startswith("pcm_")
+
+
 def _judge(drift: float) -> Literal["in time", "late", "early", "broken"]:
     """What a timestamp means that is `drift` seconds after the end of the samples before it."""
     if not -_RESTART <= drift <= _LONGEST_GAP:
@@ -197,9 +235,10 @@ def _judge(drift: float) -> Literal["in time", "late", "early", "broken"]:
     return "late" if drift > 0 else "early"
 
 
-def _silence(start: int, end: int, rate: int) -> Iterator[tuple[int, Samples]]:
+def _silence(start: int, end: int, rate: int) -> Iterator[_Block]:
+    """In blocks of a second: a gap may be an hour long."""
     for position in range(start, end, rate):
-        yield position, np.zeros(min(rate, end - position), np.float32)
+        yield _Block(position, min(position + rate, end))
 
 
 def _mix(frame: AudioFrame) -> Samples:
@@ -208,8 +247,8 @@ def _mix(frame: AudioFrame) -> Samples:
     channels = data if frame.format.is_planar else data.reshape(frame.samples, -1).T
     zero, one = _FULL_SCALE[channels.dtype.str[1:]]
     # Double precision: the sum of 16-bit channels is exact, so equal channels mix to either of them.
-    mean = channels.mean(axis=0, dtype=np.float64)
-    return np.asarray((mean - zero) / one, np.float32)
+    total = channels.sum(axis=0, dtype=np.float64)
+    return np.asarray((total / len(channels) - zero) / one, np.float32)
 
 
 def _open(path: Path) -> InputContainer:
@@ -256,7 +295,7 @@ def _open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
 
 
 def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
-    if container.format.name in _GUESSED_LENGTH:
+    if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
     if stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
