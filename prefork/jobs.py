@@ -41,6 +41,7 @@ class JobRun:
         rank: int,
         target: Path | None,
         done: Callable[[JobResult], None],
+        advance: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._supervisor = supervisor
         self._engine = engine
@@ -48,6 +49,9 @@ class JobRun:
         self._rank = rank
         self._target = target
         self._done = done
+        self._advance = advance
+        self._over = False
+        self._left = job.seconds  # audio that is not worked off
         self._segments: list[bytes] = []
         self._pieces: list[list[bytes]] = []
         self._waiting: dict[int, Task] = {}  # chunks that are not done, by number
@@ -76,7 +80,11 @@ class JobRun:
         return task
 
     def _fail(self, error: BaseException | None) -> None:
+        if self._over:  # another chunk failed before this one
+            return
+        self._over = True
         self._supervisor.cancel(self._waiting.values())
+        self._advance(self._left)
         self._done(JobResult(self._job, error=error))
 
     def _take_segments(self, result: bytes) -> None:
@@ -93,6 +101,9 @@ class JobRun:
 
     def _take_chunk(self, number: int, result: bytes) -> None:
         self._pieces[number] = pickle.loads(result)
+        share = self._left / len(self._waiting)
+        self._left -= share
+        self._advance(share)
         del self._waiting[number]
         if not self._waiting:
             self._join()

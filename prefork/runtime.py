@@ -145,12 +145,21 @@ class Runtime(Executor):
         self.run(jobs, target, results.put)
         return (results.get() for _ in jobs)
 
-    def run(self, jobs: Iterable[Job], target: Path | None, done: Callable[[JobResult], None]) -> None:
-        """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish."""
+    def run(
+        self,
+        jobs: Iterable[Job],
+        target: Path | None,
+        done: Callable[[JobResult], None],
+        advance: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish.
+
+        advance: called with seconds of audio as they are worked off.
+        """
         if self.engine is None:
             raise ValueError("jobs need an engine: Runtime('ctc')")
         for job in sorted(jobs, key=lambda job: -job.seconds):
-            JobRun(self.supervisor, self.engine, job, next(self._ranks), target, done).start()
+            JobRun(self.supervisor, self.engine, job, next(self._ranks), target, done, advance).start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""

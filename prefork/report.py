@@ -1,0 +1,231 @@
+"""What a run shows: a live view on a terminal, plain lines elsewhere, JSON lines for a machine, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from prefork.jobs import JobResult
+from prefork.supervisor import WorkerStatus
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of a run. Seconds, and bytes."""
+
+    done: int
+    skipped: int  # done by an earlier run
+    failed: Mapping[str, str]  # by job: the reason
+    unfinished: int  # not begun, or not done, when the run was stopped
+    notices: Mapping[str, str]  # inputs that were not used, and why; no errors
+    warnings: Mapping[str, Sequence[str]]  # by job: what to look at in its output
+    audio_seconds: float
+    wall_seconds: float
+    load_seconds: float
+    workers: int
+    threads: int
+    weights: int  # bytes, once for all workers
+    private: int  # bytes, the largest worker's own
+    total: int  # bytes, everything together, shared pages counted once
+    deaths: int
+    target: str
+
+    @property
+    def speed(self) -> float:
+        """Audio seconds per second, loading included."""
+        return self.audio_seconds / self.wall_seconds if self.wall_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a live view shows now."""
+
+    workers: Sequence[WorkerStatus]
+    audio_done: float  # seconds
+    audio_total: float  # seconds
+    files_done: int
+    files_total: int
+
+
+class Report:
+    """Says nothing; its children say more."""
+
+    def note(self, text: str) -> None:
+        """Something that happened on the way, such as the death of a worker."""
+
+    def begin(self, look: Callable[[], View]) -> None:
+        """The models are loaded and the jobs known."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        """A job is done, or has failed for a reason."""
+
+    def end(self, summary: Summary) -> None:
+        """The run is over."""
+
+
+class QuietReport(Report):
+    """Failures alone, on stderr."""
+
+    def end(self, summary: Summary) -> None:
+        for job, reason in summary.failed.items():
+            print(f"{show(job)}: {show(reason)}", file=sys.stderr)
+
+
+class JSONReport(Report):
+    """One JSON object per line on stdout: events `note`, `done`, `failed` and, at the end, `summary`."""
+
+    def note(self, text: str) -> None:
+        self._print(event="note", text=text)
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        if reason is not None:
+            self._print(event="failed", id=result.job.id, reason=reason)
+            return
+        warnings = list(result.document.warnings) if result.document else []
+        files = [file.path for file in result.files]
+        self._print(event="done", id=result.job.id, audio_seconds=result.job.seconds, files=files, warnings=warnings)
+
+    def end(self, summary: Summary) -> None:
+        self._print(event="summary", **asdict(summary), speed=summary.speed)
+
+    def _print(self, **event: Any) -> None:
+        print(json.dumps(event), flush=True)
+
+
+class PlainReport(Report):
+    """One line for each finished file, and a table at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(show(text), style="yellow"))
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        name = show(result.job.id)
+        if reason is not None:
+            self.console.print(Text(f"failed  {name}: {show(reason)}", style="red"))
+            return
+        warnings = len(result.document.warnings) if result.document else 0
+        more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        self.console.print(Text(f"done    {name}  {clock(result.job.seconds)}{more}"))
+
+    def end(self, summary: Summary) -> None:
+        for job, warnings in summary.warnings.items():
+            for warning in warnings:
+                self.console.print(Text(f"warning {show(job)}: {show(warning)}", style="yellow"))
+        for name, reason in summary.notices.items():
+            self.console.print(Text(f"unused  {show(name)}: {show(reason)}", style="dim"))
+        self.console.print(tabulate(summary))
+        for job, reason in summary.failed.items():
+            self.console.print(Text(f"failed  {show(job)}: {show(reason)}", style="red"))
+
+
+class LiveReport(PlainReport):
+    """The plain lines, and below them, as long as the run lasts, a line for each worker and a bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._look: Callable[[], View] | None = None
+        self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
+        self._live.start()
+
+    def begin(self, look: Callable[[], View]) -> None:
+        self._look = look
+        self.started = time.monotonic()
+
+    def refresh(self) -> None:
+        if self._look is not None:
+            self._live.update(draw(self._look(), time.monotonic() - self.started))
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        warned = result.document is not None and result.document.warnings
+        if reason is not None or warned:  # the bar counts the others
+            super().finish_job(result, reason)
+
+    def end(self, summary: Summary) -> None:
+        self._live.stop()
+        super().end(summary)
+
+
+def draw(view: View, elapsed: float) -> Group:
+    """The live view: what each worker does, and how far the whole is."""
+    table = Table.grid(padding=(0, 2))
+    for worker in view.workers:
+        memory = f"{worker.memory.uss / MEGABYTE:.0f} MB" if worker.memory else ""
+        position = clock(worker.position) if worker.label else ""
+        label = Text(show(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
+        table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
+    left = elapsed * (view.audio_total - view.audio_done) / view.audio_done if view.audio_done else None
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(
+        ProgressBar(total=max(view.audio_total, 1e-9), completed=view.audio_done, width=40),
+        f"{view.files_done}/{view.files_total} files",
+        f"{clock(view.audio_done)} of {clock(view.audio_total)}",
+        f"{clock(left)} left" if left is not None else "",
+    )
+    return Group(table, bar)
+
+
+def tabulate(summary: Summary) -> Table:
+    """The table that ends a run."""
+    table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
+    rows = [
+        ("files", _count_files(summary)),
+        ("audio", f"{summary.audio_seconds / 60:.1f} min"),
+        ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
+        ("speed", f"{summary.speed:.0f} audio seconds per second"),
+        ("workers", _count_workers(summary)),
+        ("shared", f"{summary.weights / MEGABYTE:.0f} MB of weights, once for all workers"),
+        ("private", f"{summary.private / MEGABYTE:.0f} MB in the largest worker"),
+        ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
+        ("results", show(summary.target)),
+    ]
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _count_files(summary: Summary) -> str:
+    parts = [f"{summary.done} done"]
+    parts += [f"{summary.skipped} done before"] if summary.skipped else []
+    parts += [f"{len(summary.failed)} failed"] if summary.failed else []
+    parts += [f"{summary.unfinished} left: the same command goes on with them"] if summary.unfinished else []
+    return ", ".join(parts)
+
+
+def _count_workers(summary: Summary) -> str:
+    text = f"{summary.workers}, with {summary.threads} thread{'s' * (summary.threads != 1)} each"
+    return (
+        f"{text}; {summary.deaths} died and {'was' if summary.deaths == 1 else 'were'} replaced"
+        if summary.deaths
+        else text
+    )
+
+
+def show(name: str) -> str:
+    """A name or text as it can be printed on one line whatever is in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,203 @@
+"""A run: the jobs of a folder through the runtime, with a journal, a report and an orderly end."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from engines.base import InputError, Job
+from prefork.corpus import Corpus, find_jobs
+from prefork.jobs import JobResult
+from prefork.journal import FOLDER, Journal
+from prefork.outputs import OutputFolder
+from prefork.report import Report, Summary, View
+from prefork.runtime import Runtime
+from prefork.supervisor import HangLimit, Stopped
+
+DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
+_LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for."""
+
+    source: Path
+    target: Path
+    engine: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+    media: Path | None = None
+    workers: int | None = None
+    threads: int | None = None
+    hang_limit: HangLimit = field(default_factory=HangLimit)
+    redo: bool = False
+
+
+class Run:
+    """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
+
+    def __init__(self, request: Request, report: Report) -> None:
+        self._request = request
+        self._report = report
+        self._started = time.monotonic()
+        self._results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
+        self._signals: list[int] = []
+        self._log_file: Any = None
+        self._runtime = Runtime(
+            request.engine,
+            options=request.options,
+            workers=request.workers,
+            threads=request.threads,
+            hang_limit=request.hang_limit,
+            notice=report.note,
+            log=self._log,
+        )
+        self._done: list[JobResult] = []
+        self._failed: dict[str, str] = {}
+        self._warnings: dict[str, tuple[str, ...]] = {}
+        self._unfinished = 0
+        self._audio_begun = 0.0  # seconds of audio done in jobs that are not
+
+    def execute(self) -> int:
+        """The exit code: 0 if every job is done, 1 if one failed, 128 + signal if it was stopped."""
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            summary = self._execute()
+        finally:
+            self._runtime.supervisor.drain(0)
+            self._runtime.supervisor.join()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if self._log_file is not None:
+                self._log_file.close()
+        self._report.end(summary)
+        if self._signals and summary.unfinished:
+            return 128 + self._signals[0]
+        return 1 if self._failed else 0
+
+    def _execute(self) -> Summary:
+        request = self._request
+        corpus = find_jobs(request.source, request.target, request.formats, request.media)
+        self._failed |= {problem.id: problem.reason for problem in corpus.problems}
+        folder = OutputFolder(request.target)
+        journal = Journal(folder)
+        try:
+            if journal.recovered is not None:
+                self._report.note(
+                    f"the journal could not be read; it is kept as {journal.recovered}, everything is made again"
+                )
+            while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
+                self._report.refresh()
+            skipped = 0
+            if not self._signals:
+                self._runtime.wait_until_loaded()
+                skipped = self._work(corpus, folder, journal)
+        finally:
+            journal.close()
+        return self._summarise(corpus, skipped)
+
+    def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
+        """Runs what is still to do; the number of jobs that an earlier run has done."""
+        inventory = self._runtime.supervisor.inventory
+        assert inventory is not None
+        fingerprint = inventory.fingerprints[self._request.engine]
+        jobs = [job for job in corpus.jobs if self._request.redo or not journal.is_done(job, fingerprint)]
+        self._report.begin(lambda: self._look(jobs))
+        self._runtime.run(jobs, folder.root, self._results.put, self._advance)
+        waiting = len(jobs)
+        while waiting:
+            try:
+                result = self._results.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                self._report.refresh()
+                continue
+            waiting -= 1
+            self._take(result, journal, fingerprint)
+        self._runtime.shutdown()
+        return len(corpus.jobs) - len(jobs)
+
+    def _take(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
+        job, error = result.job, result.error
+        if isinstance(error, Stopped):
+            self._unfinished += 1
+            return
+        if error is None:
+            journal.record(job, fingerprint, result.files)
+            self._done.append(JobResult(job, files=result.files))
+            if result.document is not None and result.document.warnings:
+                self._warnings[job.id] = result.document.warnings
+            self._report.finish_job(result, None)
+            return
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        if error.__cause__ is not None and not isinstance(error, InputError):
+            self._log(f"{job.id}: {error.__cause__}\n")
+        journal.record(job, fingerprint, error=reason)
+        self._failed[job.id] = reason
+        self._report.finish_job(result, reason)
+
+    def _advance(self, seconds: float) -> None:
+        self._audio_begun += seconds
+
+    def _look(self, jobs: list[Job]) -> View:
+        finished = len(self._done) + sum(job.id in self._failed for job in jobs)
+        total = sum(job.seconds for job in jobs)
+        return View(self._runtime.supervisor.status(), min(self._audio_begun, total), total, finished, len(jobs))
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may."""
+        self._signals.append(number)
+        if len(self._signals) == 1:
+            self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
+        self._runtime.supervisor.drain(DRAIN_SECONDS if len(self._signals) == 1 else 0.0)
+
+    def _log(self, text: str) -> None:
+        """What the engines' libraries say on stderr goes beside the journal, not between the user's lines."""
+        if self._log_file is None:
+            path = self._request.target / FOLDER / "log.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._log_file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self._log_file.write(text)
+        self._log_file.flush()
+
+    def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
+        supervisor = self._runtime.supervisor
+        inventory = supervisor.inventory
+        workers = [memory.uss for name, memory in supervisor.memory.items() if name.startswith("worker")]
+        return Summary(
+            done=len(self._done),
+            skipped=skipped,
+            failed=self._failed,
+            unfinished=self._unfinished
+            if not self._signals
+            else len(corpus.jobs) - skipped - len(self._done) - self._count_failed(corpus),
+            notices={notice.id: notice.reason for notice in corpus.notices},
+            warnings=self._warnings,
+            audio_seconds=sum(result.job.seconds for result in self._done),
+            wall_seconds=time.monotonic() - self._started,
+            load_seconds=inventory.seconds if inventory else 0.0,
+            workers=self._runtime.workers,
+            threads=self._runtime.threads,
+            weights=inventory.weights if inventory else 0,
+            private=max(workers, default=0),
+            total=sum(memory.pss for memory in supervisor.memory.values()),
+            deaths=supervisor.deaths,
+            target=str(self._request.target),
+        )
+
+    def _count_failed(self, corpus: Corpus) -> int:
+        return sum(job.id in self._failed for job in corpus.jobs)
+
+
+def run(request: Request, make_report: Callable[[], Report]) -> int:
+    """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
+    if sys.platform != "linux":
+        raise InputError(f"workers are forked on Linux alone in this version, not on {sys.platform}")
+    return Run(request, make_report()).execute()
