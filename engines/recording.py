@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import av
 import av.error
+import av.filter
 import av.logging
 import numpy as np
+from av.audio.frame import AudioFrame, format_dtypes
 from av.stream import Discard
 
 from engines.base import InputError
 
 if TYPE_CHECKING:
-    from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
     from numpy.typing import NDArray
@@ -127,6 +128,13 @@ class Line:
     def read_from(self, position: int) -> Iterator[Samples]:
         """The samples from `position` to the end, in pieces of a frame or a second; one call at a time."""
         self._move_before(position)
+        yield from self._decode_from(position)
+        if self._sought and self._at <= position:
+            # Past the end, or past a clock set anew, which a seek does not see.
+            self._reopen()
+            yield from self._decode_from(position)
+
+    def _decode_from(self, position: int) -> Iterator[Samples]:
         for block in self._blocks:
             self._at = block.end
             if block.end > position:
@@ -148,7 +156,8 @@ class Line:
         """Goes back to the first packet, to which a seek to 0 does not take every demuxer."""
         self.close()
         self._container, self._stream = _open_stream(self._path)
-        self._blocks, self._at, self._ended = self._place(0), 0, False
+        self._blocks, self._at = self._place(0), 0
+        self._ended = self._sought = False
 
     def _seek(self, position: int) -> bool:
         """Makes a block near `position` the next one; False if there is none."""
@@ -162,7 +171,8 @@ class Line:
         first = next(blocks, None)
         if first is None:
             return False
-        self._blocks, self._at, self._ended = chain([first], blocks), first.start, False
+        self._blocks, self._at = chain([first], blocks), first.start
+        self._ended, self._sought = False, True
         return True
 
     def _place(self, expected: int | None) -> Iterator[_Block]:
@@ -243,12 +253,33 @@ def _silence(start: int, end: int, rate: int) -> Iterator[_Block]:
 
 def _mix(frame: AudioFrame) -> Samples:
     """(n,) float32 in [-1, 1]: the mean of the frame's channels."""
+    # PyAV takes what lies behind the eighth plane for more planes, and reads them.
+    if frame.format.name not in format_dtypes or (frame.format.is_planar and frame.layout.nb_channels >= 8):
+        frame = _pack(frame)
     data = frame.to_ndarray()
     channels = data if frame.format.is_planar else data.reshape(frame.samples, -1).T
     zero, one = _FULL_SCALE[channels.dtype.str[1:]]
     # Double precision: the sum of 16-bit channels is exact, so equal channels mix to either of them.
     total = channels.sum(axis=0, dtype=np.float64)
     return np.asarray((total / len(channels) - zero) / one, np.float32)
+
+
+def _pack(frame: AudioFrame) -> AudioFrame:
+    """The same samples as float32, the channels of a moment side by side."""
+    graph = av.filter.Graph()
+    graph.threads = 1  # the default starts a thread per core
+    source = graph.add_abuffer(
+        sample_rate=frame.sample_rate,
+        format=frame.format,
+        layout=frame.layout,
+        time_base=Fraction(1, frame.sample_rate),
+    )
+    pack = graph.add("aformat", "sample_fmts=flt")
+    graph.link_nodes(source, pack, graph.add("abuffersink")).configure()
+    graph.push(frame)
+    packed = graph.pull()
+    assert isinstance(packed, AudioFrame)
+    return packed
 
 
 def _open(path: Path) -> InputContainer:
@@ -264,11 +295,9 @@ def _open(path: Path) -> InputContainer:
         # The prefix keeps a name such as "concat:a|b" from being taken for a protocol, the whitelist keeps a
         # playlist from fetching its parts from the network.
         return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
-    except UnicodeEncodeError as error:
-        raise AudioError(f"{path!r} has a name that is not UTF-8; rename it") from error
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
-            raise AudioError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+            raise AudioError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
         raise AudioError(
             f"{path} is not a recording, or is cut off before its index ({error.strerror}); "
             "check what it is, or copy it again"
@@ -299,7 +328,10 @@ def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction 
         return None
     if stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
-    return None if container.duration is None else Fraction(container.duration, av.time_base)
+    if container.duration is None:
+        return None
+    start = stream.start_time * stream.time_base if stream.start_time and stream.time_base else Fraction(0)
+    return Fraction(container.duration, av.time_base) - max(start, Fraction(0))
 
 
 def _counted_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction:
