@@ -1,0 +1,37 @@
+"""What the tests share: where the data is, and no process left behind by any of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Recordings and models that are no part of the repository; tests that need them skip without."""
+    path = Path(__file__).resolve().parents[1].parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs the folder ../shared with recordings, which is no part of the repository")
+    return path
+
+
+@pytest.fixture
+def script_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's engine is installed: its folder is where Python looks for packages."""
+    known = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", f"{SCRIPT_ENGINE}{os.pathsep}{known}" if known else str(SCRIPT_ENGINE))
+    monkeypatch.syspath_prepend(str(SCRIPT_ENGINE))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if "prefork" in " ".join(child.cmdline())]
+    _, alive = psutil.wait_procs(left, timeout=3)
+    assert not alive, f"left behind: {alive}"

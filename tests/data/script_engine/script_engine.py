@@ -1,0 +1,88 @@
+"""An engine that another package brings: each line of its input is a segment, and says what is to happen in it.
+
+`say WORDS` is doubled by the model; the other verbs do, once if a marker file is given, what happens to real engines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from engines.document import Document, Timing, Utterance, Word
+
+
+class ScriptEngine(Engine):
+    name = "script"
+
+    def __init__(self, factor: float = 2.0, fail: str = "") -> None:
+        self.factor = factor
+        self.fail = fail
+
+    def load(self) -> Any:
+        if self.fail == "load":
+            raise LoadError("script: it was told not to load; tell it otherwise")
+        if self.fail == "threads":
+            torch.set_num_threads(2)
+        return {"scale": torch.nn.Parameter(torch.full((1000,), self.factor))}
+
+    def split(self, job: Job) -> Sequence[Segment]:
+        lines = job.source.read_text().splitlines()
+        if not lines:
+            raise InputError(f"{job.id}: is empty; write something")
+        return [Segment(index, float(index), float(index + 1), line) for index, line in enumerate(lines)]
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        verb, _, rest = segment.content.partition(" ")
+        if verb != "say":
+            _act(verb, rest)
+        return {"length": torch.tensor([float(len(rest))])}
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        if any(tensors["length"] == 1234 for tensors in batch):
+            model["scale"].data.add_(1)
+        return [{"length": tensors["length"] * model["scale"][0]} for tensors in batch]
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        return segment.content, float(output["length"]), float(torch.rand(1)), os.getpid()
+
+    def join(self, job: Job, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        utterances = tuple(
+            Utterance(text, (Word("said", 0.0, length, draw, Timing.ALIGNED),), start=segment.start, end=segment.end)
+            for segment, (text, length, draw, _) in zip(segments, pieces, strict=True)
+        )
+        return Document(utterances, seconds=job.seconds)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"engine": self.name, "factor": self.factor}
+
+
+def _act(verb: str, marker: str) -> None:
+    """Does what the verb says: always, or, with a marker file, only as long as that is not there."""
+    if marker:
+        path = Path(marker)
+        if path.exists():
+            return
+        path.touch()
+    if verb == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif verb == "exit":
+        os._exit(7)
+    elif verb == "hang":
+        time.sleep(600)
+    elif verb == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif verb == "sleep":
+        time.sleep(0.3)
+    elif verb == "raise":
+        raise InputError("script: this line cannot be processed; change it")
+    elif verb == "bug":
+        raise ZeroDivisionError("a bug in the engine")
+    else:
+        raise InputError(f"script: unknown verb {verb!r}")
