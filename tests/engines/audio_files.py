@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
+
 Sound = NDArray[np.float32]
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
 def make_sound(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> Sound:
@@ -32,31 +38,45 @@ def write_audio(
     rate: int,
     codec: str,
     *,
-    layout: str = "",
     sample_format: str | None = None,
-    bit_rate: int | None = None,
     start: int = 0,
     gap: tuple[int, int] | None = None,
-    container: str | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Path:
-    """Encodes `sound`. start: first timestamp, samples. gap: (position, length) of samples left out."""
-    with av.open(str(path), "w", format=container, options=options or {}) as output:
-        stream = output.add_stream(codec, rate=rate)
-        stream.codec_context.layout = layout or {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
-        stream.codec_context.format = sample_format or stream.codec_context.codec.audio_formats[0].name
-        if stream.codec_context.codec.experimental:
-            stream.codec_context.options = {"strict": "experimental"}
-        if bit_rate is not None:
-            stream.codec_context.bit_rate = bit_rate
-        for position, block in _blocks(sound, gap):
-            frame = _frame(block, stream.codec_context.layout.name, stream.codec_context.format.name)
-            frame.sample_rate = rate
-            frame.pts = start + position
-            frame.time_base = Fraction(1, rate)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+    """Encodes `sound`. start: first timestamp, samples. gap: (position, length) of samples left out.
+
+    options: of the container's format. codec_options: of the encoder.
+    """
+    with av.open(str(path), "w", options=options or {}) as output:
+        output.metadata.update(tags or {})
+        stream = cast("AudioStream", output.add_stream(codec, rate=rate))
+        stream.codec_context.layout = LAYOUTS[len(sound)]
+        if sample_format is not None:
+            stream.codec_context.format = sample_format
+        experimental = {"strict": "experimental"} if stream.codec_context.codec.experimental else {}
+        stream.codec_context.options = experimental | (codec_options or {})
+        encode(output, stream, sound, start=start, gap=gap)
     return path
+
+
+def encode(
+    output: OutputContainer,
+    stream: AudioStream,
+    sound: Sound,
+    start: int = 0,
+    gap: tuple[int, int] | None = None,
+) -> None:
+    layout, rate = LAYOUTS[len(sound)], stream.codec_context.sample_rate
+    stream.codec_context.layout = layout
+    for position, block in _blocks(sound, gap):
+        frame = _frame(block, layout, stream.codec_context.format.name)
+        frame.sample_rate = rate
+        frame.pts = start + position
+        frame.time_base = Fraction(1, rate)
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode(None))
 
 
 def _blocks(sound: Sound, gap: tuple[int, int] | None) -> Sequence[tuple[int, Sound]]:
@@ -65,14 +85,17 @@ def _blocks(sound: Sound, gap: tuple[int, int] | None) -> Sequence[tuple[int, So
 
 
 def _frame(block: Sound, layout: str, sample_format: str) -> av.AudioFrame:
-    name = sample_format.removesuffix("p")
-    data = {
-        "u8": lambda: np.round(block * 127 + 128).astype(np.uint8),
-        "s16": lambda: np.round(block * 32767).astype(np.int16),
-        "s32": lambda: np.round(block * (2**31 - 256)).astype(np.int32) & ~np.int32(255),
-        "flt": lambda: block,
-        "dbl": lambda: block.astype(np.float64),
-    }[name]()
+    data = _convert(block, sample_format.removesuffix("p"))
     if not sample_format.endswith("p"):
         data = data.T.reshape(1, -1)
     return av.AudioFrame.from_ndarray(np.ascontiguousarray(data), sample_format, layout)
+
+
+def _convert(block: Sound, sample_format: str) -> NDArray[Any]:
+    if sample_format == "u8":
+        return np.round(block * 2**7 + 128).astype(np.uint8)
+    if sample_format == "s16":
+        return np.round(block * 2**15).astype(np.int16)
+    if sample_format == "s32":
+        return np.round(block * 2.0**31).astype(np.int32) & ~np.int32(255)
+    return block.astype({"flt": np.float32, "dbl": np.float64}[sample_format])

@@ -1,0 +1,93 @@
+"""Models and functions as users have them, for Runtime(load=...) and submit."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one weight, a buffer, a view, and weight normalisation, which cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(64, 64)
+        self.second = torch.nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.conv = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(1, 1, 3))
+        self.norm = torch.nn.BatchNorm1d(64)
+
+
+class Holder:
+    """A model that is no module's attribute: in a closure, in slots, in a list of dicts."""
+
+    __slots__ = ("call", "parts")
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.parts = [{"model": model}]
+        self.call = lambda x: model(x)
+
+
+def load_linear() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Linear(64, 64).eval()
+
+
+def load_tied() -> Holder:
+    return Holder(Tied())
+
+
+def load_nothing_good() -> None:
+    raise RuntimeError("the disk with the weights is gone")
+
+
+def load_with_threads() -> torch.nn.Module:
+    torch.set_num_threads(2)
+    return load_linear()
+
+
+def score(model: torch.nn.Module, value: float) -> float:
+    return float(model(torch.full((64,), float(value))).sum())
+
+
+def describe(model: torch.nn.Module) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "threads": torch.get_num_threads(),
+        "random": (random.random(), float(np.random.random()), float(torch.rand(1))),
+        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
+        "group": os.getsid(0),
+    }
+
+
+def train(model: torch.nn.Module) -> None:
+    model.weight.data.mul_(2)
+
+
+def die(model: torch.nn.Module, status: int = 3) -> None:
+    os._exit(status)
+
+
+def die_once(model: torch.nn.Module, marker: str) -> int:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(3)
+    return os.getpid()
+
+
+def fail(model: torch.nn.Module) -> None:
+    raise LookupError("nothing of that name")
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def return_unpicklable(model: torch.nn.Module) -> Any:
+    return lambda: None
