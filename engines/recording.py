@@ -28,6 +28,7 @@ from engines.base import InputError
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from av.packet import Packet
     from numpy.typing import NDArray
 
     Samples = NDArray[np.float32]
@@ -46,6 +47,7 @@ _LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause i
 # Formats without a length in the header: FFmpeg's figure is the file's size over its first frames' bit rate.
 # An MP3 with a Xing header does state it; FFmpeg shows that by the encoder's delay, which is in the same header.
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
+_PATIENCE = 100  # failures in a row to find another packet
 _FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
 
 av.logging.set_level(None)
@@ -205,7 +207,7 @@ class Line:
     def _position(self, frame: AudioFrame, shift: int) -> int | None:
         if frame.sample_rate != self.rate:
             raise AudioError(
-                f"{self._path} changes its sample rate from {self.rate} to {frame.sample_rate} Hz midway; "
+                f"{self._path} changes its sample rate midway, from {self.rate} to {frame.sample_rate} Hz; "
                 "convert it to one rate throughout"
             )
         if frame.pts is None:
@@ -214,21 +216,25 @@ class Line:
 
     def _frames(self) -> Iterator[AudioFrame]:
         """The frames from here to the end of what can be read; a damaged packet yields none."""
-        packets = self._container.demux(self._stream)
-        while True:
+        for packet in chain(_packets(self._container, self._stream, self._path), [None]):
             try:
-                packet = next(packets)
-            except StopIteration:
-                return
+                yield from self._stream.decode(packet)  # None: what the decoder still holds
             except av.error.FFmpegError as error:
                 _check_damage(error, self._path)
-                packet = None  # nothing more to come but what the decoder holds
-            try:
-                yield from self._stream.decode(packet)
-            except av.error.FFmpegError as error:
-                _check_damage(error, self._path)
-            if packet is None:
-                return
+
+
+def _packets(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Packet[AudioStream]]:
+    """The stream's packets from here to the end. Reads on behind damage, as long as there is anything to read."""
+    failures = 0
+    while failures < _PATIENCE:
+        try:
+            for packet in container.demux(stream):
+                failures = 0
+                yield packet
+            return
+        except av.error.FFmpegError as error:
+            _check_damage(error, path)
+            failures += 1
 
 
 def _forgets(codec: str) -> bool:
@@ -337,13 +343,10 @@ def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction 
 def _counted_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction:
     """From the first packet's time to the last one's end."""
     start = end = None
-    try:
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                start = packet.pts if start is None else start
-                end = packet.pts + (packet.duration or 0)
-    except av.error.FFmpegError as error:
-        _check_damage(error, path)
+    for packet in _packets(container, stream, path):
+        if packet.pts is not None:
+            start = packet.pts if start is None else start
+            end = packet.pts + (packet.duration or 0)
     if start is None or end is None or stream.time_base is None:
         return Fraction(0)
     return (end - start) * stream.time_base

@@ -68,8 +68,8 @@ def encode(
     start: int = 0,
     gap: tuple[int, int] | None = None,
 ) -> None:
+    """Writes `sound` as the whole of the stream; arguments as in `write_audio`."""
     layout, rate = LAYOUTS[len(sound)], stream.codec_context.sample_rate
-    stream.codec_context.layout = layout
     for position, block in _blocks(sound, gap):
         frame = _frame(block, layout, stream.codec_context.format.name)
         frame.sample_rate = rate

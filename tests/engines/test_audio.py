@@ -102,10 +102,10 @@ def test_lossless_samples_at_16_khz_are_those_of_the_source(tmp_path: Path, code
     assert np.abs(_read(path, 0, math.inf) - sound[0]).max() <= step / 2
 
 
-@pytest.mark.parametrize(("name", "codec", "form", "rate"), _spread(LOSSLESS + LOSSY))
+@pytest.mark.parametrize(
+    ("name", "codec", "form", "rate"), _spread([row for row in LOSSLESS + LOSSY if row[0] not in LATE])
+)
 def test_sound_is_at_its_time_in_the_source(tmp_path: Path, name: str, codec: str, form: str | None, rate: int) -> None:
-    if name in LATE:
-        pytest.skip("the stream does not state the encoder's delay")
     sound = make_sound(4, rate, 2 if codec in ("vorbis", "alac") else 1)
     reference = write_audio(tmp_path / "reference.wav", sound, rate, "pcm_f32le")
     path = write_audio(tmp_path / name, sound, rate, codec, sample_format=form)

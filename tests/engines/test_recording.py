@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, cast
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from engines.base import InputError
-from engines.recording import AudioError, Line, probe
+from engines.recording import AudioError, Line, _judge, probe
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ def test_gap_in_the_timestamps_is_silence_and_shifts_nothing(tmp_path: Path, nam
     assert abs(int(np.argmax(lags)) - 20) <= 8  # Matroska's timestamps are good to half a millisecond
 
 
+# Streams without timestamps: lost frames are lost time.
+UNTIMED = {"a.mp3", "a.aac"}
+
+
 def _cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -117,10 +122,8 @@ def test_truncated_recording_gives_what_is_there(tmp_path: Path, name: str, code
     assert np.array_equal(samples[:settled], whole[:settled])
 
 
-@pytest.mark.parametrize(("name", "codec"), FORMATS)
+@pytest.mark.parametrize(("name", "codec"), [row for row in FORMATS if row[0] not in UNTIMED])
 def test_damage_in_the_middle_does_not_shift_what_follows(tmp_path: Path, name: str, codec: str) -> None:
-    if name in ("a.mp3", "a.aac"):
-        pytest.skip("raw MP3 and AAC have no timestamps: lost frames are lost time")
     whole, path = _write_then_damage(tmp_path / name, codec, _garble)
     samples = _read(path)
     assert samples.size == pytest.approx(whole.size, abs=60)
@@ -181,7 +184,9 @@ def _write_video(path: Path, video_codec: str | None, *sounds: Sound, codec: str
             video = cast("VideoStream", output.add_stream(video_codec, rate=5))
             video.width, video.height = 64, 48
             video.pix_fmt = "rgb24" if video_codec == "png" else "yuv420p"
-        streams = [cast("AudioStream", output.add_stream(codec, rate=RATE)) for _ in sounds]
+            if video_codec == "png":
+                video.disposition = Disposition.attached_pic
+        streams = [cast("AudioStream", output.add_stream(codec, rate=RATE, layout="mono")) for _ in sounds]
         if video_codec is not None:
             for index in range(1 if video_codec == "png" else 15):
                 picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 16 * index, np.uint8), "rgb24")
@@ -189,6 +194,32 @@ def _write_video(path: Path, video_codec: str | None, *sounds: Sound, codec: str
             output.mux(video.encode(None))
         for stream, sound in zip(streams, sounds, strict=True):
             encode(output, stream, sound)
+
+
+def test_recording_that_changes_its_rate_is_refused(tmp_path: Path) -> None:
+    parts = [write_audio(tmp_path / f"{rate}.mp3", make_sound(3, rate), rate, "libmp3lame") for rate in (44100, 48000)]
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(AudioError, match=r"joined\.mp3 changes its sample rate midway, from 44100 to 48000 Hz;"):
+        _read(path)
+
+
+@pytest.mark.parametrize(
+    ("drift", "verdict"),
+    [
+        (0.0, "in time"),
+        (0.009, "in time"),
+        (-0.009, "in time"),
+        (0.02, "late"),
+        (3000.0, "late"),
+        (-0.02, "early"),
+        (-0.9, "early"),
+        (-2.0, "broken"),
+        (1e5, "broken"),
+    ],
+)
+def test_timestamp_is_believed_beyond_jitter_and_up_to_an_hour(drift: float, verdict: str) -> None:
+    assert _judge(drift) == verdict
 
 
 def test_video_without_sound_is_refused(tmp_path: Path) -> None:
