@@ -111,16 +111,12 @@ def _score_wildcard(log_probs: torch.Tensor, blank: int) -> torch.Tensor:
     return others.amax(dim=1)
 
 
-def _make_word(
-    text: str, spelled: Sequence[tuple[str, int]], found: Sequence[tuple[float, float, float]]
-) -> Word:
+def _make_word(text: str, spelled: Sequence[tuple[str, int]], found: Sequence[tuple[float, float, float]]) -> Word:
     start, end = found[0][0], found[-1][1]
     score = sum(score for _, _, score in found) / len(found)
     if not spelled:
         return Word(text, start, end, None, Timing.WILDCARD)
-    characters = tuple(
-        Character(character, *times) for (character, _), times in zip(spelled, found, strict=True)
-    )
+    characters = tuple(Character(character, *times) for (character, _), times in zip(spelled, found, strict=True))
     return Word(text, start, end, score, Timing.ALIGNED, characters)
 
 

@@ -219,7 +219,9 @@ def _load_part(kind: Any, model: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         text = " ".join(str(error).split())
         if local.is_dir():
-            raise LoadError(f"{model}: cannot be loaded as a CTC model: {text[:300]}; give another with --model PATH") from error
+            raise LoadError(
+                f"{model}: cannot be loaded as a CTC model: {text[:300]}; give another with --model PATH"
+            ) from error
         raise LoadError(
             f"{model}: is no folder here, and cannot be had from the hub ({text[:200]}); "
             "download it where there is a network, then give its folder with --model PATH"
@@ -257,7 +259,9 @@ def _identify(model: str, config: PretrainedConfig) -> dict[str, Any]:
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:  # a safetensors file begins with its table of contents, a small one is read whole
+        with file.open(
+            "rb"
+        ) as stream:  # a safetensors file begins with its table of contents, a small one is read whole
             digest.update(stream.read(1 << 20))
             stream.seek(max(0, file.stat().st_size - (1 << 20)))
             digest.update(stream.read())

@@ -1,32 +1,35 @@
-"""whisper-ctc: Whisper's encoder with a small character head, known to transformers by its model type.
+"""Whisper's encoder with a character head: the architecture of the embedded aligner, `models/ctc-aligner-en`.
 
-How it computes is told in models/ctc-aligner-en/README.md; `check.safetensors` there holds what must come out.
-Whisper: Radford et al. 2022, https://arxiv.org/abs/2212.04356.
+It differs from transformers' own Whisper encoder in what alignment needs: the input is a waveform of any length
+up to 30 s instead of exactly 30 s of features, and each row of a batch is computed as if it were alone.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
-from torch.nn.functional import gelu, pad
-from transformers import AutoConfig, AutoModelForCTC, PretrainedConfig, PreTrainedModel, WhisperConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-N_FFT = 400  # samples, a window of 25 ms
-HOP_LENGTH = 160  # samples, 10 ms from one mel frame to the next
-FRAME_LENGTH = 320  # samples, 20 ms from one output to the next: the encoder's second convolution has stride 2
-_FLOOR = 1e-10  # of the power before its logarithm
-_RANGE = 8.0  # decades below the loudest point of a waveform that are kept
+HOP = 160  # samples from one mel frame to the next
+N_FFT = 400  # samples under one window
+FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's second convolution halves
+DYNAMIC_RANGE = 8.0  # log10 units below a waveform's loudest mel value
 
 
-class WhisperCTCConfig(PretrainedConfig):  # type: ignore[misc]
-    """tap_layer: the layer whose output joins the last one's. The offsets are the model's constant lead or lag."""
+class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes as WhisperConfig names them, and what the head and an aligner need.
+
+    tap_layer: the encoder layer whose output the head sees beside the last one. start_offset_seconds,
+    end_offset_seconds: what a token's first frame's start and last frame's end are off by.
+    """
 
     model_type = "whisper-ctc"
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}  # noqa: RUF012
 
     d_model: int = 384
     encoder_layers: int = 4
@@ -43,41 +46,80 @@ class WhisperCTCConfig(PretrainedConfig):  # type: ignore[misc]
     frame_seconds: float = 0.02
     start_offset_seconds: float = 0.0
     end_offset_seconds: float = 0.0
+    activation_function: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
 
 
-class _Encoder(nn.Module):
-    """Whisper's encoder for any number of frames up to `max_source_positions`."""
+class LogMel(nn.Module):
+    """(batch, samples) to Whisper's log-mel spectrogram, (batch, bins, samples // 160)."""
 
-    def __init__(self, config: WhisperCTCConfig, whisper: WhisperConfig) -> None:
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, config: WhisperCTCConfig) -> None:
         super().__init__()
-        width = config.d_model
-        self.tap_layer = config.tap_layer
-        self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self.layers = nn.ModuleList([WhisperEncoderLayer(whisper) for _ in range(config.encoder_layers)])
-        self.layer_norm = nn.LayerNorm(width)
+        self.bins = config.num_mel_bins
+        self.sampling_rate = config.sampling_rate
+        for name, table in self.tables().items():
+            self.register_buffer(name, table, persistent=False)
 
-    def forward(self, mel: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """mel: (batch, mel bins, 2 x frames). own: (batch, 2 x frames), the mel frames that a row has alone.
-        valid: (batch, frames), the frames that attention may see. Returns (batch, frames, 2 x width).
+    def tables(self) -> dict[str, Tensor]:
+        """The buffers' values. They are not in the weights' file, so the model's initialisation needs them too."""
+        filters = mel_filter_bank(
+            num_frequency_bins=N_FFT // 2 + 1,
+            num_mel_filters=self.bins,
+            min_frequency=0.0,
+            max_frequency=self.sampling_rate / 2,
+            sampling_rate=self.sampling_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": torch.hann_window(N_FFT)}
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spectrum = torch.view_as_real(
+            torch.stft(waveform, N_FFT, HOP, window=self.window, center=True, return_complex=True)[..., :-1]
+        )
+        mel = (self.filters @ spectrum.square().sum(-1)).clamp_(min=1e-10).log10_()
+        # The padding of a shorter row is 1e-10 everywhere and cannot be its maximum.
+        loudest = mel.amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(mel, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
+
+
+class Encoder(nn.Module):
+    """transformers' WhisperEncoder, weight for weight, for as many frames as there are."""
+
+    def __init__(self, config: WhisperCTCConfig) -> None:
+        super().__init__()
+        self.tap_layer = config.tap_layer
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
+        self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, mel: Tensor, padded: Tensor, frames: Tensor) -> Tensor:
+        """(batch, bins, 2 * max padded) to (batch, max frames, 2 * d_model).
+
+        padded, frames: (batch,) output frames of each row with and without the silence that is appended to it.
         """
-        keep = own[:, None, :]
-        hidden = gelu(self.conv2(gelu(self.conv1(mel * keep)) * keep)).transpose(1, 2)
+        hidden = F.gelu(self.conv1(_keep(mel, 2 * padded)))
+        hidden = F.gelu(self.conv2(_keep(hidden, 2 * padded))).transpose(1, 2)
+        hidden = hidden[:, : int(frames.max())]
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
-        mask = None
-        if not bool(valid.all()):
-            mask = torch.zeros(valid.shape, dtype=hidden.dtype, device=hidden.device)
-            mask = mask.masked_fill(~valid, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        mask = _attention_mask(hidden, frames)
         tapped = hidden
-        for number, layer in enumerate(self.layers, start=1):
+        for index, layer in enumerate(self.layers, start=1):
             hidden = layer(hidden, mask)
-            tapped = hidden if number == self.tap_layer else tapped
+            if index == self.tap_layer:
+                tapped = hidden
         return torch.cat([self.layer_norm(hidden), tapped], dim=-1)
 
 
-class _Head(nn.Module):
-    """Two residual convolutions over the encoder's frames, and a classifier."""
+class Head(nn.Module):
+    """(batch, frames, 2 * d_model) to logits (batch, frames, vocab)."""
 
     def __init__(self, config: WhisperCTCConfig) -> None:
         super().__init__()
@@ -88,95 +130,78 @@ class _Head(nn.Module):
         self.conv2 = nn.Conv1d(size, size, kernel, padding=kernel // 2)
         self.classifier = nn.Linear(size, config.vocab_size)
 
-    def forward(self, features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        keep = valid[:, None, :]  # outside of its frames a row sees zeros, as it would alone
-        hidden = gelu(self.project(self.norm(features))).transpose(1, 2)
-        hidden = hidden + gelu(self.conv1(hidden * keep))
-        hidden = hidden + gelu(self.conv2(hidden * keep))
-        logits: torch.Tensor = self.classifier(hidden.transpose(1, 2))
-        return logits
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        hidden = F.gelu(self.project(self.norm(features))).transpose(1, 2)
+        for convolution in (self.conv1, self.conv2):
+            hidden = hidden + F.gelu(convolution(_keep(hidden, frames)))
+        return self.classifier(hidden.transpose(1, 2))  # type: ignore[no-any-return]
 
 
 class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[misc]
-    """Characters for every 20 ms of a waveform."""
+    """The aligner. A batch gives each row what the row gives alone."""
 
     config_class = WhisperCTCConfig
-    base_model_prefix = "whisper_ctc"
     main_input_name = "input_values"
     _supports_sdpa = True
 
     def __init__(self, config: WhisperCTCConfig) -> None:
         super().__init__(config)
-        whisper = WhisperConfig(
-            d_model=config.d_model,
-            encoder_layers=config.encoder_layers,
-            encoder_attention_heads=config.encoder_attention_heads,
-            encoder_ffn_dim=config.encoder_ffn_dim,
-            dropout=0.0,
-            attn_implementation="sdpa",
-        )
-        self.encoder = _Encoder(config, whisper)
-        self.head = _Head(config)
-        self._filters: torch.Tensor | None = None  # no parameter: made where the model is used
+        self.log_mel = LogMel(config)
+        self.encoder = Encoder(config)
+        self.head = Head(config)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, LogMel):
+            for name, table in module.tables().items():
+                init.copy_(getattr(module, name), table)
 
-    def forward(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> CausalLMOutput:
-        """input_values: (batch, samples) mono at 16 kHz in [-1, 1], at most 30 s. attention_mask: the same shape,
-        1 for a row's own samples. logits: (batch, frames, vocabulary); a row of n samples has
-        (n // 160 + 1) // 2 valid frames, the same as it has alone.
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **_: object) -> CausalLMOutput:
+        """input_values: (batch, samples) at 16 kHz, in -1 to 1. attention_mask: (batch, samples), 1 on a row's
+        samples and 0 on the padding to its right.
+
+        The logits are (batch, frames, vocab), a frame for each 20 ms of the longest row; a row of n samples has
+        (n // 160 + 1) // 2 of its own, and what follows them means nothing. Raises ValueError beyond 30 s.
         """
         if attention_mask is None:
-            lengths = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+            samples = input_values.new_full((len(input_values),), input_values.shape[1], dtype=torch.long)
         else:
-            lengths = attention_mask.sum(dim=1)
-        frames = (lengths // HOP_LENGTH + 1) // 2
-        most = int(frames.max())
-        if most >= self.config.max_source_positions:  # the padding is one more frame
-            raise ValueError(f"{input_values.shape[1]} samples are more than the 30 s that whisper-ctc can take")
-        mel, own = self.log_mel(input_values, lengths)
-        valid = torch.arange(mel.shape[2] // 2, device=mel.device)[None] < frames[:, None]
-        features = self.encoder(mel.to(self.encoder.conv1.weight.dtype), own, valid)
-        return CausalLMOutput(logits=self.head(features[:, :most], valid[:, :most]))
+            samples = attention_mask.long().sum(-1)
+            input_values = input_values[:, : int(samples.max())] * attention_mask[:, : int(samples.max())]
+        frames = self._get_feat_extract_output_lengths(samples)
+        longest = int(frames.max())
+        if longest > self.config.max_source_positions:
+            seconds = self.config.max_source_positions * self.config.frame_seconds
+            raise ValueError(f"the model takes at most {seconds:g} s at once, not {longest} frames; cut the waveform")
+        if longest == 0:
+            return CausalLMOutput(logits=input_values.new_zeros(len(samples), 0, self.config.vocab_size))
+        padded = (samples + FRAME - 1) // FRAME + 1
+        waveform = F.pad(input_values, (0, int(padded.max()) * FRAME - input_values.shape[1]))
+        features = self.encoder(self.log_mel(waveform), padded, frames)
+        return CausalLMOutput(logits=self.head(features, frames))
 
-    def log_mel(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whisper's log-mel spectrogram of each row as if it were alone: (batch, mel bins, mel frames), and which
-        frames are the row's own: (batch, mel frames).
-
-        A row of n samples is padded to the next multiple of 320 and 320 more; what lies beyond does not count for
-        the row's maximum.
-        """
-        padded = (lengths + FRAME_LENGTH - 1) // FRAME_LENGTH * FRAME_LENGTH + FRAME_LENGTH
-        samples = torch.arange(waveforms.shape[1], device=waveforms.device)
-        waveforms = waveforms.float() * (samples[None] < lengths[:, None])
-        waveforms = pad(waveforms, (0, int(padded.max()) - waveforms.shape[1]))
-        window = torch.hann_window(N_FFT, device=waveforms.device)
-        stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True, center=True)
-        power = stft[..., :-1].abs() ** 2
-        if self._filters is None or self._filters.device != power.device:
-            self._filters = self._make_filters().to(power.device)
-        log = (self._filters @ power).clamp(min=_FLOOR).log10()
-        own = torch.arange(log.shape[2], device=log.device)[None] < (padded // HOP_LENGTH)[:, None]
-        loudest = log.masked_fill(~own[:, None], -torch.inf).amax(dim=(1, 2), keepdim=True)
-        return (torch.maximum(log, loudest - _RANGE) + 4.0) / 4.0, own
-
-    def _make_filters(self) -> torch.Tensor:
-        filters = mel_filter_bank(
-            num_frequency_bins=1 + N_FFT // 2,
-            num_mel_filters=self.config.num_mel_bins,
-            min_frequency=0.0,
-            max_frequency=8000.0,
-            sampling_rate=self.config.sampling_rate,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        return torch.from_numpy(filters.T).float().contiguous()
+    def _get_feat_extract_output_lengths(self, samples: Tensor) -> Tensor:
+        return (samples // HOP + 1) // 2
 
 
-AutoConfig.register(WhisperCTCConfig.model_type, WhisperCTCConfig)
-AutoModelForCTC.register(WhisperCTCConfig, WhisperCTCForCTC)
+def _keep(values: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, channels, frames) with zeros from each row's length on: what a convolution sees past the end."""
+    if bool((lengths >= values.shape[2]).all()):
+        return values
+    inside = torch.arange(values.shape[2], device=values.device) < lengths[:, None]
+    return values * inside[:, None]
+
+
+def _attention_mask(hidden: Tensor, frames: Tensor) -> Tensor | None:
+    """(batch, 1, 1, frames), to be added to the attention's logits; None if every row is full."""
+    if bool((frames >= hidden.shape[1]).all()):
+        return None
+    outside = torch.arange(hidden.shape[1], device=hidden.device) >= frames[:, None]
+    mask = hidden.new_zeros(outside.shape).masked_fill_(outside, torch.finfo(hidden.dtype).min)
+    return mask[:, None, None]
+
+
+AutoConfig.register(WhisperCTCConfig.model_type, WhisperCTCConfig, exist_ok=True)
+AutoModelForCTC.register(WhisperCTCConfig, WhisperCTCForCTC, exist_ok=True)

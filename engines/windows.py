@@ -23,9 +23,7 @@ class Window:
     timed: bool = True
 
 
-def plan_windows(
-    utterances: Sequence[Utterance], seconds: float, max_segment: float
-) -> tuple[list[Window], list[str]]:
+def plan_windows(utterances: Sequence[Utterance], seconds: float, max_segment: float) -> tuple[list[Window], list[str]]:
     """Windows for all utterances that have words, and what is wrong with the times in the transcript.
 
     seconds: length of the recording. Timed utterances that follow one another share a window of at most max_segment
@@ -76,9 +74,17 @@ def _check_times(utterance: Utterance, seconds: float) -> tuple[float | None, fl
     if start is None or end is None:
         return None, None, ""
     if end <= start:
-        return None, None, f"its times are reversed ({start:.3f} to {end:.3f} s); it was looked for between its neighbours"
+        return (
+            None,
+            None,
+            f"its times are reversed ({start:.3f} to {end:.3f} s); it was looked for between its neighbours",
+        )
     if start >= seconds:
-        return start, None, f"it begins at {start:.3f} s, but the recording ends at {seconds:.3f} s; its words have no times"
+        return (
+            start,
+            None,
+            f"it begins at {start:.3f} s, but the recording ends at {seconds:.3f} s; its words have no times",
+        )
     if end > seconds + MARGIN:
         return start, seconds, f"it ends at {end:.3f} s, but the recording ends at {seconds:.3f} s"
     return start, min(end, seconds), ""

@@ -1,0 +1,79 @@
+"""Transcripts as files: what can be read, what can be written, and how.
+
+`read` chooses by suffix, `render` by name:
+
+    chat      .cha        in and out   times and %wor tiers; everything else stays byte for byte
+    text      .txt .lab   in           one utterance a line
+    textgrid  .TextGrid   out          Praat: per speaker a tier of utterances, of words, of characters
+    srt       .srt        out          subtitles, one for each utterance
+    vtt       .vtt        out          the same, with word times
+    ctm       .ctm        out          NIST: file, channel, start, duration, word, confidence
+    json      .json       out          everything that is known
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import InputError
+from engines.document import Document
+from engines.formats import chat, subtitles, tables, text, textgrid
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """suffixes: the first is the one that outputs get. parse: text of a file, and its name, to a document."""
+
+    suffixes: tuple[str, ...]
+    render: Callable[[Document], str] | None = None
+    parse: Callable[[str, str], Document] | None = None
+
+
+FORMATS = {
+    "chat": Format((".cha",), chat.render, chat.parse),
+    "text": Format((".txt", ".lab"), None, text.parse),
+    "textgrid": Format((".TextGrid",), textgrid.render),
+    "srt": Format((".srt",), subtitles.render_srt),
+    "vtt": Format((".vtt",), subtitles.render_vtt),
+    "ctm": Format((".ctm",), tables.render_ctm),
+    "json": Format((".json",), tables.render_json),
+}
+OUTPUTS = tuple(name for name, format in FORMATS.items() if format.render)
+READABLE = {suffix: format for format in FORMATS.values() if format.parse for suffix in format.suffixes}
+
+
+def find_suffix(name: str) -> str:
+    """The suffix of outputs in a format. Raises InputError if there is no such output format."""
+    if name not in OUTPUTS:
+        raise InputError(f"no output format {name!r}; there are {', '.join(OUTPUTS)}")
+    return FORMATS[name].suffixes[0]
+
+
+def read(path: Path) -> Document:
+    """Reads a transcript. Raises InputError if it cannot be: unknown suffix, not UTF-8, not what its suffix says."""
+    format = READABLE.get(path.suffix.lower())
+    if format is None or format.parse is None:
+        raise InputError(f"{path.name}: no transcript; those that can be read end in {', '.join(READABLE)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read: {error.strerror}; check the file") from error
+    try:
+        content = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path.name}: is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
+    document = format.parse(content, path.name)
+    if not any(utterance.words for utterance in document.utterances):
+        raise InputError(f"{path.name}: has no words; there is nothing to align")
+    return document
+
+
+def render(document: Document, format: str) -> str:
+    """The document as a file's text. Raises InputError if there is no such output format."""
+    find_suffix(format)
+    renderer = FORMATS[format].render
+    assert renderer is not None
+    return renderer(document)

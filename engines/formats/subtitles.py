@@ -1,0 +1,61 @@
+"""Subtitles: SubRip, written by rustling, and WebVTT (https://www.w3.org/TR/webvtt1/) with word times."""
+
+from __future__ import annotations
+
+import html
+
+from rustling.chat import CHAT
+from rustling.chat import Utterance as Block
+
+from engines.document import Document, Utterance
+
+
+def render_srt(document: Document) -> str:
+    """One subtitle for each utterance that has times; the speaker before the text where there are several."""
+    blocks = [
+        Block(
+            participant=utterance.speaker or "SPK",
+            tokens=[],
+            time_marks=(round((utterance.start or 0.0) * 1000), round((utterance.end or 0.0) * 1000)),
+            tiers={utterance.speaker or "SPK": _say(utterance)},
+        )
+        for utterance in _timed(document)
+    ]
+    return CHAT.from_utterances(blocks).to_srt_strs()[0] if blocks else ""
+
+
+def render_vtt(document: Document) -> str:
+    """One cue for each utterance that has times, with a timestamp before each word but the first."""
+    cues = ["WEBVTT\n"]
+    for number, utterance in enumerate(_timed(document), start=1):
+        start, end = utterance.start or 0.0, utterance.end or 0.0
+        voice = f"<v {html.escape(utterance.speaker, quote=False)}>" if utterance.speaker else ""
+        cues.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{voice}{_tag_words(utterance)}\n")
+    return "\n".join(cues)
+
+
+def _timed(document: Document) -> list[Utterance]:
+    return [u for u in document.utterances if u.words and u.start is not None and u.end is not None and u.end > u.start]
+
+
+def _say(utterance: Utterance) -> str:
+    return " ".join(word.text for word in utterance.words)
+
+
+def _tag_words(utterance: Utterance) -> str:
+    """A cue's timestamps must grow and lie within the cue."""
+    parts: list[str] = []
+    reached = utterance.start or 0.0
+    for index, word in enumerate(utterance.words):
+        text = html.escape(word.text, quote=False)
+        if index and word.start is not None and reached < word.start < (utterance.end or 0.0):
+            text = f"<{_clock(word.start)}>{text}"
+            reached = word.start
+        parts.append(text)
+    return " ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"

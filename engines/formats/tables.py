@@ -1,0 +1,60 @@
+"""For programs: CTM lines, and everything that is known as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engines.document import Document, Utterance, Word
+
+
+def render_ctm(document: Document) -> str:
+    """NIST's CTM: file, channel, start, duration (seconds), word, confidence (0 where it was not aligned)."""
+    name = "_".join((document.media or "recording").split())
+    lines = [
+        f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.score or 0.0:.4f}\n"
+        for utterance in document.utterances
+        for word in utterance.words
+        if word.start is not None and word.end is not None
+    ]
+    return "".join(lines)
+
+
+def render_json(document: Document) -> str:
+    """Times in seconds, scores from 0 to 1; null where there is none."""
+    content = {
+        "media": document.media,
+        "seconds": _round(document.seconds),
+        "languages": list(document.languages),
+        "warnings": list(document.warnings),
+        "utterances": [_describe_utterance(utterance) for utterance in document.utterances],
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _describe_utterance(utterance: Utterance) -> dict[str, Any]:
+    return {
+        "speaker": utterance.speaker,
+        "text": utterance.text,
+        "start": _round(utterance.start),
+        "end": _round(utterance.end),
+        "words": [_describe_word(word) for word in utterance.words],
+    }
+
+
+def _describe_word(word: Word) -> dict[str, Any]:
+    return {
+        "text": word.text,
+        "start": _round(word.start),
+        "end": _round(word.end),
+        "score": None if word.score is None else round(word.score, 4),
+        "timing": word.timing.value,
+        "characters": [
+            {"text": c.text, "start": _round(c.start), "end": _round(c.end), "score": round(c.score, 4)}
+            for c in word.characters
+        ],
+    }
+
+
+def _round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
