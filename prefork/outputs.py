@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -9,9 +10,6 @@ from pathlib import Path, PurePath
 
 from engines.base import InputError
 from engines.document import Document
-
-PARTIAL_PREFIX = ".prefork-"
-PARTIAL_SUFFIX = ".part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +50,7 @@ class OutputFolder:
         """Writes a file whole or not at all. Raises InputError if the folder does not take it."""
         data = text.encode("utf-8", "surrogateescape")
         final = self.locate(path)
-        partial = final.with_name(
-            f"{PARTIAL_PREFIX}{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:16]}{PARTIAL_SUFFIX}"
-        )
+        partial = name_partial(final)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             self.locate(path)  # again, now that the folders are there
@@ -62,7 +58,8 @@ class OutputFolder:
             partial.replace(final)
             _sync_folder(final.parent)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may not even be there
+                partial.unlink()
             raise InputError(
                 f"{path}: cannot be written below {self.root}: {error.strerror}; "
                 "make room or make it writable, then give the same command again"
@@ -75,6 +72,12 @@ class OutputFolder:
         if not path.is_file() or path.stat().st_size != file.size:
             return False
         return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+def name_partial(path: Path) -> Path:
+    """What an output is called until it is whole: always the same, so that a killed worker leaves no litter, and
+    short, however long the name."""
+    return path.with_name(f".prefork-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
 
 
 def _write_synced(path: Path, data: bytes) -> None:

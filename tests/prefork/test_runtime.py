@@ -187,14 +187,21 @@ def test_an_engine_draws_the_same_numbers_whoever_runs_it(tmp_path: Path) -> Non
 
     def draw(workers: int) -> dict[str, list[float | None]]:
         with Runtime("script", workers=workers) as runtime:
-            return {r.job.id: [u.words[0].score for u in r.document.utterances] for r in runtime.map(jobs) if r.document}
+            return {
+                r.job.id: [u.words[0].score for u in r.document.utterances] for r in runtime.map(jobs) if r.document
+            }
 
     assert draw(1) == draw(3)
 
 
 @pytest.mark.parametrize(
     ("verb", "reason"),
-    [("kill", "killed by SIGKILL"), ("exit", "exited with status 7"), ("hang", "no progress for 1 s"), ("stop", "no progress for 1 s")],
+    [
+        ("kill", "killed by SIGKILL"),
+        ("exit", "exited with status 7"),
+        ("hang", "no progress for 1 s"),
+        ("stop", "no progress for 1 s"),
+    ],
 )
 def test_a_job_that_kills_or_hangs_its_workers_is_set_aside_and_the_others_are_done(
     verb: str, reason: str, tmp_path: Path

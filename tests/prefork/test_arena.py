@@ -1,0 +1,117 @@
+"""The arena: all tensors in one sealed mapping, tied ones tied."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefork.arena import Arena
+
+pytestmark = pytest.mark.usefixtures("script_engine")
+
+
+def _lies_in(tensor: torch.Tensor, arena: Arena) -> bool:
+    return arena.find(tensor.data_ptr()) is not None
+
+
+def test_every_tensor_moves_wherever_it_sits_and_computes_the_same() -> None:
+    import script_functions as functions
+
+    model = functions.Tied().eval()
+    holder = functions.Holder(model)
+    loose = torch.arange(5.0)
+    inputs = torch.randn(1, 1, 64)
+    before = model.second(model.conv(inputs)[0, 0, :62].new_ones(64))
+    arena = Arena.pack({"model": {"holder": holder, "partial": functools.partial(print, loose)}})
+    tensors = [*model.parameters(), *model.buffers(), loose]
+    assert all(_lies_in(tensor, arena) for tensor in tensors)
+    assert torch.equal(before, model.second(torch.ones(64)))
+    assert model.second.weight is model.first.weight
+    assert torch.equal(loose, torch.arange(5.0))
+
+
+def test_tied_weights_and_views_take_their_memory_once() -> None:
+    big = torch.arange(1000.0)
+    views = {"big": big, "slice": big[10:20], "transposed": big.view(10, 100).t(), "step": big[::7]}
+    expected = {name: tensor.clone() for name, tensor in views.items()}
+    arena = Arena.pack({"model": views})
+    assert arena.size == mmap.PAGESIZE
+    assert all(torch.equal(views[name], expected[name]) for name in views)
+    assert views["slice"].data_ptr() - big.data_ptr() == 40
+    assert views["transposed"].stride() == (1, 100)
+
+
+def test_a_small_view_of_a_large_storage_takes_only_what_it_shows() -> None:
+    view = torch.zeros(10_000_000)[500:600]
+    arena = Arena.pack({"model": [view]})
+    assert arena.size == mmap.PAGESIZE
+    assert torch.equal(view, torch.zeros(100))
+
+
+def test_a_model_that_two_engines_use_is_packed_once() -> None:
+    model = torch.nn.Linear(100, 100)
+    alone = Arena.pack({"one": torch.nn.Linear(100, 100)}).size
+    assert Arena.pack({"one": model, "two": {"same": model}}).size == alone
+
+
+def test_a_region_is_found_by_address_with_its_engine_and_name() -> None:
+    first, second = torch.nn.Linear(30, 30), torch.nn.Linear(30, 30)
+    arena = Arena.pack({"first": first, "second": second})
+    region = arena.find(second.weight.data_ptr() + 8)
+    assert region is not None
+    assert (region.owner, region.tensor) == ("second", "weight")
+    assert arena.find(arena.address - 1) is None
+    assert arena.find(arena.address + arena.size) is None
+
+
+def test_a_sealed_arena_can_be_read_and_kills_who_writes() -> None:
+    model = torch.nn.Linear(8, 8)
+    arena = Arena.pack({"model": model})
+    arena.seal()
+    assert model(torch.ones(8)).shape == (8,)
+    pid = os.fork()
+    if pid == 0:
+        model.weight.data[0, 0] = 1.0
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGSEGV
+
+
+def test_what_has_no_memory_of_its_own_stays_where_it_is() -> None:
+    odd = {"empty": torch.empty(0), "meta": torch.empty(3, device="meta"), "sparse": torch.eye(3).to_sparse()}
+    Arena.pack({"model": odd})
+    assert odd["meta"].device.type == "meta"
+    assert torch.equal(odd["sparse"].to_dense(), torch.eye(3))
+
+
+def test_a_model_without_tensors_is_no_problem() -> None:
+    arena = Arena.pack({"model": {"nothing": "here"}})
+    arena.seal()
+    assert arena.find(arena.address) is None
+
+
+def test_weights_from_a_file_do_not_count_twice_while_they_are_packed(tmp_path: Path) -> None:
+    """In a process of its own, because a high-water mark never falls."""
+    script = (
+        "import sys, torch, safetensors.torch as st; from pathlib import Path; from prefork.arena import Arena\n"
+        "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
+        "path = sys.argv[1]\n"
+        "tensors = {str(i): torch.ones(1_250_000) for i in range(40)} if sys.argv[2] == 'save' else {}\n"
+        "if sys.argv[2] == 'save': st.save_file(tensors, path); sys.exit()\n"
+        "before = peak()\n"
+        "tensors = st.load_file(path); arena = Arena.pack({'model': tensors})\n"
+        "print((peak() - before) / 200)\n"
+    )
+    path = str(tmp_path / "weights.safetensors")
+    for action in ("save", "load"):
+        command = [sys.executable, "-c", script, path, action]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.3

@@ -1,0 +1,98 @@
+"""The journal: what is done stays done, what has changed is done again."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path, PurePath
+
+import pytest
+
+from engines.base import InputError, Job, Output
+from prefork.journal import Journal
+from prefork.outputs import OutputFolder
+
+SETTINGS = {"engine": "ctc", "model": {"sha256": "abc"}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> OutputFolder:
+    return OutputFolder(tmp_path / "out")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "a.cha").write_text("transcript")
+    (tmp_path / "a.wav").write_bytes(b"audio")
+    return Job("a.cha", tmp_path / "a.cha", tmp_path / "a.wav", (Output("chat", Path("a.cha")),), 1.0)
+
+
+@pytest.fixture
+def journal(folder: OutputFolder, job: Job) -> Journal:
+    """One with the job done, opened again."""
+    first = Journal(folder)
+    first.record(job, SETTINGS, (folder.write(PurePath("a.cha"), "aligned"),))
+    first.close()
+    return Journal(folder)
+
+
+def test_a_job_that_is_done_is_known_to_be(journal: Journal, job: Job) -> None:
+    assert journal.is_done(job, SETTINGS)
+
+
+def test_a_job_is_done_again_when_what_it_depends_on_has_changed(
+    journal: Journal, job: Job, folder: OutputFolder
+) -> None:
+    assert not journal.is_done(job, {**SETTINGS, "model": {"sha256": "xyz"}})
+    assert not journal.is_done(
+        Job(job.id, job.source, job.media, (*job.outputs, Output("srt", Path("a.srt")))), SETTINGS
+    )
+    assert job.media is not None
+    job.media.write_bytes(b"other audio")
+    assert not journal.is_done(job, SETTINGS)
+
+
+def test_a_touched_input_is_done_again(journal: Journal, job: Job) -> None:
+    os.utime(job.source, (1, 1))
+    assert not journal.is_done(job, SETTINGS)
+
+
+def test_an_output_that_is_not_whole_is_made_again(journal: Journal, job: Job, folder: OutputFolder) -> None:
+    (folder.root / "a.cha").write_text("align")
+    assert not journal.is_done(job, SETTINGS)
+
+
+def test_a_job_that_was_set_aside_is_tried_again(journal: Journal, job: Job) -> None:
+    journal.record(job, SETTINGS, error="worker 0: killed")
+    assert not journal.is_done(job, SETTINGS)
+
+
+def test_two_runs_into_one_folder_are_refused(journal: Journal, folder: OutputFolder) -> None:
+    with pytest.raises(InputError, match="another run is writing there"):
+        Journal(folder)
+
+
+@pytest.mark.parametrize("damage", [b"this is no database, and longer than a header" * 100, b"SQLite format 3\0torn"])
+def test_a_journal_that_cannot_be_read_is_kept_and_a_new_one_begun(
+    journal: Journal, folder: OutputFolder, job: Job, damage: bytes
+) -> None:
+    journal.close()
+    journal.path.write_bytes(damage)
+    fresh = Journal(folder)
+    assert fresh.recovered is not None
+    assert fresh.recovered.read_bytes() == damage
+    assert not fresh.is_done(job, SETTINGS)
+
+
+def test_a_journal_of_another_version_is_kept_too(journal: Journal, folder: OutputFolder) -> None:
+    journal.close()
+    with sqlite3.connect(journal.path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert Journal(folder).recovered is not None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="give another OUT"):
+        Journal(OutputFolder(tmp_path / "out"))
