@@ -44,7 +44,8 @@ class AudioReader:
     """An open recording. Holds no more than one decoded frame between reads.
 
     Times are seconds from the first sample of the audio stream, whatever its timestamps start with. Where
-    data is damaged or missing in the middle there is silence, so that what follows keeps its time.
+    data is damaged or missing in the middle there is silence, so that what follows keeps its time; only raw
+    MP3 and AAC streams (.mp3, .aac) have no timestamps to tell how much is missing.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -147,7 +148,11 @@ class _OpenReader:
 
     def read(self, path: Path, start: float, end: float) -> Samples:
         with self._lock:
-            return self._get(path).read(start, end)
+            try:
+                return self._get(path).read(start, end)
+            except AudioError:
+                self._drop()  # what a failed reader reads next would look like the recording's end
+                raise
 
     def _get(self, path: Path) -> AudioReader:
         try:

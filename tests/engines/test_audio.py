@@ -269,6 +269,15 @@ def test_file_written_anew_is_opened_anew(tmp_path: Path) -> None:
         read_audio(path, 0, 1)
 
 
+def test_recording_that_failed_once_fails_again(tmp_path: Path) -> None:
+    parts = [write_audio(tmp_path / f"{rate}.mp3", make_sound(3, rate), rate, "libmp3lame") for rate in (44100, 48000)]
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for _ in range(2):
+        with pytest.raises(AudioError, match="changes its sample rate"):
+            read_audio(path, 0, 9)
+
+
 def test_child_does_not_read_on_with_its_parents_reader(tmp_path: Path) -> None:
     path = write_audio(tmp_path / "a.wav", make_sound(20, 48000), 48000, "pcm_s16le")
     whole = _read(path, 0, 20)
