@@ -6,6 +6,8 @@ up to 30 s instead of exactly 30 s of features, and each row of a batch is compu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's seco
 DYNAMIC_RANGE = 8.0  # log10 units below a waveform's loudest mel value
 
 
-class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[misc]
+class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Sizes as WhisperConfig names them, and what the head and an aligner need.
 
     tap_layer: the encoder layer whose output the head sees beside the last one. start_offset_seconds,
@@ -97,7 +99,8 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
-        self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(config.encoder_layers))
+        layer_config: Any = config  # the layer asks it for no more than the fields above
+        self.layers = nn.ModuleList(WhisperEncoderLayer(layer_config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, mel: Tensor, padded: Tensor, frames: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ class Head(nn.Module):
         return self.classifier(hidden.transpose(1, 2))  # type: ignore[no-any-return]
 
 
-class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[misc]
+class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[no-untyped-call]
     """The aligner. A batch gives each row what the row gives alone."""
 
     config_class = WhisperCTCConfig
@@ -149,11 +152,11 @@ class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[misc]
         self.log_mel = LogMel(config)
         self.encoder = Encoder(config)
         self.head = Head(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, LogMel):
             for name, table in module.tables().items():
                 init.copy_(getattr(module, name), table)
