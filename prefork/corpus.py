@@ -13,7 +13,9 @@ from engines import formats
 from engines.audio import probe
 from engines.base import InputError, Job, Output
 
-AUDIO_SUFFIXES = frozenset([".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".amr"])
+AUDIO_SUFFIXES = frozenset(
+    [".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".amr"]
+)
 VIDEO_SUFFIXES = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp"])
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)

@@ -66,6 +66,7 @@ class JobRun:
         index: int,
         step: float,
         take: Callable[[bytes], None],
+        items: Sequence[bytes] | None = None,
         closing: bool = False,
     ) -> Task:
         def done(result: bytes | None, error: BaseException | None) -> None:
@@ -75,7 +76,9 @@ class JobRun:
                 take(result)
 
         order = (self._rank, index)
-        task = Task(name, (self._engine, self._job, *arguments), done, order, self._job.id, step, closing)
+        task = Task(
+            name, (self._engine, self._job, *arguments), done, order, self._job.id, items, step=step, closing=closing
+        )
         self._supervisor.submit(task)
         return task
 
@@ -97,10 +100,10 @@ class JobRun:
         for number, (start, end) in enumerate(chunks):
             step = max(seconds for seconds, _ in described[start:end])
             take = partial(self._take_chunk, number)
-            self._waiting[number] = self._submit("run", (self._segments[start:end],), number, step, take)
+            self._waiting[number] = self._submit("run", (), number, step, take, items=self._segments[start:end])
 
-    def _take_chunk(self, number: int, result: bytes) -> None:
-        self._pieces[number] = pickle.loads(result)
+    def _take_chunk(self, number: int, _: bytes) -> None:
+        self._pieces[number] = self._waiting[number].finished
         share = self._left / len(self._waiting)
         self._left -= share
         self._advance(share)

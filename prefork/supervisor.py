@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +53,9 @@ class HangLimit:
 class Task:
     """Something for one worker to do.
 
-    order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
-    and may take for ever. closing: still started while the run drains, because it saves what has been done.
+    order: smaller ones go first. items: what it goes through one by one, the last of its arguments; each item done is
+    kept in `finished`, and after a death only the others are done again. step: seconds of audio between two signs of
+    life, None for a task that gives none and may take for ever. attempts: deaths since the last sign. closing: still started while the run drains, because it saves what has been done.
     done: called in the supervisor's thread with the pickled result, or an exception.
     """
 
@@ -63,11 +64,18 @@ class Task:
     done: Callable[[bytes | None, BaseException | None], None]
     order: tuple[int, ...] = ()
     label: str = ""
+    items: Sequence[bytes] | None = None
+    finished: list[bytes] = field(default_factory=list)
     step: float | None = None
     closing: bool = False
     attempts: int = 0
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False
+
+    def describe(self) -> bytes:
+        """What the worker is sent: the task's name and its arguments."""
+        rest = () if self.items is None else (self.items[len(self.finished) :],)
+        return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
 
 
 @dataclass(slots=True, eq=False)
@@ -438,9 +446,11 @@ class Supervisor:
             if kind == "ready":
                 worker.ready = worker.seen - worker.born
             elif kind == "progress" and worker.task:
-                worker.task.position = content[1]
+                worker.task.position, piece = content
+                worker.task.finished.append(piece)
+                worker.task.attempts = 0
             elif kind in ("done", "error"):
-                self._take_result(worker, kind, content[1])
+                self._take_result(worker, kind, content[0])
 
     def _take_result(self, worker: _Worker, kind: str, result: bytes) -> None:
         task, worker.task = worker.task, None
@@ -499,8 +509,7 @@ class Supervisor:
             worker = fresh[0] if task.attempts and fresh else idle[0]
             idle.remove(worker)
             worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
-            payload = pickle.dumps((task.name, task.arguments), pickle.HIGHEST_PROTOCOL)
-            worker.channel.post((next(self._numbers), payload))
+            worker.channel.post(task.describe())
             self._flush(worker.channel, lambda worker=worker: self._on_worker(worker))  # type: ignore[misc]
 
     def _next_task(self, idle: list[_Worker]) -> Task | None:

@@ -39,7 +39,7 @@ class Context:
     """What a task gets to see of the worker that runs it."""
 
     loaded: Loaded
-    progress: Callable[[float], None]  # called with the position in seconds that has been reached
+    progress: Callable[[float, bytes], None]  # called with the seconds that have been reached, and what came of it
 
 
 def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
@@ -50,15 +50,14 @@ def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
     channel.send(("ready", os.getpid()))
     while True:
         try:
-            (task, payload), _ = channel.receive()
+            payload, _ = channel.receive()
         except EOFError:
             return
-        context = Context(loaded, partial(_report, channel, task))
-        channel.send(_run(task, payload, context))
+        channel.send(_run(payload, Context(loaded, partial(_report, channel))))
 
 
-def _report(channel: Channel, task: int, position: float) -> None:
-    channel.send(("progress", task, position))
+def _report(channel: Channel, position: float, piece: bytes) -> None:
+    channel.send(("progress", position, piece))
 
 
 def reseed(seed: int) -> None:
@@ -68,16 +67,16 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed % 2**63)
 
 
-def _run(task: int, payload: bytes, context: Context) -> tuple[str, int, bytes]:
+def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
     """The message to send back. A task's exception is its result; it costs the worker nothing.
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
     """
     try:
         name, arguments = pickle.loads(payload)
-        return ("done", task, pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
+        return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
     except Exception as error:  # noqa: BLE001  whatever a task raises goes to whoever asked for it
-        return ("error", task, pickle.dumps((_portable(error), traceback.format_exc())))
+        return ("error", pickle.dumps((_portable(error), traceback.format_exc())))
 
 
 def _portable(error: Exception) -> Exception:
@@ -101,17 +100,16 @@ def _split_job(context: Context, engine: str, job: Job) -> list[tuple[float, byt
     return [(segment.seconds, pickle.dumps(segment)) for segment in segments]
 
 
-def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> list[bytes]:
-    """prepare, infer and finish for each segment. The result does not depend on who runs it, or what ran before."""
+def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> None:
+    """prepare, infer and finish for each segment. What comes of it does not depend on who runs it, or what ran before,
+    and is reported at once: if this worker dies, what it has done is not lost."""
     engine, model = context.loaded.engines[name], context.loaded.models[name]
-    pieces = []
     for segment in map(pickle.loads, segments):
         reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
         with torch.inference_mode():
             (output,) = engine.infer(model, [engine.prepare(job, segment)])
-            pieces.append(pickle.dumps(engine.finish(job, segment, output)))
-        context.progress(segment.end)
-    return pieces
+            piece = engine.finish(job, segment, output)
+        context.progress(segment.end, pickle.dumps(piece))
 
 
 def _join_job(

@@ -276,3 +276,12 @@ def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
         pytest.fail("the block must not begin")
     with pytest.raises(LoadError, match="told not to load"), Runtime("script", options={"fail": "load"}):
         pytest.fail("the block must not begin")
+
+
+def test_a_worker_that_dies_in_the_middle_loses_only_the_segment_it_was_at(tmp_path: Path) -> None:
+    """Each segment kills its first worker: with more deaths than attempts, because none comes twice."""
+    lines = [f"exit {tmp_path / f'marker{i}'}" for i in range(5)]
+    with Runtime("script", workers=1) as runtime:
+        (result,) = runtime.map([_write(tmp_path / "deadly", *lines)])
+    assert result.error is None
+    assert runtime.supervisor.deaths == 5
