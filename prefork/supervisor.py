@@ -53,10 +53,11 @@ class HangLimit:
 class Task:
     """Something for one worker to do.
 
-    order: smaller ones go first. items: what it goes through one by one, the last of its arguments; each item done is
-    kept in `finished`, and after a death only the others are done again. step: seconds of audio between two signs of
-    life, None for a task that gives none and may take for ever. attempts: deaths since the last sign. closing: still started while the run drains, because it saves what has been done.
-    done: called in the supervisor's thread with the pickled result, or an exception.
+    order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
+    and may take for ever. items: what it goes through one by one, the last of its arguments; what came of each is
+    kept in `finished`, and after a death only the others are done again. attempts: deaths since the last sign of
+    life. closing: still started while the run drains, because it saves what has been done. done: called in the
+    supervisor's thread with the pickled result, or an exception.
     """
 
     name: str

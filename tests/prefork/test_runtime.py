@@ -29,7 +29,7 @@ def test_a_function_gets_the_model_that_was_loaded_once() -> None:
     expected = [functions.score(functions.load_linear(), value) for value in range(20)]
     with Runtime(load=functions.load_linear, workers=3) as runtime:
         assert list(runtime.map(functions.score, range(20))) == expected
-        descriptions = [runtime.submit(functions.describe).result() for _ in range(3)]
+        descriptions = [runtime.submit(functions.describe, 0.0).result() for _ in range(3)]
         assert {d["parent"] for d in descriptions} == {runtime.supervisor.zygote_pid()}
 
 
@@ -44,11 +44,8 @@ def test_workers_have_their_threads_their_own_random_numbers_and_nothing_inherit
     import script_functions as functions
 
     with Runtime(load=functions.load_linear, workers=2, threads=3) as runtime:
-        seen = {}
-        while len(seen) < 2:
-            description = runtime.submit(functions.describe).result()
-            seen[description["pid"]] = description
-    first, second = seen.values()
+        first, second = runtime.map(functions.describe, [0.5, 0.5])  # long enough for each to have one
+    assert first["pid"] != second["pid"]
     assert first["threads"] == second["threads"] == 3
     assert all(a != b for a, b in zip(first["random"], second["random"], strict=True))
     assert len(first["fds"]) == len(second["fds"]) == 4  # stdin, stdout, stderr, its channel
@@ -59,7 +56,7 @@ def test_a_worker_that_dies_is_replaced_and_its_call_is_tried_once_more(tmp_path
     import script_functions as functions
 
     with Runtime(load=functions.load_linear, workers=1) as runtime:
-        pid = runtime.submit(functions.describe).result()["pid"]
+        pid = runtime.submit(functions.describe, 0.0).result()["pid"]
         assert runtime.submit(functions.die_once, str(tmp_path / "marker")).result() != pid
 
 
@@ -224,19 +221,18 @@ def test_a_long_job_is_shared_out_over_the_workers(tmp_path: Path) -> None:
     job = Job("long", tmp_path / "long", seconds=1.0)
     job.source.write_text("\n".join(["sleep"] * 240))  # one second of audio each: four chunks
     with Runtime("script", workers=4) as runtime:
-        runtime.supervisor.status()
-        started = time.monotonic()
-        busy: set[int] = set()
         results = runtime.map([job])
-        while time.monotonic() - started < 5:
+        busy: set[int] = set()
+        deadline = time.monotonic() + 10
+        while len(busy) < 4 and time.monotonic() < deadline:
             busy |= {worker.slot for worker in runtime.supervisor.status() if worker.label == "long"}
-            time.sleep(0.05)
+            time.sleep(0.02)
         assert busy == {0, 1, 2, 3}
         assert next(results).error is None
 
 
 def test_the_zygote_is_replaced_when_it_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path / f"job{i}", "sleep", "say x") for i in range(8)]
+    jobs = [_write(tmp_path / f"job{i}", *["sleep"] * 5, "say x") for i in range(8)]
     with Runtime("script", workers=2) as runtime:
         results = runtime.map(jobs)
         first = next(results)

@@ -79,7 +79,7 @@ def _act(verb: str, marker: str) -> None:
     elif verb == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif verb == "sleep":
-        time.sleep(0.3)
+        time.sleep(0.05)
     elif verb == "raise":
         raise InputError("script: this line cannot be processed; change it")
     elif verb == "bug":
