@@ -13,13 +13,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.base import InputError
 from engines.document import Document
 from engines.formats import chat, subtitles, tables, text, textgrid
+from engines.formats.chat_file import compose
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,12 @@ class Format:
     parse: Callable[[str, str], Document] | None = None
 
 
+def _render_chat(document: Document) -> str:
+    return chat.render(document if document.format == "chat" else compose(document))
+
+
 FORMATS = {
-    "chat": Format((".cha",), chat.render, chat.parse),
+    "chat": Format((".cha",), _render_chat, chat.parse),
     "text": Format((".txt", ".lab"), None, text.parse),
     "textgrid": Format((".TextGrid",), textgrid.render),
     "srt": Format((".srt",), subtitles.render_srt),
@@ -52,7 +58,10 @@ def find_suffix(name: str) -> str:
 
 
 def read(path: Path) -> Document:
-    """Reads a transcript. Raises InputError if it cannot be: unknown suffix, not UTF-8, not what its suffix says."""
+    """Reads a transcript; one that does not name its recording shares its name.
+
+    Raises InputError if it cannot be read, is not UTF-8, is not what its suffix says, or has no words.
+    """
     format = READABLE.get(path.suffix.lower())
     if format is None or format.parse is None:
         raise InputError(f"{path.name}: no transcript; those that can be read end in {', '.join(READABLE)}")
@@ -68,7 +77,8 @@ def read(path: Path) -> Document:
     document = format.parse(content, path.name)
     if not any(utterance.words for utterance in document.utterances):
         raise InputError(f"{path.name}: has no words; there is nothing to align")
-    return document
+    stem = os.fsencode(path.stem).decode("utf-8", "replace")
+    return document if document.media else replace(document, media=stem)
 
 
 def render(document: Document, format: str) -> str:

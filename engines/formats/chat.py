@@ -1,18 +1,27 @@
 """CHAT, TalkBank's transcripts (https://talkbank.org/0info/manuals/CHAT.html).
 
-rustling parses and judges; what is written is the source itself, with nothing touched but the bullets at the ends of
-main lines and the %wor tiers.
+rustling parses and judges; what is written is the source itself, with nothing touched but the bullets of main lines
+and the %wor tiers.
 
-%wor mirrors the words of the main line, flat, each with its time behind it: retraced words, fillers, fragments and
-untranscribed words (xxx) are in it, a replaced word as it was said, events and pauses are not; the tag markers
-`,`, `„` and `‡` stand in it without a time. So do TalkBank's own tools (TalkBank/batchalign3, tier domain Wor).
+Words are everything that the speaker utters: retraced words, fillers (&-um), fragments (&+fr), nonwords (&~gaga),
+untranscribed speech (xxx, yyy, www), and of `gonna [: going to]` and `(be)cause` what was said: gonna, cause. They all
+take time in the recording. Omitted words (0is), events (&=laughs), pauses and other speakers' asides (&*MOT:mhm) are
+none; a word that is repeated by `[x 3]` is one.
+
+%wor holds fewer, by the rule of TalkBank's own aligner (https://github.com/TalkBank/chatter,
+talkbank-model/src/alignment/helpers/rules.rs): no fragments, no nonwords, nothing untranscribed. Words stand in it
+without CHAT's marks (ice+cream: icecream), each with its bullet, if it has a time; the tag markers `,`, `„` and `‡`
+and the terminator without one; and before them a `[- spa]` of the main line. It is put where the utterance's %wor
+tier was, or behind its other tiers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from rustling.chat import CHAT
 from rustling.chat import Utterance as Parsed
@@ -21,9 +30,29 @@ from engines.base import InputError
 from engines.document import Document, Utterance, Word
 
 BULLET = "\x15"
-_FINAL_BULLET = re.compile(rf"[ \t]*{BULLET}(\d+)_(\d+){BULLET}(?=\s*$)")
-_TERMINATOR = re.compile(r"[.?!]|\+[./?!\"]+|\+\.\.\.")
+_BULLET = re.compile(rf"{BULLET}(\d{{1,12}})_(\d{{1,12}})-?{BULLET}")
+_FINAL_BULLET = re.compile(rf"{_BULLET.pattern}(?=(?:\s|\[\+[^\]]*\])*$)")  # postcodes may stand behind it
+_OLD_BULLET = re.compile(rf"{BULLET}%(?:snd|mov|txt|pic):")
+_LANGUAGE = re.compile(r"^[^:]*:\s*(\[- [^\]]+\])")
+_LINE_END = re.compile(r"\n(?![ \t])")  # the next line continues this one if it begins with white space
+_TERMINATOR = re.compile(r"[.?!]|\+[./?!\"]+")
 _TAG_MARKERS = frozenset(",„‡")
+_UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
+_SOUND = "\ufdd0"  # a character that no text has; marks what is a sound, but no word of %wor
+_IN_WORDS = frozenset("'\u2019-_.·\u200c\u200d")  # besides letters, their marks, and digits
+
+
+class _Kind(Enum):
+    WORD = auto()
+    SOUND = auto()  # uttered, but not for %wor
+    TAG_MARKER = auto()
+    TERMINATOR = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    text: str
+    kind: _Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,128 +63,210 @@ class _Tier:
     text: str  # as it stands in the file, line ends included
     line: int  # from 1
 
+    @property
+    def is_main(self) -> bool:
+        return self.name.startswith("*")
+
 
 def parse(source: str, name: str) -> Document:
-    """Raises InputError if rustling's strict reader does not take it for CHAT."""
+    """Raises InputError if rustling's strict reader does not take it for CHAT. name: the file's, for the error."""
     tiers = list(_list_tiers(source))
     if not any(tier.name == "@Begin" for tier in tiers):
         raise InputError(f"{name}: is not CHAT: it has no @Begin; plain text goes in as .txt, one utterance a line")
-    chat = _read_strictly(source, tiers, name)
+    chat = _read_strictly(tiers, name)
+    mains = [tier for tier in tiers if tier.is_main]
+    parsed = _list_utterances(chat)
+    for tier, utterance in zip(mains, parsed, strict=False):
+        if tier.name != f"*{utterance.participant}":
+            raise InputError(
+                f"{name}: is not valid CHAT: a line near line {tier.line} begins with white space, but continues none; "
+                "remove the white space"
+            )
+    if len(mains) != len(parsed):
+        raise InputError(
+            f"{name}: is not valid CHAT: {len(mains)} main lines, but {len(parsed)} utterances in them; "
+            "mend it, CLAN's CHECK shows how"
+        )
     header = chat.headers()[0]
-    parsed = [utterance for utterance in chat.utterances() if utterance.changeable_header is None]
-    mains = [tier for tier in tiers if tier.name.startswith("*")]
-    if len(parsed) != len(mains):
-        raise InputError(f"{name}: {len(mains)} main lines, but {len(parsed)} utterances in them; check it with CLAN")
+    utterances = tuple(_make_utterance(tier, utterance) for tier, utterance in zip(mains, parsed, strict=True))
     media = header.media.get("filename") if header.media else None
-    utterances = tuple(_make_utterance(utterance) for utterance in parsed)
     return Document(utterances, source, "chat", media, tuple(header.languages))
 
 
-def _read_strictly(source: str, tiers: list[_Tier], name: str) -> CHAT:
+def _read_strictly(tiers: Sequence[_Tier], name: str) -> CHAT:
     try:
-        return _read(source)
+        return _read(tiers)
     except ValueError as error:
-        line, reason = _find_culprit(tiers) or (None, str(error).partition(": ")[2] or str(error))
+        line, reason = _find_culprit(tiers) or (None, _explain(error))
         where = f"line {line}: " if line else ""
         raise InputError(f"{name}: is not valid CHAT: {where}{reason}; mend it, CLAN's CHECK shows how") from error
 
 
-def _read(source: str) -> CHAT:
-    """Without rustling's own threads, and whatever a %mor tier holds."""
+def _read(tiers: Sequence[_Tier]) -> CHAT:
+    """Without rustling's own threads, which would not survive a fork, and whatever a %mor tier holds."""
+    source = "".join(_make_readable(tier.text) if tier.is_main else tier.text for tier in tiers)
     return CHAT.from_strs([source], ids=["transcript"], parallel=False, strict=True, mor_tier=None, gra_tier=None)
 
 
-def _find_culprit(tiers: list[_Tier]) -> tuple[int, str] | None:
+def _make_readable(main: str) -> str:
+    """A main line whose words rustling tells as they are wanted here."""
+    main = re.sub(r"(?<!\w)&[+~](?=\S)", _SOUND, main)
+    main = re.sub(r"&\*\w+:[\w:+-]*", "&=said", main)
+    main = re.sub(r"\[x \d+\]", "[= times]", main)
+    return re.sub(r"([⌈⌉⌊⌋])[2-9](?!\d)", r"\1", main)  # the number of an overlap, which may touch a word
+
+
+def _explain(error: ValueError) -> str:
+    reason = str(error).replace(_SOUND, "&+")
+    return reason.partition("transcript: ")[2] or reason
+
+
+def _find_culprit(tiers: Sequence[_Tier]) -> tuple[int, str] | None:
     """The first main line that is not valid by itself, and what rustling has against it."""
+    ends = ("@UTF8\n@Begin\n", "\n@End\n")
     for tier in tiers:
-        if tier.name.startswith("*"):
-            try:
-                _read(f"@UTF8\n@Begin\n{tier.text.rstrip()}\n@End\n")
-            except ValueError as error:
-                return tier.line, str(error).partition(": ")[2]
+        if not tier.is_main:
+            continue
+        if _OLD_BULLET.search(tier.text):
+            return tier.line, "a bullet of the old form, which CLAN's FIXBULLETS renews"
+        try:
+            _read([_Tier("", ends[0], 0), _Tier(tier.name, tier.text.rstrip(), 0), _Tier("", ends[1], 0)])
+        except ValueError as error:
+            return tier.line, _explain(error)
     return None
 
 
-def _make_utterance(parsed: Parsed) -> Utterance:
-    start, end = parsed.time_marks or (None, None)
-    words = tuple(Word(text) for text in _list_tokens(parsed.audible or "") if _is_word(text))
-    text = _FINAL_BULLET.sub("", parsed.annotated or "")
-    seconds = (None, None) if start is None or end is None else (start / 1000, end / 1000)
-    return Utterance(text, words, parsed.participant, *seconds)
+def _list_utterances(chat: CHAT) -> list[Parsed]:
+    return [utterance for utterance in chat.utterances() if utterance.changeable_header is None]
 
 
-def _list_tokens(audible: str) -> list[str]:
-    """What was said, events left out: words, tag markers, the terminator."""
-    return [token for token in audible.split() if not token.startswith(("&", "{", "}"))]
+def _make_utterance(tier: _Tier, parsed: Parsed) -> Utterance:
+    words = tuple(Word(token.text) for token in _list_tokens(parsed) if token.kind in (_Kind.WORD, _Kind.SOUND))
+    text = " ".join(_BULLET.sub(" ", tier.text.partition(":")[2]).split())
+    return Utterance(text, words, parsed.participant, *_find_times(tier.text))
 
 
-def _is_word(token: str) -> bool:
-    return any(character.isalnum() for character in token)
+def _find_times(main: str) -> tuple[float, float] | tuple[None, None]:
+    """By the bullet at the end, else by those between the words. Seconds."""
+    final = _FINAL_BULLET.search(main)
+    bullets = [final] if final else list(_BULLET.finditer(main))
+    times = [(int(bullet[1]), int(bullet[2])) for bullet in bullets]
+    times = [(start, end) for start, end in times if end > start]
+    if not times:
+        return None, None
+    return min(start for start, _ in times) / 1000, max(end for _, end in times) / 1000
+
+
+def _list_tokens(parsed: Parsed) -> list[_Token]:
+    """What was uttered, and the marks that %wor keeps, in order."""
+    texts = (parsed.audible or "").split()
+    tokens: list[_Token] = []
+    for index, text in enumerate(texts):
+        word = _clean(text)
+        if text.startswith(("&", "{", "}")):  # events, and the ends of long features
+            continue
+        if word:
+            sound = _SOUND in text or word in _UNTRANSCRIBED
+            tokens.append(_Token(word, _Kind.SOUND if sound else _Kind.WORD))
+        elif text in _TAG_MARKERS:
+            tokens.append(_Token(text, _Kind.TAG_MARKER))
+        elif index == len(texts) - 1 and _TERMINATOR.fullmatch(text):
+            tokens.append(_Token(text, _Kind.TERMINATOR))
+    return tokens
+
+
+def _clean(token: str) -> str:
+    """A word without CHAT's marks: letters of any script, digits, and what stands between them; else nothing.
+
+    >>> _clean('ice+cream'), _clean("°'cause°"), _clean('+/.')
+    ('icecream', "'cause", '')
+    """
+    kept = "".join(c for c in token if unicodedata.category(c)[0] in "LMN" or c in _IN_WORDS).strip("-_.·")
+    return kept if any(character.isalnum() for character in kept) else ""
 
 
 def render(document: Document) -> str:
-    """The source with the document's times; a document that was no CHAT becomes a new, minimal file."""
-    if document.format != "chat":
-        return _compose(document)
-    chat = _read(document.source)
-    parsed = [utterance for utterance in chat.utterances() if utterance.changeable_header is None]
-    pairs = iter(zip(document.utterances, parsed, strict=True))
+    """The source of a CHAT document with the document's times."""
+    tiers = list(_list_tiers(document.source))
+    pairs = iter(zip(document.utterances, _list_utterances(_read(tiers)), strict=True))
     result: list[str] = []
-    wor: str | None = None  # the %wor tier of the utterance that the tiers now belong to
-    for tier in _list_tiers(document.source):
-        if tier.name.startswith("*"):
-            utterance, original = next(pairs)
-            result.append(_set_bullet(tier.text, utterance))
-            wor = _make_wor(utterance, _list_tokens(original.audible or ""))
-            if wor is not None:
-                result.append(_end_line(result.pop()) + wor + _newline_of(tier.text))
-        elif tier.name != "%wor" or wor is None:
+    newline = _get_line_end(tiers[0].text) if tiers else ""
+    block: list[_Tier] = []  # a main line, its dependent tiers, and empty lines among them
+    for tier in tiers:
+        if block and tier.text.strip() and not tier.name.startswith("%"):
+            result.append(_render_block(block, newline, *next(pairs)))
+            block = []
+        if tier.is_main or block:
+            block.append(tier)
+        else:
             result.append(tier.text)
+    if block:
+        result.append(_render_block(block, newline, *next(pairs)))
     return "".join(result)
 
 
-def _set_bullet(text: str, utterance: Utterance) -> str:
-    if utterance.start is None or utterance.end is None:
-        return text
-    bullet = f" {_bullet(utterance.start, utterance.end)}"
-    if _FINAL_BULLET.search(text):
-        return _FINAL_BULLET.sub(bullet, text)
-    body = text.rstrip()
-    return body + bullet + text[len(body) :]
+def _render_block(block: Sequence[_Tier], newline: str, utterance: Utterance, parsed: Parsed) -> str:
+    texts = [_set_bullet(block[0].text, utterance), *(tier.text for tier in block[1:])]
+    wor = _make_wor(utterance, _list_tokens(parsed), block[0].text)
+    if wor is None:
+        return "".join(texts)
+    known = [index for index, tier in enumerate(block) if tier.name == "%wor"]
+    if known:
+        texts[known[0]] = wor + _get_line_end(texts[known[0]])
+        return "".join(texts)
+    last = max(index for index, text in enumerate(texts) if text.strip())
+    end = _get_line_end(texts[last])
+    texts.insert(last + 1, wor + end if end else newline + wor)
+    return "".join(texts)
 
 
-def _bullet(start: float, end: float) -> str:
+def _set_bullet(main: str, utterance: Utterance) -> str:
+    """The main line with the utterance's times; the same, if it has none."""
+    bullet = _make_bullet(utterance.start, utterance.end)
+    if not bullet:
+        return main
+    known = _FINAL_BULLET.search(main)
+    if known is None:
+        body = main.rstrip()
+        return f"{body} {bullet}{main[len(body) :]}"
+    if bullet == f"{BULLET}{int(known[1])}_{int(known[2])}{BULLET}":
+        return main
+    return main[: known.start()] + bullet + main[known.end() :]
+
+
+def _make_bullet(start: float | None, end: float | None) -> str:
+    """Empty without times, or if they are the same to the millisecond: CHAT has no bullet without a length."""
+    if start is None or end is None or round(end * 1000) <= round(start * 1000):
+        return ""
     return f"{BULLET}{round(start * 1000)}_{round(end * 1000)}{BULLET}"
 
 
-def _make_wor(utterance: Utterance, tokens: list[str]) -> str | None:
-    """The %wor tier, without its line end; None if nothing in the utterance has a time."""
-    if not any(word.start is not None for word in utterance.words):
-        return None
+def _make_wor(utterance: Utterance, tokens: Sequence[_Token], main: str = "") -> str | None:
+    """The %wor tier, without its line end; None if no word that it would hold has a time."""
     words = iter(utterance.words)
-    parts: list[str] = []
+    language = _LANGUAGE.match(main)
+    parts = [language[1]] if language else []
+    timed = False
     for token in tokens:
-        if _is_word(token):
-            word = next(words)
-            timed = word.start is not None and word.end is not None
-            parts += [word.text, _bullet(word.start or 0.0, word.end or 0.0)] if timed else [word.text]
-        elif token in _TAG_MARKERS or _TERMINATOR.fullmatch(token):
-            parts.append(token)
-    return "%wor:\t" + " ".join(parts)
+        word = next(words) if token.kind in (_Kind.WORD, _Kind.SOUND) else None
+        if token.kind is _Kind.SOUND:
+            continue
+        parts.append(word.text if word else token.text)
+        if word and (bullet := _make_bullet(word.start, word.end)):
+            parts.append(bullet)
+            timed = True
+    return "%wor:\t" + " ".join(parts) if timed else None
 
 
-def _end_line(text: str) -> str:
-    return text if text.endswith(("\n", "\r")) else text + "\n"
-
-
-def _newline_of(text: str) -> str:
-    return text[len(text.rstrip("\r\n")) :][:2] or "\n"
+def _get_line_end(text: str) -> str:
+    """Empty where the file ends without one."""
+    return "\r\n" if text.endswith("\r\n") else "\n" if text.endswith("\n") else ""
 
 
 def _list_tiers(source: str) -> Iterator[_Tier]:
     """The file's tiers, which put together again are the file."""
     start, line = 0, 1
-    for match in re.finditer(r"(?:\r\n|\n|\r)(?![ \t])", source):
+    for match in _LINE_END.finditer(source):
         text = source[start : match.end()]
         yield _Tier(_name(text), text, line)
         start, line = match.end(), line + text.count("\n")
@@ -165,30 +276,3 @@ def _list_tiers(source: str) -> Iterator[_Tier]:
 
 def _name(text: str) -> str:
     return text.lstrip("\ufeff").partition(":")[0].split("\t")[0].rstrip()
-
-
-def _compose(document: Document) -> str:
-    """A minimal CHAT file from a transcript in another format."""
-    language = document.languages[0] if document.languages else "eng"
-    lines = ["@UTF8", "@Begin", f"@Languages:\t{language}", "@Participants:\tSPK Speaker Unidentified"]
-    lines.append(f"@ID:\t{language}|prefork|SPK|||||Unidentified|||")
-    if document.media:
-        lines.append(f"@Media:\t{document.media}, audio")
-    for utterance in document.utterances:
-        words = [(_clean(word.text), word) for word in utterance.words]
-        words = [(text, word) for text, word in words if text]
-        if not words:
-            continue
-        end = utterance.text.rstrip()[-1:]
-        terminator = end if end in {".", "?", "!"} else "."
-        main = f"*SPK:\t{' '.join(text for text, _ in words)} {terminator}"
-        lines.append(_set_bullet(main, utterance))
-        flat = Utterance(main, tuple(Word(text, word.start, word.end) for text, word in words))
-        wor = _make_wor(flat, [*(text for text, _ in words), terminator])
-        lines += [wor] if wor is not None else []
-    return "\n".join([*lines, "@End", ""])
-
-
-def _clean(word: str) -> str:
-    """A word as a CHAT main line can hold it: letters, digits, and apostrophes and hyphens between them."""
-    return re.sub(r"[^\w'’-]|_", "", word).strip("'’-") if _is_word(word) else ""
