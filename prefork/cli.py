@@ -133,6 +133,8 @@ def _run(request: Request, quiet: bool, as_json: bool) -> int:
     except (InputError, LoadError) as error:
         print(f"prefork: {show(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:

@@ -104,7 +104,8 @@ class JSONReport(Report):
         self._print(event="summary", **asdict(summary), speed=summary.speed)
 
     def _print(self, **event: Any) -> None:
-        print(json.dumps(event), flush=True)
+        sys.stdout.write(json.dumps(event) + "\n")  # in one piece: notes come from another thread
+        sys.stdout.flush()
 
 
 class PlainReport(Report):

@@ -6,10 +6,10 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from engines.base import InputError, Job
@@ -50,6 +50,7 @@ class Run:
         self._started = time.monotonic()
         self._results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._signals: list[int] = []
+        self._heeded = 0  # of the signals, those that were acted on
         self._log_file: Any = None
         self._runtime = Runtime(
             request.engine,
@@ -68,14 +69,11 @@ class Run:
 
     def execute(self) -> int:
         """The exit code: 0 if every job is done, 1 if one failed, 128 + signal if it was stopped."""
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             summary = self._execute()
         finally:
             self._runtime.supervisor.drain(0)
             self._runtime.supervisor.join()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             if self._log_file is not None:
                 self._log_file.close()
         self._report.end(summary)
@@ -94,12 +92,13 @@ class Run:
                 self._report.note(
                     f"the journal could not be read; it is kept as {journal.recovered}, everything is made again"
                 )
-            while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
-                self._report.refresh()
-            skipped = 0
-            if not self._signals:
-                self._runtime.wait_until_loaded()
-                skipped = self._work(corpus, folder, journal)
+            with self._listen():
+                while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
+                    self._look_around()
+                skipped = 0
+                if not self._signals:
+                    self._runtime.wait_until_loaded()
+                    skipped = self._work(corpus, folder, journal)
         finally:
             journal.close()
         return self._summarise(corpus, skipped)
@@ -114,13 +113,10 @@ class Run:
         self._runtime.run(jobs, folder.root, self._results.put, self._advance)
         waiting = len(jobs)
         while waiting:
-            try:
-                result = self._results.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                self._report.refresh()
-                continue
-            waiting -= 1
-            self._take(result, journal, fingerprint)
+            self._look_around()
+            with suppress(queue.Empty):
+                self._take(self._results.get(timeout=_LOOK_SECONDS), journal, fingerprint)
+                waiting -= 1
         self._runtime.shutdown()
         return len(corpus.jobs) - len(jobs)
 
@@ -151,12 +147,26 @@ class Run:
         total = sum(job.seconds for job in jobs)
         return View(self._runtime.supervisor.status(), min(self._audio_begun, total), total, finished, len(jobs))
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may."""
-        self._signals.append(number)
-        if len(self._signals) == 1:
-            self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
-        self._runtime.supervisor.drain(DRAIN_SECONDS if len(self._signals) == 1 else 0.0)
+    @contextmanager
+    def _listen(self) -> Iterator[None]:
+        """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end the process as they always do."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {n: signal.signal(n, lambda number, _: self._signals.append(number)) for n in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _look_around(self) -> None:
+        """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may. A signal handler itself must not do this:
+        the lock it wants may be held by the very code that it interrupts."""
+        while self._heeded < min(len(self._signals), 2):
+            self._heeded += 1
+            if self._heeded == 1:
+                self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
+            self._runtime.supervisor.drain(DRAIN_SECONDS if self._heeded == 1 else 0.0)
+        self._report.refresh()
 
     def _log(self, text: str) -> None:
         """What the engines' libraries say on stderr goes beside the journal, not between the user's lines."""
