@@ -9,7 +9,7 @@ from engines.document import Utterance
 
 MARGIN = 0.5  # seconds that a window reaches beyond its utterances' times, which people set by hand
 OVERLAP = 0.1  # seconds by which neighbours' times may overlap and still be taken as following one another
-_SECONDS_PER_CHARACTER = 0.04  # nobody speaks faster than 25 characters a second
+_COMFORT = 2.0  # times as long as the fewest frames that can hold the words, before a stretch is not cramped
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +23,23 @@ class Window:
     timed: bool = True
 
 
-def plan_windows(utterances: Sequence[Utterance], seconds: float, max_segment: float) -> tuple[list[Window], list[str]]:
+def plan_windows(
+    utterances: Sequence[Utterance], least: Sequence[float], seconds: float, max_segment: float
+) -> tuple[list[Window], list[str]]:
     """Windows for all utterances that have words, and what is wrong with the times in the transcript.
 
-    seconds: length of the recording. Timed utterances that follow one another share a window of at most max_segment
-    seconds. Untimed ones share what lies between their timed neighbours, or, where that is too short for their
-    words, a window with these neighbours. What lies outside the recording gets no window.
+    least: the seconds that each utterance's words need at the very least; a timed utterance without them gets a window
+    of its own. seconds: length of the recording. Timed utterances that follow one another share a window of at most
+    max_segment seconds. Untimed ones share what lies between their timed neighbours, or, where that is too short for
+    their words, a window with these neighbours. What lies outside the recording gets no window.
     """
     blocks, warnings = _list_blocks(utterances, seconds)
-    blocks = _join_cramped(blocks, utterances)
+    blocks = _join_cramped(blocks, least)
     windows: list[Window] = []
     for block in blocks:
         last = windows[-1] if windows else None
-        if last and _follows(last, block) and block.end - last.start <= max_segment:
+        dense = any(_is_dense(window, least) for window in (last, block) if window)
+        if last and not dense and _follows(last, block) and block.end - last.start <= max_segment:
             windows[-1] = replace(last, end=max(last.end, block.end), utterances=last.utterances + block.utterances)
         else:
             windows.append(block)
@@ -90,12 +94,12 @@ def _check_times(utterance: Utterance, seconds: float) -> tuple[float | None, fl
     return start, min(end, seconds), ""
 
 
-def _join_cramped(blocks: Sequence[Window], utterances: Sequence[Utterance]) -> list[Window]:
+def _join_cramped(blocks: Sequence[Window], least: Sequence[float]) -> list[Window]:
     """Runs of untimed utterances that do not fit between their neighbours are aligned together with these."""
     joined: list[Window] = []
     pending = False  # the last one wants its right neighbour too
     for block in blocks:
-        cramped = not block.timed and block.end - block.start < _least_seconds(block, utterances)
+        cramped = not block.timed and block.end - block.start < _COMFORT * _sum_least(block, least)
         if joined and (cramped or pending):
             last = joined.pop()
             start, end = min(last.start, block.start), max(last.end, block.end)
@@ -105,9 +109,13 @@ def _join_cramped(blocks: Sequence[Window], utterances: Sequence[Utterance]) -> 
     return joined
 
 
-def _least_seconds(block: Window, utterances: Sequence[Utterance]) -> float:
-    characters = sum(len(word.text) for index in block.utterances for word in utterances[index].words)
-    return characters * _SECONDS_PER_CHARACTER
+def _sum_least(block: Window, least: Sequence[float]) -> float:
+    return sum(least[index] for index in block.utterances)
+
+
+def _is_dense(block: Window, least: Sequence[float]) -> bool:
+    """Whether the words do not fit even with the margins: those of its neighbours would be squeezed too."""
+    return block.end - block.start + 2 * MARGIN < _sum_least(block, least)
 
 
 def _follows(last: Window, block: Window) -> bool:
