@@ -76,16 +76,12 @@ def parse(source: str, name: str) -> Document:
     chat = _read_strictly(tiers, name)
     mains = [tier for tier in tiers if tier.is_main]
     parsed = _list_utterances(chat)
-    for tier, utterance in zip(mains, parsed, strict=False):
-        if tier.name != f"*{utterance.participant}":
-            raise InputError(
-                f"{name}: is not valid CHAT: a line near line {tier.line} begins with white space, but continues none; "
-                "remove the white space"
-            )
-    if len(mains) != len(parsed):
+    if [tier.name for tier in mains] != [f"*{utterance.participant}" for utterance in parsed]:
+        indented = re.search(r"^[ \t]+\*", source, re.MULTILINE)
+        where = f"line {source.count(chr(10), 0, indented.start()) + 1}" if indented else "somewhere a line"
         raise InputError(
-            f"{name}: is not valid CHAT: {len(mains)} main lines, but {len(parsed)} utterances in them; "
-            "mend it, CLAN's CHECK shows how"
+            f"{name}: is not valid CHAT: {where}: begins a turn, but with white space, as if it went on from above; "
+            "remove the white space"
         )
     header = chat.headers()[0]
     utterances = tuple(_make_utterance(tier, utterance) for tier, utterance in zip(mains, parsed, strict=True))
@@ -104,7 +100,7 @@ def _read_strictly(tiers: Sequence[_Tier], name: str) -> CHAT:
 
 def _read(tiers: Sequence[_Tier]) -> CHAT:
     """Without rustling's own threads, which would not survive a fork, and whatever a %mor tier holds."""
-    source = "".join(_make_readable(tier.text) if tier.is_main else tier.text for tier in tiers)
+    source = "".join(_make_readable(tier.text) if tier.is_main else tier.text for tier in tiers).lstrip("\ufeff")
     return CHAT.from_strs([source], ids=["transcript"], parallel=False, strict=True, mor_tier=None, gra_tier=None)
 
 

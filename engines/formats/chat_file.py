@@ -16,8 +16,8 @@ _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could no
 def compose(document: Document) -> Document:
     """The document as a CHAT document, with a source: headers, and a main line for each utterance.
 
-    CHAT words have letters, digits, hyphens and apostrophes; other characters are left out, and so are words that
-    mean something else to CHAT: those that begin with 0 are words that were not said.
+    CHAT words have letters, digits, hyphens, apostrophes and decimal points; other characters are left out, and so
+    are words that mean something else to CHAT: those that begin with 0 are words that were not said.
     """
     language = document.languages[0] if document.languages else "eng"
     utterances = [_make_utterance(utterance) for utterance in document.utterances]
@@ -42,7 +42,8 @@ def _make_utterance(utterance: Utterance) -> Utterance:
 
 def _spell(word: Word) -> str:
     """A word as a CHAT main line can hold it; empty if it cannot."""
-    kept = "".join(c for c in word.text if unicodedata.category(c)[0] in "LMN" or c in "'\u2019-\u200c\u200d")
-    kept = kept.strip("-'\u2019")
+    text = re.sub("[\u2018\u2019]", "'", word.text)  # CHAT has no curly quotes
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
+    kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMN" or c in "'-.\u200c\u200d").strip("-'")
     spoken = any(character.isalnum() for character in kept)
     return kept if spoken and not kept.startswith("0") and kept.lower() not in _OBSOLETE else ""

@@ -35,7 +35,10 @@ def render_vtt(document: Document) -> str:
 
 
 def _timed(document: Document) -> list[Utterance]:
-    return [u for u in document.utterances if u.words and u.start is not None and u.end is not None and u.end > u.start]
+    """In the order of their beginnings, as WebVTT wants its cues: the turns of a transcript may overlap."""
+    timed = [u for u in document.utterances if u.words and u.start is not None and u.end is not None]
+    lasting = [u for u in timed if round((u.end or 0.0) * 1000) > round((u.start or 0.0) * 1000)]
+    return sorted(lasting, key=lambda utterance: utterance.start or 0.0)
 
 
 def _say(utterance: Utterance) -> str:

@@ -9,14 +9,22 @@ from engines.document import Document, Utterance, Word
 
 
 def render_ctm(document: Document) -> str:
-    """NIST's CTM: file, channel, start, duration (seconds), word, confidence (0 where it was not aligned)."""
+    """NIST's CTM, in the order of time: file, channel, start, duration (seconds), word, confidence.
+
+    The confidence is 0 where the word was not aligned; words without a time are left out.
+    """
     name = "_".join((document.media or "recording").split())
-    lines = [
-        f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.score or 0.0:.4f}\n"
+    timed = [
+        (round(word.start * 1000), round(word.end * 1000), word)
         for utterance in document.utterances
         for word in utterance.words
         if word.start is not None and word.end is not None
     ]
+    timed.sort(key=lambda entry: entry[0])
+    lines = (
+        f"{name} 1 {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text} {word.score or 0.0:.4f}\n"
+        for start, end, word in timed
+    )
     return "".join(lines)
 
 
