@@ -68,22 +68,32 @@ class Clock:
 
 
 def count_frames_needed(words: Sequence[str], vocabulary: Vocabulary) -> int:
-    """The fewest frames that can hold the words: one for each token, and a blank between two equal ones."""
-    tokens = _list_tokens([vocabulary.spell(word) for word in words], vocabulary.separator)
+    """The fewest frames that can hold the words between other speech: one for each token, and a blank between two
+    equal ones."""
+    tokens = _list_tokens([vocabulary.spell(word) for word in words], vocabulary.separator, before=True, after=True)
     return len(tokens) + sum(a.column == b.column for a, b in pairwise(tokens))
 
 
 def align_words(
-    log_probs: torch.Tensor, words: Sequence[str], vocabulary: Vocabulary, clock: Clock, origin: float, limit: float
+    log_probs: torch.Tensor,
+    words: Sequence[str],
+    vocabulary: Vocabulary,
+    clock: Clock,
+    origin: float,
+    limit: float,
+    *,
+    before: bool = False,
+    after: bool = False,
 ) -> list[Word]:
     """The words with their times, in order and apart.
 
     log_probs: (frames, vocabulary) log-probabilities, no fewer frames than `count_frames_needed`. origin: seconds at
-    which the first frame begins. limit: seconds that no time may exceed. Words that the model cannot spell get the
+    which the first frame begins. limit: seconds that no time may exceed. before, after: there may be other speech
+    than these words at the beginning, at the end; a wildcard takes it up. Words that the model cannot spell get the
     stretch of speech between their neighbours. Raises ValueError if there are too few frames.
     """
     spellings = [vocabulary.spell(word) for word in words]
-    tokens = _list_tokens(spellings, vocabulary.separator)
+    tokens = _list_tokens(spellings, vocabulary.separator, before=before, after=after)
     wildcard = log_probs.shape[1]
     emission = torch.cat([log_probs, _score_wildcard(log_probs, vocabulary)[:, None]], dim=1)
     columns = torch.tensor([[wildcard if token.column == WILDCARD else token.column for token in tokens]])
@@ -104,19 +114,24 @@ def align_words(
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """One token to be found. word: the index of the word it belongs to, None for a separator."""
+    """One token to be found. word: the index of the word it belongs to, None for separators and other speech."""
 
     column: int
     text: str = ""
     word: int | None = None
 
 
-def _list_tokens(spellings: Sequence[Sequence[tuple[str, int]]], separator: int | None) -> list[_Token]:
+def _list_tokens(
+    spellings: Sequence[Sequence[tuple[str, int]]], separator: int | None, *, before: bool, after: bool
+) -> list[_Token]:
+    groups = [[_Token(column, text, i) for text, column in spelling] for i, spelling in enumerate(spellings)]
+    other = [_Token(WILDCARD)]
+    groups = [*([other] if before else []), *groups, *([other] if after else [])]
     tokens: list[_Token] = []
-    for index, spelling in enumerate(spellings):
+    for index, group in enumerate(groups):
         if index and separator is not None:
             tokens.append(_Token(separator))
-        tokens += [_Token(column, text, index) for text, column in spelling]
+        tokens += group
     return tokens
 
 
