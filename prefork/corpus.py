@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -20,6 +21,8 @@ VIDEO_SUFFIXES = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".m
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
 _HEADER_BYTES = 16_384  # @Media stands among the first lines
+_LINK = "is a symbolic link that leads elsewhere and is not followed; copy it here"
+_LOCKED = "cannot be read; change its permissions"
 _PROBERS = 4  # threads that look at recordings' headers
 
 
@@ -46,9 +49,8 @@ class _Found:
 
     root: Path
     transcripts: list[Path] = field(default_factory=list)
-    media: dict[Path, list[Path]] = field(default_factory=dict)  # by path without suffix
-    outside: list[Path] = field(default_factory=list)  # symbolic links that leave the folder
-    unreadable: list[Path] = field(default_factory=list)
+    media: dict[Path, list[Path]] = field(default_factory=dict)  # by path without suffix, as `_fold` has it
+    refused: dict[Path, str] = field(default_factory=dict)  # what is not looked into, and why
 
 
 def find_jobs(source: Path, target: Path, names: Sequence[str] = (), media: Path | None = None) -> Corpus:
@@ -59,67 +61,82 @@ def find_jobs(source: Path, target: Path, names: Sequence[str] = (), media: Path
     """
     _check_places(source, target, media)
     outputs = [(name, formats.find_suffix(name)) for name in dict.fromkeys(names or ("chat",))]
-    root = source if source.is_dir() else source.parent
-    found = _walk(root, skip=target.resolve())
-    elsewhere = _walk(media, skip=target.resolve()) if media is not None else None
-    if source.is_file():
+    skip = os.path.realpath(target)
+    single = not source.is_dir()
+    found = _walk(source.parent if single else source, skip, deep=not single)
+    elsewhere = _walk(media, skip) if media is not None else None
+    if single:
         found.transcripts = [Path(source.name)]
-    if not found.transcripts:
+        found.refused = {path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES}
+    paired, problems = _pair(found, elsewhere, outputs)
+    problems += [_explain(path, why) for path, why in found.refused.items() if _may_hide_transcripts(path, why)]
+    if not paired and not problems:
         raise InputError(f"{source}: has no transcripts; those that can be read end in {', '.join(formats.READABLE)}")
-    jobs, problems = _pair(found, elsewhere, outputs)
-    jobs, collisions = _refuse_collisions(jobs)
-    jobs, silent = _probe(jobs)
-    problems += [_explain_link(path) for path in found.outside if path.suffix.lower() in formats.READABLE]
-    problems += [Problem(path.as_posix(), "cannot be read; change its permissions") for path in found.unreadable]
-    notices = [] if source.is_file() else _list_unused(found, jobs, [*problems, *collisions, *silent])
+    distinct, collisions = _refuse_collisions(paired)
+    jobs, unheard = _probe(distinct)
+    problems += [*collisions, *unheard]
+    notices = [] if single else _list_unused(found, paired, problems)
     jobs.sort(key=lambda job: (-job.seconds, job.id))
-    return Corpus(tuple(jobs), (*problems, *collisions, *silent), tuple(notices))
+    return Corpus(tuple(jobs), tuple(sorted(problems, key=lambda problem: problem.id)), tuple(notices))
 
 
 def _check_places(source: Path, target: Path, media: Path | None) -> None:
-    if not source.exists():
+    known = ", ".join(formats.READABLE)
+    if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
-    if source.is_file() and source.suffix.lower() not in formats.READABLE:
-        known = ", ".join(formats.READABLE)
+    if not source.is_dir() and (not source.is_file() or source.suffix.lower() not in formats.READABLE):
         raise InputError(f"{source}: no transcript; give a folder, or a file that ends in {known}")
     if media is not None and not media.is_dir():
         raise InputError(f"{media}: no such folder; check --media")
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not target.is_dir():  # noqa: PTH110
         raise InputError(f"{target}: is a file; OUT must be a folder")
     root = source if source.is_dir() else source.parent
-    if target.resolve() == root.resolve():
+    inner, outer = Path(os.path.realpath(root)), Path(os.path.realpath(target))
+    if outer == inner:
         raise InputError(f"{target}: is IN itself, whose transcripts would be written over; give another OUT")
+    if source.is_dir() and inner.is_relative_to(outer):
+        raise InputError(f"{target}: holds IN, whose files could be written over; give an OUT beside IN, or in it")
     if not os.access(root, os.R_OK | os.X_OK):
         raise InputError(f"{root}: cannot be read; change its permissions")
 
 
-def _walk(root: Path, skip: Path) -> _Found:
-    """Hidden files, what lies below `skip`, and links out of the folder are left alone."""
+def _walk(root: Path, skip: str, deep: bool = True) -> _Found:
+    """What lies in a folder, and below it if deep; but for hidden files, links out, and what lies below `skip`."""
     found = _Found(root)
-    inside = root.resolve()
-    for folder, folders, files in os.walk(root, onerror=lambda e: found.unreadable.append(_relative(e.filename, root))):
+    inside = Path(os.path.realpath(root))
+
+    def refuse(error: OSError) -> None:
+        found.refused[Path(error.filename).relative_to(root)] = _LOCKED
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
         here = Path(folder)
-        for name in sorted(folders):
-            if (here / name).is_symlink() and not name.startswith("."):
-                found.outside.append((here / name).relative_to(root))  # os.walk does not follow it
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != skip)
+        visible = [name for name in sorted(folders) if not name.startswith(".")]
+        visible = [name for name in visible if os.path.realpath(here / name) != skip] if deep else []
+        links = [name for name in visible if (here / name).is_symlink()]  # os.walk does not follow them
+        found.refused |= {(here / name).relative_to(root): _LINK for name in links}
+        folders[:] = [name for name in visible if name not in links]
         for name in sorted(files):
             path = here / name
-            relative = path.relative_to(root)
-            suffix = path.suffix.lower()
-            if name.startswith(".") or suffix not in MEDIA_SUFFIXES | formats.READABLE.keys():
-                continue
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                found.outside.append(relative)
-            elif suffix in MEDIA_SUFFIXES:
-                found.media.setdefault(relative.with_suffix(""), []).append(path)
-            else:
-                found.transcripts.append(relative)
+            if not name.startswith(".") and path.suffix.lower() in MEDIA_SUFFIXES | formats.READABLE.keys():
+                _sort_in(found, path, inside)
     return found
 
 
-def _relative(name: str | None, root: Path) -> Path:
-    return Path(name).relative_to(root) if name else Path()
+def _sort_in(found: _Found, path: Path, inside: Path) -> None:
+    relative = path.relative_to(found.root)
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+        found.refused[relative] = _LINK
+    elif not os.path.isfile(path):  # noqa: PTH113  unlike Path.is_file it never raises
+        found.refused[relative] = "is no file that can be read to its end; put a regular file there"
+    elif path.suffix.lower() in MEDIA_SUFFIXES:
+        found.media.setdefault(_fold(relative.with_suffix("")), []).append(path)
+    else:
+        found.transcripts.append(relative)
+
+
+def _fold(path: PurePath) -> Path:
+    """Some systems write é as one character, some as two; the same name is meant."""
+    return Path(unicodedata.normalize("NFC", str(path)))
 
 
 def _pair(
@@ -140,30 +157,46 @@ def _pair(
 def _find_media(transcript: Path, found: _Found, elsewhere: _Found | None) -> Path:
     """By @Media, else by the transcript's name; beside it, else in --media: the same folder, its root, anywhere."""
     name, kind = read_media_header(found.root / transcript)
-    stems = [PurePath(name), PurePath(name).with_suffix("")] if name else [PurePath(transcript.stem)]
-    places: list[tuple[Mapping[Path, list[Path]], Path]] = [(found.media, transcript.parent)]
-    if elsewhere is not None:
-        places += [(elsewhere.media, transcript.parent), (elsewhere.media, Path())]
-    for media, folder in places:
-        for stem in stems:
-            if candidates := media.get(folder / stem):
-                return _choose(candidates, name, kind)
-    if elsewhere is not None:
-        for stem in stems:
-            below = [path for key, paths in elsewhere.media.items() if key.name == stem.name for path in paths]
-            if below:
-                return _choose(below, name, kind)
     wanted = name or transcript.stem
-    linked = [p for p in [*found.outside, *(elsewhere.outside if elsewhere else [])] if wanted in (p.stem, p.name)]
-    if linked:
-        raise InputError(_explain_link(linked[0]).reason)
-    where = "beside it" + (f" or below {elsewhere.root}" if elsewhere else "; put it there, or give --media DIR")
+    stems = [PurePath(wanted)]
+    if name and stems[0].suffix.lower() in MEDIA_SUFFIXES:
+        stems.append(stems[0].with_suffix(""))
+    for candidates in _list_candidates(stems, transcript.parent, found, elsewhere):
+        if candidates:
+            return _choose(candidates, name, kind)
+    for place in [found, elsewhere] if elsewhere else [found]:
+        for path, why in place.refused.items():
+            if wanted in (path.stem, path.name) and path.suffix.lower() in MEDIA_SUFFIXES:
+                raise InputError(_explain(path, why).reason)
+    where = (
+        f"beside it or below {elsewhere.root}; put it there"
+        if elsewhere
+        else "beside it; put it there, or give --media DIR"
+    )
     raise InputError(f"no recording named {wanted!r} {where}")
 
 
+def _list_candidates(
+    stems: Sequence[PurePath], folder: Path, found: _Found, elsewhere: _Found | None
+) -> Iterator[list[Path]]:
+    """The recordings of a name, place by place: the best place first."""
+    places: list[tuple[Mapping[Path, list[Path]], Path]] = [(found.media, folder)]
+    if elsewhere is not None:
+        places += [(elsewhere.media, folder), (elsewhere.media, Path())]
+    for media, parent in places:
+        for stem in stems:
+            yield media.get(_fold(parent / stem), [])
+    if elsewhere is not None:
+        for stem in stems:
+            wanted = _fold(stem).name
+            yield [path for key, paths in elsewhere.media.items() if key.name == wanted for path in paths]
+
+
 def read_media_header(transcript: Path) -> tuple[str | None, str | None]:
-    """What @Media says: the recording's name, and whether it is `audio` or `video`. Raises InputError if the name
-    is more than a name, or the recording is said to be missing."""
+    """What @Media says: the recording's name, and whether it is `audio` or `video`.
+
+    Raises InputError if the name is more than a name, or the transcript cannot be read.
+    """
     if transcript.suffix.lower() != ".cha":
         return None, None
     try:
@@ -175,11 +208,9 @@ def read_media_header(transcript: Path) -> tuple[str | None, str | None]:
         return None, None
     fields = [part.strip().strip('"') for part in match.group(1).decode("utf-8", "replace").split(",")]
     name, kind = fields[0], fields[1] if len(fields) > 1 else None
-    if not name:
-        return None, kind
     if "/" in name or "\\" in name or name in (".", ".."):
         raise InputError(f"@Media names a path ({name}); it must be the recording's name alone: use --media DIR")
-    return name, kind
+    return name or None, kind
 
 
 def _choose(candidates: Sequence[Path], name: str | None, kind: str | None) -> Path:
@@ -190,8 +221,8 @@ def _choose(candidates: Sequence[Path], name: str | None, kind: str | None) -> P
         wanted = AUDIO_SUFFIXES if kind == "audio" else VIDEO_SUFFIXES
         candidates = [path for path in candidates if path.suffix.lower() in wanted] or candidates
     if len(candidates) > 1:
-        names = ", ".join(sorted(path.name for path in candidates))
-        raise InputError(f"several recordings for it: {names}; leave one, or name it with its suffix in @Media")
+        paths = ", ".join(sorted(str(path) for path in candidates))
+        raise InputError(f"two media for it: {paths}; leave one there, or name it with its suffix in @Media")
     return candidates[0]
 
 
@@ -225,21 +256,22 @@ def _probe(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     return [x for x in looked if isinstance(x, Job)], [x for x in looked if isinstance(x, Problem)]
 
 
-def _list_unused(found: _Found, jobs: Iterable[Job], problems: Iterable[Problem]) -> list[Problem]:
-    used = {job.media for job in jobs}
-    explained = {Path(problem.id).with_suffix("") for problem in problems}
-    reason = "no transcript goes with it; add one of the same name"
+def _list_unused(found: _Found, paired: Iterable[Job], problems: Iterable[Problem]) -> list[Problem]:
+    used = {job.media for job in paired}
+    explained = {_fold(PurePath(problem.id).with_suffix("")) for problem in problems}
     notices = [
-        Problem(path.relative_to(found.root).as_posix(), reason)
+        Problem(path.relative_to(found.root).as_posix(), "no transcript goes with it; add one of the same name")
         for stem, paths in found.media.items()
         for path in paths
         if path not in used and stem not in explained
     ]
-    notices += [_explain_link(path) for path in found.outside if path.suffix.lower() not in formats.READABLE]
+    notices += [_explain(path, why) for path, why in found.refused.items() if not _may_hide_transcripts(path, why)]
     return sorted(notices, key=lambda notice: notice.id)
 
 
-def _explain_link(path: Path) -> Problem:
-    return Problem(
-        path.as_posix(), f"{path.name} is a symbolic link that leads elsewhere and is not followed; copy it here"
-    )
+def _may_hide_transcripts(path: Path, why: str) -> bool:
+    return path.suffix.lower() in formats.READABLE or why == _LOCKED
+
+
+def _explain(path: Path, why: str) -> Problem:
+    return Problem(path.as_posix(), f"{path.name or 'the folder'} {why}")
