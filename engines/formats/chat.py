@@ -177,6 +177,8 @@ def _clean(token: str) -> str:
     >>> _clean('ice+cream'), _clean("°'cause°"), _clean('+/.')
     ('icecream', "'cause", '')
     """
+    if token.isalnum():  # most are, and this is where the time goes
+        return token
     kept = "".join(c for c in token if unicodedata.category(c)[0] in "LMN" or c in _IN_WORDS).strip("-_.·")
     return kept if any(character.isalnum() for character in kept) else ""
 
