@@ -97,7 +97,7 @@ def _check_places(source: Path, target: Path, media: Path | None) -> None:
     if source.is_dir() and inner.is_relative_to(outer):
         raise InputError(f"{target}: holds IN, whose files could be written over; give an OUT beside IN, or in it")
     if not os.access(root, os.R_OK | os.X_OK):
-        raise InputError(f"{root}: cannot be read; change its permissions")
+        raise InputError(f"{root}: {_LOCKED}")
 
 
 def _walk(root: Path, skip: str, deep: bool = True) -> _Found:
@@ -106,6 +106,8 @@ def _walk(root: Path, skip: str, deep: bool = True) -> _Found:
     inside = Path(os.path.realpath(root))
 
     def refuse(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise InputError(f"{root}: {_LOCKED}") from error
         found.refused[Path(error.filename).relative_to(root)] = _LOCKED
 
     for folder, folders, files in os.walk(root, onerror=refuse):
@@ -274,4 +276,4 @@ def _may_hide_transcripts(path: Path, why: str) -> bool:
 
 
 def _explain(path: Path, why: str) -> Problem:
-    return Problem(path.as_posix(), f"{path.name or 'the folder'} {why}")
+    return Problem(path.as_posix(), f"{path.name} {why}")

@@ -262,6 +262,12 @@ def test_what_may_not_be_read_is_a_problem(tmp_path: Path) -> None:
         (tmp_path / "in" / "locked").chmod(0o700)
     assert sorted(problem.id for problem in corpus.problems) == ["c.cha", "locked"]
     assert sorted(get_ids(corpus)) == ["a.txt", "c.txt"]
+    (tmp_path / "in").chmod(0)
+    try:
+        with pytest.raises(InputError, match="change its permissions"):
+            find(tmp_path)
+    finally:
+        (tmp_path / "in").chmod(0o700)
 
 
 @pytest.mark.parametrize(
