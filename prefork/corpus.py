@@ -50,6 +50,7 @@ class _Found:
     root: Path
     transcripts: list[Path] = field(default_factory=list)
     media: dict[Path, list[Path]] = field(default_factory=dict)  # by path without suffix, as `_fold` has it
+    media_names: dict[str, list[Path]] = field(default_factory=dict)  # the same, by name without suffix
     refused: dict[Path, str] = field(default_factory=dict)  # what is not looked into, and why
 
 
@@ -131,7 +132,9 @@ def _sort_in(found: _Found, path: Path, inside: Path) -> None:
     elif not os.path.isfile(path):  # noqa: PTH113  unlike Path.is_file it never raises
         found.refused[relative] = "is no file that can be read to its end; put a regular file there"
     elif path.suffix.lower() in MEDIA_SUFFIXES:
-        found.media.setdefault(_fold(relative.with_suffix("")), []).append(path)
+        key = _fold(relative.with_suffix(""))
+        found.media.setdefault(key, []).append(path)
+        found.media_names.setdefault(key.name, []).append(path)
     else:
         found.transcripts.append(relative)
 
@@ -190,8 +193,7 @@ def _list_candidates(
             yield media.get(_fold(parent / stem), [])
     if elsewhere is not None:
         for stem in stems:
-            wanted = _fold(stem).name
-            yield [path for key, paths in elsewhere.media.items() if key.name == wanted for path in paths]
+            yield elsewhere.media_names.get(_fold(stem).name, [])
 
 
 def read_media_header(transcript: Path) -> tuple[str | None, str | None]:
