@@ -1,7 +1,7 @@
 """CHAT, TalkBank's transcripts (https://talkbank.org/0info/manuals/CHAT.html).
 
 rustling parses and judges; what is written is the source itself, with nothing touched but the bullets of main lines
-and the %wor tiers.
+and the %wor tiers, and `unlinked` in @Media, which CHECK refuses in a transcript that has bullets.
 
 Words are everything that the speaker utters: retraced words, fillers (&-um), fragments (&+fr), nonwords (&~gaga),
 untranscribed speech (xxx, yyy, www), and of `gonna [: going to]` and `(be)cause` what was said: gonna, cause. They all
@@ -34,6 +34,7 @@ _BULLET = re.compile(rf"{BULLET}(\d{{1,12}})_(\d{{1,12}})-?{BULLET}")
 _FINAL_BULLET = re.compile(rf"{_BULLET.pattern}(?=(?:\s|\[\+[^\]]*\])*$)")  # postcodes may stand behind it
 _OLD_BULLET = re.compile(rf"{BULLET}%(?:snd|mov|txt|pic):")
 _LANGUAGE = re.compile(r"^[^:]*:\s*(\[- [^\]]+\])")
+_UNLINKED = re.compile(r",[ \t]*unlinked\b")
 _LINE_END = re.compile(r"\n(?![ \t])")  # the next line continues this one if it begins with white space
 _TERMINATOR = re.compile(r"[.?!]|\+[./?!\"]+")
 _TAG_MARKERS = frozenset(",„‡")
@@ -187,6 +188,7 @@ def render(document: Document) -> str:
     """The source of a CHAT document with the document's times."""
     tiers = list(_list_tiers(document.source))
     pairs = iter(zip(document.utterances, _list_utterances(_read(tiers)), strict=True))
+    linked = any(_make_bullet(utterance.start, utterance.end) for utterance in document.utterances)
     result: list[str] = []
     newline = _get_line_end(tiers[0].text) if tiers else ""
     block: list[_Tier] = []  # a main line, its dependent tiers, and empty lines among them
@@ -196,6 +198,8 @@ def render(document: Document) -> str:
             block = []
         if tier.is_main or block:
             block.append(tier)
+        elif tier.name == "@Media" and linked:
+            result.append(_UNLINKED.sub("", tier.text))
         else:
             result.append(tier.text)
     if block:

@@ -155,6 +155,12 @@ def test_wor_tier_is_replaced_where_it_stands_and_otherwise_comes_last(tmp_path:
     assert f"%com:\tlate\n%wor:\tno {B}500_900{B} .\n\n@Comment:\tbreak\n" in result
 
 
+def test_media_header_says_unlinked_only_while_there_are_no_times(tmp_path: Path) -> None:
+    source = make("*CHI:\tgo .").replace("foo, audio", "unlinked, audio, unlinked")
+    assert formats.render(read(tmp_path, source), "chat") == source
+    assert "@Media:\tunlinked, audio\n*CHI" in rewrite(tmp_path, source)
+
+
 ODDITIES = make(
     "@Comment:\tspaces at the end   \n"
     f"*CHI:\tI want\n\tto go . {B}1_20{B} \n"
