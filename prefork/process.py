@@ -32,6 +32,13 @@ def measure_memory(pid: int) -> Memory | None:
     return Memory(getattr(info, "pss", info.uss), info.uss)
 
 
+def release_free_memory() -> None:
+    """Gives the kernel what malloc holds back of memory that has been freed; glibc alone knows how."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def die_with_parent(parent: int) -> None:
     """Ends this process when its parent ends, however that happens.
 

@@ -149,7 +149,7 @@ class Run:
 
     @contextmanager
     def _listen(self) -> Iterator[None]:
-        """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end the process as they always do."""
+        """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end it as always."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = {n: signal.signal(n, lambda number, _: self._signals.append(number)) for n in numbers}
         try:

@@ -23,6 +23,7 @@ from prefork.arena import Arena
 from prefork.channel import Channel
 from prefork.faults import watch_for_writes
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.process import release_free_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
         except EOFError:
             return
         channel.send(_run(payload, Context(loaded, partial(_report, channel))))
+        release_free_memory()  # now that nobody waits for this worker
 
 
 def _report(channel: Channel, position: float, piece: bytes) -> None:
