@@ -43,6 +43,19 @@ class Corpus:
     notices: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class MediaHeader:
+    """What @Media says. kind: `audio` or `video`. status: `missing`, `unlinked` or `notrans`."""
+
+    name: str | None = None
+    kind: str | None = None
+    status: str | None = None
+
+
+class _NoRecording(InputError):
+    """There is none of the transcript's name."""
+
+
 @dataclass(slots=True)
 class _Found:
     """The files below a folder, by their path in it."""
@@ -69,16 +82,20 @@ def find_jobs(source: Path, target: Path, names: Sequence[str] = (), media: Path
     if single:
         found.transcripts = [Path(source.name)]
         found.refused = {path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES}
-    paired, problems = _pair(found, elsewhere, outputs)
+    paired, problems, strays = _pair(found, elsewhere, outputs)
+    if single:
+        problems, strays = [*problems, *strays], []
     problems += [_explain(path, why) for path, why in found.refused.items() if _may_hide_transcripts(path, why)]
+    if strays and not paired and not problems:
+        raise InputError(f"{source}: no recording goes with any of its transcripts: {strays[0].id}: {strays[0].reason}")
     if not paired and not problems:
         raise InputError(f"{source}: has no transcripts; those that can be read end in {', '.join(formats.READABLE)}")
     distinct, collisions = _refuse_collisions(paired)
     jobs, unheard = _probe(distinct)
     problems += [*collisions, *unheard]
-    notices = [] if single else _list_unused(found, paired, problems)
+    notices = [] if single else sorted([*strays, *_list_unused(found, paired, problems)], key=_get_id)
     jobs.sort(key=lambda job: (-job.seconds, job.id))
-    return Corpus(tuple(jobs), tuple(sorted(problems, key=lambda problem: problem.id)), tuple(notices))
+    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(notices))
 
 
 def _check_places(source: Path, target: Path, media: Path | None) -> None:
@@ -146,39 +163,43 @@ def _fold(path: PurePath) -> Path:
 
 def _pair(
     found: _Found, elsewhere: _Found | None, outputs: Sequence[tuple[str, str]]
-) -> tuple[list[Job], list[Problem]]:
-    jobs, problems = [], []
+) -> tuple[list[Job], list[Problem], list[Problem]]:
+    """Jobs, problems, and the texts without a recording, which may be no transcripts: corpora have their README.txt."""
+    jobs: list[Job] = []
+    problems: list[Problem] = []
+    strays: list[Problem] = []
     for transcript in found.transcripts:
         try:
             media = _find_media(transcript, found, elsewhere)
         except InputError as error:
-            problems.append(Problem(transcript.as_posix(), str(error)))
+            stray = isinstance(error, _NoRecording) and transcript.suffix.lower() != ".cha"
+            (strays if stray else problems).append(Problem(transcript.as_posix(), str(error)))
             continue
         wanted = tuple(Output(name, transcript.with_suffix(suffix)) for name, suffix in outputs)
         jobs.append(Job(transcript.as_posix(), found.root / transcript, media, wanted))
-    return jobs, problems
+    return jobs, problems, strays
 
 
 def _find_media(transcript: Path, found: _Found, elsewhere: _Found | None) -> Path:
     """By @Media, else by the transcript's name; beside it, else in --media: the same folder, its root, anywhere."""
-    name, kind = read_media_header(found.root / transcript)
+    header = read_media_header(found.root / transcript)
+    name = header.name
     wanted = name or transcript.stem
     stems = [PurePath(wanted)]
     if name and stems[0].suffix.lower() in MEDIA_SUFFIXES:
         stems.append(stems[0].with_suffix(""))
     for candidates in _list_candidates(stems, transcript.parent, found, elsewhere):
         if candidates:
-            return _choose(candidates, name, kind)
+            return _choose(candidates, header)
     for place in [found, elsewhere] if elsewhere else [found]:
         for path, why in place.refused.items():
-            if wanted in (path.stem, path.name) and path.suffix.lower() in MEDIA_SUFFIXES:
+            known = _fold(path)
+            if path.suffix.lower() in MEDIA_SUFFIXES and _fold(PurePath(wanted)).name in (known.stem, known.name):
                 raise InputError(_explain(path, why).reason)
-    where = (
-        f"beside it or below {elsewhere.root}; put it there"
-        if elsewhere
-        else "beside it; put it there, or give --media DIR"
-    )
-    raise InputError(f"no recording named {wanted!r} {where}")
+    where = f" or below {elsewhere.root}" if elsewhere else ""
+    said = "; @Media says that it is missing" if header.status == "missing" else ""
+    remedy = "" if elsewhere else ", or give --media DIR"
+    raise _NoRecording(f"no recording named {wanted!r} beside it{where}{said}; put it there{remedy}")
 
 
 def _list_candidates(
@@ -196,37 +217,37 @@ def _list_candidates(
             yield elsewhere.media_names.get(_fold(stem).name, [])
 
 
-def read_media_header(transcript: Path) -> tuple[str | None, str | None]:
-    """What @Media says: the recording's name, and whether it is `audio` or `video`.
-
-    Raises InputError if the name is more than a name, or the transcript cannot be read.
-    """
+def read_media_header(transcript: Path) -> MediaHeader:
+    """Raises InputError if the name is more than a name, or the transcript cannot be read."""
     if transcript.suffix.lower() != ".cha":
-        return None, None
+        return MediaHeader()
     try:
         with transcript.open("rb") as file:
             match = _MEDIA_HEADER.search(file.read(_HEADER_BYTES))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}; check the file") from error
     if match is None:
-        return None, None
-    fields = [part.strip().strip('"') for part in match.group(1).decode("utf-8", "replace").split(",")]
-    name, kind = fields[0], fields[1] if len(fields) > 1 else None
+        return MediaHeader()
+    fields = [part.strip().strip('"') or None for part in match.group(1).decode("utf-8", "surrogateescape").split(",")]
+    header = MediaHeader(*fields[:3])
+    name = header.name or ""
     if "/" in name or "\\" in name or name in (".", ".."):
         raise InputError(f"@Media names a path ({name}); it must be the recording's name alone: use --media DIR")
-    return name or None, kind
+    return header
 
 
-def _choose(candidates: Sequence[Path], name: str | None, kind: str | None) -> Path:
+def _choose(candidates: Sequence[Path], header: MediaHeader) -> Path:
     """The one recording of that name; of several, the one with the suffix or of the kind that @Media states."""
-    if len(candidates) > 1 and name:
-        candidates = [path for path in candidates if path.name == name] or candidates
-    if len(candidates) > 1 and kind in ("audio", "video"):
-        wanted = AUDIO_SUFFIXES if kind == "audio" else VIDEO_SUFFIXES
+    if len(candidates) > 1 and header.name:
+        name = _fold(PurePath(header.name)).name
+        candidates = [path for path in candidates if _fold(path).name == name] or candidates
+    if len(candidates) > 1 and header.kind in ("audio", "video"):
+        wanted = AUDIO_SUFFIXES if header.kind == "audio" else VIDEO_SUFFIXES
         candidates = [path for path in candidates if path.suffix.lower() in wanted] or candidates
     if len(candidates) > 1:
         paths = ", ".join(sorted(str(path) for path in candidates))
-        raise InputError(f"two media for it: {paths}; leave one there, or name it with its suffix in @Media")
+        remedy = ", or name it with its suffix in @Media" if header.name else ""
+        raise InputError(f"{len(candidates)} recordings go with it: {paths}; leave one there{remedy}")
     return candidates[0]
 
 
@@ -238,7 +259,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
         taken = [(output.path, owners[output.path]) for output in job.outputs if output.path in owners]
         if taken:
             path, owner = taken[0]
-            problems.append(Problem(job.id, f"would be written to {path}, as {owner} is; rename one of them"))
+            problems.append(Problem(job.id, f"its output {path} is already that of {owner}; rename one of them"))
             continue
         kept.append(job)
         owners |= {output.path: job.id for output in job.outputs}
@@ -267,10 +288,14 @@ def _list_unused(found: _Found, paired: Iterable[Job], problems: Iterable[Proble
         Problem(path.relative_to(found.root).as_posix(), "no transcript goes with it; add one of the same name")
         for stem, paths in found.media.items()
         for path in paths
-        if path not in used and stem not in explained
+        if used.isdisjoint(paths) and stem not in explained
     ]
     notices += [_explain(path, why) for path, why in found.refused.items() if not _may_hide_transcripts(path, why)]
-    return sorted(notices, key=lambda notice: notice.id)
+    return notices
+
+
+def _get_id(problem: Problem) -> str:
+    return problem.id
 
 
 def _may_hide_transcripts(path: Path, why: str) -> bool:

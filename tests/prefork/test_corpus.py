@@ -150,25 +150,65 @@ def test_nearest_place_wins_and_equally_near_ones_are_refused(tmp_path: Path) ->
         write_recording(tmp_path / "media" / path)
     corpus = find(tmp_path, media=tmp_path / "media")
     assert [job.media for job in corpus.jobs] == [near]
-    assert "two media" in get_reason(corpus, "b.txt")
+    assert "2 recordings go with it" in get_reason(corpus, "b.txt")
     write_recording(tmp_path / "in" / "b.wav")
     assert "b.txt" in get_ids(find(tmp_path, media=tmp_path / "media"))
 
 
-def test_transcript_without_recording_is_a_problem_and_recording_without_transcript_a_notice(tmp_path: Path) -> None:
+def test_chat_without_recording_is_a_problem_and_what_else_is_left_over_a_notice(tmp_path: Path) -> None:
     write_pair(tmp_path / "in", "good")
-    write_text(tmp_path / "in" / "mute.txt")
+    write_text(tmp_path / "in" / "mute.cha", CHAT.format("mute", "audio"))
+    write_text(tmp_path / "in" / "notes.txt")
     write_recording(tmp_path / "in" / "wordless.wav")
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["good.txt"]
-    assert get_reason(corpus, "mute.txt") == "no recording named 'mute' beside it; put it there, or give --media DIR"
-    assert [(notice.id, "add one" in notice.reason) for notice in corpus.notices] == [("wordless.wav", True)]
+    assert [problem.id for problem in corpus.problems] == ["mute.cha"]
+    assert get_reason(corpus, "mute.cha") == "no recording named 'mute' beside it; put it there, or give --media DIR"
+    assert [(notice.id, notice.reason) for notice in corpus.notices] == [
+        ("notes.txt", "no recording named 'notes' beside it; put it there, or give --media DIR"),
+        ("wordless.wav", "no transcript goes with it; add one of the same name"),
+    ]
 
 
-def test_recording_that_is_none_costs_only_its_own_job(tmp_path: Path) -> None:
+def test_texts_without_any_recording_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    write_text(tmp_path / "in" / "a.txt")
+    write_text(tmp_path / "in" / "b.lab")
+    with pytest.raises(InputError, match=r"no recording goes with any of its transcripts: a.txt: .*give --media DIR"):
+        find(tmp_path)
+    with pytest.raises(InputError, match=r"no recording goes with any .*beside it or below .*media; put it there$"):
+        find(tmp_path, media=write_recording(tmp_path / "media" / "c.wav").parent)
+
+
+@pytest.mark.parametrize("status", ["missing", "unlinked", "notrans"])
+def test_status_in_the_media_header_does_not_keep_a_recording_that_is_there_from_use(
+    tmp_path: Path, status: str
+) -> None:
+    write_text(tmp_path / "in" / "a.cha", CHAT.format("a", f"audio, {status}"))
+    assert ("@Media says that it is missing" in get_reason(find(tmp_path), "a.cha")) == (status == "missing")
+    write_recording(tmp_path / "in" / "a.wav")
+    assert get_ids(find(tmp_path)) == ["a.cha"]
+
+
+def test_recording_beside_the_chosen_one_is_no_leftover(tmp_path: Path) -> None:
+    write_text(tmp_path / "in" / "a.cha", CHAT.format("a", "audio"))
+    for suffix in (".wav", ".mp4"):
+        write_recording(tmp_path / "in" / f"a{suffix}")
+    assert find(tmp_path).notices == ()
+
+
+def test_suffixes_are_known_in_any_case(tmp_path: Path) -> None:
+    write_text(tmp_path / "in" / "A.CHA", CHAT.format("a.Wav", "audio"))
+    write_recording(tmp_path / "in" / "a.WAV")
+    job = find(tmp_path).jobs[0]
+    assert (job.id, job.media) == ("A.CHA", tmp_path / "in" / "a.WAV")
+    assert job.outputs == (Output("chat", Path("A.cha")),)
+
+
+@pytest.mark.parametrize("content", [b"", b"no audio at all", b"RIFF\x24\0\0\0WAVEfmt "])
+def test_recording_that_is_none_costs_only_its_own_job(tmp_path: Path, content: bytes) -> None:
     write_pair(tmp_path / "in", "good")
     write_pair(tmp_path / "in", "bad")
-    (tmp_path / "in" / "bad.wav").write_bytes(b"no audio at all")
+    (tmp_path / "in" / "bad.wav").write_bytes(content)
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["good.txt"]
     assert "bad.wav" in get_reason(corpus, "bad.txt")
@@ -180,7 +220,7 @@ def test_two_transcripts_for_one_output_are_told_apart(tmp_path: Path) -> None:
     write_text(tmp_path / "in" / "a.cha", CHAT.format("a", "audio"))
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["a.cha"]
-    assert get_reason(corpus, "a.txt") == "would be written to a.cha, as a.cha is; rename one of them"
+    assert get_reason(corpus, "a.txt") == "its output a.cha is already that of a.cha; rename one of them"
 
 
 def test_outputs_in_the_input_folder_are_no_inputs_of_the_next_run(tmp_path: Path) -> None:
