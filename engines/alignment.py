@@ -175,9 +175,11 @@ def _clip(word: Word, start: float, end: float) -> Word:
     assert word.end is not None
     end = round(max(start, min(word.end, end)), 3)
 
-    def limit(time: float) -> float:
-        return round(min(max(time, start), end), 3)
+    def limit(character: Character) -> Character:
+        first = min(max(character.start, start), end)
+        last = min(max(character.end, first), end)
+        return Character(character.text, round(first, 3), round(last, 3), round(character.score, 4))
 
-    characters = tuple(Character(c.text, limit(c.start), limit(c.end), round(c.score, 4)) for c in word.characters)
+    characters = tuple(limit(character) for character in word.characters)
     score = None if word.score is None else round(word.score, 4)
     return replace(word, start=start, end=end, score=score, characters=characters)

@@ -74,7 +74,7 @@ def open_checkpoint(name: str) -> Checkpoint:
     config = _read_config(name, folder)
     if type(config) not in MODEL_FOR_CTC_MAPPING:
         _refuse(name, f"a {config.model_type} model is not a CTC model")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("model*.safetensors")):
         pickled = "only pickled ones, which can run code when they are read" if any(folder.glob("*.bin")) else "none"
         _refuse(name, f"it has no safetensors weights ({pickled})")
     settings = _read_extractor_settings(name, folder)
@@ -238,7 +238,7 @@ def _read_clock(name: str, config: PreTrainedConfig, settings: Mapping[str, Any]
     if frame is None and waveform and ratio:
         frame = ratio / SAMPLE_RATE
     elif frame is None and not waveform:
-        frame = settings.get("hop_length", 160) * (ratio or settings.get("stride", 1)) / SAMPLE_RATE
+        frame = settings.get("hop_length", 160) * (settings.get("stride") or ratio or 1) / SAMPLE_RATE
     if not frame or abs(frame * SAMPLE_RATE - round(frame * SAMPLE_RATE)) > 1e-6:
         _refuse(name, "how long its frames are is not known; add frame_seconds to its config.json")
     starts, ends = (float(getattr(config, f"{edge}_offset_seconds", 0.0)) for edge in ("start", "end"))
