@@ -218,7 +218,7 @@ def _list_candidates(
 
 
 def read_media_header(transcript: Path) -> MediaHeader:
-    """Raises InputError if the name is more than a name, or the transcript cannot be read."""
+    """Raises InputError if the name is more than a name, or the header cannot be read."""
     if transcript.suffix.lower() != ".cha":
         return MediaHeader()
     try:
@@ -228,7 +228,11 @@ def read_media_header(transcript: Path) -> MediaHeader:
         raise InputError(f"cannot be read: {error.strerror}; check the file") from error
     if match is None:
         return MediaHeader()
-    fields = [part.strip().strip('"') or None for part in match.group(1).decode("utf-8", "surrogateescape").split(",")]
+    try:
+        content = match.group(1).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("its @Media is not UTF-8; save it as UTF-8") from error
+    fields = [part.strip().strip('"') or None for part in content.split(",")]
     header = MediaHeader(*fields[:3])
     name = header.name or ""
     if "/" in name or "\\" in name or name in (".", ".."):

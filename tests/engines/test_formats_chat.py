@@ -46,8 +46,8 @@ def time(document: Document, step: float = 0.5) -> Document:
     return replace(document, utterances=tuple(utterances), seconds=count * step)
 
 
-def rewrite(tmp_path: Path, source: str) -> str:
-    result = formats.render(time(read(tmp_path, source)), "chat")
+def rewrite(tmp_path: Path, source: str, name: str = "a.cha") -> str:
+    result = formats.render(time(read(tmp_path, source, name)), "chat")
     CHAT.from_strs([result.removeprefix("\ufeff")], parallel=False, strict=True, mor_tier=None, gra_tier=None)
     return result
 
@@ -269,6 +269,21 @@ def test_plain_text_becomes_a_valid_chat_file(tmp_path: Path) -> None:
     assert f"*SPK:\tis it 3.5 or ? {B}2000_4400{B}\n%wor:\tis {B}2000_2400{B}" in result
     again = read(tmp_path, result)
     assert [len(u.words) for u in again.utterances] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "main"),
+    [
+        ("@End of story", "End of story ."),
+        ("*CHI:\t%wor: go?", "CHI wor go ?"),
+        ("a\tb\x07c [/] <d> & +... \x15", "a bc d ."),
+        ("12 3.5 -- 007 ... 4th", "12 3.5 4th ."),
+        ("go " * 20_000, "go " * 20_000 + "."),
+    ],
+)
+def test_marks_of_chat_in_a_plain_text_mean_nothing(tmp_path: Path, line: str, main: str) -> None:
+    result = rewrite(tmp_path, line, "a.txt")
+    assert result.partition("*SPK:\t")[2].partition(f" {B}")[0] == main
 
 
 @settings(max_examples=150, deadline=None)

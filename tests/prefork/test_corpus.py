@@ -179,6 +179,11 @@ def test_texts_without_any_recording_are_refused_with_the_remedy(tmp_path: Path)
         find(tmp_path, media=write_recording(tmp_path / "media" / "c.wav").parent)
 
 
+def test_media_header_that_is_not_utf_8_names_the_remedy(tmp_path: Path) -> None:
+    write_text(tmp_path / "in" / "a.cha").write_bytes(CHAT.format("café", "audio").encode("latin-1"))
+    assert get_reason(find(tmp_path), "a.cha") == "its @Media is not UTF-8; save it as UTF-8"
+
+
 @pytest.mark.parametrize("status", ["missing", "unlinked", "notrans"])
 def test_status_in_the_media_header_does_not_keep_a_recording_that_is_there_from_use(
     tmp_path: Path, status: str
