@@ -27,6 +27,7 @@ ATTEMPTS = 2  # a task whose worker dies is tried once more
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _TICK_SECONDS = 0.5
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
+_BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
 _EXIT_SECONDS = 2.0  # how long the zygote may take to end its workers and itself
 
 
@@ -474,11 +475,14 @@ class Supervisor:
         now = time.monotonic()
         for worker in list(self._workers.values()):
             task = worker.task
-            if task is None or task.step is None or worker.sentence:
+            if worker.sentence:
                 continue
-            limit = self._hang_limit.seconds(task.step)
-            if now - worker.seen > limit:
-                self._kill(worker, f"made no progress for {limit:.0f} s and was killed")
+            if worker.ready is None and now - worker.born > _BOOT_SECONDS:
+                self._kill(worker, f"was not ready {_BOOT_SECONDS:.0f} s after it was forked and was killed")
+            elif task is not None and task.step is not None:
+                limit = self._hang_limit.seconds(task.step)
+                if now - worker.seen > limit:
+                    self._kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
     def _ignore(self, fileobj: Channel | int) -> None:
         """Listens to it no more; it may have ended, and been ignored, before."""

@@ -270,6 +270,24 @@ def measure_sameness() -> Iterator[Row]:
         )
 
 
+def measure_splitting() -> Iterator[Row]:
+    """One long recording by one worker, and shared out over two; each on one thread."""
+    with corpus() as (source, out):
+        long = source.parent / "long"
+        long.mkdir()
+        _join_recordings(long)
+        ratios = []
+        for trial in range(3):
+            two = _align(out / f"two{trial}", "--workers", "2", "--threads", "1", source=long)
+            one = _align(out / f"one{trial}", "--workers", "1", "--threads", "1", source=long)
+            ratios.append(_throughput(two) / _throughput(one))
+    yield (
+        "one 21 min recording over 2 workers against 1, one thread each",
+        f"median {statistics.median(ratios):.2f}",
+        "",
+    )
+
+
 def _join_recordings(folder: Path) -> None:
     """All recordings after one another, with one timed transcript."""
     import av
@@ -371,6 +389,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
     "start": (measure_start, ""),
     "sharing": (measure_sharing, "memory"),
     "speed": (measure_speed, "recordings"),
+    "splitting": (measure_splitting, "recordings"),
     "sameness": (measure_sameness, "recordings"),
     "killing": (measure_killing, "recordings"),
 }
