@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engines.base import Engine, InputError, Job, LoadError, Output, Segment
     from prefork.jobs import JobResult
     from prefork.runtime import Runtime
-    from prefork.supervisor import HangLimit, Stopped, WorkerDied
+    from prefork.tasks import HangLimit, Stopped, WorkerDied
 
 _HOMES = {
     "Engine": "engines.base",
@@ -20,9 +20,9 @@ _HOMES = {
     "Segment": "engines.base",
     "JobResult": "prefork.jobs",
     "Runtime": "prefork.runtime",
-    "HangLimit": "prefork.supervisor",
-    "Stopped": "prefork.supervisor",
-    "WorkerDied": "prefork.supervisor",
+    "HangLimit": "prefork.tasks",
+    "Stopped": "prefork.tasks",
+    "WorkerDied": "prefork.tasks",
 }
 __all__ = [
     "Engine",

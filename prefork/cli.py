@@ -90,7 +90,7 @@ def align(
     nothing can run, 130 if it was stopped.
     """
     from prefork.run import Request
-    from prefork.supervisor import HangLimit
+    from prefork.tasks import HangLimit
 
     options = {"model": model, "max_segment": max_segment}
     request = Request(

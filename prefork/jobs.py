@@ -11,7 +11,8 @@ from pathlib import Path
 from engines.base import Job
 from engines.document import Document
 from prefork.outputs import JobOutput, WrittenFile
-from prefork.supervisor import Supervisor, Task
+from prefork.supervisor import Supervisor
+from prefork.tasks import Task
 
 CHUNK_SECONDS = 60.0  # audio that a worker takes of a job at a time: little to lose, little to talk about
 

@@ -19,7 +19,7 @@ from prefork.journal import FOLDER, Journal
 from prefork.outputs import OutputFolder
 from prefork.report import Report, Summary, View
 from prefork.runtime import Runtime
-from prefork.supervisor import HangLimit, Stopped
+from prefork.tasks import HangLimit, Stopped
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _LOOK_SECONDS = 0.1
@@ -180,7 +180,6 @@ class Run:
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         supervisor = self._runtime.supervisor
         inventory = supervisor.inventory
-        workers = [memory.uss for name, memory in supervisor.memory.items() if name.startswith("worker")]
         return Summary(
             done=len(self._done),
             skipped=skipped,
@@ -196,7 +195,7 @@ class Run:
             workers=self._runtime.workers,
             threads=self._runtime.threads,
             weights=inventory.weights if inventory else 0,
-            private=max(workers, default=0),
+            private=supervisor.most_private,
             total=sum(memory.pss for memory in supervisor.memory.values()),
             deaths=supervisor.deaths,
             target=str(self._request.target),

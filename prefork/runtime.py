@@ -18,7 +18,8 @@ from typing import Any, TypeVar, overload
 from engines.base import Job
 from platform_matrix.facts import count_usable_cores
 from prefork.jobs import JobResult, JobRun
-from prefork.supervisor import HangLimit, Supervisor, Task
+from prefork.supervisor import Supervisor
+from prefork.tasks import HangLimit, Task
 from prefork.zygote import Specification
 
 T = TypeVar("T")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import os
 import pickle
@@ -12,8 +11,9 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from engines.base import LoadError
@@ -21,63 +21,14 @@ from prefork import process, zygote
 from prefork.channel import Channel
 from prefork.faults import FATAL
 from prefork.process import Memory
+from prefork.tasks import ATTEMPTS, HangLimit, RemoteTraceback, Stopped, Task, TaskQueue, WorkerDied
 from prefork.zygote import Inventory, Specification
 
-ATTEMPTS = 2  # a task whose worker dies is tried once more
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _TICK_SECONDS = 0.5
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
 _EXIT_SECONDS = 2.0  # how long the zygote may take to end its workers and itself
-
-
-class WorkerDied(Exception):
-    """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
-
-
-class Stopped(Exception):
-    """The run was stopped before the task was done."""
-
-
-@dataclass(frozen=True, slots=True)
-class HangLimit:
-    """Seconds without progress after which a worker counts as hung, as a function of the audio it works on."""
-
-    base: float = 60.0
-    per_audio_second: float = 20.0  # a large model on one slow core stays well below that
-
-    def seconds(self, audio: float) -> float:
-        return self.base + self.per_audio_second * audio
-
-
-@dataclass(slots=True, eq=False)
-class Task:
-    """Something for one worker to do.
-
-    order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
-    and may take for ever. items: what it goes through one by one, the last of its arguments; what came of each is
-    kept in `finished`, and after a death only the others are done again. attempts: deaths since the last sign of
-    life. closing: still started while the run drains, because it saves what has been done. done: called in the
-    supervisor's thread with the pickled result, or an exception.
-    """
-
-    name: str
-    arguments: tuple[Any, ...]
-    done: Callable[[bytes | None, BaseException | None], None]
-    order: tuple[int, ...] = ()
-    label: str = ""
-    items: Sequence[bytes] | None = None
-    finished: list[bytes] = field(default_factory=list)
-    step: float | None = None
-    closing: bool = False
-    attempts: int = 0
-    position: float = 0.0  # seconds in the recording
-    cancelled: bool = False
-
-    def describe(self) -> bytes:
-        """What the worker is sent: the task's name and its arguments."""
-        rest = () if self.items is None else (self.items[len(self.finished) :],)
-        return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,12 +85,12 @@ class Supervisor:
         self.failure: BaseException | None = None  # why nothing can run
         self.loaded = threading.Event()  # set when the zygote is ready, or never will be
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
+        self.most_private = 0  # bytes, of the largest worker ever seen
         self.deaths = 0
         self._selector = selectors.DefaultSelector()
         self._numbers = itertools.count()
         self._workers: dict[int, _Worker] = {}
-        self._queue: list[tuple[tuple[int, ...], int, Task]] = []
-        self._retries: deque[Task] = deque()
+        self._queue = TaskQueue()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_reading, self._wake_writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_reading, selectors.EVENT_READ, self._on_wake)
@@ -163,7 +114,7 @@ class Supervisor:
         self._thread.start()
 
     def submit(self, *tasks: Task) -> None:
-        if not self._tell(lambda: self._accept(tasks)):
+        if not self._tell(lambda: self._queue.push(*tasks)):
             for task in tasks:
                 task.done(None, self._reason())
 
@@ -242,9 +193,8 @@ class Supervisor:
             return True
         running = any(worker.task for worker in self._workers.values())
         if self._drain_until is not None:
-            closing = any(task.closing and not task.cancelled for _, _, task in self._queue)
-            return time.monotonic() > self._drain_until or not (running or closing)
-        return self._closing and not (running or self._queue or self._retries or self._inbox)
+            return time.monotonic() > self._drain_until or not (running or self._queue.has_closing)
+        return self._closing and not (running or self._queue or self._inbox)
 
     def _timeout(self) -> float:
         return 0.0 if self._inbox else _TICK_SECONDS
@@ -257,17 +207,9 @@ class Supervisor:
         while self._inbox:
             self._inbox.popleft()()
 
-    def _accept(self, tasks: Iterable[Task]) -> None:
-        for task in tasks:
-            heapq.heappush(self._queue, (task.order, next(self._numbers), task))
-
     def _drop_waiting(self) -> None:
-        waiting = [*self._retries, *(task for _, _, task in self._queue)]
-        self._retries.clear()
-        self._queue.clear()
-        for task in waiting:
-            if not task.cancelled:
-                task.done(None, Stopped("it was cancelled before it began"))
+        for task in self._queue.clear():
+            task.done(None, Stopped("it was cancelled before it began"))
 
     def _end(self) -> None:
         """Ends every process and gives every task that is left its reason."""
@@ -278,11 +220,10 @@ class Supervisor:
         with self._lock:
             self._ended = True
         self._do_inbox()
-        left = [worker.task for worker in self._workers.values() if worker.task]
+        left = [worker.task for worker in self._workers.values() if worker.task and not worker.task.cancelled]
         self._workers.clear()
-        for task in [*left, *self._retries, *(task for _, _, task in self._queue)]:
-            if not task.cancelled:
-                task.done(None, self._reason())
+        for task in [*left, *self._queue.clear()]:
+            task.done(None, self._reason())
         self.loaded.set()
         self._selector.close()
         os.close(self._wake_reading)
@@ -363,10 +304,12 @@ class Supervisor:
         self._drop_zygote()
         reason = process.describe_exit(self._zygote.returncode)
         for worker in list(self._workers.values()):
+            with contextlib.suppress(EOFError):
+                self._hear(worker)  # it may have finished something before it died
             self._forget(worker)
             del self._workers[worker.number]
             if worker.task:
-                self._retries.append(worker.task)
+                self._queue.push_again(worker.task)
         self._barren += 1
         if self._barren >= _BARREN_STARTS:
             words = self._zygote_words.decode(errors="replace").strip().rpartition("\n")[2]
@@ -400,7 +343,7 @@ class Supervisor:
         os.set_blocking(reading, False)
         worker = _Worker(slot, next(self._numbers), channel, reading, time.monotonic())
         self._workers[worker.number] = worker
-        self._selector.register(channel, selectors.EVENT_READ, lambda: self._on_worker(worker))
+        self._selector.register(channel, selectors.EVENT_READ, partial(self._on_worker, worker))
         self._selector.register(reading, selectors.EVENT_READ, lambda: self._read_errors(reading, worker.last_words))
         self._post_zygote(("fork", worker.number, self._threads), (there.detach(), writing))
 
@@ -430,12 +373,12 @@ class Supervisor:
         task.attempts += 1
         if task.attempts < ATTEMPTS:
             self._notice(f"{task.label}: {reason}; trying once more on a fresh worker")
-            self._retries.append(task)
+            self._queue.push_again(task)
         elif not task.cancelled:
             task.done(None, WorkerDied(f"{reason}, and so did another worker before it"))
 
     def _on_worker(self, worker: _Worker) -> None:
-        self._flush(worker.channel, lambda: self._on_worker(worker))
+        self._flush(worker.channel, partial(self._on_worker, worker))
         try:
             self._hear(worker)
         except EOFError:
@@ -509,39 +452,19 @@ class Supervisor:
 
     def _dispatch(self) -> None:
         idle = [w for w in self._workers.values() if w.ready is not None and w.task is None and not w.sentence]
-        while idle and (task := self._next_task(idle)):
-            fresh = [worker for worker in idle if worker.tasks == 0]
-            worker = fresh[0] if task.attempts and fresh else idle[0]
+        draining = self._drain_until is not None
+        while idle:
+            fresh = next((worker for worker in idle if worker.tasks == 0), None)
+            task = self._queue.pop(fresh=fresh is not None, closing=draining)
+            if task is None:
+                break
+            worker = fresh if fresh is not None and task.attempts else idle[0]
             idle.remove(worker)
             worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
             worker.channel.post(task.describe())
-            self._flush(worker.channel, lambda worker=worker: self._on_worker(worker))  # type: ignore[misc]
-
-    def _next_task(self, idle: list[_Worker]) -> Task | None:
-        """What to start next. A second attempt waits for a worker that has done nothing yet."""
-        draining = self._drain_until is not None
-        for task in list(self._retries):
-            if draining and not task.closing:
-                break
-            if task.attempts == 0 or any(worker.tasks == 0 for worker in idle):
-                self._retries.remove(task)
-                return task
-            if not any(worker.tasks == 0 for worker in self._workers.values()):
-                self._kill(idle.pop(), "made room for a fresh worker")
-                return self._next_task(idle) if idle else None
-        passed_over = []
-        found = None
-        while self._queue and found is None:
-            entry = heapq.heappop(self._queue)
-            if entry[2].cancelled:
-                continue
-            if draining and not entry[2].closing:
-                passed_over.append(entry)
-            else:
-                found = entry[2]
-        for entry in passed_over:
-            heapq.heappush(self._queue, entry)
-        return found
+            self._flush(worker.channel, partial(self._on_worker, worker))
+        if idle and self._queue.wants_fresh and not any(worker.tasks == 0 for worker in self._workers.values()):
+            self._kill(idle[0], "made room for a fresh one")
 
     # -- memory ----------------------------------------------------------------------------------------------
 
@@ -553,19 +476,14 @@ class Supervisor:
             self._sampled, self._sampling = now, self._sampling + 1
             worker = workers[self._sampling % len(workers)]
             worker.memory = process.measure_memory(worker.pid) or worker.memory
+            self.most_private = max(self.most_private, worker.memory.uss if worker.memory else 0)
 
     def _measure_all(self) -> None:
         pids = {f"worker {w.slot}": w.pid for w in self._workers.values() if w.pid}
         if self._zygote is not None:
             pids["zygote"] = self._zygote.pid
         self.memory = {name: memory for name, pid in pids.items() if (memory := process.measure_memory(pid))}
-
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception that was raised in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
+        self.most_private = max(self.most_private, *(m.uss for name, m in self.memory.items() if name != "zygote"), 0)
 
 
 def _find_last_words(words: bytearray) -> str:
