@@ -5,6 +5,7 @@ Both ends are processes that prefork started itself; nothing that a user downloa
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import struct
@@ -40,6 +41,9 @@ class Channel:
 
     def close(self) -> None:
         self._socket.close()
+        for _, fds in self._outgoing:
+            _close_all(fds)
+        self._outgoing.clear()
 
     def send(self, message: Any) -> None:
         """Blocks until the message is with the kernel. Raises OSError if the other end is gone."""
@@ -69,7 +73,7 @@ class Channel:
         return data
 
     def post(self, message: Any, fds: Sequence[int] = ()) -> None:
-        """Queues a message. The descriptors must stay open until `flush` has returned True."""
+        """Queues a message. The descriptors go with it: here they are closed once they have been sent."""
         payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         self._outgoing.append((memoryview(_HEADER.pack(len(payload)) + payload), fds))
 
@@ -82,6 +86,7 @@ class Channel:
                 count = self._socket.sendmsg([view[:_CHUNK]], ancillary, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
+            _close_all(fds)  # they went with the first byte
             if count == len(view):
                 self._outgoing.popleft()
             else:
@@ -113,3 +118,8 @@ class Channel:
             message = pickle.loads(memoryview(self._incoming)[_HEADER.size : end].tobytes())
             del self._incoming[:end]
             yield message
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -43,7 +43,8 @@ class Runtime(Executor):
     load: a function without arguments that returns the model, or anything that holds it.
     workers: processes; by default one for each core that may be used. threads: of each worker, by default its
     share of the cores. hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may
-    take as long as they like.
+    take as long as they like. notice: gets what happens to workers, by default a warning of the logger `prefork`.
+    log: gets what the workers print, which by default comes out as it is.
 
     Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
     your script, which needs its `if __name__ == "__main__":`.
@@ -58,8 +59,8 @@ class Runtime(Executor):
         workers: int | None = None,
         threads: int | None = None,
         hang_limit: HangLimit | None = None,
-        notice: Callable[[str], None] = lambda _: None,
-        log: Callable[[str], None] = lambda _: None,
+        notice: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         if engine is not None and load is not None:
             raise ValueError("Runtime takes an engine or a load function, not both")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import pickle
 import selectors
-import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -17,12 +18,13 @@ from functools import partial
 from typing import Any
 
 from engines.base import LoadError
-from prefork import process, zygote
+from prefork import process
 from prefork.channel import Channel
 from prefork.faults import FATAL
 from prefork.process import Memory
 from prefork.tasks import ATTEMPTS, HangLimit, RemoteTraceback, Stopped, Task, TaskQueue, WorkerDied
 from prefork.zygote import Inventory, Specification
+from prefork.zygote_process import ZygoteProcess
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _TICK_SECONDS = 0.5
@@ -72,15 +74,18 @@ class Supervisor:
         workers: int,
         threads: int,
         hang_limit: HangLimit | None = None,
-        notice: Callable[[str], None] = lambda _: None,
-        log: Callable[[str], None] = lambda _: None,
+        notice: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
+        """notice: gets what happens to workers; by default a warning of the logger `prefork`. log: gets what the
+        processes print; by default it comes out as it is, on stdout and stderr."""
         self._specification = specification
         self._size = workers
         self._threads = threads
         self._hang_limit = hang_limit or HangLimit()
-        self._notice = notice
-        self._log = log
+        self._notice = notice or logging.getLogger("prefork").warning
+        self._log = log or _print
+        self._talkative = log is None
         self.inventory: Inventory | None = None
         self.failure: BaseException | None = None  # why nothing can run
         self.loaded = threading.Event()  # set when the zygote is ready, or never will be
@@ -94,13 +99,9 @@ class Supervisor:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_reading, self._wake_writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_reading, selectors.EVENT_READ, self._on_wake)
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._zygote_channel: Channel | None = None
-        self._zygote_errors = -1
-        self._zygote_words = bytearray()
+        self._zygote: ZygoteProcess | None = None
         self._lock = threading.Lock()
         self._ended = False
-        self._parting: list[int] = []  # descriptors to close once they have been sent
         self._barren = 0
         self._closing = False
         self._drain_until: float | None = None
@@ -215,8 +216,8 @@ class Supervisor:
         """Ends every process and gives every task that is left its reason."""
         for worker in list(self._workers.values()):
             self._forget(worker)
-        if self._zygote_channel is not None:
-            self._drop_zygote()
+        if self._zygote is not None:
+            self._end_zygote(self._zygote)
         with self._lock:
             self._ended = True
         self._do_inbox()
@@ -232,57 +233,37 @@ class Supervisor:
     # -- the zygote ------------------------------------------------------------------------------------------
 
     def _start_zygote(self) -> None:
-        self._zygote_channel, there = Channel.pair()
-        self._zygote_errors, errors = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._zygote_errors, False)
-        with there:
-            self._zygote = subprocess.Popen(
-                zygote.command(there.fileno()),
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=[there.fileno()],
-                env={**os.environ, **zygote.ENVIRONMENT},
-                start_new_session=True,  # Ctrl-C is for the supervisor, which knows what to do about it
-            )
-        os.close(errors)
-        self._zygote_words.clear()
-        self._selector.register(self._zygote_channel, selectors.EVENT_READ, self._on_zygote)
-        self._selector.register(self._zygote_errors, selectors.EVENT_READ, self._on_zygote_errors)
-        self._post_zygote(self._specification)
+        self._zygote = zygote = ZygoteProcess(self._specification, self._talkative)
+        self._selector.register(zygote.channel, selectors.EVENT_READ, self._on_zygote)
+        self._selector.register(zygote.errors, selectors.EVENT_READ, self._on_zygote_errors)
+        self._flush(zygote.channel, self._on_zygote)
 
     def _post_zygote(self, message: Any, fds: tuple[int, ...] = ()) -> None:
-        assert self._zygote_channel is not None
-        self._zygote_channel.post(message, fds)
-        self._parting += fds
-        self._flush_zygote()
+        assert self._zygote is not None
+        self._zygote.channel.post(message, fds)
+        self._flush(self._zygote.channel, self._on_zygote)
 
-    def _flush_zygote(self) -> None:
-        channel = self._zygote_channel
-        if channel is not None and self._flush(channel, self._on_zygote):
-            while self._parting:
-                os.close(self._parting.pop())
-
-    def _flush(self, channel: Channel, handler: Callable[[], None]) -> bool:
+    def _flush(self, channel: Channel, handler: Callable[[], None]) -> None:
         """Sends what can be sent, and comes back for the rest. A process that is gone shows when it is read from."""
         try:
             sent = channel.flush()
         except OSError:
-            return True
+            return
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
         self._selector.modify(channel, events, handler)
-        return sent
 
     def _on_zygote(self) -> None:
-        assert self._zygote_channel is not None
-        self._flush_zygote()
+        assert self._zygote is not None
+        self._flush(self._zygote.channel, self._on_zygote)
         try:
-            for kind, *content in self._zygote_channel.poll():
+            for kind, *content in self._zygote.channel.poll():
                 getattr(self, f"_on_{kind}")(*content)
         except EOFError:
             self._lose_zygote()
 
     def _on_zygote_errors(self) -> None:
-        self._read_errors(self._zygote_errors, self._zygote_words)
+        assert self._zygote is not None
+        self._read_errors(self._zygote.errors, self._zygote.last_words)
 
     def _on_loaded(self, inventory: Inventory) -> None:
         self.inventory = inventory
@@ -301,8 +282,8 @@ class Supervisor:
         if self.failure is not None:
             return
         self._on_zygote_errors()
-        self._drop_zygote()
-        reason = process.describe_exit(self._zygote.returncode)
+        words = self._zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+        reason = process.describe_exit(self._end_zygote(self._zygote))
         for worker in list(self._workers.values()):
             with contextlib.suppress(EOFError):
                 self._hear(worker)  # it may have finished something before it died
@@ -312,28 +293,18 @@ class Supervisor:
                 self._queue.push_again(worker.task)
         self._barren += 1
         if self._barren >= _BARREN_STARTS:
-            words = self._zygote_words.decode(errors="replace").strip().rpartition("\n")[2]
-            self.failure = LoadError(
-                f"the process that loads the models {reason} {self._barren} times in a row: {words}"
-            )
+            text = f"the process that loads the models {reason} {self._barren} times in a row"
+            self.failure = LoadError(f"{text}: {words}" if words else text)
             return
         self._notice(f"the zygote {reason}; loading the models again")
         self._start_zygote()
 
-    def _drop_zygote(self) -> None:
-        assert self._zygote is not None and self._zygote_channel is not None
-        self._ignore(self._zygote_channel)
-        self._ignore(self._zygote_errors)
-        self._zygote_channel.close()  # it ends its workers, then itself
-        os.close(self._zygote_errors)
-        while self._parting:
-            os.close(self._parting.pop())
-        self._zygote_channel = None
-        try:
-            self._zygote.wait(_EXIT_SECONDS if self.inventory else 0)
-        except subprocess.TimeoutExpired:
-            self._zygote.kill()  # and the kernel ends its workers
-            self._zygote.wait()
+    def _end_zygote(self, zygote: ZygoteProcess) -> int:
+        """Its exit status."""
+        self._ignore(zygote.channel)
+        self._ignore(zygote.errors)
+        self._zygote = None
+        return zygote.end(_EXIT_SECONDS if self.inventory else 0.0)
 
     # -- the workers -----------------------------------------------------------------------------------------
 
@@ -490,3 +461,8 @@ def _find_last_words(words: bytearray) -> str:
     """What a worker said of its own end, if it said anything."""
     lines = [line for line in words.decode(errors="replace").splitlines() if line.startswith(FATAL)]
     return lines[-1].removeprefix(FATAL) if lines else ""
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

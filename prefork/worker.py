@@ -54,7 +54,9 @@ def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
             payload, _ = channel.receive()
         except EOFError:
             return
-        channel.send(_run(payload, Context(loaded, partial(_report, channel))))
+        answer = _run(payload, Context(loaded, partial(_report, channel)))
+        sys.stdout.flush()  # before anybody can end this worker
+        channel.send(answer)
         release_free_memory()  # now that nobody waits for this worker
 
 

@@ -281,3 +281,19 @@ def test_a_worker_that_dies_in_the_middle_loses_only_the_segment_it_was_at(tmp_p
         (result,) = runtime.map([_write(tmp_path / "deadly", *lines)])
     assert result.error is None
     assert runtime.supervisor.deaths == 5
+
+
+def test_what_workers_print_comes_out_and_their_deaths_are_logged(tmp_path: Path) -> None:
+    script = tmp_path / "printing.py"
+    script.write_text(
+        "import os, sys\nfrom prefork import Runtime\n"
+        "def speak():\n    print('out'); print('err', file=sys.stderr)\n"
+        "if __name__ == '__main__':\n"
+        "    with Runtime(workers=1) as runtime:\n"
+        "        runtime.submit(speak).result()\n"
+        "        runtime.submit(os._exit, 4).exception()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "out\n"
+    assert done.stderr.startswith("err\n")
+    assert "exited with status 4; trying once more on a fresh worker" in done.stderr
