@@ -87,7 +87,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027  not every engine needs it
         """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
 
         Called once before `load`, and alone in a process whose model lives elsewhere. Raises LoadError.
@@ -101,7 +101,7 @@ class Engine(ABC):
         read-only afterwards. Raises LoadError.
         """
 
-    def warm_up(self, model: Any) -> None:
+    def warm_up(self, model: Any) -> None:  # noqa: B027  not every engine needs it
         """Runs the model once on a tiny input, so that what libraries initialise lazily is shared too."""
 
     @abstractmethod

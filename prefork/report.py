@@ -115,27 +115,30 @@ class PlainReport(Report):
         self.console = console
         self.started = time.monotonic()
 
+    def say(self, text: str, style: str = "") -> None:
+        """One line, however long."""
+        self.console.print(Text(show(text), style), soft_wrap=True)
+
     def note(self, text: str) -> None:
-        self.console.print(Text(show(text), style="yellow"))
+        self.say(text, "yellow")
 
     def finish_job(self, result: JobResult, reason: str | None) -> None:
-        name = show(result.job.id)
         if reason is not None:
-            self.console.print(Text(f"failed  {name}: {show(reason)}", style="red"))
+            self.say(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
             return
         warnings = len(result.document.warnings) if result.document else 0
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
-        self.console.print(Text(f"done    {name}  {clock(result.job.seconds)}{more}"))
+        self.say(f"done    {result.job.id}  {clock(result.job.seconds)}{more}")
 
     def end(self, summary: Summary) -> None:
         for job, warnings in summary.warnings.items():
             for warning in warnings:
-                self.console.print(Text(f"warning {show(job)}: {show(warning)}", style="yellow"))
+                self.say(f"warning {job}: {warning}", "yellow")
         for name, reason in summary.notices.items():
-            self.console.print(Text(f"unused  {show(name)}: {show(reason)}", style="dim"))
+            self.say(f"unused  {name}: {reason}", "dim")
         self.console.print(tabulate(summary))
         for job, reason in summary.failed.items():
-            self.console.print(Text(f"failed  {show(job)}: {show(reason)}", style="red"))
+            self.say(f"failed  {job}: {reason}", "red")
 
 
 class LiveReport(PlainReport):

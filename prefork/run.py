@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job
@@ -84,7 +84,7 @@ class Run:
     def _execute(self) -> Summary:
         request = self._request
         corpus = find_jobs(request.source, request.target, request.formats, request.media)
-        self._failed |= {problem.id: problem.reason for problem in corpus.problems}
+        self._failed |= {problem.id: strip_name(problem.id, problem.reason) for problem in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder)
         try:
@@ -132,7 +132,8 @@ class Run:
                 self._warnings[job.id] = result.document.warnings
             self._report.finish_job(result, None)
             return
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        reason = strip_name(job.id, text)
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
         journal.record(job, fingerprint, error=reason)
@@ -203,6 +204,17 @@ class Run:
 
     def _count_failed(self, corpus: Corpus) -> int:
         return sum(job.id in self._failed for job in corpus.jobs)
+
+
+def strip_name(job: str, reason: str) -> str:
+    """The reason without the job's name before it, which stands there already wherever it is shown.
+
+    >>> strip_name("a/b.cha", "b.cha: is not UTF-8")
+    'is not UTF-8'
+    """
+    for name in (job, PurePath(job).name):
+        reason = reason.removeprefix(f"{name}: ")
+    return reason
 
 
 def run(request: Request, make_report: Callable[[], Report]) -> int:

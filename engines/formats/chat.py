@@ -106,7 +106,8 @@ def _read(tiers: Sequence[_Tier]) -> CHAT:
 
 
 def _make_readable(main: str) -> str:
-    """A main line whose words rustling tells as they are wanted here."""
+    """A main line whose words rustling tells as they are wanted here, without the reversed bullets that it refuses."""
+    main = _BULLET.sub(lambda bullet: bullet[0] if int(bullet[1]) < int(bullet[2]) else " ", main)
     main = re.sub(r"(?<!\w)&[+~](?=\S)", _SOUND, main)
     main = re.sub(r"&\*\w+:[\w:+-]*", "&=said", main)
     main = re.sub(r"\[x \d+\]", "[= times]", main)
@@ -144,10 +145,11 @@ def _make_utterance(tier: _Tier, parsed: Parsed) -> Utterance:
 
 
 def _find_times(main: str) -> tuple[float, float] | tuple[None, None]:
-    """By the bullet at the end, else by those between the words. Seconds."""
+    """By the bullet at the end, even if it is reversed, else by those between the words. Seconds."""
     final = _FINAL_BULLET.search(main)
-    bullets = [final] if final else list(_BULLET.finditer(main))
-    times = [(int(bullet[1]), int(bullet[2])) for bullet in bullets]
+    if final:
+        return int(final[1]) / 1000, int(final[2]) / 1000
+    times = [(int(bullet[1]), int(bullet[2])) for bullet in _BULLET.finditer(main)]
     times = [(start, end) for start, end in times if end > start]
     if not times:
         return None, None

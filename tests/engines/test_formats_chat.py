@@ -230,7 +230,6 @@ def test_any_transcript_is_accepted_again_with_the_same_words(
         ("just a text", "no @Begin", "as .txt"),
         ("", "no @Begin", "as .txt"),
         (make("*CHI:\tfine .\n*CHI:\tno end"), "line 9", "CHECK"),
-        (make(f"*CHI:\tgo . {B}200_100{B}"), "line 8: bullet start", "CHECK"),
         (make(f'*CHI:\tgo . {B}%snd:"a"_1_2{B}'), "line 8: a bullet of the old form", "FIXBULLETS"),
         (make("*CHI:\tgo .\n  *MOT:\tno ."), "line 9: begins a turn, but with white space", "remove"),
         (HEAD, "has no words", "nothing to align"),
@@ -247,6 +246,13 @@ def test_what_is_no_chat_is_refused_with_place_and_remedy(
     assert message.startswith("a.cha: ")
     assert reason in message
     assert remedy in message
+
+
+def test_a_reversed_bullet_is_told_as_it_stands_and_replaced_when_there_are_times(tmp_path: Path) -> None:
+    """It costs its utterance's times, not the transcript."""
+    document = read(tmp_path, make(f"*CHI:\tgo . {B}200_100{B}\n*MOT:\tno . {B}300_400{B}"))
+    assert [(u.start, u.end) for u in document.utterances] == [(0.2, 0.1), (0.3, 0.4)]
+    assert formats.render(time(document), "chat").count("200_100") == 0
 
 
 def test_transcripts_of_real_recordings_round_trip(tmp_path: Path, shared: Path) -> None:

@@ -266,7 +266,7 @@ def test_when_the_program_is_killed_its_processes_die_with_it(tmp_path: Path) ->
 
 
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
-    with pytest.raises(LoadError, match="no engine named 'scrpt'.*did you mean script"), Runtime("scrpt"):
+    with pytest.raises(LoadError, match=r"no engine named 'scrpt'.*did you mean script"), Runtime("scrpt"):
         pytest.fail("the block must not begin")
     with pytest.raises(LoadError, match="does not take these options"), Runtime("script", options={"colour": 1}):
         pytest.fail("the block must not begin")

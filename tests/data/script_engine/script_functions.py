@@ -31,7 +31,7 @@ class Holder:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.parts = [{"model": model}]
-        self.call = lambda x: model(x)
+        self.call = lambda x: model(x) + 0
 
 
 def load_linear() -> torch.nn.Module:

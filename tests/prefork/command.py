@@ -1,0 +1,72 @@
+"""The command as a user runs it, and folders for it to work on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
+PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
+
+
+def run(*arguments: object, timeout: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end, without a terminal."""
+    return subprocess.run(
+        [*PREFORK, *map(os.fspath, map(_text, arguments))],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Starts it, for somebody to disturb it."""
+    return subprocess.Popen(
+        [*PREFORK, *map(_text, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _text(argument: object) -> str:
+    return os.fsdecode(argument) if isinstance(argument, os.PathLike | bytes) else str(argument)
+
+
+def write_wav(path: Path, seconds: float) -> None:
+    with wave.open(os.fspath(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * round(16_000 * seconds)))
+
+
+def write_script(folder: Path, name: str, *lines: str) -> Path:
+    """An input of the script engine, with a recording."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines))
+    write_wav(path.with_suffix(".wav"), 0.1 * len(lines))
+    return path
+
+
+def copy_sample(folder: Path, sample: str, name: str | None = None) -> Path:
+    """A real recording with its transcript, under a name of our choice; the transcript."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name or sample
+    shutil.copy(SAMPLES / f"{sample}.flac", folder / f"{name}.flac")
+    text = (SAMPLES / f"{sample}.cha").read_bytes()
+    path = folder / f"{name}.cha"
+    path.write_bytes(text.replace(f"@Media:\t{sample}, audio\n".encode(), b""))
+    return path
+
+
+def read_outputs(folder: Path) -> dict[str, bytes]:
+    """Every file that a run has written, by its path; the journal and its like left out."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".prefork" not in path.relative_to(folder).parts
+    }
