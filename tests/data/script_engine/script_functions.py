@@ -53,7 +53,7 @@ def load_with_threads() -> torch.nn.Module:
 
 
 def score(model: torch.nn.Module, value: float) -> float:
-    return float(model(torch.full((64,), float(value))).sum())
+    return float(model(torch.full((64,), float(value))).sum().detach())
 
 
 def describe(model: torch.nn.Module, seconds: float) -> dict[str, Any]:
