@@ -14,7 +14,7 @@ from prefork.outputs import JobOutput, WrittenFile
 from prefork.supervisor import Supervisor
 from prefork.tasks import Task
 
-CHUNK_SECONDS = 60.0  # audio that a worker takes of a job at a time: little to lose, little to talk about
+CHUNK_SECONDS = 20.0  # audio that a worker takes of a job at a time: little to lose, and no long wait for the last one
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Run:
         self._started = time.monotonic()
         self._results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._signals: list[int] = []
+        self._load_seconds = 0.0
         self._heeded = 0  # of the signals, those that were acted on
         self._log_file: Any = None
         self._runtime = Runtime(
@@ -95,6 +96,7 @@ class Run:
             with self._listen():
                 while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
                     self._look_around()
+                self._load_seconds = time.monotonic() - self._started
                 skipped = 0
                 if not self._signals:
                     self._runtime.wait_until_loaded()
@@ -192,7 +194,7 @@ class Run:
             warnings=self._warnings,
             audio_seconds=sum(result.job.seconds for result in self._done),
             wall_seconds=time.monotonic() - self._started,
-            load_seconds=inventory.seconds if inventory else 0.0,
+            load_seconds=self._load_seconds,
             workers=self._runtime.workers,
             threads=self._runtime.threads,
             weights=inventory.weights if inventory else 0,
