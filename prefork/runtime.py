@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -112,16 +113,12 @@ class Runtime(Executor):
             error.add_note(f"{label} and its arguments go to another process: use top-level functions of a module")
             future.set_exception(error)
             return future
-        task = Task("call", (payload,), done, (next(self._ranks),), label)
-        self._submit(task, future)
-        return future
-
-    def _submit(self, task: Task, future: Future[Any]) -> None:
         with self._lock:
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            future.add_done_callback(lambda f: self.supervisor.cancel([task]) if f.cancelled() else None)
-            self.supervisor.submit(task)
+            begin = partial(_begin, future)
+            self.supervisor.submit(Task("call", (payload,), done, (next(self._ranks),), label, begin=begin))
+        return future
 
     @overload
     def map(self, jobs: Iterable[Job], /, *, target: Path | None = None) -> Iterator[JobResult]: ...
@@ -177,8 +174,13 @@ class Runtime(Executor):
         self.shutdown(cancel_futures=kind is not None)
 
 
+def _begin(future: Future[Any]) -> bool:
+    """From here on it cannot be cancelled; False if it was. A second attempt finds it running."""
+    return future.running() or future.set_running_or_notify_cancel()
+
+
 def _complete(future: Future[Any], result: bytes | None, error: BaseException | None) -> None:
-    if not future.set_running_or_notify_cancel():
+    if not _begin(future):
         return
     if error is not None or result is None:
         future.set_exception(error)

@@ -429,6 +429,8 @@ class Supervisor:
             task = self._queue.pop(fresh=fresh is not None, closing=draining)
             if task is None:
                 break
+            if not task.begin():
+                continue
             worker = fresh if fresh is not None and task.attempts else idle[0]
             idle.remove(worker)
             worker.task, worker.seen, task.position = task, time.monotonic(), 0.0

@@ -39,8 +39,9 @@ class Task:
     order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
     and may take for ever. items: what it goes through one by one, the last of its arguments; what came of each is
     kept in `finished`, and after a death only the others are done again. attempts: deaths since the last sign of
-    life. closing: still started while the run drains, because it saves what has been done. done: called in the
-    supervisor's thread with the pickled result, or an exception.
+    life. closing: still started while the run drains, because it saves what has been done. begin: asked before it is
+    given to a worker; False if nobody wants it any more. done: called with the pickled result, or an exception. Both
+    in the supervisor's thread.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     finished: list[bytes] = field(default_factory=list)
     step: float | None = None
     closing: bool = False
+    begin: Callable[[], bool] = lambda: True
     attempts: int = 0
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False

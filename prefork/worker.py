@@ -82,11 +82,11 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
     try:
         name, arguments = pickle.loads(payload)
         return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
-    except Exception as error:  # noqa: BLE001  whatever a task raises goes to whoever asked for it
+    except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
         return ("error", pickle.dumps((_portable(error), traceback.format_exc())))
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """The exception itself if it survives the way to another process, else one that says the same."""
     try:
         pickle.loads(pickle.dumps(error))

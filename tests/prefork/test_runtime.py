@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
 
 import psutil
@@ -297,3 +298,37 @@ def test_what_workers_print_comes_out_and_their_deaths_are_logged(tmp_path: Path
     assert done.stdout == "out\n"
     assert done.stderr.startswith("err\n")
     assert "exited with status 4; trying once more on a fresh worker" in done.stderr
+
+
+def test_a_call_that_has_not_begun_can_be_cancelled_and_one_that_runs_cannot() -> None:
+    with Runtime(workers=1) as runtime:
+        running = runtime.submit(time.sleep, 1.0)
+        waiting = [runtime.submit(time.sleep, 60) for _ in range(3)]
+        while not running.running():
+            time.sleep(0.01)
+        assert all(future.cancel() for future in waiting)
+        assert not running.cancel()
+        done, not_done = wait([running, *waiting], timeout=10)
+        assert (len(done), len(not_done)) == (4, 0)
+    assert running.result() is None
+
+
+def test_what_a_function_raises_is_its_result_even_sys_exit() -> None:
+    with Runtime(workers=1) as runtime, pytest.raises(SystemExit):
+        runtime.submit(sys.exit, 3).result()
+
+
+def test_it_goes_where_any_executor_goes() -> None:
+    import script_functions as functions
+
+    async def use(runtime: Runtime) -> int:
+        return await asyncio.get_running_loop().run_in_executor(runtime, functions.add, 1, 2)
+
+    with Runtime(workers=2) as runtime:
+        assert asyncio.run(use(runtime)) == 3
+        assert sorted(f.result() for f in as_completed([runtime.submit(abs, -i) for i in range(50)])) == list(range(50))
+        big = b"x" * 50_000_000
+        assert runtime.submit(len, big).result() == len(big)
+        assert runtime.submit(bytes, 50_000_000).result() == bytes(50_000_000)
+        with pytest.raises(TimeoutError):
+            list(runtime.map(time.sleep, [2.0], timeout=0.1))
