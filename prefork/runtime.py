@@ -171,7 +171,10 @@ class Runtime(Executor):
             self.supervisor.join()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.shutdown(cancel_futures=kind is not None)
+        """Waits for what was submitted; after an exception (Ctrl-C is one) nobody does, and all of it ends at once."""
+        if kind is not None:
+            self.supervisor.drain(0.0)
+        self.shutdown()
 
 
 def _begin(future: Future[Any]) -> bool:
