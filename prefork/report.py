@@ -74,8 +74,11 @@ class Report:
     def finish_job(self, result: JobResult, reason: str | None) -> None:
         """A job is done, or has failed for a reason."""
 
+    def close(self) -> None:
+        """Nothing more happens, in whatever way the run has ended."""
+
     def end(self, summary: Summary) -> None:
-        """The run is over."""
+        """The run has ended in order."""
 
 
 class QuietReport(Report):
@@ -163,9 +166,8 @@ class LiveReport(PlainReport):
         if reason is not None or warned:  # the bar counts the others
             super().finish_job(result, reason)
 
-    def end(self, summary: Summary) -> None:
+    def close(self) -> None:
         self._live.stop()
-        super().end(summary)
 
 
 def draw(view: View, elapsed: float) -> Group:

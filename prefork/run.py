@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from engines.base import InputError, Job
+from engines.base import InputError, Job, LoadError
 from prefork.corpus import Corpus, find_jobs
 from prefork.jobs import JobResult
 from prefork.journal import FOLDER, Journal
@@ -65,7 +65,6 @@ class Run:
         self._done: list[JobResult] = []
         self._failed: dict[str, str] = {}
         self._warnings: dict[str, tuple[str, ...]] = {}
-        self._unfinished = 0
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
 
     def execute(self) -> int:
@@ -75,9 +74,12 @@ class Run:
         finally:
             self._runtime.supervisor.drain(0)
             self._runtime.supervisor.join()
+            self._report.close()
             if self._log_file is not None:
                 self._log_file.close()
         self._report.end(summary)
+        if self._runtime.supervisor.failure is not None:
+            raise self._runtime.supervisor.failure
         if self._signals and summary.unfinished:
             return 128 + self._signals[0]
         return 1 if self._failed else 0
@@ -124,8 +126,7 @@ class Run:
 
     def _take(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
         job, error = result.job, result.error
-        if isinstance(error, Stopped):
-            self._unfinished += 1
+        if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None:
             journal.record(job, fingerprint, result.files)
@@ -183,13 +184,12 @@ class Run:
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         supervisor = self._runtime.supervisor
         inventory = supervisor.inventory
+        failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
         return Summary(
             done=len(self._done),
             skipped=skipped,
             failed=self._failed,
-            unfinished=self._unfinished
-            if not self._signals
-            else len(corpus.jobs) - skipped - len(self._done) - self._count_failed(corpus),
+            unfinished=len(corpus.jobs) - skipped - len(self._done) - failed,
             notices={notice.id: notice.reason for notice in corpus.notices},
             warnings=self._warnings,
             audio_seconds=sum(result.job.seconds for result in self._done),
@@ -203,9 +203,6 @@ class Run:
             deaths=supervisor.deaths,
             target=str(self._request.target),
         )
-
-    def _count_failed(self, corpus: Corpus) -> int:
-        return sum(job.id in self._failed for job in corpus.jobs)
 
 
 def strip_name(job: str, reason: str) -> str:
