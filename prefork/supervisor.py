@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import os
-import pickle
 import selectors
 import sys
 import threading
@@ -22,7 +21,7 @@ from prefork import process
 from prefork.channel import Channel
 from prefork.faults import FATAL
 from prefork.process import Memory
-from prefork.tasks import ATTEMPTS, HangLimit, RemoteTraceback, Stopped, Task, TaskQueue, WorkerDied
+from prefork.tasks import ATTEMPTS, HangLimit, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
 from prefork.zygote import Inventory, Specification
 from prefork.zygote_process import ZygoteProcess
 
@@ -46,6 +45,7 @@ class _Worker:
     tasks: int = 0
     seen: float = 0.0  # when it last made progress
     last_words: bytearray = field(default_factory=bytearray)
+    ended: bool = False  # its channel is at its end: it is dead, or will be
     sentence: str = ""  # why we killed it
     memory: Memory | None = None
 
@@ -281,7 +281,8 @@ class Supervisor:
         assert self._zygote is not None
         if self.failure is not None:
             return
-        self._on_zygote_errors()
+        while self._read_errors(self._zygote.errors, self._zygote.last_words):
+            pass
         words = self._zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
         reason = process.describe_exit(self._end_zygote(self._zygote))
         for worker in list(self._workers.values()):
@@ -325,7 +326,8 @@ class Supervisor:
         worker = self._workers[number]
         with contextlib.suppress(EOFError):
             self._hear(worker)  # it may have finished something before it died
-        self._read_errors(worker.errors, worker.last_words)
+        while self._read_errors(worker.errors, worker.last_words):
+            pass
         self._forget(worker)
         del self._workers[number]
         self.deaths += 1
@@ -353,6 +355,7 @@ class Supervisor:
         try:
             self._hear(worker)
         except EOFError:
+            worker.ended = True
             self._ignore(worker.channel)
             self._kill(worker, "")  # most often it is dead already, and the zygote will say of what
 
@@ -377,9 +380,7 @@ class Supervisor:
         if kind == "done":
             task.done(result, None)
         else:
-            error, trace = pickle.loads(result)
-            error.__cause__ = RemoteTraceback(trace)
-            task.done(None, error)
+            task.done(None, unpickle_error(result))
 
     def _kill(self, worker: _Worker, sentence: str) -> None:
         worker.sentence = worker.sentence or sentence
@@ -409,20 +410,25 @@ class Supervisor:
         worker.channel.close()
         os.close(worker.errors)
 
-    def _read_errors(self, fd: int, words: bytearray) -> None:
-        with contextlib.suppress(BlockingIOError):
+    def _read_errors(self, fd: int, words: bytearray) -> bool:
+        """Passes on some of what a process has printed; False if there is nothing more for now."""
+        try:
             data = os.read(fd, _LAST_WORDS)
-            if not data:
-                self._ignore(fd)
-            words += data
-            del words[:-_LAST_WORDS]
-            if data:
-                self._log(data.decode(errors="replace"))
+        except BlockingIOError:
+            return False
+        if not data:
+            self._ignore(fd)
+            return False
+        words += data
+        del words[:-_LAST_WORDS]
+        self._log(data.decode(errors="replace"))
+        return True
 
     # -- the tasks -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        idle = [w for w in self._workers.values() if w.ready is not None and w.task is None and not w.sentence]
+        alive = [w for w in self._workers.values() if w.ready is not None and not w.ended and not w.sentence]
+        idle = [worker for worker in alive if worker.task is None]
         draining = self._drain_until is not None
         while idle:
             fresh = next((worker for worker in idle if worker.tasks == 0), None)

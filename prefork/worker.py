@@ -24,6 +24,7 @@ from prefork.channel import Channel
 from prefork.faults import watch_for_writes
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.process import release_free_memory
+from prefork.tasks import pickle_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,7 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
         name, arguments = pickle.loads(payload)
         return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
     except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
-        return ("error", pickle.dumps((_portable(error), traceback.format_exc())))
-
-
-def _portable(error: BaseException) -> BaseException:
-    """The exception itself if it survives the way to another process, else one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  an exception class may fail to pickle in any way it likes
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        return ("error", pickle_error(error, traceback.format_exc()))
 
 
 def _call(context: Context, function: bytes) -> Any:

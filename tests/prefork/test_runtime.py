@@ -89,6 +89,8 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
         with pytest.raises(LookupError, match="nothing of that name") as caught:
             runtime.submit(functions.fail).result()
         assert "script_functions.py" in str(caught.value.__cause__)
+        with pytest.raises(RuntimeError, match="Demanding: more"):
+            runtime.submit(functions.demand).result()
         with pytest.raises(AttributeError, match="local object"):
             runtime.submit(functions.return_unpicklable).result()
 

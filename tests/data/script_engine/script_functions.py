@@ -93,3 +93,15 @@ def add(left: int, right: int) -> int:
 
 def return_unpicklable(model: torch.nn.Module) -> Any:
     return lambda: None
+
+
+class Demanding(Exception):
+    """Can be pickled, and not made again: it wants two arguments and keeps one."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what)
+        self.why = why
+
+
+def demand(model: torch.nn.Module) -> None:
+    raise Demanding("more", "because")
