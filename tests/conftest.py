@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.prefork.command import wait_until_gone
+
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
 
 
@@ -32,6 +34,12 @@ def script_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_process_left() -> Iterator[None]:
     yield
-    left = [child for child in psutil.Process().children(recursive=True) if "prefork" in " ".join(child.cmdline())]
-    _, alive = psutil.wait_procs(left, timeout=3)
-    assert not alive, f"left behind: {alive}"
+    left = [child.pid for child in psutil.Process().children(recursive=True) if _is_ours(child)]
+    assert not wait_until_gone(left, 3)
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return "prefork" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended while we looked
+        return False

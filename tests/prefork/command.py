@@ -6,8 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import wave
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
@@ -35,6 +39,21 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 def _text(argument: object) -> str:
     return os.fsdecode(argument) if isinstance(argument, os.PathLike | bytes) else str(argument)
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float) -> list[int]:
+    """Those that still run after so long. A zombie is gone: it waits for init alone, which takes its time."""
+    deadline = time.monotonic() + seconds
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_wav(path: Path, seconds: float) -> None:

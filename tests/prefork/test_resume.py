@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.prefork.command import copy_sample, read_outputs, run, start, write_script
+from tests.prefork.command import copy_sample, read_outputs, run, start, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 SCRIPT = ["--engine", "script", "--format", "json", "--json", "--workers", "2"]
@@ -35,8 +35,8 @@ def _wait_for(process: subprocess.Popen[str], event: str) -> str:
     raise AssertionError(f"it ended without {event!r}")
 
 
-def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+def _family(process: subprocess.Popen[str]) -> list[int]:
+    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
 
 
 def _summary(output: str) -> dict[str, object]:
@@ -55,7 +55,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(corpus: Path, tmp_pat
     assert process.returncode == 130
     summary = _summary(output)
     assert isinstance(summary["unfinished"], int) and summary["unfinished"] > 0
-    assert not [child for child in family if child.is_running()]
+    assert not wait_until_gone(family, 0)
     whole = read_outputs(tmp_path / "out")
     assert len(whole) == summary["done"]
     rest = _summary(run("align", corpus, tmp_path / "out", *SCRIPT).stdout)
@@ -90,7 +90,7 @@ def test_ctrl_c_while_the_models_are_loading_ends_soon(corpus: Path, tmp_path: P
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=5)
     assert process.returncode == 130
-    assert not [child for child in family if child.is_running()]
+    assert not wait_until_gone(family, 0)
 
 
 def test_killed_workers_zygote_and_supervisor_lose_no_output(corpus: Path, tmp_path: Path) -> None:
@@ -104,8 +104,7 @@ def test_killed_workers_zygote_and_supervisor_lose_no_output(corpus: Path, tmp_p
         _wait_for(process, "done")
         family = _family(process)
         process.kill()
-    _, alive = psutil.wait_procs(family, timeout=2)
-    assert not alive
+    assert not wait_until_gone(family, 2)
     done = run("align", corpus, tmp_path / "hunted", *SCRIPT)
     assert done.returncode == 0, done.stdout
     assert _summary(done.stdout)["skipped"] != 0

@@ -11,10 +11,10 @@ import time
 from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
 
-import psutil
 import pytest
 
 from prefork import HangLimit, Job, LoadError, Runtime, Stopped, WorkerDied
+from tests.prefork.command import wait_until_gone
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 
@@ -123,10 +123,11 @@ def test_leaving_the_block_by_an_exception_drops_what_has_not_begun_and_ends_eve
 
     waiting: list[Future[None]] = []
     with pytest.raises(KeyError), Runtime(workers=1) as runtime:
-        zygote = psutil.Process(runtime.supervisor.zygote_pid())
+        zygote = runtime.supervisor.zygote_pid()
+        assert zygote is not None
         waiting += [runtime.submit(time.sleep, 0.5) for _ in range(20)]
         raise KeyError("a bug in the block")
-    assert not zygote.is_running()
+    assert not wait_until_gone([zygote], 0)
     assert any(isinstance(future.exception(), Stopped) for future in waiting)
     with pytest.raises(RuntimeError, match="after shutdown"):
         runtime.submit(functions.add, 1, 1)
@@ -262,10 +263,7 @@ def test_when_the_program_is_killed_its_processes_die_with_it(tmp_path: Path) ->
         pids = [int(pid) for pid in program.stdout.readline().split()]
         assert len(pids) == 3
         program.kill()
-    deadline = time.monotonic() + 5
-    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not wait_until_gone(pids, 5)
 
 
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
