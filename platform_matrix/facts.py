@@ -1,19 +1,130 @@
-"""What is true of this machine."""
+"""What is true of this machine, or, from a file, of another."""
 
 from __future__ import annotations
 
+import json
 import math
+import multiprocessing
 import os
-from pathlib import Path
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+from platform_matrix.devices import (
+    KINDS,
+    MOST_BYTES,
+    Devices,
+    ask_devices,
+    build,
+    find_excess,
+    initialised_drivers,
+    read_text,
+)
+
+SYSTEMS = ("linux", "darwin", "windows")
+_START_METHODS = ("fork", "spawn", "forkserver")
+_MOST_CORES = 1 << 20  # more than any machine has
 
 
-def count_usable_cores() -> int:
+class FactsError(ValueError):
+    """A description of a machine that cannot be one. Says which file and field, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A machine, and this process on it. Memory in bytes.
+
+    cores, memory: those that may be used, of the installed ones. available: what of that memory is still free.
+    start_methods: of Python's multiprocessing. initialised: drivers that this process has already initialised.
+    """
+
+    system: str
+    release: str
+    machine: str
+    python: str
+    start_methods: tuple[str, ...]
+    cores: int
+    installed_cores: int
+    memory: int
+    installed_memory: int
+    available: int
+    container: str = ""
+    wsl: bool = False
+    initialised: tuple[str, ...] = ()
+    devices: Devices = Devices()  # noqa: RUF009  frozen, so one may serve all
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "facts") -> Facts:
+        """What to_json gave. Fields with a default may be missing. name: of the file. Raises FactsError."""
+        try:
+            return build(cls, json.loads(text.removeprefix("\ufeff")))
+        except json.JSONDecodeError as error:
+            reason = f"is not JSON: {error}"
+        except RecursionError:
+            reason = "is nested too deeply"
+        except ValueError as error:
+            reason = str(error)
+        raise FactsError(f"{name}: {reason}; correct it, or take a file that `prefork matrix --json` wrote")
+
+    def find_fault(self) -> str:
+        """What cannot be true of any machine; empty if nothing."""
+        lists = (
+            ("system", (self.system,), SYSTEMS),
+            ("start_methods", self.start_methods, _START_METHODS),
+            ("initialised", self.initialised, KINDS),
+        )
+        for name, values, allowed in lists:
+            if unknown := [value for value in values if value not in allowed]:
+                return f"{name} has {unknown[0]!r}, none of {', '.join(allowed)}"
+        if not self.start_methods:
+            return "start_methods is empty; Python can spawn everywhere"
+        if self.wsl and self.system != "linux":
+            return f"wsl is true, but system is {self.system!r}; WSL is a linux"
+        return (
+            find_excess("installed_cores", self.installed_cores, 1, _MOST_CORES)
+            or find_excess("cores", self.cores, 1, self.installed_cores)
+            or find_excess("installed_memory", self.installed_memory, 1, MOST_BYTES)
+            or find_excess("memory", self.memory, 1, self.installed_memory)
+            or find_excess("available", self.available, 0, self.memory)
+        )
+
+
+def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
+    """Of this machine. devices: None to ask for them. root: where /proc and /sys are."""
+    ram = psutil.virtual_memory()
+    limits = _read_memory_limits(root)
+    memory = min(ram.total, *(limit for limit, _ in limits), math.inf)
+    available = min(ram.available, memory, *(max(0, limit - used) for limit, used in limits))
+    cores = count_usable_cores(root)
+    return Facts(
+        system=platform.system().lower(),
+        release=platform.release(),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        start_methods=tuple(multiprocessing.get_all_start_methods()),
+        cores=cores,
+        installed_cores=max(cores, os.cpu_count() or 1),
+        memory=int(memory),
+        installed_memory=ram.total,
+        available=int(available),
+        container=_find_container(root),
+        wsl="microsoft" in read_text(root / "proc/sys/kernel/osrelease").lower(),
+        initialised=initialised_drivers(),
+        devices=ask_devices() if devices is None else devices,
+    )
+
+
+def count_usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may really use: its affinity, and the CPU quota of its control group."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        allowed = os.cpu_count() or 1
-    quota = read_cpu_quota(Path("/"))
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1  # not on macOS
+    quota = read_cpu_quota(root)
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
 
 
@@ -22,40 +133,89 @@ def read_cpu_quota(root: Path) -> float | None:
 
     root: where /proc and /sys are.
     """
-    quotas = [*_read_v2(root), *_read_v1(root)]
+    files = [
+        *([group / "cpu.max"] for group in _find_groups(root, "")),
+        *([group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"] for group in _find_groups(root, "cpu")),
+    ]
+    quotas = [quota for quota in map(_read_quota, files) if quota is not None]
     return min(quotas) if quotas else None
 
 
-def _groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's group and of all that contain it, below the controller's mount."""
-    membership = root / "proc/self/cgroup"
-    if not membership.is_file():
-        return []
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            group = Path(path.lstrip("/"))
-            return [group, *group.parents]
+def _read_quota(files: Sequence[Path]) -> float | None:
+    """files: with limit and period, together or one each."""
+    match [number for file in files for number in _read_numbers(file)]:
+        case [limit, period] if 0 < limit < math.inf and 0 < period < math.inf:
+            return limit / period
+    return None
+
+
+def _read_memory_limits(root: Path) -> list[tuple[float, float]]:
+    """Bytes allowed and used, of every control group that this process is in. What a group would have to give back
+    before it ran short, the files that nobody has read for long, does not count as used."""
+    names = [
+        *((group, "memory.max", "memory.current", "inactive_file") for group in _find_groups(root, "")),
+        *(
+            (group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            for group in _find_groups(root, "memory")
+        ),
+    ]
+    limits = []
+    for group, limit, usage, inactive in names:
+        match _read_numbers(group / limit), _read_numbers(group / usage):
+            case [allowed], used if allowed > 0:
+                kept = sum(used) - _read_statistic(group / "memory.stat", inactive)
+                limits.append((allowed, max(0, kept)))
+    return limits
+
+
+def _find_groups(root: Path, controller: str) -> list[Path]:
+    """The folders of this process's control group and of all that contain it. controller: empty for v2.
+
+    In a container the path may be one that only exists outside; then the mount's own folder is what is left.
+    """
+    mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, entry = line.partition(":")
+        controllers, _, path = entry.partition(":")
+        if controller not in controllers.split(","):
+            continue
+        if controller:
+            mounts = [root / "sys/fs/cgroup" / name for name in dict.fromkeys((controller, controllers))]
+        group = PurePosixPath(path.lstrip("/"))
+        groups = [PurePosixPath()] if ".." in group.parts else [group, *group.parents]
+        return [mount / group for mount in mounts for group in groups]
     return []
 
 
-def _read_v2(root: Path) -> list[float]:
-    quotas = []
-    for group in _groups(root, ""):
-        file = root / "sys/fs/cgroup" / group / "cpu.max"
-        if file.is_file():
-            limit, period = file.read_text().split()
-            if limit != "max":
-                quotas.append(int(limit) / int(period))
-    return quotas
+def _read_numbers(file: Path) -> list[float]:
+    """The numbers of a control group's file, "max" being infinite; none if it holds anything else."""
+    try:
+        return [math.inf if word == "max" else int(word) for word in read_text(file).split()]
+    except ValueError:
+        return []
 
 
-def _read_v1(root: Path) -> list[float]:
-    quotas = []
-    for group in _groups(root, "cpu"):
-        folder = root / "sys/fs/cgroup/cpu" / group
-        if (folder / "cpu.cfs_quota_us").is_file():
-            limit = int((folder / "cpu.cfs_quota_us").read_text())
-            if limit > 0:
-                quotas.append(limit / int((folder / "cpu.cfs_period_us").read_text()))
-    return quotas
+def _read_statistic(file: Path, name: str) -> int:
+    for line in read_text(file).splitlines():
+        match line.split():
+            case [key, value] if key == name and value.isdecimal():
+                return int(value)
+    return 0
+
+
+def _find_container(root: Path) -> str:
+    """What this process is contained by, from the traces that each kind leaves; empty if there are none."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ or (root / "run/secrets/kubernetes.io").exists():
+        return "kubernetes"
+    if (root / ".dockerenv").exists():
+        return "docker"
+    if (root / "run/.containerenv").exists():
+        return "podman"
+    if (root / ".singularity.d").exists():
+        return "apptainer"
+    name = read_text(root / "run/systemd/container").strip() or os.environ.get("container", "")  # noqa: SIM112
+    if name and name != "wsl":
+        return name
+    groups = read_text(root / "proc/self/cgroup")
+    marks = (("kubepods", "kubernetes"), ("docker", "docker"), ("libpod", "podman"), ("lxc", "lxc"))
+    return next((kind for mark, kind in marks if mark in groups), "")

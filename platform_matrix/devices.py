@@ -1,0 +1,352 @@
+"""GPUs, as torch sees them. Asked in a short-lived process, so that no driver is initialised in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import reprlib
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+import platformdirs
+import psutil
+
+from platform_matrix.canary import describe_exit
+
+KINDS = ("cuda", "rocm", "mps")
+MOST_BYTES = 1 << 60  # more than any machine has
+_CUDA_ERROR_NOT_INITIALIZED = 3  # cuda.h
+_METAL_DRIVERS = (
+    b"AGXMetal",
+    b"MTLDriver",
+    b"AMDMTL",
+)  # of Apple, Intel and AMD GPUs, loaded by the first use of Metal
+_MOST_ANSWERS = 16  # in the cache: environments that are used in turn
+_VARIABLES = (  # that change which devices torch finds
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+)
+_NODES = ("nvidia*", "nvidia-caps/*", "dxg", "kfd", "dri/*")  # below /dev
+_WORDS: dict[type, str] = {str: "a string", int: "a whole number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, or an instance of one. memory, free: bytes; of the whole machine for mps.
+
+    free: when it was asked, in this run; 0 if an earlier run asked (only that of mps is always known).
+    capability: "9.0" of cuda, "gfx90a" of rocm.
+    """
+
+    kind: str
+    name: str
+    memory: int
+    free: int
+    capability: str = ""
+    uuid: str = ""
+    mig: bool = False
+
+    def find_fault(self) -> str:
+        """What cannot be true of any device; empty if nothing."""
+        if self.kind not in KINDS:
+            return f"kind is {reprlib.repr(self.kind)}, none of {', '.join(KINDS)}"
+        return find_excess("memory", self.memory, 1, MOST_BYTES) or find_excess("free", self.free, 0, self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What torch can compute on besides the CPU. torch: its version, empty if it is not installed.
+
+    built: the backends it was built with. error: why it could not be asked, a line.
+    """
+
+    torch: str = ""
+    built: tuple[str, ...] = ()
+    present: tuple[Device, ...] = ()
+    error: str = ""
+
+    def find_fault(self) -> str:
+        """What cannot be true of any machine; empty if nothing."""
+        unknown = [kind for kind in self.built if kind not in KINDS]
+        return f"built has {reprlib.repr(unknown[0])}, none of {', '.join(KINDS)}" if unknown else ""
+
+
+_answers: dict[str, Devices] = {}  # of this run, by key
+
+
+def ask_devices(refresh: bool = False, timeout: float = 60.0) -> Devices:
+    """What another process finds out from torch; never raises. timeout: seconds that it may take.
+
+    Answers are kept for the run and, if torch could be asked, on disk for as long as nothing has changed that they
+    depend on. refresh: asks again.
+    """
+    torch = _find_torch()
+    if not torch:
+        return Devices()
+    key = _make_key(torch)
+    if not refresh:
+        known = _answers.get(key) or _load(key)
+        if known:
+            return _answers.setdefault(key, known)
+    devices = _ask(timeout)
+    _answers[key] = devices
+    if not devices.error:
+        _store(key, devices)
+    return devices
+
+
+def initialised_drivers() -> tuple[str, ...]:
+    """Drivers that this process has already initialised, itself or through any library: "cuda" (HIP too), "mps".
+
+    Asked of torch if it is imported, of CUDA's driver (on Linux) and of macOS. Initialises nothing.
+    """
+    torch = sys.modules.get("torch")
+    cuda = (torch is not None and torch.cuda.is_initialized()) or _is_cuda_initialised()
+    return ("cuda",) * cuda + ("mps",) * _is_metal_loaded()
+
+
+def main() -> None:
+    """The process that asks torch. Arguments: where platform_matrix is, seconds until it ends itself.
+
+    The answer goes to stdout, which torch and what it loads do not get to see.
+    """
+    faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)  # nobody else may be left to end it
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        devices = _look()
+    except BaseException as error:  # noqa: BLE001  whatever torch raises, SystemExit included, is the answer
+        devices = Devices(error=_make_line(f"{type(error).__name__}: {error}"))
+    os.write(answer, json.dumps(asdict(devices)).encode())
+    os._exit(0)  # a driver's clean-up can hang too
+
+
+Made = TypeVar("Made", bound="_Checked")
+
+
+class _Checked(Protocol):
+    def find_fault(self) -> str: ...
+
+
+def build(kind: type[Made], content: object, place: str = "") -> Made:
+    """A dataclass from its decoded JSON. place: where in a file. Raises ValueError with the field and the reason."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{place or 'the content'} is {reprlib.repr(content)}, not an object")
+    prefix = f"{place}." if place else ""
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{prefix}{reprlib.repr(name)[1:-1]} is not a field; fields are {', '.join(known)}")
+    for name, field in known.items():
+        if name not in content and field.default is MISSING:
+            raise ValueError(f"{prefix}{name} is missing")
+    hints = get_type_hints(kind)
+    made = kind(**{name: _convert(hints[name], value, f"{prefix}{name}") for name, value in content.items()})
+    if fault := made.find_fault():
+        raise ValueError(f"{prefix}{fault}")
+    return made
+
+
+def find_excess(name: str, value: int, least: int, most: int) -> str:
+    """Words for a number out of its range; empty if it is in it."""
+    return "" if least <= value <= most else f"{name} is {value}, not from {least} to {most}"
+
+
+def read_text(file: Path) -> str:
+    """Empty if there is no such file, or none that can be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _convert(kind: Any, value: object, place: str) -> Any:
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{place} is {reprlib.repr(value)}, not a list")
+        return tuple(_convert(get_args(kind)[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+    if is_dataclass(kind):
+        return build(kind, value, place)  # type: ignore[type-var, arg-type]
+    if type(value) is not kind:  # True is no number here
+        raise ValueError(f"{place} is {reprlib.repr(value)}, not {_WORDS[kind]}")
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{place} is {reprlib.repr(value)}, with characters that cannot be printed")
+    return value
+
+
+def _find_torch() -> str:
+    """Where torch would be imported from, without importing it; empty if it is not installed."""
+    try:
+        spec = importlib.util.find_spec("torch")
+    except ValueError:  # something in sys.modules that calls itself torch and was never imported
+        return ""
+    return spec.origin or "" if spec else ""
+
+
+def _make_key(torch: str) -> str:
+    """Stands for everything that the answer depends on: torch, the environment, the system and its devices."""
+    folder = Path("/dev")
+    surroundings = [
+        sys.executable,
+        torch,
+        read_text(Path(torch).with_name("version.py")),  # has the versions of CUDA and HIP as well
+        Path(torch).stat().st_mtime_ns if Path(torch).exists() else 0,
+        {name: os.environ.get(name) for name in _VARIABLES},
+        platform.release(),
+        read_text(Path("/proc/sys/kernel/random/boot_id")) or int(psutil.boot_time()) // 60,  # it wavers
+        read_text(Path("/sys/module/nvidia/version")),
+        sorted(str(node) for pattern in _NODES for node in folder.glob(pattern)),
+    ]
+    return hashlib.sha256(json.dumps(surroundings).encode()).hexdigest()
+
+
+def _find_cache() -> Path | None:
+    file = platformdirs.user_cache_path("prefork") / "devices.json"
+    return file if file.is_absolute() else None  # not without a home folder
+
+
+def _load_all() -> dict[str, Any]:
+    file = _find_cache()
+    try:
+        content = json.loads(read_text(file)) if file else {}
+    except (ValueError, RecursionError):  # torn, or nothing yet
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _load(key: str) -> Devices | None:
+    """An earlier run's answer, with the memory that is free brought up to date where that needs no driver."""
+    try:
+        devices = build(Devices, _load_all()[key])
+    except (KeyError, ValueError):
+        return None
+    available = psutil.virtual_memory().available
+    present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0) for d in devices.present]
+    return replace(devices, present=tuple(present))
+
+
+def _store(key: str, devices: Devices) -> None:
+    file = _find_cache()
+    if file is None:
+        return
+    others = {other: answer for other, answer in _load_all().items() if other != key}
+    newest = dict([*others.items(), (key, asdict(devices))][-_MOST_ANSWERS:])
+    with contextlib.suppress(OSError):  # a full or read-only disk costs the next run a few seconds, no more
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as new:
+                json.dump(newest, new)
+            Path(name).replace(file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _ask(timeout: float) -> Devices:
+    try:
+        with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
+            return _run(timeout, answer, words)
+    except OSError as error:
+        return Devices(error=f"no process can be started to ask torch: {error.strerror}")
+
+
+def _run(timeout: float, answer: IO[bytes], words: IO[bytes]) -> Devices:
+    """answer, words: files for what the process writes; a pipe could be held open by what it starts."""
+    code = "import sys; sys.path.append(sys.argv[1]); from platform_matrix.devices import main; main()"
+    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), str(timeout + 10)]
+    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words)
+    try:
+        status = asking.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return Devices(error=f"torch gave no answer within {timeout:g} s")
+    finally:
+        asking.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a broken driver can keep it in the kernel for ever
+            asking.wait(1)
+    answer.seek(0)
+    words.seek(0)
+    if status != 0:
+        said = _make_line(words.read().decode(errors="replace"))
+        return Devices(error=f"the process that asked torch {describe_exit(status)}{': ' * bool(said)}{said}")
+    try:
+        return build(Devices, json.loads(answer.read()))
+    except ValueError as error:
+        return Devices(error=_make_line(f"torch gave an answer that makes no sense: {error}"))
+
+
+def _make_line(text: str) -> str:
+    """The first line, without what cannot be printed."""
+    line = (text.strip().splitlines() or [""])[0]
+    return "".join(character for character in line if character.isprintable())
+
+
+def _look() -> Devices:
+    """In the process that asks. Raises what torch raises."""
+    import torch
+
+    built = []
+    if torch.version.hip or torch.version.cuda:
+        built.append("rocm" if torch.version.hip else "cuda")
+    if torch.backends.mps.is_built():
+        built.append("mps")
+    devices = Devices(str(torch.__version__), tuple(built))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count and warned and built[:1] in (["cuda"], ["rocm"]):  # as of a driver too old; of none it says nothing
+        return replace(devices, error=_make_line(str(warned[0].message)))
+    present = [_describe_gpu(torch, index, built[0]) for index in range(count)]
+    if torch.backends.mps.is_available():
+        memory = psutil.virtual_memory()
+        present.append(Device("mps", f"Apple GPU ({platform.machine()})", memory.total, memory.available))
+    return replace(devices, present=tuple(present))
+
+
+def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    try:
+        free = torch.cuda.mem_get_info(index)[0]
+    except RuntimeError:  # another process has it for itself alone
+        free = 0
+    capability = f"{found.major}.{found.minor}" if kind == "cuda" else found.gcnArchName.partition(":")[0]
+    mig = "MIG" in found.name.split() or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
+    uuid = str(getattr(found, "uuid", ""))
+    return Device(kind, found.name, found.total_memory, min(free, found.total_memory), capability, uuid, mig)
+
+
+def _is_cuda_initialised() -> bool:
+    """The driver says so itself, if it is loaded."""
+    if sys.platform != "linux":
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+    except OSError:  # not loaded
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
+
+
+def _is_metal_loaded() -> bool:
+    """Metal loads the GPU's driver into the process that uses it first."""
+    if sys.platform != "darwin":
+        return False
+    loader = ctypes.CDLL(None)
+    loader._dyld_get_image_name.restype = ctypes.c_char_p
+    images = [loader._dyld_get_image_name(index) or b"" for index in range(loader._dyld_image_count())]
+    return any(driver in image for image in images for driver in _METAL_DRIVERS)
