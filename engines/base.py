@@ -101,8 +101,23 @@ class Engine(ABC):
         read-only afterwards. Raises LoadError.
         """
 
-    def warm_up(self, model: Any) -> None:  # noqa: B027  not every engine needs it
-        """Runs the model once on a tiny input, so that what libraries initialise lazily is shared too."""
+    def count_weights(self) -> int | None:
+        """Bytes that the model's weights will take once they are loaded, as their headers say; None if unknown.
+
+        Called after `setup` and before `load`: what does not fit into memory is refused before it is read.
+        """
+        return None
+
+    def example(self) -> Tensors | None:
+        """A small prepared segment, always the same; None if there is none.
+
+        Before the first fork the model runs on it once, so that what libraries initialise lazily is shared too; then
+        in a forked canary, which shows whether workers can live; and in `prefork check`.
+        """
+        return None
+
+    def verify(self, output: Tensors) -> None:  # noqa: B027  not every engine needs it
+        """Looks at what `infer` made of the example. Raises LoadError if the model is not what it says."""
 
     @abstractmethod
     def split(self, job: Job) -> Sequence[Segment]:

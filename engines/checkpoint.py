@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
@@ -120,6 +121,19 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     if report["error_msgs"]:
         _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(report['error_msgs'][0])})")
     return model.eval()  # type: ignore[no-any-return]
+
+
+def count_weights(checkpoint: Checkpoint) -> int:
+    """Bytes that the model will take once `load_model` has it in float32; only the files' headers are read."""
+    whole = checkpoint.folder / "model.safetensors"
+    elements = 0
+    for file in [whole] if whole.is_file() else sorted(checkpoint.folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                elements += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(error)})", error)
+    return elements * torch.float32.itemsize
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str]:

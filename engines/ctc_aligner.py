@@ -15,7 +15,7 @@ from engines import formats
 from engines.alignment import align_words, count_frames_needed, spread_words
 from engines.audio import SAMPLE_RATE, probe, read_audio
 from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
-from engines.checkpoint import Checkpoint, identify, load_model, open_checkpoint
+from engines.checkpoint import Checkpoint, count_weights, identify, load_model, open_checkpoint
 from engines.document import Document, Timing, Utterance, Word
 from engines.windows import Window, plan_windows
 
@@ -26,6 +26,7 @@ EMBEDDED = Path(__file__).parent / "models" / "ctc-aligner-en"
 WINDOW_SECONDS = 20.0  # what the model is given at a time
 CONTEXT_SECONDS = 2.0  # at each end of a window that goes on: heard, but its emissions are the neighbour's
 MOST_BYTES = 512 << 20  # of a segment's emissions and Viterbi table
+_EXAMPLE_SECONDS = 2
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -72,14 +73,20 @@ class CTCAligner(Engine):
     def load(self) -> PreTrainedModel:
         return load_model(self._checkpoint)
 
-    def warm_up(self, model: PreTrainedModel) -> None:
+    def count_weights(self) -> int:
+        return count_weights(self._checkpoint)
+
+    def example(self) -> Tensors:
+        """A rising tone: every frame is different from the one before."""
+        seconds = torch.arange(_EXAMPLE_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
+        return {"waveform": 0.1 * torch.sin(2 * torch.pi * (100 + 500 * seconds) * seconds)}
+
+    def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model's frames are not as long as its configuration says."""
-        seconds = 2
-        (output,) = self.infer(model, [{"waveform": torch.zeros(seconds * SAMPLE_RATE)}])
-        frames, expected = len(output["log_probs"]), seconds / self._clock.frame
+        frames, expected = len(output["log_probs"]), _EXAMPLE_SECONDS / self._clock.frame
         if abs(frames - expected) > 3:
             raise LoadError(
-                f"{self._model}: it makes {frames} frames of {seconds} s, not {expected:.0f}; "
+                f"{self._model}: it makes {frames} frames of {_EXAMPLE_SECONDS} s, not {expected:.0f}; "
                 "put the length of its frames into its config.json as frame_seconds"
             )
 

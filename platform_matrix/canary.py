@@ -203,5 +203,5 @@ def describe_exit(status: int) -> str:
     except ValueError:
         name = f"signal {-status}"
     if name == "SIGKILL":
-        return f"killed by {name}, which is what the kernel sends when memory runs out"
-    return f"killed by {name}"
+        return f"was killed by {name}, which is what the kernel sends when memory runs out"
+    return f"was killed by {name}"

@@ -17,6 +17,7 @@ _SETTLE_SECONDS = 1.0  # how long a thread may take to come to rest
 
 class Severity(StrEnum):
     HARMLESS = "harmless"  # known not to matter in a forked child
+    SUSPECT = "suspect"  # may matter; a canary has to prove that it does not
     UNSAFE = "unsafe"  # a child forked now may hang or crash
 
 

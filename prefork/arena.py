@@ -7,8 +7,9 @@ import gc
 import mmap
 import os
 import sys
-import tempfile
 import types
+import warnings
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ from typing import Any
 
 import torch
 
+from prefork.process import open_memory
+
 _MADV_PAGEOUT = 21  # linux/mman.h
+_PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
 # What is never walked through in search of tensors: it leads to the whole interpreter, not to the model.
@@ -54,6 +58,21 @@ class _Storage:
     low: int = 0  # bytes, the part of the storage that the tensors use
     high: int = 0
 
+    def read(self) -> torch.Tensor:
+        """(bytes,) uint8, the part that is used; not a copy."""
+        size = self.high - self.low
+        return torch.empty(0, dtype=torch.uint8).set_(self.tensors[0].untyped_storage(), self.low, (size,), (1,))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What lies in the file of an arena, for processes that were not forked from the one that packed it."""
+
+    path: str
+    size: int  # bytes
+    regions: tuple[Region, ...]
+    digests: tuple[int, ...]  # CRC-32 of each
+
 
 class Arena:
     """One shared mapping that holds the tensors of several models.
@@ -63,52 +82,96 @@ class Arena:
     >>> arena.seal()    # from here on, a write to a weight kills the process that tries
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, fd: int, size: int, access: int, path: str | None = None) -> None:
         self.size = size  # bytes
+        self.private = 0  # bytes of weights that are not in the arena, because it has none like them
+        self.path = path  # of the file, None if it has no name
         self._regions: list[Region] = []
-        self._fd = _open_backing(size)
-        self._mapping = mmap.mmap(self._fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self._mapping = mmap.mmap(fd, size, access=access)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # that is the point of it
+            self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
+        self.address = self._bytes.data_ptr()
 
     @classmethod
-    def pack(cls, models: Mapping[str, Any]) -> Arena:
+    def pack(cls, models: Mapping[str, Any], path: str | None = None) -> Arena:
         """Moves every CPU tensor that can be reached from the models into a new arena.
 
-        Tensors keep their identity, shape, strides and ties. One storage is copied at a time and its old
-        memory freed before the next, so that the peak is the weights plus the largest tensor.
+        path: a file that takes the weights, for `describe`; else they are in memory without a name. Tensors keep their
+        identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
+        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
         """
-        storages = [storage for owner, model in models.items() for storage in _group(owner, model)]
-        unique = list({id(storage): storage for storage in _merge(storages)}.values())
-        sizes = [storage.high - storage.low for storage in unique]
-        arena = cls(max(mmap.PAGESIZE, sum(_align(size) for size in sizes)))
+        unique = _collect(models)
+        size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
+        fd = _open_backing(size, path)
+        arena = cls(fd, size, mmap.ACCESS_WRITE, path)
+        os.close(fd)
         offset = 0
         while unique:
-            storage, size = unique.pop(0), sizes.pop(0)
-            arena._adopt(storage, offset)
-            offset += _align(size)
+            storage = unique.pop(0)
+            source = storage.read()
+            region = Region(offset, source.numel(), storage.owner, storage.name)
+            arena._view(region).copy_(source)
+            _release(source)
+            del source
+            arena._bind(storage, region)
+            arena._regions.append(region)
+            offset += _align(region.size)
         return arena
 
-    def _adopt(self, storage: _Storage, offset: int) -> None:
-        size = storage.high - storage.low
-        target = torch.frombuffer(self._mapping, dtype=torch.uint8, count=size, offset=offset)
-        source = torch.empty(0, dtype=torch.uint8).set_(
-            storage.tensors[0].untyped_storage(), storage.low, (size,), (1,)
-        )
-        target.copy_(source)
-        _release(source)
-        shared = target.untyped_storage()
+    def describe(self) -> Manifest:
+        """For processes that load the same models and are to share these weights."""
+        assert self.path is not None
+        digests = tuple(_digest(self._view(region)) for region in self._regions)
+        return Manifest(self.path, self.size, tuple(self._regions), digests)
+
+    @classmethod
+    def adopt(cls, models: Mapping[str, Any], manifest: Manifest) -> Arena:
+        """Replaces every tensor of models that were loaded here by the one in another process's arena that is the
+        same byte for byte. What has no equal there stays as it is, and is counted in `private`."""
+        with open(manifest.path, "rb") as file:
+            arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
+        arena._regions = list(manifest.regions)
+        known = {(r.size, digest): r for r, digest in zip(manifest.regions, manifest.digests, strict=True)}
+        unique = _collect(models)
+        while unique:
+            storage = unique.pop(0)
+            source = storage.read()
+            region = known.get((source.numel(), _digest(source)))
+            if region is not None and torch.equal(arena._view(region), source):
+                _release(source)
+                del source
+                arena._bind(storage, region)
+            else:
+                arena.private += source.numel()
+        return arena
+
+    def _view(self, region: Region) -> torch.Tensor:
+        return self._bytes[region.offset : region.offset + region.size]
+
+    def _bind(self, storage: _Storage, region: Region) -> None:
+        """Has the tensors of a storage look into the arena."""
+        shared = torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset)
         for tensor in storage.tensors:
             start = tensor.storage_offset() - storage.low // tensor.element_size()
-            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(shared, start, tensor.size(), tensor.stride())
-        self._regions.append(Region(offset, size, storage.owner, storage.name))
+            strided = torch.empty(0, dtype=tensor.dtype)
+            tensor.data = strided.set_(shared.untyped_storage(), start, tensor.size(), tensor.stride())
 
     def seal(self) -> None:
         """Makes the weights read-only for this process and for all that are forked from it."""
+        address, size = ctypes.c_void_p(self.address), ctypes.c_size_t(_align(self.size, mmap.PAGESIZE))
+        if sys.platform == "win32":
+            if not ctypes.windll.kernel32.VirtualProtect(address, size, _PAGE_READONLY, ctypes.byref(ctypes.c_ulong())):
+                raise ctypes.WinError()
+            return
         libc = ctypes.CDLL(None, use_errno=True)
-        size = -(-self.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        if libc.mprotect(ctypes.c_void_p(self.address), ctypes.c_size_t(size), mmap.PROT_READ) != 0:
+        if libc.mprotect(address, size, mmap.PROT_READ) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot make the shared weights read-only: {os.strerror(code)}")
+
+    def digest(self) -> int:
+        """CRC-32 of all the weights."""
+        return _digest(self._bytes)
 
     def find(self, address: int) -> Region | None:
         """The region that holds a memory address; None outside the arena."""
@@ -130,24 +193,44 @@ def _release(source: torch.Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
 
 
-def _open_backing(size: int) -> int:
-    """A file without a name: memory that is accounted once, however many processes map it."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("prefork-arena", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, size)
+def _digest(data: torch.Tensor) -> int:
+    return zlib.crc32(memoryview(data.numpy()))
+
+
+def measure_weights(models: Mapping[str, Any]) -> int:
+    """Bytes of all parameters and buffers, wherever they lie, each counted once."""
+    tensors = [t for model in models.values() for _, t in _walk(model) if t.layout is torch.strided]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _open_backing(size: int, path: str | None) -> int:
+    """A file, by default without a name: memory that is accounted once, however many processes map it."""
+    fd = open_memory() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    os.truncate(fd, 0)
+    os.truncate(fd, size)
     return fd
 
 
-def _align(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _align(size: int, to: int = _ALIGNMENT) -> int:
+    return -(-size // to) * to
+
+
+def _collect(models: Mapping[str, Any]) -> list[_Storage]:
+    """Every storage that can be reached from the models, once."""
+    storages = [storage for owner, model in models.items() for storage in _group(owner, model)]
+    return list({id(storage): storage for storage in _merge(storages)}.values())
 
 
 def _group(owner: str, model: Any) -> Iterator[_Storage]:
     storages: dict[int, _Storage] = {}
-    for name, tensor in _find_tensors(model):
+    for name, tensor in _walk(model):
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
+                "the CPU (map_location, device_map), or share nothing with --strategy spawn"
+            )
+        if not _has_memory(tensor):
+            continue
         key = tensor.untyped_storage().data_ptr()
         low, high = _extent(tensor)
         storage = storages.setdefault(key, _Storage(owner, name, low=low, high=high))
@@ -174,8 +257,8 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return low, low + (last + 1) * tensor.element_size()
 
 
-def _find_tensors(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every CPU tensor with memory of its own that can be reached from an object, each once, with its name."""
+def _walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that can be reached from an object, each once, with its name."""
     names: dict[int, str] = {}
     seen: set[int] = set()
     keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
@@ -186,7 +269,7 @@ def _find_tensors(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
             continue
         seen.add(id(thing))
         keep.append(thing)
-        if isinstance(thing, torch.Tensor) and _has_memory(thing):
+        if isinstance(thing, torch.Tensor):
             yield names.get(id(thing), f"a {_describe(thing)} tensor"), thing
         if isinstance(thing, torch.nn.Module):
             named = [
@@ -206,6 +289,7 @@ def _references(thing: Any) -> list[Any]:
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether there is something to share: plain memory of its own on the CPU."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.numel() == 0:
         return False
     return not hasattr(tensor, "__tensor_flatten__") and tensor.untyped_storage().nbytes() > 0

@@ -22,7 +22,8 @@ class Channel:
     """One end of a socket pair.
 
     A worker or the zygote uses `send` and `receive`, which block. The supervisor must never block on a process
-    that may hang: it uses `post`, which queues, `flush`, which sends what the socket takes, and `poll`.
+    that may hang: its end, the one that `pair` makes, does not block, and it uses `post`, which queues, `flush`, which
+    sends what the socket takes, and `poll`.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -34,6 +35,7 @@ class Channel:
     def pair(cls) -> tuple[Channel, socket.socket]:
         """A channel, and the other end to be given to another process."""
         here, there = socket.socketpair()
+        here.setblocking(False)
         return cls(here), there
 
     def fileno(self) -> int:
@@ -57,7 +59,10 @@ class Channel:
         return pickle.loads(self._read_exactly(length)), fds
 
     def _read_header(self) -> tuple[bytes, list[int]]:
-        data, fds, _flags, _address = socket.recv_fds(self._socket, _HEADER.size, _MAX_FDS)
+        if hasattr(socket, "recv_fds"):
+            data, fds, _flags, _address = socket.recv_fds(self._socket, _HEADER.size, _MAX_FDS)
+        else:
+            data, fds = self._socket.recv(_HEADER.size), []
         if not data:
             raise EOFError("the other end closed the channel")
         return data + self._read_exactly(_HEADER.size - len(data)), fds
@@ -81,9 +86,8 @@ class Channel:
         """Sends what the socket takes without blocking; True when nothing is left to send."""
         while self._outgoing:
             view, fds = self._outgoing[0]
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
             try:
-                count = self._socket.sendmsg([view[:_CHUNK]], ancillary, socket.MSG_DONTWAIT)
+                count = self._send_some(view[:_CHUNK], fds)
             except BlockingIOError:
                 return False
             _close_all(fds)  # they went with the first byte
@@ -93,12 +97,18 @@ class Channel:
                 self._outgoing[0] = (view[count:], ())
         return True
 
+    def _send_some(self, view: memoryview, fds: Sequence[int]) -> int:
+        if not fds:
+            return self._socket.send(view)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+        return self._socket.sendmsg([view], ancillary)
+
     def poll(self) -> Iterator[Any]:
         """The messages that have arrived whole. Raises EOFError, after the last of them, if the end is gone."""
         ended = False
         while not ended:
             try:
-                data = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+                data = self._socket.recv(_CHUNK)
             except BlockingIOError:
                 break
             except ConnectionResetError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +25,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_FORCE_CPU = "Compute on the CPU and hide every GPU from the models. In this version that is so in any case."
+_FORCE_CPU = "Compute on the CPU and hide every GPU from the models; on a Mac, this is what allows to fork."
+_NO_MPS = "Hide Apple's MPS from the models."
 ForceCPU = Annotated[bool, typer.Option("--force-cpu", envvar="PREFORK_FORCE_CPU", help=_FORCE_CPU)]
+NoMPS = Annotated[bool, typer.Option("--no-mps", envvar="PREFORK_NO_MPS", help=_NO_MPS)]
+Source = Annotated[
+    Path, typer.Argument(metavar="IN", help="A folder of transcripts and recordings, or one transcript.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder, or a hub id. Default: a small English one."),
+]
+Media = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where the recordings are, if not beside the transcripts.")
+]
+Workers = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes.")]
+Threads = Annotated[str, typer.Option(metavar="auto|N", help="Threads of each worker; auto: its share of the cores.")]
+StrategyName = Annotated[
+    str,
+    typer.Option(
+        "--strategy", metavar="auto|fork|spawn", help="How workers come by the weights; auto: see `prefork plan`."
+    ),
+]
+FactsFile = Annotated[
+    Path | None,
+    typer.Option("--facts", metavar="FILE", help="Decide for the machine that this file describes, not for this one."),
+]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Ask for the devices again, whatever is cached.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="JSON, for a machine.")]
 
 
 def _show_version(value: bool) -> None:
@@ -34,38 +63,44 @@ def _show_version(value: bool) -> None:
         raise typer.Exit()
 
 
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """Which devices the models do not get to see, as the options before the command have it."""
+
+    force_cpu: bool = False
+    no_mps: bool = False
+
+    def add(self, force_cpu: bool, no_mps: bool) -> Hiding:
+        return Hiding(self.force_cpu or force_cpu, self.no_mps or no_mps)
+
+
 @app.callback()
 def configure(
+    context: typer.Context,
     force_cpu: ForceCPU = False,
-    version: Annotated[
+    no_mps: NoMPS = False,
+    version: Annotated[  # noqa: ARG001  its callback does it
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    context.obj = Hiding(force_cpu, no_mps)
 
 
 @app.command()
 def align(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A folder of transcripts and recordings, or one transcript.")
-    ],
+    context: typer.Context,
+    source: Source,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")],
     engine: Annotated[str, typer.Option(help="Which engine aligns.")] = "ctc",
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder, or a hub id. Default: a small English one."),
-    ] = None,
+    model: Model = None,
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", metavar="NAME", help="chat, textgrid, srt, vtt, ctm or json; may be given again."),
     ] = None,
-    media: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the recordings are, if not beside the transcripts.")
-    ] = None,
-    workers: Annotated[str, typer.Option(metavar="auto|N", help="Worker processes.")] = "auto",
-    threads: Annotated[
-        str, typer.Option(metavar="auto|N", help="Threads of each worker; auto: its share of the cores.")
-    ] = "auto",
+    media: Media = None,
+    workers: Workers = "auto",
+    threads: Threads = "auto",
+    strategy: StrategyName = "auto",
     max_segment: Annotated[
         float | None,
         typer.Option(
@@ -82,7 +117,8 @@ def align(
     redo: Annotated[bool, typer.Option("--redo", help="Make every output again.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for a machine.")] = False,
-    force_cpu: ForceCPU = False,  # noqa: ARG001  it holds without being asked for
+    force_cpu: ForceCPU = False,
+    no_mps: NoMPS = False,
 ) -> None:
     """Find when each word of a transcript is said.
 
@@ -94,6 +130,7 @@ def align(
     from prefork.tasks import HangLimit
 
     options = {"model": model, "max_segment": max_segment}
+    hiding: Hiding = context.obj.add(force_cpu, no_mps)
     request = Request(
         source=source,
         target=target,
@@ -103,6 +140,9 @@ def align(
         media=media,
         workers=parse_count("--workers", workers),
         threads=parse_count("--threads", threads),
+        strategy=parse_strategy(strategy),
+        force_cpu=hiding.force_cpu,
+        no_mps=hiding.no_mps,
         hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
         redo=redo,
     )
@@ -124,21 +164,180 @@ def parse_seconds(option: str, value: float) -> float:
     return value
 
 
+def parse_strategy(value: str) -> str | None:
+    """The name of a strategy; None for auto."""
+    from platform_matrix.matrix import Strategy
+
+    if value != "auto" and value not in list(Strategy):
+        raise typer.BadParameter(f"--strategy takes auto, {', '.join(Strategy)}, not {value!r}")
+    return None if value == "auto" else value
+
+
 def _run(request: Request, quiet: bool, as_json: bool) -> int:
-    from engines.base import InputError, LoadError
-    from prefork.report import show
     from prefork.run import run
 
-    try:
+    with explain():
         return run(request, lambda: _make_report(quiet, as_json))
+
+
+@contextmanager
+def explain() -> Iterator[None]:
+    """Ends the program with one line for what makes the whole command impossible."""
+    from engines.base import InputError, LoadError
+    from prefork.report import show
+
+    try:
+        yield
     except (InputError, LoadError) as error:
         print(f"prefork: {show(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read what we print has gone; the interpreter must not try again at its end
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    except (
+        BrokenPipeError
+    ) as error:  # whoever read what we print has gone; the interpreter must not try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def matrix(
+    context: typer.Context,
+    facts: FactsFile = None,
+    refresh: Refresh = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Show what may be shared how on which machine, and which row this one is.
+
+    With --json: the facts of this machine, as --facts takes them.
+    """
+    from rich.console import Console
+
+    from platform_matrix.matrix import Request, decide
+    from prefork.machine import find_facts, show_matrix
+
+    hiding: Hiding = context.obj
+    with explain():
+        found = find_facts(facts, refresh)
+        if as_json:
+            print(found.to_json())
+        else:
+            show_matrix(Console(), found, decide(found, Request(force_cpu=hiding.force_cpu, no_mps=hiding.no_mps)))
+
+
+plan_app = typer.Typer(help="Show what a command would do here, and why; run nothing.", no_args_is_help=True)
+app.add_typer(plan_app, name="plan")
+
+
+@plan_app.command("align")
+def plan_align(
+    context: typer.Context,
+    source: Source,
+    engine: Annotated[str, typer.Option(help="Which engine aligns.")] = "ctc",
+    model: Model = None,
+    media: Media = None,
+    workers: Workers = "auto",
+    threads: Threads = "auto",
+    strategy: StrategyName = "auto",
+    facts: FactsFile = None,
+    refresh: Refresh = False,
+    as_json: AsJSON = False,
+    force_cpu: ForceCPU = False,
+    no_mps: NoMPS = False,
+) -> None:
+    """Strategy, workers, threads and memory for `prefork align` with these options, and every reason.
+
+    Exit code: 0 if it would run, 2 if not.
+    """
+    import json
+
+    from rich.console import Console
+
+    from platform_matrix.matrix import Request, Strategy
+    from prefork.machine import show_plan, to_dict
+    from prefork.planning import plan_run
+
+    hiding: Hiding = context.obj.add(force_cpu, no_mps)
+    chosen = parse_strategy(strategy)
+    with explain():
+        plan, work = plan_run(
+            source,
+            media,
+            {"model": model} if model is not None else {},
+            Request(
+                engines=(engine,),
+                strategy=Strategy(chosen) if chosen else None,
+                workers=parse_count("--workers", workers),
+                threads=parse_count("--threads", threads),
+                force_cpu=hiding.force_cpu,
+                no_mps=hiding.no_mps,
+            ),
+            facts,
+            refresh,
+        )
+        if as_json:
+            print(json.dumps(to_dict(plan), indent=2))
+        else:
+            show_plan(Console(), plan, work)
+    raise typer.Exit(2 if plan.refusal else 0)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    engines: Annotated[
+        list[str] | None, typer.Argument(metavar="[ENGINE ...]", help="By default all that can be loaded here.")
+    ] = None,
+    model: Model = None,
+    load: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that returns a model.")
+    ] = None,
+    infer: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that gets it, and computes.")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a forked child may take for one inference.")
+    ] = 30.0,
+    as_json: AsJSON = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report there.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False,
+    force_cpu: ForceCPU = False,
+    no_mps: NoMPS = False,
+) -> None:
+    """Fork for real, infer for real: are these models safe to be shared by forked workers on this machine?
+
+    Exit code: 0 safe, 1 unsafe, 2 cannot tell.
+    """
+    from rich.console import Console
+
+    from platform_matrix.matrix import Request
+    from prefork import check, check_report
+    from prefork.runtime import make_plan
+
+    hiding: Hiding = context.obj.add(force_cpu, no_mps)
+    seconds = parse_seconds("--deadline", deadline)
+    if (load is None) != (infer is None):
+        raise typer.BadParameter("--load and --infer go together: one returns the model, the other gets it")
+    if load is not None and (engines or model is not None):
+        raise typer.BadParameter("--load takes the place of engines and --model")
+    with explain():
+        if load is not None and infer is not None:
+            functions = check.Reference.parse(load), check.Reference.parse(infer)
+            targets = [check.Target(load, load=functions[0], infer=functions[1])]
+        else:
+            targets = check.find_targets(engines or [], {"model": model} if model is not None else {})
+        names = tuple(target.engine for target in targets if target.engine)
+        plan = make_plan(Request(engines=names, force_cpu=hiding.force_cpu, no_mps=hiding.no_mps))
+        console = Console(stderr=as_json)
+        examined = check_report.check(targets, plan, seconds, console, verbose)
+        finding = check.sum_up([result.finding for result in examined])
+        if as_json:
+            print(check_report.to_json(examined, finding))
+        if junit is not None:
+            check_report.write_junit(junit, examined)
+        for line in check_report.annotate(examined):
+            print(line)
+    raise typer.Exit(check.EXIT_CODES[finding])
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:

@@ -67,15 +67,15 @@ class _Found:
     refused: dict[Path, str] = field(default_factory=dict)  # what is not looked into, and why
 
 
-def find_jobs(source: Path, target: Path, names: Sequence[str] = (), media: Path | None = None) -> Corpus:
+def find_jobs(source: Path, target: Path | None, names: Sequence[str] = (), media: Path | None = None) -> Corpus:
     """The jobs that a folder, or a single transcript, makes.
 
-    names: output formats, by default CHAT. media: where recordings are that do not lie beside their transcripts.
+    target: where the outputs will be, None if there will be none. names: output formats, by default CHAT. media: where recordings are that do not lie beside their transcripts.
     Raises InputError where nothing can be done at all.
     """
     _check_places(source, target, media)
     outputs = [(name, formats.find_suffix(name)) for name in dict.fromkeys(names or ("chat",))]
-    skip = os.path.realpath(target)
+    skip = os.path.realpath(target) if target is not None else ""
     single = not source.is_dir()
     found = _walk(source.parent if single else source, skip, deep=not single)
     elsewhere = _walk(media, skip) if media is not None else None
@@ -98,7 +98,7 @@ def find_jobs(source: Path, target: Path, names: Sequence[str] = (), media: Path
     return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(notices))
 
 
-def _check_places(source: Path, target: Path, media: Path | None) -> None:
+def _check_places(source: Path, target: Path | None, media: Path | None) -> None:
     known = ", ".join(formats.READABLE)
     if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
@@ -106,16 +106,21 @@ def _check_places(source: Path, target: Path, media: Path | None) -> None:
         raise InputError(f"{source}: no transcript; give a folder, or a file that ends in {known}")
     if media is not None and not media.is_dir():
         raise InputError(f"{media}: no such folder; check --media")
+    root = source if source.is_dir() else source.parent
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"{root}: {_LOCKED}")
+    if target is not None:
+        _check_target(source, root, target)
+
+
+def _check_target(source: Path, root: Path, target: Path) -> None:
     if os.path.exists(target) and not target.is_dir():  # noqa: PTH110
         raise InputError(f"{target}: is a file; OUT must be a folder")
-    root = source if source.is_dir() else source.parent
     inner, outer = Path(os.path.realpath(root)), Path(os.path.realpath(target))
     if outer == inner:
         raise InputError(f"{target}: is IN itself, whose transcripts would be written over; give another OUT")
     if source.is_dir() and inner.is_relative_to(outer):
         raise InputError(f"{target}: holds IN, whose files could be written over; give an OUT beside IN, or in it")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise InputError(f"{root}: {_LOCKED}")
 
 
 def _walk(root: Path, skip: str, deep: bool = True) -> _Found:

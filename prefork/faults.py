@@ -29,6 +29,12 @@ class _Sigaction(ctypes.Structure):
     )
 
 
+def find_last_words(text: str) -> str:
+    """What a process said of its own end, among what it printed; empty if it said nothing."""
+    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
+    return lines[-1].removeprefix(FATAL) if lines else ""
+
+
 def describe_write(arena: Arena, address: int) -> str | None:
     """What to say of a write to this address; None if it is not in the arena."""
     region = arena.find(address)

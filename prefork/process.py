@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def measure_memory(pid: int) -> Memory | None:
 
 def release_free_memory() -> None:
     """Gives the kernel what malloc holds back of memory that has been freed; glibc alone knows how."""
+    if sys.platform != "linux":
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -44,8 +47,9 @@ def die_with_parent(parent: int) -> None:
 
     On Linux the kernel sees to it. Elsewhere the process ends when it next looks at its channel.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(1)
 
@@ -69,14 +73,26 @@ def restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def describe_exit(status: int) -> str:
-    """Words for an exit code as os.waitstatus_to_exitcode gives it."""
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    if status == -signal.SIGKILL:
-        return f"killed by {name}, which is what the kernel sends when memory runs out"
-    return f"killed by {name}"
+def open_memory() -> int:
+    """A descriptor of a file without a name: memory that is accounted once, however many processes map it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("prefork-arena", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class MemoryFile:
+    """Memory that other processes of this user can open by `path`, as long as this object is not closed."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self._fd = open_memory()
+            self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
+        else:
+            self._fd, self.path = tempfile.mkstemp(prefix="prefork-arena-")
+
+    def close(self) -> None:
+        os.close(self._fd)
+        if not hasattr(os, "memfd_create"):
+            with contextlib.suppress(PermissionError):  # Windows: a process that is still ending maps it
+                os.unlink(self.path)  # noqa: PTH108

@@ -34,9 +34,11 @@ class Summary:
     audio_seconds: float
     wall_seconds: float
     load_seconds: float
+    strategy: str  # fork, spawn ...
     workers: int
     threads: int
-    weights: int  # bytes, once for all workers
+    shared: bool  # whether all workers use one copy of the weights
+    weights: int  # bytes of one copy
     private: int  # bytes, the largest worker's own
     total: int  # bytes, everything together, shared pages counted once
     deaths: int
@@ -198,7 +200,7 @@ def tabulate(summary: Summary) -> Table:
         ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
         ("speed", f"{summary.speed:.0f} audio seconds per second"),
         ("workers", _count_workers(summary)),
-        ("shared", f"{summary.weights / MEGABYTE:.0f} MB of weights, once for all workers"),
+        ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {'once for all workers' if summary.shared else 'for each'}"),
         ("private", f"{summary.private / MEGABYTE:.0f} MB in the largest worker"),
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
         ("results", show(summary.target)),
@@ -217,7 +219,8 @@ def _count_files(summary: Summary) -> str:
 
 
 def _count_workers(summary: Summary) -> str:
-    text = f"{summary.workers}, with {summary.threads} thread{'s' * (summary.threads != 1)} each"
+    how = {"fork": "forked, ", "spawn": "spawned, "}.get(summary.strategy, "")
+    text = f"{summary.workers}, {how}with {summary.threads} thread{'s' * (summary.threads != 1)} each"
     return (
         f"{text}; {summary.deaths} died and {'was' if summary.deaths == 1 else 'were'} replaced"
         if summary.deaths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +36,9 @@ class Request:
     media: Path | None = None
     workers: int | None = None
     threads: int | None = None
+    strategy: str | None = None
+    force_cpu: bool = False
+    no_mps: bool = False
     hang_limit: HangLimit = field(default_factory=HangLimit)
     redo: bool = False
 
@@ -58,6 +60,9 @@ class Run:
             options=request.options,
             workers=request.workers,
             threads=request.threads,
+            strategy=request.strategy,
+            force_cpu=request.force_cpu,
+            no_mps=request.no_mps,
             hang_limit=request.hang_limit,
             notice=report.note,
             log=self._log,
@@ -184,6 +189,7 @@ class Run:
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         supervisor = self._runtime.supervisor
         inventory = supervisor.inventory
+        plan = supervisor.plan
         failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
         return Summary(
             done=len(self._done),
@@ -195,8 +201,10 @@ class Run:
             audio_seconds=sum(result.job.seconds for result in self._done),
             wall_seconds=time.monotonic() - self._started,
             load_seconds=self._load_seconds,
-            workers=self._runtime.workers,
-            threads=self._runtime.threads,
+            strategy=plan.strategy if plan else "",
+            workers=plan.workers if plan else 0,
+            threads=plan.threads if plan else 0,
+            shared=plan.shared if plan else False,
             weights=inventory.weights if inventory else 0,
             private=supervisor.most_private,
             total=sum(memory.pss for memory in supervisor.memory.values()),
@@ -218,6 +226,4 @@ def strip_name(job: str, reason: str) -> str:
 
 def run(request: Request, make_report: Callable[[], Report]) -> int:
     """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
-    if sys.platform != "linux":
-        raise InputError(f"workers are forked on Linux alone in this version, not on {sys.platform}")
     return Run(request, make_report()).execute()

@@ -16,18 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from platform_matrix.devices import Devices
+
 from engines.base import Job
-from platform_matrix.facts import count_usable_cores
+from platform_matrix.facts import read_facts
+from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.jobs import JobResult, JobRun
+from prefork.loading import Specification
 from prefork.supervisor import Supervisor
 from prefork.tasks import HangLimit, Task
-from prefork.zygote import Specification
 
 T = TypeVar("T")
 
 
 class Runtime(Executor):
-    """Workers forked from one process that has loaded the models.
+    """Workers that share one copy of the models, forked from one process that has loaded them wherever that is safe.
 
     With an engine, for its jobs:
 
@@ -42,10 +45,12 @@ class Runtime(Executor):
 
     engine: a name from the entry points `prefork.engines`. options: the engine's own settings.
     load: a function without arguments that returns the model, or anything that holds it.
-    workers: processes; by default one for each core that may be used. threads: of each worker, by default its
-    share of the cores. hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may
-    take as long as they like. notice: gets what happens to workers, by default a warning of the logger `prefork`.
-    log: gets what the workers print, which by default comes out as it is.
+    workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
+    threads: of each worker, by default its share of the cores. strategy: `fork` or `spawn`; by default what the
+    platform matrix says for this machine. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
+    hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
+    like. notice: gets what happens to workers, by default a warning of the logger `prefork`. log: gets what the
+    workers print, which by default comes out as it is.
 
     Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
     your script, which needs its `if __name__ == "__main__":`.
@@ -59,6 +64,9 @@ class Runtime(Executor):
         options: Mapping[str, Any] | None = None,
         workers: int | None = None,
         threads: int | None = None,
+        strategy: str | None = None,
+        force_cpu: bool = False,
+        no_mps: bool = False,
         hang_limit: HangLimit | None = None,
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
@@ -68,10 +76,9 @@ class Runtime(Executor):
         for name, value in (("workers", workers), ("threads", threads)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        cores = count_usable_cores()
+        if strategy is not None and strategy not in list(Strategy):
+            raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
         self.engine = engine
-        self.workers = workers or cores
-        self.threads = threads or max(1, cores // self.workers)
         self._ranks = itertools.count()
         self._shutdown = False
         self._lock = threading.Lock()
@@ -80,7 +87,15 @@ class Runtime(Executor):
             load=pickle.dumps(load) if load else None,
             preparation=_describe_main(),
         )
-        self.supervisor = Supervisor(specification, self.workers, self.threads, hang_limit, notice, log)
+        request = Request(
+            engines=(engine,) if engine else (),
+            strategy=Strategy(strategy) if strategy else None,
+            workers=workers,
+            threads=threads,
+            force_cpu=force_cpu,
+            no_mps=no_mps,
+        )
+        self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log)
         self.supervisor.start()
         _live.add(self)
 
@@ -94,6 +109,14 @@ class Runtime(Executor):
         if self.supervisor.failure is not None:
             self.shutdown()
             raise self.supervisor.failure
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided for this machine, with every reason. Waits until the models are loaded."""
+        self.supervisor.loaded.wait()
+        if self.supervisor.plan is None:
+            raise self.supervisor.failure or RuntimeError("this runtime was ended before it had a plan")
+        return self.supervisor.plan
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Runs fn(model, *args, **kwargs) in a worker; without a model, fn(*args, **kwargs).
@@ -175,6 +198,11 @@ class Runtime(Executor):
         if kind is not None:
             self.supervisor.drain(0.0)
         self.shutdown()
+
+
+def make_plan(request: Request) -> Plan:
+    """What the matrix says for this machine. Devices that are to be hidden need not be asked."""
+    return decide(read_facts(Devices() if request.force_cpu else None), request)
 
 
 def _begin(future: Future[Any]) -> bool:

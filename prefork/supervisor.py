@@ -1,35 +1,38 @@
-"""The supervisor: an event loop over one zygote and its workers, in a thread of its own. Never imports torch."""
+"""The supervisor: an event loop over workers and their zygote, in a thread of its own. Never imports torch."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-import os
 import selectors
+import socket
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from engines.base import LoadError
+from platform_matrix.canary import describe_exit
+from platform_matrix.matrix import Plan, Strategy, fall_back
 from prefork import process
 from prefork.channel import Channel
-from prefork.faults import FATAL
-from prefork.process import Memory
+from prefork.child import ChildProcess, Output
+from prefork.faults import find_last_words
+from prefork.loading import Inventory, Specification, make_environment
+from prefork.process import Memory, MemoryFile
 from prefork.tasks import ATTEMPTS, HangLimit, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
-from prefork.zygote import Inventory, Specification
-from prefork.zygote_process import ZygoteProcess
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _TICK_SECONDS = 0.5
+_ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
-_EXIT_SECONDS = 2.0  # how long the zygote may take to end its workers and itself
+_EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
 
 @dataclass(slots=True, eq=False)
@@ -37,10 +40,12 @@ class _Worker:
     slot: int  # 0 .. workers-1: what the user sees
     number: int  # never used again in a run
     channel: Channel
-    errors: int  # descriptor of the pipe that its stderr goes to
+    errors: Output
     born: float
+    child: ChildProcess | None = None  # if it was not forked by the zygote
+    told: bool = True  # what to load; one that was forked has it loaded
     pid: int = 0
-    ready: float | None = None  # seconds from the request to the first message
+    ready: float | None = None  # seconds from the request to the message that says so
     task: Task | None = None
     tasks: int = 0
     seen: float = 0.0  # when it last made progress
@@ -59,7 +64,7 @@ class WorkerStatus:
     label: str
     position: float  # seconds in the recording
     memory: Memory | None
-    ready_seconds: float | None  # from the request to fork to its first message
+    ready_seconds: float | None  # from the request for it to its first message
 
 
 class Supervisor:
@@ -71,21 +76,21 @@ class Supervisor:
     def __init__(
         self,
         specification: Specification,
-        workers: int,
-        threads: int,
+        make_plan: Callable[[], Plan],
         hang_limit: HangLimit | None = None,
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        """notice: gets what happens to workers; by default a warning of the logger `prefork`. log: gets what the
+        """make_plan: called once, first thing in the supervisor's thread: to look at the machine takes a while.
+        notice: gets what happens to workers; by default a warning of the logger `prefork`. log: gets what the
         processes print; by default it comes out as it is, on stdout and stderr."""
         self._specification = specification
-        self._size = workers
-        self._threads = threads
+        self._make_plan = make_plan
         self._hang_limit = hang_limit or HangLimit()
         self._notice = notice or logging.getLogger("prefork").warning
         self._log = log or _print
         self._talkative = log is None
+        self.plan: Plan | None = None  # known from `loaded` on, unless that could not be
         self.inventory: Inventory | None = None
         self.failure: BaseException | None = None  # why nothing can run
         self.loaded = threading.Event()  # set when the zygote is ready, or never will be
@@ -97,9 +102,12 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._queue = TaskQueue()
         self._inbox: deque[Callable[[], None]] = deque()
-        self._wake_reading, self._wake_writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_reading, self._wake_writing = socket.socketpair()
+        self._wake_reading.setblocking(False)
+        self._wake_writing.setblocking(False)
         self._selector.register(self._wake_reading, selectors.EVENT_READ, self._on_wake)
-        self._zygote: ZygoteProcess | None = None
+        self._zygote: ChildProcess | None = None
+        self._arena: MemoryFile | None = None
         self._lock = threading.Lock()
         self._ended = False
         self._barren = 0
@@ -162,8 +170,8 @@ class Supervisor:
             if self._ended:
                 return False
             self._inbox.append(action)
-            with contextlib.suppress(BlockingIOError):  # the pipe is full: it will wake up
-                os.write(self._wake_writing, b"x")
+            with contextlib.suppress(BlockingIOError):  # it is full: the loop will wake up
+                self._wake_writing.send(b"x")
             return True
 
     def _reason(self) -> BaseException:
@@ -173,13 +181,15 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._start_zygote()
+            self._start(self._make_plan())
             while not self._finished():
                 for key, _ in self._selector.select(self._timeout()):
                     current = self._selector.get_map().get(key.fd)
                     if current is not None and current.fileobj is key.fileobj:  # not gone since with its process
                         current.data()
                 self._do_inbox()
+                self._bury()
+                self._tell_next()
                 self._kill_hung()
                 self._dispatch()
                 self._sample_one()
@@ -198,11 +208,14 @@ class Supervisor:
         return self._closing and not (running or self._queue or self._inbox)
 
     def _timeout(self) -> float:
-        return 0.0 if self._inbox else _TICK_SECONDS
+        if self._inbox:
+            return 0.0
+        ending = any(worker.child is not None and worker.ended for worker in self._workers.values())
+        return _ENDING_SECONDS if ending else _TICK_SECONDS
 
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_reading, 4096)
+            self._wake_reading.recv(4096)
 
     def _do_inbox(self) -> None:
         while self._inbox:
@@ -216,8 +229,14 @@ class Supervisor:
         """Ends every process and gives every task that is left its reason."""
         for worker in list(self._workers.values()):
             self._forget(worker)
+        children = [worker.child for worker in self._workers.values() if worker.child is not None]
+        until = time.monotonic() + (_EXIT_SECONDS if self.failure is None else 0.0)
+        for child in children:
+            child.end(max(0.0, until - time.monotonic()))
         if self._zygote is not None:
             self._end_zygote(self._zygote)
+        if self._arena is not None:
+            self._arena.close()
         with self._lock:
             self._ended = True
         self._do_inbox()
@@ -227,13 +246,36 @@ class Supervisor:
             task.done(None, self._reason())
         self.loaded.set()
         self._selector.close()
-        os.close(self._wake_reading)
-        os.close(self._wake_writing)
+        self._wake_reading.close()
+        self._wake_writing.close()
+
+    def _start(self, plan: Plan) -> None:
+        """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
+        self.plan = plan
+        if plan.refusal:
+            self.failure = LoadError(plan.refusal)
+        elif plan.strategy is Strategy.FORK:
+            self._start_zygote()
+        else:
+            if plan.shared and self._arena is None:
+                self._arena = MemoryFile()
+            self._spawn(0)
+
+    def _specify(self) -> Specification:
+        inventory, arena = self.inventory, self._arena
+        return replace(
+            self._specification,
+            plan=self.plan,
+            arena=arena.path if arena else None,
+            manifest=inventory.manifest if inventory else None,
+        )
 
     # -- the zygote ------------------------------------------------------------------------------------------
 
     def _start_zygote(self) -> None:
-        self._zygote = zygote = ZygoteProcess(self._specification, self._talkative)
+        assert self.plan is not None
+        self._zygote = zygote = ChildProcess("zygote", make_environment(self.plan), self._talkative)
+        zygote.channel.post(self._specify())
         self._selector.register(zygote.channel, selectors.EVENT_READ, self._on_zygote)
         self._selector.register(zygote.errors, selectors.EVENT_READ, self._on_zygote_errors)
         self._flush(zygote.channel, self._on_zygote)
@@ -253,11 +295,14 @@ class Supervisor:
         self._selector.modify(channel, events, handler)
 
     def _on_zygote(self) -> None:
-        assert self._zygote is not None
-        self._flush(self._zygote.channel, self._on_zygote)
+        zygote = self._zygote
+        assert zygote is not None
+        self._flush(zygote.channel, self._on_zygote)
         try:
-            for kind, *content in self._zygote.channel.poll():
+            for kind, *content in zygote.channel.poll():
                 getattr(self, f"_on_{kind}")(*content)
+                if self._zygote is not zygote:  # it is not needed any more
+                    return
         except EOFError:
             self._lose_zygote()
 
@@ -266,10 +311,26 @@ class Supervisor:
         self._read_errors(self._zygote.errors, self._zygote.last_words)
 
     def _on_loaded(self, inventory: Inventory) -> None:
-        self.inventory = inventory
-        for slot in range(self._size):
-            self._fork(slot)
+        """Now that the weights are known, so is how many workers fit. The first of them, if it has loaded the models
+        itself, is there already."""
+        assert self.plan is not None
+        if self.inventory is None or self._zygote is not None:
+            self.inventory = inventory
+            self.plan = replace(self.plan.resize(inventory.weights), refusal="")  # they are loaded: one does fit
+            slots = {worker.slot for worker in self._workers.values()}
+            for slot in range(self.plan.workers):
+                if slot not in slots:
+                    self._add_worker(slot)
         self.loaded.set()
+
+    def _on_unsafe(self, why: str) -> None:
+        """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
+        assert self.plan is not None and self._zygote is not None
+        self._end_zygote(self._zygote)
+        other = fall_back(self.plan, why)
+        if not other.refusal:
+            self._notice(f"cannot fork: {why}; the workers are spawned instead")
+        self._start(other)
 
     def _on_failed(self, text: str, trace: str) -> None:
         if trace:
@@ -284,7 +345,7 @@ class Supervisor:
         while self._read_errors(self._zygote.errors, self._zygote.last_words):
             pass
         words = self._zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
-        reason = process.describe_exit(self._end_zygote(self._zygote))
+        reason = describe_exit(self._end_zygote(self._zygote))
         for worker in list(self._workers.values()):
             with contextlib.suppress(EOFError):
                 self._hear(worker)  # it may have finished something before it died
@@ -300,7 +361,7 @@ class Supervisor:
         self._notice(f"the zygote {reason}; loading the models again")
         self._start_zygote()
 
-    def _end_zygote(self, zygote: ZygoteProcess) -> int:
+    def _end_zygote(self, zygote: ChildProcess) -> int:
         """Its exit status."""
         self._ignore(zygote.channel)
         self._ignore(zygote.errors)
@@ -309,15 +370,49 @@ class Supervisor:
 
     # -- the workers -----------------------------------------------------------------------------------------
 
+    def _add_worker(self, slot: int) -> None:
+        assert self.plan is not None
+        if self.plan.strategy is Strategy.FORK:
+            self._fork(slot)
+        else:
+            self._spawn(slot)
+
     def _fork(self, slot: int) -> None:
+        assert self.plan is not None
         channel, there = Channel.pair()
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(reading, False)
-        worker = _Worker(slot, next(self._numbers), channel, reading, time.monotonic())
+        errors, writing = Output.pipe()
+        worker = _Worker(slot, next(self._numbers), channel, errors, time.monotonic())
+        self._adopt(worker)
+        self._post_zygote(("fork", worker.number, self.plan.threads), (there.detach(), writing))
+
+    def _spawn(self, slot: int) -> None:
+        """Starts a process that will load, once it is told what: see _tell_next."""
+        assert self.plan is not None
+        child = ChildProcess("spawned", make_environment(self.plan), self._talkative)
+        number, now = next(self._numbers), time.monotonic()
+        self._adopt(_Worker(slot, number, child.channel, child.errors, now, child, told=False, pid=child.pid))
+
+    def _adopt(self, worker: _Worker) -> None:
         self._workers[worker.number] = worker
-        self._selector.register(channel, selectors.EVENT_READ, partial(self._on_worker, worker))
-        self._selector.register(reading, selectors.EVENT_READ, lambda: self._read_errors(reading, worker.last_words))
-        self._post_zygote(("fork", worker.number, self._threads), (there.detach(), writing))
+        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._on_worker, worker))
+        hear = partial(self._read_errors, worker.errors, worker.last_words)
+        self._selector.register(worker.errors, selectors.EVENT_READ, hear)
+
+    def _tell_next(self) -> None:
+        """One worker loads at a time: memory for one copy more than is shared is all that is needed."""
+        waiting = [worker for worker in self._workers.values() if not worker.told and not worker.ended]
+        if waiting and not any(w.told and w.ready is None for w in self._workers.values()):
+            waiting[0].told = True
+            waiting[0].channel.post(self._specify())
+            self._flush(waiting[0].channel, partial(self._on_worker, waiting[0]))
+
+    def _bury(self) -> None:
+        """Sees which of the processes that were spawned have ended; for the others, the zygote does."""
+        for worker in list(self._workers.values()):
+            if worker.child is not None and (worker.ended or worker.sentence):
+                status = worker.child.poll()
+                if status is not None:
+                    self._on_exited(worker.number, status)
 
     def _on_forked(self, number: int, pid: int) -> None:
         self._workers[number].pid = pid
@@ -331,7 +426,8 @@ class Supervisor:
         self._forget(worker)
         del self._workers[number]
         self.deaths += 1
-        reason = worker.sentence or _find_last_words(worker.last_words) or process.describe_exit(status)
+        words = worker.last_words.decode(errors="replace")
+        reason = worker.sentence or find_last_words(words) or describe_exit(status)
         self._barren = self._barren + 1 if worker.ready is None else self._barren
         if self._barren >= _BARREN_STARTS:
             self.failure = LoadError(f"workers die before they are ready: {reason}")
@@ -340,7 +436,7 @@ class Supervisor:
         else:
             self._notice(f"worker {worker.slot} (pid {worker.pid}): {reason}; replaced")
         if self.failure is None and self._drain_until is None:
-            self._fork(worker.slot)
+            self._add_worker(worker.slot)
 
     def _bereave(self, task: Task, reason: str) -> None:
         task.attempts += 1
@@ -362,7 +458,9 @@ class Supervisor:
     def _hear(self, worker: _Worker) -> None:
         for kind, *content in worker.channel.poll():
             worker.seen = time.monotonic()
-            if kind == "ready":
+            if kind in ("loaded", "failed"):
+                getattr(self, f"_on_{kind}")(*content)
+            elif kind == "ready":
                 worker.ready = worker.seen - worker.born
             elif kind == "progress" and worker.task:
                 worker.task.position, piece = content
@@ -384,7 +482,10 @@ class Supervisor:
 
     def _kill(self, worker: _Worker, sentence: str) -> None:
         worker.sentence = worker.sentence or sentence
-        self._post_zygote(("kill", worker.number))
+        if worker.child is not None:
+            worker.child.kill()
+        else:
+            self._post_zygote(("kill", worker.number))
 
     def _kill_hung(self) -> None:
         now = time.monotonic()
@@ -392,14 +493,14 @@ class Supervisor:
             task = worker.task
             if worker.sentence:
                 continue
-            if worker.ready is None and now - worker.born > _BOOT_SECONDS:
+            if worker.child is None and worker.ready is None and now - worker.born > _BOOT_SECONDS:
                 self._kill(worker, f"was not ready {_BOOT_SECONDS:.0f} s after it was forked and was killed")
             elif task is not None and task.step is not None:
                 limit = self._hang_limit.seconds(task.step)
                 if now - worker.seen > limit:
                     self._kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
-    def _ignore(self, fileobj: Channel | int) -> None:
+    def _ignore(self, fileobj: Channel | Output) -> None:
         """Listens to it no more; it may have ended, and been ignored, before."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(fileobj)
@@ -408,16 +509,14 @@ class Supervisor:
         self._ignore(worker.channel)
         self._ignore(worker.errors)
         worker.channel.close()
-        os.close(worker.errors)
+        worker.errors.close()
 
-    def _read_errors(self, fd: int, words: bytearray) -> bool:
+    def _read_errors(self, errors: Output, words: bytearray) -> bool:
         """Passes on some of what a process has printed; False if there is nothing more for now."""
-        try:
-            data = os.read(fd, _LAST_WORDS)
-        except BlockingIOError:
-            return False
+        data = errors.read(_LAST_WORDS)
         if not data:
-            self._ignore(fd)
+            if data is not None:
+                self._ignore(errors)
             return False
         words += data
         del words[:-_LAST_WORDS]
@@ -463,12 +562,6 @@ class Supervisor:
             pids["zygote"] = self._zygote.pid
         self.memory = {name: memory for name, pid in pids.items() if (memory := process.measure_memory(pid))}
         self.most_private = max(self.most_private, *(m.uss for name, m in self.memory.items() if name != "zygote"), 0)
-
-
-def _find_last_words(words: bytearray) -> str:
-    """What a worker said of its own end, if it said anything."""
-    lines = [line for line in words.decode(errors="replace").splitlines() if line.startswith(FATAL)]
-    return lines[-1].removeprefix(FATAL) if lines else ""
 
 
 def _print(text: str) -> None:

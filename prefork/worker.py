@@ -18,22 +18,14 @@ import numpy as np
 import torch
 
 from engines import formats
-from engines.base import Engine, Job
-from prefork.arena import Arena
+from engines.base import Job
+from prefork import process
 from prefork.channel import Channel
+from prefork.comparison import encode
 from prefork.faults import watch_for_writes
+from prefork.loading import Loaded
 from prefork.outputs import JobOutput, OutputFolder
-from prefork.process import release_free_memory
 from prefork.tasks import pickle_error
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What the zygote loaded once and every worker shares."""
-
-    engines: Mapping[str, Engine]
-    models: Mapping[str, Any]
-    arena: Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +38,7 @@ class Context:
 
 def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
     """Runs tasks until the supervisor closes the channel."""
-    watch_for_writes(loaded.arena, sys.stderr.fileno())
-    torch.set_num_threads(threads)
+    settle(loaded, threads)
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
     while True:
@@ -58,7 +49,25 @@ def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
         answer = _run(payload, Context(loaded, partial(_report, channel)))
         sys.stdout.flush()  # before anybody can end this worker
         channel.send(answer)
-        release_free_memory()  # now that nobody waits for this worker
+        process.release_free_memory()  # now that nobody waits for this worker
+
+
+def settle(loaded: Loaded, threads: int) -> None:
+    """What a forked child does before it computes."""
+    if loaded.arena is not None:
+        watch_for_writes(loaded.arena, 2)
+    torch.set_num_threads(threads)
+
+
+def rehearse(loaded: Loaded, threads: int) -> bytes:
+    """What a worker does, done once in a canary: computes on the shared weights, on as many threads."""
+    process.die_with_parent(os.getppid())
+    process.restore_signals()
+    settle(loaded, threads)
+    outputs = loaded.try_examples()
+    if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
+        outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}
+    return encode(outputs)
 
 
 def _report(channel: Channel, position: float, piece: bytes) -> None:
@@ -102,11 +111,11 @@ def _split_job(context: Context, engine: str, job: Job) -> list[tuple[float, byt
 def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> None:
     """prepare, infer and finish for each segment. What comes of it does not depend on who runs it, or what ran before,
     and is reported at once: if this worker dies, what it has done is not lost."""
-    engine, model = context.loaded.engines[name], context.loaded.models[name]
+    engine = context.loaded.engines[name]
     for segment in map(pickle.loads, segments):
         reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
         with torch.inference_mode():
-            (output,) = engine.infer(model, [engine.prepare(job, segment)])
+            (output,) = context.loaded.infer(name, [engine.prepare(job, segment)])
             piece = engine.finish(job, segment, output)
         context.progress(segment.end, pickle.dumps(piece))
 

@@ -148,7 +148,7 @@ def main() -> None:
     engine.setup()
     model = engine.load()
     with torch.inference_mode():
-        engine.warm_up(model)
+        engine.verify(engine.infer(model, [engine.example()])[0])
     if arguments.only != "speed":
         measure_accuracy(engine, model, arguments.hide)
     if arguments.only != "accuracy":

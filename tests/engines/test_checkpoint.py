@@ -173,6 +173,6 @@ def test_a_model_that_takes_features_gets_those_of_its_extractor(folder: Path) -
     engine.setup()
     loaded = engine.load()
     with torch.inference_mode():
-        engine.warm_up(loaded)
+        engine.verify(engine.infer(loaded, [engine.example()])[0])
         (output,) = engine.infer(loaded, [{"waveform": torch.randn(32_000)}])
     assert output["log_probs"].shape[1] == 32 and abs(len(output["log_probs"]) - 100) <= 2

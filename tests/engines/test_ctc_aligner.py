@@ -277,7 +277,7 @@ def test_any_ctc_model_aligns(kind: str, folder: Path, speech: Any) -> None:
     engine.setup()
     model = engine.load()
     with torch.inference_mode():
-        engine.warm_up(model)
+        engine.verify(engine.infer(model, [engine.example()])[0])
     words = list_words(align(engine, model, write_job(folder, np.tile(speech, 8), " ".join(WORDS * 8))))
     assert [word.text for word in words] == WORDS * 8
     assert_in_order(words, 24.0)
@@ -303,7 +303,7 @@ def test_a_model_whose_frames_are_not_as_long_as_it_says_is_refused(folder: Path
     engine = CTCAligner(str(folder))
     engine.setup()
     with pytest.raises(LoadError, match=r"99 frames of 2 s, not 50; .*frame_seconds"), torch.inference_mode():
-        engine.warm_up(engine.load())
+        engine.verify(engine.infer(engine.load(), [engine.example()])[0])
 
 
 def test_the_fingerprint_tells_models_and_settings_apart(aligner: CTCAligner, folder: Path) -> None:

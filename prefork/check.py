@@ -1,0 +1,253 @@
+"""`prefork check`: whether an engine, or anybody's model, survives being forked here. Never imports torch itself.
+
+Every target is examined in a fresh process (prefork.examination), because a target that is not safe may take that
+process with it, and because what one target leaves behind must not count against the next.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from engines import registry
+from engines.base import LoadError
+from platform_matrix.canary import describe_exit
+from platform_matrix.matrix import Plan, Strategy, Verdict
+from prefork.child import ChildProcess
+from prefork.loading import Specification, make_environment
+
+LOAD_SECONDS = 600.0  # a large model from a slow disk
+PARALLEL = 20  # children at once
+_SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
+
+
+class Finding(StrEnum):
+    """What came of a step, and of all of them."""
+
+    SAFE = "safe"
+    UNSAFE = "unsafe"
+    UNKNOWN = "cannot tell"
+    SKIPPED = "skipped"  # because of what a step before it found
+
+
+EXIT_CODES = {Finding.SAFE: 0, Finding.UNSAFE: 1, Finding.UNKNOWN: 2}
+
+STEPS = {
+    "matrix": "the platform matrix lets this machine fork",
+    "load": "the models load",
+    "hazards": "nothing in the process that forks is known to be unsafe",
+    "canary": "a forked child infers",
+    "same": "its result is the parent's, bit for bit",
+    "again": "so is that of a child forked after the parent has used the model",
+    "threads": "a child infers on several threads",
+    "parallel": f"{PARALLEL} children at once infer, with the same result",
+    "write": "a child that writes to a weight dies alone",
+    "kill": "a child that is killed dies alone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was looked at. details: more of it, a line each: hazards, or where something hung."""
+
+    name: str
+    finding: Finding
+    text: str
+    seconds: float = 0.0
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is examined: an engine with its options, or functions of the user's that load a model and infer with it.
+
+    required: whether it counts that it cannot be loaded.
+    """
+
+    name: str
+    engine: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    load: Reference | None = None
+    infer: Reference | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A function of the user's, by the name of its module, or by its file if that is not importable by name.
+
+    path: where the user's process looks for modules.
+    """
+
+    module: str
+    name: str
+    file: str = ""
+    path: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """From `package.module:function` or `folder/file.py:function`. Raises LoadError."""
+        module, colon, name = text.rpartition(":")
+        if not (colon and module and all(part.isidentifier() for part in name.split("."))):
+            raise LoadError(f"{text!r} names no function; write package.module:function or file.py:function")
+        path = (str(Path.cwd()), *sys.path)
+        if module.endswith(".py"):
+            return cls(Path(module).stem, name, str(Path(module).resolve()), path)
+        return cls(module, name, "", path)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Reference:
+        """Of a function that can be found by its name in its module. Raises LoadError."""
+        name, file = function.__qualname__, getattr(sys.modules.get(function.__module__), "__file__", None)
+        if "<" in name:
+            raise LoadError(f"{name} cannot be found by another process; use a top-level function of a module")
+        return cls(function.__module__, name, file or "", tuple(sys.path))
+
+    def resolve(self) -> Callable[..., Any]:
+        """The function. Raises LoadError."""
+        sys.path[:] = [*sys.path, *(entry for entry in self.path if entry not in sys.path)]
+        where = self.module if not self.file else f"{self.module} ({self.file})"
+        try:
+            found: Any = self._import()
+        except Exception as error:
+            raise LoadError(
+                f"{where} cannot be imported: {type(error).__name__}: {error}; "
+                "start prefork where Python can import it, or set PYTHONPATH"
+            ) from error
+        for part in self.name.split("."):
+            if not hasattr(found, part):
+                raise LoadError(f"{where} has no function {self.name}; check its name")
+            found = getattr(found, part)
+        if not callable(found):
+            raise LoadError(f"{self.module}:{self.name} is no function but of type {type(found).__name__}")
+        return found  # type: ignore[no-any-return]
+
+    def _import(self) -> ModuleType:
+        """By its file, unless that is what its name leads to."""
+        if not self.file:
+            return importlib.import_module(self.module)
+        try:
+            spec = importlib.util.find_spec(self.module)
+        except (ImportError, ValueError):  # a parent package is not there, or it is __main__
+            spec = None
+        if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == Path(self.file).resolve():
+            return importlib.import_module(self.module)
+        spec = importlib.util.spec_from_file_location(f"prefork_checked_{Path(self.file).stem}", self.file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{self.file} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the examining process is told."""
+
+    specification: Specification
+    target: Target
+    deadline: float  # seconds for a canary
+    threads: int
+
+
+def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Target]:
+    """The engines that are asked for; by default all that are installed, each once. Raises LoadError."""
+    if engines:
+        for name in engines:
+            registry.find(name)
+        return [Target(name, name, options) for name in dict.fromkeys(engines)]
+    once = {registry.find(name).value: name for name in reversed(registry.names())}
+    return [Target(name, name, options, required=False) for name in sorted(once.values())]
+
+
+def conclude(target: Target, steps: Sequence[Step]) -> Finding:
+    """The whole from the parts: one unsafe step is enough; an engine that nobody asked for may be missing."""
+    findings = {step.name: step.finding for step in steps}
+    if Finding.UNSAFE in findings.values():
+        return Finding.UNSAFE
+    if findings.get("load") is Finding.UNKNOWN and not target.required:
+        return Finding.SKIPPED
+    return Finding.UNKNOWN if Finding.UNKNOWN in findings.values() else Finding.SAFE
+
+
+def sum_up(findings: Sequence[Finding]) -> Finding:
+    """What all targets say together; if none could be examined, nobody can tell."""
+    worst = [finding for finding in (Finding.UNSAFE, Finding.UNKNOWN, Finding.SAFE) if finding in findings]
+    return worst[0] if worst else Finding.UNKNOWN
+
+
+def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None] = lambda _: None) -> Iterator[Step]:
+    """One step after the other, as they are done; all of STEPS, in that order.
+
+    deadline: seconds that a canary may take. log: gets what the examined code prints.
+    """
+    started = time.monotonic()
+    if plan.strategy is not Strategy.FORK or plan.refusal:
+        why = plan.refusal or f"{plan.row.title}: fork is {plan.row.verdict}"
+        reasons = tuple(reason.text for reason in plan.row.claims)
+        yield Step("matrix", Finding.UNSAFE, why, time.monotonic() - started, reasons)
+        yield from _skip(list(STEPS)[1:])
+        return
+    caveats = tuple(reason.text for reason in plan.row.claims) if plan.row.verdict is Verdict.CAVEATS else ()
+    yield Step("matrix", Finding.SAFE, f"{plan.row.title}: fork is {plan.row.verdict}", 0.0, caveats)
+    left = list(STEPS)[1:]
+    for step in _examine(target, plan, deadline, log):
+        yield step
+        left.remove(step.name)
+        if step.finding is Finding.UNKNOWN and step.name == "load":
+            break
+    yield from _skip(left)
+
+
+def _skip(names: Sequence[str]) -> Iterator[Step]:
+    return (Step(name, Finding.SKIPPED, "") for name in names)
+
+
+def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None]) -> Iterator[Step]:
+    load = pickle.dumps(partial(call, target.load)) if target.load is not None else None
+    engines = {target.engine: dict(target.options)} if target.engine else {}
+    order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
+    child = ChildProcess("examination", make_environment(plan))
+    current, began = "load", time.monotonic()
+    try:
+        child.channel.post(order)
+        while True:
+            kind, content = child.receive(LOAD_SECONDS if current == "load" else deadline + _SLACK_SECONDS, log)
+            began = time.monotonic()
+            if kind == "step":
+                yield content
+            else:
+                current = content
+    except TimeoutError:
+        limit = time.monotonic() - began
+        finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
+        yield Step(current, finding, f"the examined process made no progress for {limit:.0f} s", limit)
+    except EOFError:
+        status = child.end(1.0)
+        if status != 0:
+            finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
+            words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
+            text = f"the examined process itself {describe_exit(status)}"
+            yield Step(current, finding, text, time.monotonic() - began, words)
+    finally:
+        child.kill()
+        child.end(1.0)
+
+
+def call(reference: Reference) -> Any:
+    """Loads a user's model. Raises LoadError if it returns nothing."""
+    model = reference.resolve()()
+    if model is None:
+        raise LoadError(f"{reference.module}:{reference.name} returned nothing; it must return the model")
+    return model

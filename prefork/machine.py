@@ -1,0 +1,136 @@
+"""What the commands `matrix` and `plan` show: a machine, the matrix, and what would happen here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engines.base import InputError
+from platform_matrix.facts import Facts, FactsError, read_facts
+from platform_matrix.matrix import BUILT, ROWS, Plan, Reason, Row, Verdict
+
+GIGABYTE = 1e9
+_STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "red"}
+
+
+def find_facts(file: Path | None, refresh: bool = False) -> Facts:
+    """Of this machine, or as a file describes another. Raises InputError if there is no such file, or it is none."""
+    if file is None:
+        from platform_matrix.devices import ask_devices
+
+        return read_facts(ask_devices(refresh))
+    try:
+        return Facts.from_json(file.read_text(encoding="utf-8"), str(file))
+    except FactsError as error:
+        raise InputError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise InputError(f"{file}: {reason}; give a file as `prefork matrix --json` writes it") from error
+
+
+def describe_facts(facts: Facts) -> list[tuple[str, str]]:
+    """Names and values, a line each."""
+    where = [place for place in (f"in {facts.container}" * bool(facts.container), "under WSL2" * facts.wsl) if place]
+    devices = [
+        f"{d.name}, {_gigabytes(d.memory)}{f', {d.capability}' if d.capability else ''}{', a MIG instance' * d.mig}"
+        for d in facts.devices.present
+    ]
+    system = {"linux": "Linux", "darwin": "macOS", "windows": "Windows"}.get(facts.system, facts.system)
+    rows = [
+        ("machine", " ".join([f"{system} {facts.release} ({facts.machine})", *where])),
+        ("python", f"{facts.python}; can start processes by {', '.join(facts.start_methods)}"),
+        ("cores", f"{facts.cores} of {facts.installed_cores} may be used"),
+        (
+            "memory",
+            f"{_gigabytes(facts.memory)} of {_gigabytes(facts.installed_memory)} may be used, "
+            f"{_gigabytes(facts.available)} are available",
+        ),
+        ("torch", f"{facts.devices.torch or 'not installed'}, built for {', '.join(['cpu', *facts.devices.built])}"),
+        ("gpus", facts.devices.error or "; ".join(devices) or "none"),
+    ]
+    return rows if not facts.initialised else [*rows, ("initialised", ", ".join(facts.initialised))]
+
+
+def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
+    """The whole table, with the row of the machine marked, and why each row says what it says."""
+    _show_rows(console, describe_facts(facts))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("", "machine", "fork", "strategies", "engines", "why"):
+        table.add_column(heading, no_wrap=heading != "why")
+    sources = _number([claim for row in ROWS for claim in row.claims])
+    for row in ROWS:
+        here = row is plan.row
+        marks = " ".join(f"[{sources[claim]}]" for claim in row.claims)
+        cells = ["▸" if here else "", row.title, Text(row.verdict, _STYLES[row.verdict]), _list_strategies(row)]
+        table.add_row(*cells, _list_engines(row), marks, style="bold" if here else "")
+    console.print()
+    console.print(table)
+    console.print()
+    for claim, number in sources.items():
+        _show_reason(console, f"[{number}]", claim)
+    console.print("\nA strategy in brackets is not part of this version.")
+
+
+def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()) -> None:
+    """What would happen, and every reason."""
+    rows = [*work, *describe_facts(plan.facts), ("row", f"{plan.row.title}: fork is {plan.row.verdict}")]
+    if not plan.refusal:
+        copies = "one copy of the weights for all" if plan.shared else "a copy of the weights for each"
+        rows += [
+            ("strategy", f"{plan.strategy}: {copies}"),
+            ("workers", f"{plan.workers}, with {plan.threads} thread{'s' * (plan.threads != 1)} each"),
+            ("memory", plan.budget.describe(plan.workers)),
+            ("hidden", ", ".join(plan.hidden) or "no device"),
+        ]
+    _show_rows(console, rows)
+    console.print()
+    for reason in plan.reasons:
+        _show_reason(console, "-", reason)
+    if plan.refusal:
+        console.print(Text(f"refused: {plan.refusal}", "red"), soft_wrap=True)
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan for a machine to read."""
+    content = asdict(plan)
+    content["facts"] = json.loads(plan.facts.to_json())
+    return content
+
+
+def _list_strategies(row: Row) -> str:
+    return ", ".join(strategy if strategy in BUILT else f"({strategy})" for strategy in row.strategies)
+
+
+def _list_engines(row: Row) -> str:
+    return "all" if row.engines is None else ", ".join(row.engines) or "none"
+
+
+def _number(claims: Sequence[Reason]) -> dict[Reason, int]:
+    return {claim: number for number, claim in enumerate(dict.fromkeys(claims), 1)}
+
+
+def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name, "bold"), Text(value))
+    console.print(table)
+
+
+def _show_reason(console: Console, mark: str, reason: Reason) -> None:
+    table = Table.grid(padding=(0, 1))
+    text = Text(reason.text)
+    if reason.source:
+        text.append(f" ({reason.source})", "dim")
+    table.add_row(Text(mark), text)
+    console.print(table)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / GIGABYTE:.1f} GB"

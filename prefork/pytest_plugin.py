@@ -1,0 +1,65 @@
+"""The pytest plugin: a marker and a fixture `fork_safe`, which examine a test's model as `prefork check` does.
+
+    @pytest.mark.fork_safe(load=load_model, infer=infer)
+    def test_my_model(): ...
+
+    def test_my_model(fork_safe):
+        fork_safe(load_model, infer)
+
+load: a top-level function that returns the model. infer: one that gets the model, and whose result can be compared.
+deadline: seconds that a forked child may take for one inference, by default 30. Nothing heavy is imported, and nothing
+is forked, in pytest's own process. Where the platform matrix lets nothing fork (Windows, MPS), the test is skipped.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_MARKER = "fork_safe(load, infer, deadline=30.0): the test's model must be safe to share by forked workers"
+
+ForkSafe = Callable[..., None]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", _MARKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("fork_safe")
+    if marker is not None:
+        require_fork_safe(*marker.args, **marker.kwargs)
+
+
+@pytest.fixture
+def fork_safe() -> ForkSafe:
+    """A function of (load, infer, deadline=30.0) that fails the test unless the model is safe to share by fork."""
+    return require_fork_safe
+
+
+def require_fork_safe(load: Callable[[], Any], infer: Callable[[Any], Any], deadline: float = 30.0) -> None:
+    """Fails the running test, with the whole table, unless the model is shown to be safe; skips it where no process is
+    ever forked."""
+    __tracebackhide__ = True
+    from rich.console import Console
+
+    from engines.base import LoadError
+    from platform_matrix.matrix import Request
+    from prefork.check import Finding, Reference, Target
+    from prefork.check_report import check
+    from prefork.runtime import make_plan
+
+    shown = io.StringIO()
+    try:
+        target = Target(load.__qualname__, load=Reference.of(load), infer=Reference.of(infer))
+    except LoadError as error:
+        pytest.fail(str(error), pytrace=False)
+    (examined,) = check([target], make_plan(Request()), deadline, Console(file=shown, width=120), verbose=False)
+    if examined.steps[0].finding is Finding.UNSAFE:
+        pytest.skip(examined.steps[0].text)
+    if examined.finding is not Finding.SAFE:
+        pytest.fail(shown.getvalue(), pytrace=False)
