@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import reprlib
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def ask_devices(refresh: bool = False, timeout: float = 60.0) -> Devices:
         if known:
             return _answers.setdefault(key, known)
     devices = _ask(timeout)
+    if devices.error and not devices.torch:
+        devices = replace(devices, torch=_find_version(torch))
     _answers[key] = devices
     if not devices.error:
         _store(key, devices)
@@ -198,6 +201,12 @@ def _find_torch() -> str:
     except ValueError:  # something in sys.modules that calls itself torch and was never imported
         return ""
     return spec.origin or "" if spec else ""
+
+
+def _find_version(torch: str) -> str:
+    """What it is called by the file that torch.__version__ comes from."""
+    found = re.search(r"""__version__ = ['"](.+?)['"]""", read_text(Path(torch).with_name("version.py")))
+    return found[1] if found else "unknown"
 
 
 def _make_key(torch: str) -> str:
