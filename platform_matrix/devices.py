@@ -169,7 +169,7 @@ def build(kind: type[Made], content: object, place: str = "") -> Made:
 
 def find_excess(name: str, value: int, least: int, most: int) -> str:
     """Words for a number out of its range; empty if it is in it."""
-    return "" if least <= value <= most else f"{name} is {value}, not from {least} to {most}"
+    return "" if least <= value <= most else f"{name} is {reprlib.repr(value)}, not from {least} to {most}"
 
 
 def read_text(file: Path) -> str:

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import platform
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -81,7 +82,7 @@ class Facts:
         )
         for name, values, allowed in lists:
             if unknown := [value for value in values if value not in allowed]:
-                return f"{name} has {unknown[0]!r}, none of {', '.join(allowed)}"
+                return f"{name} has {reprlib.repr(unknown[0])}, none of {', '.join(allowed)}"
         if not self.start_methods:
             return "start_methods is empty; Python can spawn everywhere"
         if self.wsl and self.system != "linux":

@@ -1,13 +1,39 @@
-"""Facts: cores that may really be used, from made-up control groups."""
+"""Facts: of this machine, of made-up control groups, and of files that describe another machine, or none."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from platform_matrix.facts import count_usable_cores, read_cpu_quota
+from platform_matrix.devices import KINDS, MOST_BYTES, Device, Devices
+from platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
+
+MB = 1 << 20
+UNLIMITED = str((1 << 63) - 4096)  # what v1 says when there is no limit
+FACTS = Facts(
+    system="linux",
+    release="6.8.0",
+    machine="x86_64",
+    python="3.12.3",
+    start_methods=("fork", "spawn", "forkserver"),
+    cores=8,
+    installed_cores=16,
+    memory=16 << 30,
+    installed_memory=64 << 30,
+    available=10 << 30,
+    container="docker",
+    devices=Devices("2.11.0", ("cuda",), (Device("cuda", "NVIDIA H200", 150 << 30, 1 << 30, "9.0"),)),
+)
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
@@ -49,8 +75,40 @@ def _write(root: Path, files: dict[str, str]) -> Path:
             },
             None,
         ),
+        (
+            {
+                "proc/self/cgroup": "3:cpuacct,cpu:/docker/1f\n0::/\n",
+                "sys/fs/cgroup/cpuacct,cpu/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpuacct,cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/../other\n",
+                "sys/fs/cgroup/cpu.max": "200000 100000\n",
+                "sys/fs/other/cpu.max": "1 100000\n",
+            },
+            2.0,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/unified/cpu.max": "200000 100000\n"}, 2.0),
+        ({"proc/self/cgroup": "nonsense\n0::/\n", "sys/fs/cgroup/cpu.max": "200000 0\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "many\n"}, None),
     ],
-    ids=["none", "v2 unlimited", "v2", "v2 nested: the tightest", "v2 root", "v1", "v1 unlimited"],
+    ids=[
+        "none",
+        "v2 unlimited",
+        "v2",
+        "v2 nested: the tightest",
+        "v2 root",
+        "v1",
+        "v1 unlimited",
+        "v1 in a container",
+        "v2 outside the namespace",
+        "v2 beside v1",
+        "no period",
+        "no numbers",
+    ],
 )
 def test_the_tightest_quota_counts(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     assert read_cpu_quota(_write(tmp_path, files)) == quota
@@ -63,3 +121,255 @@ def test_affinity_counts() -> None:
         assert count_usable_cores() == 1
     finally:
         os.sched_setaffinity(0, everything)
+
+
+@pytest.mark.parametrize(
+    ("files", "memory", "available"),
+    [
+        ({"sys/fs/cgroup/memory.max": f"{64 * MB}\n"}, 64, 64),
+        (
+            {
+                "sys/fs/cgroup/a/memory.max": f"{64 * MB}\n",
+                "sys/fs/cgroup/a/memory.current": f"{40 * MB}\n",
+                "sys/fs/cgroup/a/memory.stat": f"anon {20 * MB}\ninactive_file {10 * MB}\nactive_file {10 * MB}\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": f"{30 * MB}\n",
+            },
+            64,
+            34,
+        ),
+        (
+            {
+                "sys/fs/cgroup/a/memory.max": f"{100 * MB}\n",
+                "sys/fs/cgroup/a/memory.current": f"{90 * MB}\n",
+                "sys/fs/cgroup/a/b/memory.max": f"{64 * MB}\n",
+                "sys/fs/cgroup/a/b/memory.current": f"{20 * MB}\n",
+            },
+            64,
+            10,
+        ),
+        (
+            {
+                "sys/fs/cgroup/memory/m/memory.limit_in_bytes": f"{64 * MB}\n",
+                "sys/fs/cgroup/memory/m/memory.usage_in_bytes": f"{50 * MB}\n",
+                "sys/fs/cgroup/memory/m/memory.stat": f"inactive_file 0\ntotal_inactive_file {20 * MB}\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{UNLIMITED}\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{999 * MB}\n",
+            },
+            64,
+            34,
+        ),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{64 * MB}\n"}, 64, 64),
+        (
+            {
+                "sys/fs/cgroup/a/memory.max": f"{64 * MB}\n",
+                "sys/fs/cgroup/a/memory.current": f"{65 * MB}\n",
+            },
+            64,
+            0,
+        ),
+        (
+            {
+                "sys/fs/cgroup/a/b/memory.max": "0\n",
+                "sys/fs/cgroup/a/memory.max": "-5\n",
+                "sys/fs/cgroup/memory.max": f"{64 * MB}\n",
+                "sys/fs/cgroup/memory.current": "unknown\n",
+            },
+            64,
+            64,
+        ),
+    ],
+    ids=["v2", "v2 nested", "v2 outer is fuller", "v1", "v1 in a container", "over its limit", "files that lie"],
+)
+def test_the_tightest_memory_limit_counts(tmp_path: Path, files: dict[str, str], memory: int, available: int) -> None:
+    root = _write(tmp_path, {"proc/self/cgroup": "4:memory:/m\n0::/a/b\n", **files})
+    facts = read_facts(Devices(), root)
+    assert (facts.memory / MB, facts.available / MB) == (memory, available)
+    assert facts.installed_memory == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{UNLIMITED}\n"},
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"},
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max/a-folder": ""},
+    ],
+    ids=["no groups", "v1", "v2", "unreadable"],
+)
+def test_without_a_limit_the_memory_of_the_machine_counts(tmp_path: Path, files: dict[str, str]) -> None:
+    facts = read_facts(Devices(), _write(tmp_path, files))
+    assert facts.memory == facts.installed_memory == psutil.virtual_memory().total
+    assert abs(facts.available - psutil.virtual_memory().available) < 2 << 30
+
+
+def test_the_quota_counts_among_the_cores(tmp_path: Path) -> None:
+    root = _write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"})
+    facts = read_facts(Devices(), root)
+    assert (facts.cores, facts.installed_cores) == (1, os.cpu_count())
+
+
+@pytest.mark.parametrize(
+    ("files", "container"),
+    [
+        ({}, ""),
+        ({".dockerenv": ""}, "docker"),
+        ({"run/.containerenv": 'engine="podman-5.0"\n'}, "podman"),
+        ({"run/systemd/container": "lxc\n"}, "lxc"),
+        ({"run/systemd/container": "wsl\n"}, ""),
+        ({"proc/self/cgroup": "4:memory:/kubepods/pod1/2\n"}, "kubernetes"),
+        ({"run/secrets/kubernetes.io/token": "", ".dockerenv": ""}, "kubernetes"),
+        ({"proc/self/cgroup": "0::/user.slice\n"}, ""),
+    ],
+)
+def test_a_container_is_known_by_its_traces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], container: str
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("container", raising=False)
+    assert read_facts(Devices(), _write(tmp_path, files)).container == container
+
+
+@pytest.mark.parametrize(
+    ("release", "wsl"),
+    [("5.15.153.1-microsoft-standard-WSL2\n", True), ("4.4.0-19041-Microsoft\n", True), ("6.8.0-generic\n", False)],
+)
+def test_wsl_is_known_by_its_kernel(tmp_path: Path, release: str, wsl: bool) -> None:
+    assert read_facts(Devices(), _write(tmp_path, {"proc/sys/kernel/osrelease": release})).wsl is wsl
+
+
+def test_the_facts_of_this_machine_are_read_without_torch_and_can_be_written_and_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = (
+        "import sys; from platform_matrix.facts import read_facts\n"
+        "print(read_facts().to_json()); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    facts = Facts.from_json(done.stdout)
+    assert (facts.system, facts.cores, facts.initialised) == (sys.platform, count_usable_cores(), ())
+    assert 0 < facts.available <= facts.memory <= facts.installed_memory
+
+
+WORDS = st.text(st.characters(exclude_categories=("C", "Z")), max_size=8)
+SIZES = st.integers(1, MOST_BYTES)
+DEVICES = st.builds(
+    lambda free, more, **rest: Device(memory=min(MOST_BYTES, free + more), free=free, **rest),
+    free=st.integers(0, MOST_BYTES),
+    more=SIZES,
+    kind=st.sampled_from(KINDS),
+    name=WORDS,
+    capability=WORDS,
+    uuid=WORDS,
+    mig=st.booleans(),
+)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Facts:
+    available, memory, installed = sorted(draw(st.tuples(SIZES, SIZES, SIZES)))
+    cores, installed_cores = sorted(draw(st.tuples(st.integers(1, 1024), st.integers(1, 1024))))
+    system = draw(st.sampled_from(SYSTEMS))
+    kinds = st.lists(st.sampled_from(KINDS), max_size=3).map(tuple)
+    present = draw(st.lists(DEVICES, max_size=3).map(tuple))
+    return replace(
+        FACTS,
+        system=system,
+        release=draw(WORDS),
+        start_methods=draw(st.sampled_from([("spawn",), ("fork", "spawn", "forkserver")])),
+        cores=cores,
+        installed_cores=installed_cores,
+        memory=memory,
+        installed_memory=installed,
+        available=available,
+        container=draw(WORDS),
+        wsl=system == "linux" and draw(st.booleans()),
+        initialised=draw(kinds),
+        devices=Devices(draw(WORDS), draw(kinds), present, draw(WORDS)),
+    )
+
+
+@given(machines())
+def test_every_machine_survives_being_written_and_read(facts: Facts) -> None:
+    assert Facts.from_json(facts.to_json()) == facts
+
+
+def test_what_has_a_default_may_be_missing() -> None:
+    content = json.loads(FACTS.to_json())
+    for name in ("container", "wsl", "initialised", "devices"):
+        del content[name]
+    assert Facts.from_json("\ufeff" + json.dumps(content)) == replace(FACTS, container="", devices=Devices())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"memory": -1}, "memory is -1, not from 1 to 68719476736"),
+        ({"cores": 0}, "cores is 0, not from 1 to 16"),
+        ({"cores": 17}, "cores is 17, not from 1 to 16"),
+        ({"installed_cores": 1 << 40}, "installed_cores is 1099511627776"),
+        ({"installed_memory": 10**400}, "installed_memory is 1000"),
+        ({"available": (16 << 30) + 1}, "available is 17179869185, not from 0 to 17179869184"),
+        ({"cores": 8.0}, "cores is 8.0, not a whole number"),
+        ({"cores": True}, "cores is True, not a whole number"),
+        ({"cores": float("nan")}, "cores is nan, not a whole number"),
+        ({"cores": "8"}, "cores is '8', not a whole number"),
+        ({"wsl": 1}, "wsl is 1, not true or false"),
+        ({"python": None}, "python is None, not a string"),
+        ({"release": "\ud800"}, "release is '\\ud800', with characters that cannot be printed"),
+        ({"release": "\x1b[2J"}, "release is '\\x1b[2J', with characters that cannot be printed"),
+        ({"system": "beos"}, "system has 'beos', none of linux, darwin, windows"),
+        ({"system": "linux" * 999}, "system has 'linux"),
+        ({"system": "windows", "wsl": True}, "wsl is true, but system is 'windows'"),
+        ({"start_methods": []}, "start_methods is empty"),
+        ({"start_methods": "fork"}, "start_methods is 'fork', not a list"),
+        ({"start_methods": ["fork", 1]}, "start_methods[1] is 1, not a string"),
+        ({"initialised": ["tpu"]}, "initialised has 'tpu', none of cuda, rocm, mps"),
+        ({"devices": []}, "devices is [], not an object"),
+        ({"devices": {"built": ["tpu"]}}, "devices.built has 'tpu', none of cuda, rocm, mps"),
+        ({"devices": {"present": [{"kind": "cuda"}]}}, "devices.present[0].name is missing"),
+        (
+            {"devices": {"present": [{"kind": "tpu", "name": "v5", "memory": 2, "free": 1}]}},
+            "devices.present[0].kind is 'tpu', none of cuda, rocm, mps",
+        ),
+        (
+            {"devices": {"present": [{"kind": "cuda", "name": "H200", "memory": 2, "free": 3}]}},
+            "devices.present[0].free is 3, not from 0 to 2",
+        ),
+        ({"threads": 4}, "threads is not a field; fields are system, release"),
+    ],
+)
+def test_an_absurd_file_is_refused_with_field_reason_and_remedy(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(FactsError) as caught:
+        Facts.from_json(json.dumps({**json.loads(FACTS.to_json()), **change}), "other.json")
+    message = str(caught.value)
+    assert message.startswith(f"other.json: {reason}")
+    assert "prefork matrix --json" in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("name", ["system", "cores", "memory", "start_methods"])
+def test_a_missing_field_is_named(name: str) -> None:
+    content = json.loads(FACTS.to_json())
+    del content[name]
+    with pytest.raises(FactsError, match=f"^facts: {name} is missing"):
+        Facts.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not JSON"),
+        ("cores: 8", "is not JSON"),
+        ("[]", r"the content is \[\], not an object"),
+        ("null", "the content is None, not an object"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"cores": ' + "9" * 5000 + "}", "limit"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_description_at_all_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(FactsError, match=reason):
+        Facts.from_json(text)
