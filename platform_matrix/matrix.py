@@ -61,7 +61,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user wants of this machine. weights: bytes, None as long as nobody has looked."""
+    """What the user wants of this machine, and what has been found out about it since.
+
+    weights: bytes, None as long as nobody has looked. unsafe: why the process that has loaded the models must not fork;
+    empty as long as it has not shown that.
+    """
 
     engines: tuple[str, ...] = ()
     strategy: Strategy | None = None
@@ -70,6 +74,7 @@ class Request:
     force_cpu: bool = False
     no_mps: bool = False
     weights: int | None = None
+    unsafe: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,10 @@ class Plan:
     reasons: tuple[Reason, ...] = ()
     refusal: str = ""
 
-    def resize(self, weights: int) -> Plan:
-        """The same once it is known how large the weights are."""
-        return decide(self.facts, replace(self.request, weights=weights))
+    def learn(self, weights: int | None = None, unsafe: str = "") -> Plan:
+        """What to do now that it is known how large the weights are, or that the process must not fork after all."""
+        known = self.request.weights if weights is None else weights
+        return decide(self.facts, replace(self.request, weights=known, unsafe=unsafe or self.request.unsafe))
 
 
 _GITHUB = "https://github.com"
@@ -283,15 +289,6 @@ def decide(facts: Facts, request: Request) -> Plan:
     )
 
 
-def fall_back(plan: Plan, why: str) -> Plan:
-    """What to do now that the process that was to fork must not: workers that load by themselves, unless the user
-    asked for a fork."""
-    if plan.request.strategy is Strategy.FORK:
-        return replace(plan, refusal=f"cannot fork: {why}; take --strategy spawn")
-    other = decide(plan.facts, replace(plan.request, strategy=Strategy.SPAWN))
-    return replace(other, reasons=(Reason(f"cannot fork: {why}"), *other.reasons))
-
-
 def find_row(facts: Facts, device: str) -> Row:
     """The row of a machine and one of its devices; for systems that nobody has looked at, one that shares nothing."""
     system = "wsl" if facts.wsl else facts.system
@@ -326,7 +323,9 @@ def _choose_row(facts: Facts, request: Request, hidden: Sequence[str], reasons: 
 
 
 def _choose_strategy(facts: Facts, request: Request, row: Row, reasons: _Reasons) -> Strategy:
-    can_fork = "fork" in facts.start_methods
+    if request.unsafe:
+        reasons.add(f"cannot fork: {request.unsafe}")
+    can_fork = "fork" in facts.start_methods and not request.unsafe
     offered = [s for s in row.strategies if s in BUILT and (s is not Strategy.FORK or can_fork)]
     for claim in row.claims:
         reasons.add(claim.text, claim.source)
@@ -335,6 +334,8 @@ def _choose_strategy(facts: Facts, request: Request, row: Row, reasons: _Reasons
     chosen = request.strategy or offered[0]
     if chosen not in BUILT:
         reasons.refuse(f"strategy {chosen} is not part of this version; take --strategy {offered[0]}")
+    elif chosen not in offered and request.unsafe:
+        reasons.refuse(f"cannot fork: {request.unsafe}; take --strategy {offered[0]}")
     elif chosen not in offered:
         why = row.claims[0].text if row.claims and Strategy.FORK not in row.strategies else "Python cannot fork here"
         other = " or --force-cpu" if row.device == "mps" else ""

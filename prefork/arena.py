@@ -84,7 +84,6 @@ class Arena:
 
     def __init__(self, fd: int, size: int, access: int, path: str | None = None) -> None:
         self.size = size  # bytes
-        self.private = 0  # bytes of weights that are not in the arena, because it has none like them
         self.path = path  # of the file, None if it has no name
         self._regions: list[Region] = []
         self._mapping = mmap.mmap(fd, size, access=access)
@@ -128,7 +127,7 @@ class Arena:
     @classmethod
     def adopt(cls, models: Mapping[str, Any], manifest: Manifest) -> Arena:
         """Replaces every tensor of models that were loaded here by the one in another process's arena that is the
-        same byte for byte. What has no equal there stays as it is, and is counted in `private`."""
+        same byte for byte. Raises ValueError if one has no equal there: no two workers may have different weights."""
         with open(manifest.path, "rb") as file:
             arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
         arena._regions = list(manifest.regions)
@@ -138,12 +137,14 @@ class Arena:
             storage = unique.pop(0)
             source = storage.read()
             region = known.get((source.numel(), _digest(source)))
-            if region is not None and torch.equal(arena._view(region), source):
-                _release(source)
-                del source
-                arena._bind(storage, region)
-            else:
-                arena.private += source.numel()
+            if region is None or not torch.equal(arena._view(region), source):
+                raise ValueError(
+                    f"{storage.owner}: its tensor {storage.name} is not what it was in the process that loaded it "
+                    "first; seed what is random in it, or load it from a file"
+                )
+            _release(source)
+            del source
+            arena._bind(storage, region)
         return arena
 
     def _view(self, region: Region) -> torch.Tensor:
@@ -194,7 +195,8 @@ def _release(source: torch.Tensor) -> None:
 
 
 def _digest(data: torch.Tensor) -> int:
-    return zlib.crc32(memoryview(data.numpy()))
+    array: Any = data.numpy()  # a buffer, whatever its stubs say
+    return zlib.crc32(array)
 
 
 def measure_weights(models: Mapping[str, Any]) -> int:

@@ -70,7 +70,8 @@ class _Found:
 def find_jobs(source: Path, target: Path | None, names: Sequence[str] = (), media: Path | None = None) -> Corpus:
     """The jobs that a folder, or a single transcript, makes.
 
-    target: where the outputs will be, None if there will be none. names: output formats, by default CHAT. media: where recordings are that do not lie beside their transcripts.
+    target: where the outputs will be, None if there will be none. names: output formats, by default CHAT. media: where
+    recordings are that do not lie beside their transcripts.
     Raises InputError where nothing can be done at all.
     """
     _check_places(source, target, media)

@@ -152,7 +152,7 @@ def load(specification: Specification) -> Loaded:
     engines = open_engines(specification)
     weights = survey(specification, engines)
     assert specification.plan is not None
-    if weights is not None and (refusal := specification.plan.resize(weights).refusal):
+    if weights is not None and (refusal := specification.plan.learn(weights=weights).refusal):
         raise LoadError(refusal)
     models = {name: engine.load() for name, engine in engines.items()}
     if specification.preparation is not None:

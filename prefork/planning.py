@@ -42,7 +42,7 @@ def plan_run(
     plan = decide(find_facts(facts, refresh), request)
     weights = count_weights(Specification({engine: dict(options)}, plan=plan))
     size = f"{weights / 1e6:.0f} MB of weights" if weights is not None else "weights of a size that only loading shows"
-    return decide(plan.facts, replace(request, weights=weights)), [("engine", f"{engine}, {size}"), *work]
+    return plan.learn(weights=weights), [("engine", f"{engine}, {size}"), *work]
 
 
 def count_weights(specification: Specification) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from engines.base import LoadError
 from platform_matrix.canary import describe_exit
-from platform_matrix.matrix import Plan, Strategy, fall_back
+from platform_matrix.matrix import Plan, Strategy
 from prefork import process
 from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
@@ -316,7 +316,7 @@ class Supervisor:
         assert self.plan is not None
         if self.inventory is None or self._zygote is not None:
             self.inventory = inventory
-            self.plan = replace(self.plan.resize(inventory.weights), refusal="")  # they are loaded: one does fit
+            self.plan = replace(self.plan.learn(weights=inventory.weights), refusal="")  # they are loaded: one does fit
             slots = {worker.slot for worker in self._workers.values()}
             for slot in range(self.plan.workers):
                 if slot not in slots:
@@ -327,7 +327,7 @@ class Supervisor:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
         assert self.plan is not None and self._zygote is not None
         self._end_zygote(self._zygote)
-        other = fall_back(self.plan, why)
+        other = self.plan.learn(unsafe=why)
         if not other.refusal:
             self._notice(f"cannot fork: {why}; the workers are spawned instead")
         self._start(other)

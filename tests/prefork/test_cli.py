@@ -94,8 +94,8 @@ def test_a_run_ends_with_a_table_of_what_was_done(troubled: tuple[Path, subproce
     table = [line.split() for line in troubled[1].stdout.splitlines()]
     rows = {words[0]: " ".join(words[1:]) for words in table if words}
     assert rows["files"].startswith("4 done, 8 failed")
-    assert {"audio", "time", "speed", "workers", "shared", "private", "memory", "results"} <= rows.keys()
-    assert rows["shared"].startswith("36 MB")
+    assert {"audio", "time", "speed", "workers", "weights", "private", "memory", "results"} <= rows.keys()
+    assert rows["weights"] == "36 MB, once for all workers"
 
 
 def test_json_is_for_a_machine_and_every_format_is_written(tmp_path: Path) -> None:

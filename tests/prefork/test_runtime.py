@@ -108,12 +108,12 @@ def test_a_load_function_that_fails_ends_the_block_before_it_begins() -> None:
         pytest.fail("the block must not begin")
 
 
-def test_a_process_whose_openmp_pool_may_run_refuses_to_fork() -> None:
+def test_a_process_whose_openmp_pool_may_run_refuses_to_fork_if_asked_to() -> None:
     import script_functions as functions
 
     with (
         pytest.raises(LoadError, match=r"cannot fork: torch computes with 2 threads.*set_num_threads\(1\)"),
-        Runtime(load=functions.load_with_threads),
+        Runtime(load=functions.load_with_threads, strategy="fork"),
     ):
         pytest.fail("the block must not begin")
 

@@ -105,3 +105,26 @@ class Demanding(Exception):
 
 def demand(model: torch.nn.Module) -> None:
     raise Demanding("more", "because")
+
+
+def load_at_random() -> torch.nn.Module:
+    return torch.nn.Linear(64, 64)
+
+
+def load_broken_for_children() -> torch.nn.Module:
+    """A model that computes in the process that loaded it, and in no child of it."""
+    model = load_linear()
+    owner = os.getpid()
+    model.register_forward_pre_hook(lambda *_: None if os.getpid() == owner else os._exit(5))
+    return model
+
+
+def find_mapping(model: torch.nn.Module) -> tuple[int, str]:
+    """This process, and the line of its memory map that the model's weight lies in."""
+    time.sleep(0.3)
+    address = model.weight.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= address < end:
+            return os.getpid(), line
+    return os.getpid(), ""

@@ -1,0 +1,160 @@
+"""Spawned workers: fresh processes that share the weights all the same, through the same supervisor."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import prefork.runtime
+from platform_matrix.matrix import Plan, Request, Strategy
+from prefork import LoadError, Runtime, WorkerDied
+from tests.prefork.command import PREFORK, copy_sample, read_outputs, run, wait_until_gone, write_script
+
+pytestmark = pytest.mark.usefixtures("script_engine")
+
+
+def test_spawned_workers_map_one_sealed_copy_of_the_weights() -> None:
+    import script_functions as functions
+
+    expected = functions.score(functions.load_linear(), 2.0)
+    with Runtime(load=functions.load_linear, workers=3, strategy="spawn") as runtime:
+        assert runtime.plan.strategy is Strategy.SPAWN and runtime.plan.shared
+        assert runtime.submit(functions.score, 2.0).result() == expected
+        _wait_for_workers(runtime, 3)
+        found = [runtime.submit(functions.find_mapping) for _ in range(3)]
+        places = dict(future.result() for future in found)
+        assert len(places) == 3
+        assert all(" r--s " in line and "memfd:prefork-arena" in line for line in places.values())
+        assert len({line.split()[4] for line in places.values()}) == 1  # one inode
+        assert runtime.supervisor.zygote_pid() is None
+
+
+def _wait_for_workers(runtime: Runtime, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it(tmp_path: Path) -> None:
+    import script_functions as functions
+
+    with Runtime(load=functions.load_linear, workers=2, strategy="spawn") as runtime:
+        before = runtime.submit(functions.score, 1.0).result()
+        pid = runtime.submit(functions.describe, 0.0).result()["pid"]
+        assert runtime.submit(functions.die_once, str(tmp_path / "marker")).result() != pid
+        with pytest.raises(WorkerDied, match=r"load wrote to shared weights \(weight\)"):
+            runtime.submit(functions.train).result()
+        os.kill(runtime.supervisor.status()[0].pid, signal.SIGKILL)
+        assert [runtime.submit(functions.score, 1.0).result() for _ in range(4)] == [before] * 4
+
+
+def test_the_outputs_are_those_of_forked_workers(tmp_path: Path) -> None:
+    copy_sample(tmp_path / "in", "child15")
+    copy_sample(tmp_path / "in", "adult07")
+    for strategy in ("fork", "spawn"):
+        done = run("align", tmp_path / "in", tmp_path / strategy, "--strategy", strategy, "--json")
+        assert done.returncode == 0, done.stderr
+        assert f'"strategy": "{strategy}"' in done.stdout
+    assert read_outputs(tmp_path / "fork") == read_outputs(tmp_path / "spawn") != {}
+
+
+def test_jobs_of_spawned_workers_survive_their_deaths_and_bad_input_costs_only_itself(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "dies", "say a", f"kill {tmp_path / 'marker'}", "say b")
+    write_script(tmp_path / "in", "bad", "raise")
+    write_script(tmp_path / "in", "good", *["say x"] * 30)
+    options = ("--engine", "script", "--format", "json", "--workers", 2, "--strategy", "spawn")
+    done = run("align", tmp_path / "in", tmp_path / "out", *options)
+    assert done.returncode == 1
+    assert "bad.txt: script: this line cannot be processed" in done.stdout
+    assert set(read_outputs(tmp_path / "out")) == {"dies.json", "good.json"}
+
+
+def test_weights_that_differ_from_process_to_process_are_refused() -> None:
+    import script_functions as functions
+
+    with (
+        pytest.raises(LoadError, match=r"tensor (weight|bias) is not what it was .*; seed what is random"),
+        Runtime(load=functions.load_at_random, workers=2, strategy="spawn") as runtime,
+    ):
+        runtime.supervisor.join(60)  # it ends when the second one has loaded
+        runtime.submit(functions.add, 1, 1).result()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run() -> None:
+    import script_functions as functions
+
+    with (
+        pytest.raises(LoadError, match="the disk with the weights is gone"),
+        Runtime(load=functions.load_nothing_good, strategy="spawn"),
+    ):
+        pytest.fail("the block must not begin")
+
+
+def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    import script_functions as functions
+
+    with caplog.at_level(logging.WARNING, "prefork"), Runtime(load=functions.load_with_threads, workers=1) as runtime:
+        assert runtime.submit(functions.score, 1.0).result() == functions.score(functions.load_linear(), 1.0)
+        assert runtime.plan.strategy is Strategy.SPAWN
+        assert runtime.plan.reasons[0].text.startswith("cannot fork: torch computes with 2 threads")
+    assert "the workers are spawned instead" in caplog.text
+
+
+def test_where_nothing_can_be_shared_each_worker_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import script_functions as functions
+
+    def make_plan(request: Request) -> Plan:
+        return replace(original(request), shared=False)
+
+    original = prefork.runtime.make_plan
+    monkeypatch.setattr(prefork.runtime, "make_plan", make_plan)
+    with Runtime(load=functions.load_linear, workers=1, strategy="spawn") as runtime:
+        _, line = runtime.submit(functions.find_mapping).result()
+        assert "memfd" not in line
+        assert runtime.supervisor.inventory is not None
+        assert runtime.supervisor.inventory.weights == 64 * 65 * 4
+
+
+def test_no_spawned_worker_outlives_the_command(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "long", *["sleep"] * 2000)
+    options = ["--engine", "script", "--format", "json", "--workers", "2", "--strategy", "spawn"]
+    command = [*PREFORK, "align", str(tmp_path / "in"), str(tmp_path / "out"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        children = _wait_for_children(process.pid, 2)
+        time.sleep(1.0)
+        process.kill()
+    assert not wait_until_gone(children, 5)
+
+
+def test_ctrl_c_ends_spawned_workers_in_time(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "long", *["sleep"] * 2000)
+    options = ["--engine", "script", "--format", "json", "--workers", "2", "--strategy", "spawn"]
+    command = [*PREFORK, "align", str(tmp_path / "in"), str(tmp_path / "out"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        children = _wait_for_children(process.pid, 2)
+        time.sleep(4.0)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        assert process.wait(20) == 130
+        assert time.monotonic() - started < 6
+    assert not wait_until_gone(children, 1)
+
+
+def _wait_for_children(pid: int, count: int) -> list[int]:
+    deadline = time.monotonic() + 30
+    while True:
+        children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        if len(children) >= count:
+            return children
+        assert time.monotonic() < deadline, sys.executable
+        time.sleep(0.05)
