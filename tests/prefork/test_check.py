@@ -1,0 +1,194 @@
+"""`prefork check`: what is safe turns green, and what is not turns red, for the right reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from prefork.check import EXIT_CODES, STEPS, Finding, Step, Target, conclude, sum_up
+from prefork.check_report import Examined, annotate, write_junit
+from tests.prefork.command import run
+
+MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
+
+
+def _check(load: str, infer: str, *options: object) -> tuple[int, dict[str, dict[str, Any]], str]:
+    """The exit code, the steps by name, and what was shown."""
+    command = ("check", "--load", f"{MODELS}:{load}", "--infer", f"{MODELS}:{infer}", "--deadline", 4)
+    done = run(*command, "--json", *options)
+    steps = json.loads(done.stdout)["targets"][0]["steps"]
+    assert [step["name"] for step in steps] == list(STEPS)
+    return done.returncode, {step["name"]: step for step in steps}, done.stderr
+
+
+def test_the_embedded_engine_is_safe_and_every_step_says_so(tmp_path: Path) -> None:
+    done = run("check", "ctc", "--junit", tmp_path / "new" / "report.xml")
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:-1]] == [[name, "safe"] for name in STEPS]
+    assert lines[-1] == "ctc: safe"
+    suite = ElementTree.parse(tmp_path / "new" / "report.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(STEPS)), "0", "0")
+
+
+def test_a_model_of_the_users_is_safe() -> None:
+    code, steps, _ = _check("load_model", "infer")
+    assert code == 0
+    assert {step["finding"] for step in steps.values()} == {"safe"}
+    assert "was killed by SIGSEGV" in steps["write"]["text"]
+
+
+UNSAFE = {
+    "its own pool of threads": ("Pooled", "infer_in_pool", "canary", r"hung: .*infer_in_pool \(models_to_check.py"),
+    "OpenMP initialised in the parent": ("load_with_openmp", "infer", "hazards", "OpenMP"),
+    "torch on two threads": ("load_with_two_threads", "infer", "hazards", "torch computes with 2 threads"),
+    "writes to a buffer": ("load_training", "infer", "canary", r"wrote to shared weights \(1\.\w+\)"),
+    "hangs": ("load_model", "infer_and_hang", "canary", r"hung: no result after 4 s, .*infer_and_hang"),
+    "segfaults": ("load_model", "infer_with_segfault", "canary", "was killed by SIGSEGV"),
+    "exits": ("load_model", "infer_and_exit", "canary", "exited with status 0 before it had a result"),
+    "forks itself": ("load_model", "infer_and_fork", "canary", "left processes behind"),
+    "raises in a child alone": ("load_model", "infer_only_in_the_parent", "canary", "ConnectionError"),
+    "computes otherwise in a child": (
+        "load_model",
+        "infer_otherwise_in_children",
+        "same",
+        "something else than the parent",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSAFE)
+def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
+    load, infer, name, reason = UNSAFE[kind]
+    code, steps, shown = _check(load, infer)
+    assert code == 1
+    assert steps[name]["finding"] == "unsafe"
+    assert re.search(reason, steps[name]["text"])
+    later = list(STEPS)[list(STEPS).index(name) + 1 :]
+    assert {steps[step]["finding"] for step in later} == {"skipped"}
+    assert f"unsafe ({name}: " in shown
+
+
+def test_a_pool_of_threads_is_named_beside_the_place_that_hangs() -> None:
+    _, steps, _ = _check("Pooled", "infer_in_pool")
+    assert any("decoder_0" in detail for detail in steps["canary"]["details"])
+
+
+UNKNOWN = {
+    "at random": ("load_model", "infer_at_random", "same", "another result each time; seed what is random"),
+    "not comparable": ("load_model", "infer_what_nobody_compares", "canary", "type Event cannot be compared; return"),
+    "infer raises": ("load_model", "infer_and_raise", "canary", "the parent cannot infer either: LookupError"),
+    "load returns nothing": ("load_nothing", "infer", "load", "returned nothing; it must return the model"),
+    "load raises": ("load_and_raise", "infer", "load", "RuntimeError: the disk with the weights is gone"),
+    "load dies": ("load_and_die", "infer", "load", "the examined process itself exited with status 9"),
+    "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
+    "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_cannot_be_examined_is_neither_red_nor_green(kind: str) -> None:
+    load, infer, name, reason = UNKNOWN[kind]
+    code, steps, _ = _check(load, infer)
+    assert code == 2
+    assert steps[name]["finding"] == "cannot tell"
+    assert reason in steps[name]["text"]
+
+
+def test_garbage_that_a_child_prints_is_shown_to_nobody_who_did_not_ask() -> None:
+    code, _, shown = _check("load_model", "infer_and_print")
+    assert code == 0
+    assert "garbage" not in shown
+
+
+def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "models.py").write_text(MODELS.read_text())
+    command = [sys.executable, "-P", "-c", "from prefork.cli import main; main()", "check"]
+    options = ["--load", "package.models:load_model", "--infer", "package.models:infer"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["nonsense"], "no engine named 'nonsense'"),
+        (["--load", "a.b:c"], "--load and --infer go together"),
+        (["ctc", "--load", "a:b", "--infer", "a:b"], "--load takes the place of engines"),
+        (["--load", "nothing", "--infer", "a:b"], "'nothing' names no function; write package.module:function"),
+        (["--load", "no.such:load", "--infer", "no.such:infer"], "no.such cannot be imported: ModuleNotFoundError"),
+        (["--deadline", "0"], "--deadline takes a number of seconds above 0"),
+        (["ctc", "--model", "/no/such/model"], "/no/such/model"),
+        (["ctc", "--junit", "/dev/null/report.xml"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(options: list[str], reason: str) -> None:
+    done = run("check", *options)
+    assert done.returncode == 2
+    assert reason in " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("script_engine")
+def test_an_engine_that_nobody_asked_for_may_be_missing_and_one_without_an_example_tells_nothing() -> None:
+    done = run("check", "script")
+    assert done.returncode == 2
+    assert "the engine has no example to infer on" in done.stdout
+
+
+def _step(name: str, finding: Finding, text: str = "", details: tuple[str, ...] = ()) -> Step:
+    return Step(name, finding, text, 0.5, details)
+
+
+def test_one_unsafe_step_is_enough_and_engines_that_are_not_there_do_not_count() -> None:
+    safe, unknown = _step("load", Finding.SAFE), _step("load", Finding.UNKNOWN)
+    assert conclude(Target("a"), [safe, _step("same", Finding.UNSAFE), unknown]) is Finding.UNSAFE
+    assert conclude(Target("a"), [unknown]) is Finding.UNKNOWN
+    assert conclude(Target("a", required=False), [unknown]) is Finding.SKIPPED
+    assert conclude(Target("a", required=False), [safe, _step("same", Finding.UNKNOWN)]) is Finding.UNKNOWN
+    assert conclude(Target("a"), [safe]) is Finding.SAFE
+    assert sum_up([Finding.SAFE, Finding.SKIPPED]) is Finding.SAFE
+    assert sum_up([Finding.SAFE, Finding.UNKNOWN, Finding.UNSAFE]) is Finding.UNSAFE
+    assert sum_up([Finding.SKIPPED]) is Finding.UNKNOWN
+    assert EXIT_CODES == {Finding.SAFE: 0, Finding.UNSAFE: 1, Finding.UNKNOWN: 2}
+
+
+def test_github_gets_annotations_that_keep_to_their_line() -> None:
+    steps = (_step("load", Finding.SAFE), _step("canary", Finding.UNSAFE, "hung: 100%", ("at a", "at b")))
+    examined = [Examined("my:model", steps, Finding.UNSAFE)]
+    assert annotate(examined, {}) == []
+    assert annotate(examined, {"GITHUB_ACTIONS": "true"}) == [
+        "::error title=prefork check my%3Amodel%3A canary::hung: 100%25%0Aat a%0Aat b"
+    ]
+    unknown = [Examined("x", (_step("load", Finding.UNKNOWN, "gone"),), Finding.UNKNOWN)]
+    assert annotate(unknown, {"GITHUB_ACTIONS": "true"}) == ["::warning title=prefork check x%3A load::gone"]
+
+
+def test_junit_counts_each_kind_and_takes_any_text(tmp_path: Path) -> None:
+    steps = (
+        _step("load", Finding.SAFE),
+        _step("canary", Finding.UNSAFE, "\x1b[31m<red> & \0", ("frame",)),
+        _step("same", Finding.SKIPPED),
+        _step("again", Finding.UNKNOWN, "?"),
+    )
+    write_junit(tmp_path / "report.xml", [Examined("x", steps, Finding.UNSAFE)])
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()[0]
+    assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "1", "1"]
+    failure = suite[1][0]
+    assert (failure.tag, failure.get("message"), failure.text) == ("failure", "\\x1b[31m<red> & \\x00", "frame")
+
+
+def test_on_github_what_is_unsafe_is_annotated() -> None:
+    options = ("--load", f"{MODELS}:load_model", "--infer", f"{MODELS}:infer_and_exit")
+    done = run("check", *options, GITHUB_ACTIONS="true")
+    assert done.returncode == 1
+    annotations = [line for line in done.stdout.splitlines() if line.startswith("::error ")]
+    assert len(annotations) == 1 and "canary::the child exited with status 0" in annotations[0]
