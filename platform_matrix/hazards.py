@@ -1,18 +1,31 @@
-"""What makes a fork unsafe in this process as it is now. Reads, never changes; never imports torch."""
+"""What makes a fork unsafe in this process as it is now. Reads, never changes; never imports torch.
+
+What is known to hang or corrupt a child is unsafe. What cannot be known from outside is suspect: a canary decides.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import re
 import sys
 import threading
-import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_ERROR_NOT_INITIALIZED = 3  # cuda.h
-_SETTLE_SECONDS = 1.0  # how long a thread may take to come to rest
+_CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
+_LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+_END_IT = "end it before the models are loaded, or load this engine in spawned workers"
 
 
 class Severity(StrEnum):
@@ -32,32 +45,130 @@ class Hazard:
 
 
 @dataclass(frozen=True, slots=True)
-class Thread:
-    """A thread of this process other than the one that forks. waiting: blocked in the kernel, holding nothing up."""
+class _Library:
+    """What the resting threads of a library mean to a forked child."""
 
-    tid: int
+    pattern: str  # of its file name
     name: str
-    python: bool  # known to Python's threading module
-    waiting: bool
+    what: str
+    severity: Severity
+    remedy: str
 
 
-def find_hazards() -> list[Hazard]:
-    """Every hazard of this process. A process without an unsafe one may fork."""
-    return [*_find_torch_hazards(), *_find_driver_hazards(), *judge_threads(_settle_threads())]
+# Tried in this order. libgomp, OpenBLAS and tokenizers: tests/platform_matrix/test_threads.py forks with each.
+_LIBRARIES = (
+    _Library(
+        r"libgomp\b",
+        "openmp",
+        "OpenMP's pool, which does not survive a fork: a child that computes with more than one thread hangs",
+        Severity.UNSAFE,
+        "set OMP_NUM_THREADS=1, or call torch.set_num_threads(1) before the first computation",
+    ),
+    _Library(r"libi?omp", "openmp", "LLVM's OpenMP pool, made anew in a child", Severity.SUSPECT, _END_IT),
+    _Library(r"openblas", "blas", "OpenBLAS's pool, ended before a fork and made anew", Severity.HARMLESS, _END_IT),
+    _Library(r"libmkl|libblis", "blas", "a BLAS pool", Severity.SUSPECT, "set MKL_NUM_THREADS=1, BLIS_NUM_THREADS=1"),
+    _Library(
+        r"^tokenizers\b",
+        "tokenizers",
+        "tokenizers' pool, which a child does without",
+        Severity.HARMLESS,
+        "set TOKENIZERS_PARALLELISM=false",
+    ),
+    _Library(
+        r"cygrpc|libgrpc", "grpc", "gRPC's own", Severity.SUSPECT, "close its channels before the models are loaded"
+    ),
+    _Library(r"libcuda", "cuda", "CUDA's own", Severity.UNSAFE, "load this engine on CPU (--force-cpu)"),
+    _Library(
+        r"libtorch|libc10", "torch", "torch's own pool", Severity.SUSPECT, "call torch.set_num_threads(1) first of all"
+    ),
+    _Library(r"hf_xet", "download", "Hugging Face's downloads", Severity.SUSPECT, "download the models beforehand"),
+    _Library(r"", "thread", "an unknown pool", Severity.SUSPECT, _END_IT),
+)
 
 
-def judge_threads(threads: list[Thread]) -> list[Hazard]:
-    """A waiting thread simply does not exist in the child; a running one may hold a lock that stays locked there."""
+def find_hazards(ours: Collection[int] = ()) -> list[Hazard]:
+    """Every hazard of this process; without an unsafe one it may fork. ours: file descriptors not to be reported."""
+    threads = list_threads()
+    hazards = [*_find_torch_hazards(), *_find_driver_hazards(), *judge_threads(threads)]
+    if sys.platform == "darwin":
+        hazards += judge_native_count(count_native(), threading.active_count())
+    if any(thread.python for thread in threads):
+        hazards += [*_find_imports(), *_find_locks()]
+    return [*hazards, *_find_connections(ours)]
+
+
+def judge_threads(threads: Iterable[Thread]) -> list[Hazard]:
+    """A resting thread simply does not exist in the child; a running one may hold a lock that stays locked there."""
+    hazards = [_judge_python(thread) for thread in threads if thread.python]
+    native = sorted((t for t in threads if not t.python), key=lambda t: (t.origin, bool(t.waiting), t.tid))
+    for (origin, waiting), group in groupby(native, key=lambda t: (t.origin, bool(t.waiting))):
+        library = next(library for library in _LIBRARIES if re.search(library.pattern, origin))
+        members = list(group)
+        names = ", ".join(f"{thread.name} ({thread.tid})" for thread in members)
+        hazards.append(
+            Hazard(
+                library.name,
+                library.severity if waiting else Severity.UNSAFE,
+                f"{len(members)} native thread{'s' if len(members) > 1 else ''} {'waiting' if waiting else 'running'}: "
+                f"{names}; started by {origin or 'an unknown library'}, {library.what}",
+                library.remedy,
+            )
+        )
+    return hazards
+
+
+def _judge_python(thread: Thread) -> Hazard:
+    state = {True: "waiting", False: "running", None: "in a state that this system does not tell"}[thread.waiting]
+    severity = Severity.UNSAFE if thread.waiting is False else Severity.SUSPECT
+    if thread.waiting and thread.ending:
+        severity, state = Severity.HARMLESS, "waiting to end, its executor gone"
+    origin = f", started to run {thread.origin}," if thread.origin else ""
+    return Hazard("thread", severity, f"Python thread {thread.name} ({thread.tid}){origin} is {state}", _END_IT)
+
+
+def judge_native_count(threads: int, python: int) -> list[Hazard]:
+    """macOS: Objective-C aborts a child whose parent had threads, if a class was being initialised at the fork."""
+    if (others := threads - python) <= 0:
+        return []
     return [
         Hazard(
-            "thread",
-            Severity.HARMLESS if thread.waiting else Severity.UNSAFE,
-            f"{'Python' if thread.python else 'native'} thread {thread.name} ({thread.tid}) is "
-            f"{'waiting' if thread.waiting else 'running'}",
-            "end it before the models are loaded, or load this engine in spawned workers",
+            "objc",
+            Severity.SUSPECT,
+            f"{others} native thread{'s' if others > 1 else ''} beside Python's {python}; "
+            "a child that uses Objective-C may be aborted (objc_initializeAfterForkError)",
+            "load this engine in spawned workers",
         )
-        for thread in threads
     ]
+
+
+def judge_mps(signs: Sequence[str]) -> list[Hazard]:
+    """signs: what shows that Metal was used by this process."""
+    if not signs:
+        return []
+    return [
+        Hazard(
+            "mps",
+            Severity.UNSAFE,
+            f"MPS was initialised by this process (pid {os.getpid()}): {', '.join(signs)}; it does not survive a fork",
+            "load this engine on CPU (--force-cpu)",
+        )
+    ]
+
+
+def judge_driver(initialized: bool, device_open: bool) -> list[Hazard]:
+    """CUDA's driver: initialised here, or not although its device is open, which is inherited from who forked us."""
+    if initialized:
+        return [_cuda_hazard(f"was initialised by this process (pid {os.getpid()}, through the driver API)")]
+    return [_cuda_hazard(f"was initialised by the process that forked this one (pid {os.getpid()})")] * device_open
+
+
+def _cuda_hazard(how: str) -> Hazard:
+    return Hazard(
+        "cuda",
+        Severity.UNSAFE,
+        f"CUDA {how}; its runtime does not survive a fork",
+        "load this engine on CPU (--force-cpu)",
+    )
 
 
 def _find_torch_hazards() -> list[Hazard]:
@@ -74,18 +185,27 @@ def _find_torch_hazards() -> list[Hazard]:
                 "call torch.set_num_threads(1) before the first tensor operation, and nothing that raises it again",
             )
         )
-    if torch.cuda.is_initialized():
-        hazards.append(_cuda_hazard("via torch.cuda"))
+    if torch.cuda._is_in_bad_fork():  # torch.cuda.is_initialized() says no there
+        hazards.append(_cuda_hazard(f"was initialised by the process that forked this one (pid {os.getpid()})"))
+    elif torch.cuda.is_initialized():
+        hazards.append(_cuda_hazard(f"was initialised by this process (pid {os.getpid()}, via torch.cuda)"))
+    if sys.platform == "darwin":
+        hazards += judge_mps(_find_mps(torch))
     return hazards
 
 
-def _cuda_hazard(how: str) -> Hazard:
-    return Hazard(
-        "cuda",
-        Severity.UNSAFE,
-        f"CUDA was initialised by this process (pid {os.getpid()}, {how}); its runtime does not survive a fork",
-        "load this engine on CPU (--force-cpu)",
-    )
+def _find_mps(torch: ModuleType) -> list[str]:
+    """Signs of Metal that can be read without initialising it."""
+    signs = []
+    if torch.mps._is_in_bad_fork():
+        signs.append("inherited through a fork")
+    if torch.mps._default_mps_generator is not None:
+        signs.append("a random generator")
+    with _Tracked() as objects:
+        tensors = sum(isinstance(thing, torch.Tensor) and thing.is_mps for thing in objects)
+    if tensors:
+        signs.append(f"{tensors} tensors")
+    return signs
 
 
 def _find_driver_hazards() -> list[Hazard]:
@@ -93,34 +213,111 @@ def _find_driver_hazards() -> list[Hazard]:
     if sys.platform != "linux" or "libcuda.so" not in Path("/proc/self/maps").read_text():
         return []
     count = ctypes.c_int()
-    if ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) == _CUDA_ERROR_NOT_INITIALIZED:
-        return []
-    return [_cuda_hazard("through the driver API")]
+    answer = ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    return judge_driver(answer != _CUDA_ERROR_NOT_INITIALIZED, _CUDA_MEMORY in _list_open_files())
 
 
-def _settle_threads() -> list[Thread]:
-    """The other threads, once those that are about to come to rest have done so."""
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while True:
-        threads = _list_threads()
-        if all(thread.waiting for thread in threads) or time.monotonic() > deadline:
-            return threads
-        time.sleep(0.01)
-
-
-def _list_threads() -> list[Thread]:
-    own = threading.get_native_id()
-    python = {thread.native_id: thread.name for thread in threading.enumerate()}
-    if sys.platform != "linux":
-        return [Thread(tid or 0, name, True, False) for tid, name in python.items() if tid != own]
-    threads = []
-    for entry in Path("/proc/self/task").iterdir():
-        if (tid := int(entry.name)) == own:
-            continue
+def _list_open_files() -> set[str]:
+    paths = set()
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            name = (entry / "comm").read_text().strip()
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            paths.add(str(entry.readlink()))
+        except FileNotFoundError:  # the listing's own
             continue
-        threads.append(Thread(tid, python.get(tid) or name, tid in python, state == "S"))
-    return threads
+    return paths
+
+
+def _find_imports() -> Iterator[Hazard]:
+    """Imports under way in other threads. Only modules' own locks: Python frees the global one in a child."""
+    own = threading.get_ident()
+    locks: dict[str, Callable[[], Any]] = sys.modules["_frozen_importlib"]._module_locks
+    for name, reference in list(locks.items()):
+        lock = reference()
+        if lock is not None and lock.owner not in (None, own):
+            yield Hazard(
+                "import",
+                Severity.UNSAFE,
+                f"another thread is importing {name}; a child that imports it waits for ever",
+                "import it before the models are loaded, in the main thread",
+            )
+
+
+def _find_locks() -> Iterator[Hazard]:
+    """Locks that a thread holds: a child has them locked, and nobody there to release them."""
+    with _Tracked() as objects:
+        locks = [thing for thing in objects if type(thing) in (_LOCK, _RLOCK)]
+        del objects
+        for lock in locks:
+            is_plain = type(lock) is _LOCK
+            if not (lock.locked() if is_plain else _is_foreign(lock)):
+                continue
+            referrers = [thing for thing in gc.get_referrers(lock) if thing is not locks]
+            if any(isinstance(thing, deque) for thing in referrers):  # a thread that waits on a Condition
+                continue
+            names = sorted({_name_holder(thing, lock) for thing in referrers} - {""})
+            if any(name.endswith("._tstate_lock") for name in names):  # held while a thread lives, until Python 3.12
+                continue
+            yield Hazard(
+                "lock",
+                Severity.SUSPECT if is_plain else Severity.UNSAFE,
+                f"{', also '.join(names) or 'a lock without a name'} is locked"
+                f"{'' if is_plain else ' by another thread'}; a child that asks for it waits for ever",
+                "release it before the models are loaded, or end the thread that holds it",
+            )
+
+
+def _is_foreign(lock: Any) -> bool:
+    """Whether another thread owns this RLock. Only its repr says who."""
+    owner = re.search(r"owner=(\d+)", repr(lock))
+    return owner is not None and int(owner[1]) not in (0, threading.get_ident())
+
+
+def _name_holder(holder: Any, lock: Any) -> str:
+    """'module.name' or 'module.Class.name' of what refers to a lock; "" if that has no name."""
+    if not isinstance(holder, dict):
+        kind = type(holder)
+        if kind.__module__ == "builtins":  # frames, methods, lists, cells
+            return ""
+        try:
+            keys = [key for key, value in object.__getattribute__(holder, "__dict__").items() if value is lock]
+        except AttributeError:  # it has slots
+            keys = [key for key in getattr(kind, "__slots__", ()) if getattr(holder, key, None) is lock]
+        return f"{kind.__module__}.{kind.__qualname__}" + (f".{keys[0]}" if keys else "")
+    key = next((key for key, value in holder.items() if value is lock), "")
+    module = sys.modules.get(str(holder.get("__name__")))
+    if module is not None and vars(module) is holder:
+        return f"{module.__name__}.{key}"
+    for owner in gc.get_referrers(holder):
+        kind = owner if isinstance(owner, type) else type(owner)
+        if kind.__module__ != "builtins":
+            return f"{kind.__module__}.{kind.__qualname__}.{key}"
+    return ""
+
+
+class _Tracked:
+    """What the garbage collector knows, for the time of a block; what was frozen for the sake of forks included."""
+
+    def __enter__(self) -> list[Any]:
+        self._frozen = gc.get_freeze_count() > 0
+        if self._frozen:
+            gc.unfreeze()
+        return gc.get_objects()
+
+    def __exit__(self, *_: object) -> None:
+        if self._frozen:
+            gc.freeze()
+
+
+def _find_connections(ours: Collection[int]) -> Iterator[Hazard]:
+    """Connections to other machines or programs that two processes would speak through at once."""
+    import psutil
+
+    for connection in psutil.Process().net_connections("inet"):
+        if connection.raddr and connection.fd not in ours:
+            yield Hazard(
+                "connection",
+                Severity.SUSPECT,
+                f"file descriptor {connection.fd} is connected to {connection.raddr.ip} port {connection.raddr.port}; "
+                "a child that uses it disturbs its parent",
+                "close it before the models are loaded",
+            )

@@ -2,59 +2,193 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from platform_matrix.hazards import Severity, Thread, judge_threads
+import pytest
+
+from platform_matrix.hazards import (
+    Hazard,
+    Severity,
+    judge_driver,
+    judge_mps,
+    judge_native_count,
+    judge_threads,
+)
+from platform_matrix.threads import Thread
 
 REPORT = """
+import json
 from platform_matrix.hazards import find_hazards
-for hazard in find_hazards():
-    print(hazard.name, hazard.severity, hazard.what, sep="|")
+print(json.dumps([(hazard.name, hazard.severity, hazard.what) for hazard in find_hazards()]))
+"""
+
+HOLDER = """
+import gc, threading
+from queue import Queue
+
+class Store:
+    shared = threading.Lock()
+
+    def __init__(self):
+        self.guard = threading.RLock()
+        self.queue = Queue()
+
+    def hold(self, ready):
+        with self.guard, self.queue.mutex, self.shared:
+            ready.set()
+            threading.Event().wait()
+
+store, ready, mine = Store(), threading.Event(), threading.RLock()
+threading.Thread(target=store.hold, args=[ready], daemon=True).start()
+ready.wait()
+mine.acquire()
+gc.freeze()
+"""
+
+IMPORT = """
+import pathlib, sys, tempfile, threading
+folder = pathlib.Path(tempfile.mkdtemp())
+(folder / "slow_module.py").write_text("import __main__; __main__.begun.set(); __main__.end.wait()")
+sys.path.append(str(folder))
+begun, end = threading.Event(), threading.Event()
+threading.Thread(target=__import__, args=["slow_module"], daemon=True).start()
+begun.wait()
+"""
+
+CONNECTION = """
+import socket
+from platform_matrix.hazards import find_hazards
+listening = socket.create_server(("127.0.0.1", 0))
+ours, port = socket.create_connection(listening.getsockname()), listening.getsockname()[1]
+found = find_hazards()
+assert len(found) == 1 and f"connected to 127.0.0.1 port {port}" in found[0].what, found
+assert find_hazards(ours=[ours.fileno()]) == []
+ours.close()
+"""
+
+TORCH = """
+import torch
+torch.set_num_threads(3)
+torch.cuda._is_in_bad_fork = lambda: True
 """
 
 
-def _report(before: str) -> list[list[str]]:
-    """The hazards of a fresh process that has done something."""
+def _report(before: str) -> list[tuple[str, str, str]]:
+    """Name, severity and text of the hazards of a fresh process that has done something."""
     done = subprocess.run(
         [sys.executable, "-c", before + REPORT], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [line.split("|") for line in done.stdout.splitlines()]
+    return [(name, severity, what) for name, severity, what in json.loads(done.stdout)]
 
 
-def test_a_clean_process_has_none_and_torch_is_not_imported_to_find_out() -> None:
-    assert _report("import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))") == [["False"]]
+def _is(hazards: Sequence[Hazard], name: str, severity: Severity, *words: str) -> bool:
+    """Whether there is one hazard only, this one, and it says these words and a remedy."""
+    (hazard,) = hazards
+    assert all(word in hazard.what for word in words), hazard.what
+    return (hazard.name, hazard.severity, bool(hazard.remedy)) == (name, severity, True)
 
 
-def test_torch_on_several_threads_is_unsafe() -> None:
-    found = _report("import torch; torch.set_num_threads(3)")
-    assert [what for name, severity, what in found if (name, severity) == ("openmp", "unsafe") and "3 threads" in what]
+def test_a_clean_process_has_none_and_neither_torch_nor_the_engines_are_imported_to_find_out() -> None:
+    assert _report("") == []
+    imported = "import sys; import platform_matrix.hazards as h; h.find_hazards(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=60, check=True)
+    assert {"torch", "prefork", "engines"}.isdisjoint(modules.stdout.split())
 
 
-def test_a_thread_that_computes_is_unsafe_and_named() -> None:
+def test_torch_on_several_threads_and_cuda_in_the_process_that_forked_this_one_are_unsafe() -> None:
+    found = {(name, severity): what for name, severity, what in _report(TORCH)}
+    assert "3 threads" in found["openmp", "unsafe"]
+    assert "by the process that forked this one" in found["cuda", "unsafe"]
+
+
+def test_a_python_thread_that_waits_is_suspect_and_its_origin_named() -> None:
+    waiting = "import threading\ndef poll(): threading.Event().wait()\n"
+    ((name, severity, what),) = _report(waiting + "threading.Thread(target=poll, name='poller', daemon=True).start()")
+    assert (name, severity) == ("thread", "suspect")
+    assert "Python thread poller" in what
+    assert "poll (<string>:2)" in what
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a thread does")
+def test_a_python_thread_that_computes_is_unsafe() -> None:
     busy = "import threading\ndef spin():\n    while True: pass\n"
-    (hazard,) = _report(busy + "threading.Thread(target=spin, name='spinner', daemon=True).start()")
-    assert hazard[:2] == ["thread", "unsafe"]
-    assert "Python thread spinner" in hazard[2]
-    assert "running" in hazard[2]
+    ((name, severity, what),) = _report(busy + "threading.Thread(target=spin, name='spinner', daemon=True).start()")
+    assert (name, severity) == ("thread", "unsafe")
+    assert "Python thread spinner" in what
+    assert "running" in what
 
 
-def test_a_thread_that_waits_is_harmless_and_named() -> None:
-    waiting = "import threading; threading.Thread(target=threading.Event().wait, name='waiter', daemon=True).start()"
-    (hazard,) = _report(waiting)
-    assert hazard[:2] == ["thread", "harmless"]
-    assert "Python thread waiter" in hazard[2]
+def test_locks_of_other_threads_are_named_by_who_holds_them() -> None:
+    """Frozen objects among them. Not what the asking thread owns, nor what Python holds while a thread lives."""
+    found = {(severity, what.split(" is locked")[0]) for name, severity, what in _report(HOLDER) if name == "lock"}
+    assert found == {
+        ("unsafe", "__main__.Store.guard"),
+        ("suspect", "__main__.Store.shared"),
+        ("suspect", "queue.Queue.mutex, also threading.Condition._lock"),
+    }
 
 
-def test_a_native_pool_is_told_from_python_threads() -> None:
-    """OpenMP's threads, which a computation with two threads leaves behind."""
-    hazards = _report(
-        "import torch; torch.set_num_threads(2); a = torch.ones(2000, 2000); a @ a; torch.set_num_threads(1)"
-    )
-    assert any("native thread" in what for _, _, what in hazards)
+def test_an_import_under_way_in_another_thread_is_unsafe() -> None:
+    assert [what for name, severity, what in _report(IMPORT) if (name, severity) == ("import", "unsafe")] == [
+        "another thread is importing slow_module; a child that imports it waits for ever"
+    ]
 
 
-def test_judgement_needs_no_process() -> None:
-    threads = [Thread(1, "loader", False, True), Thread(2, "pool", True, False)]
-    assert [hazard.severity for hazard in judge_threads(threads)] == [Severity.HARMLESS, Severity.UNSAFE]
+def test_a_connection_is_suspect_unless_it_is_ours() -> None:
+    assert _report(CONNECTION) == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "name", "severity"),
+    [
+        ("libgomp.so.1", "openmp", Severity.UNSAFE),
+        ("libgomp-a34b3233.so.1", "openmp", Severity.UNSAFE),
+        ("libiomp5.so", "openmp", Severity.SUSPECT),
+        ("libomp.so.5", "openmp", Severity.SUSPECT),
+        ("libscipy_openblas64_-32a4b2a6.so", "blas", Severity.HARMLESS),
+        ("libmkl_core.so.2", "blas", Severity.SUSPECT),
+        ("tokenizers.abi3.so", "tokenizers", Severity.HARMLESS),
+        ("cygrpc.cpython-311-x86_64-linux-gnu.so", "grpc", Severity.SUSPECT),
+        ("libtorch_cpu.so", "torch", Severity.SUSPECT),
+        ("libcuda.so.550.54", "cuda", Severity.UNSAFE),
+        ("libown.so", "thread", Severity.SUSPECT),
+        ("", "thread", Severity.SUSPECT),
+    ],
+)
+def test_a_resting_native_thread_is_judged_by_the_library_that_started_it(
+    origin: str, name: str, severity: Severity
+) -> None:
+    assert _is(judge_threads([Thread(7, "python", False, True, origin)]), name, severity, "(7)", origin)
+
+
+def test_a_running_thread_is_unsafe_whoever_started_it() -> None:
+    blas = [Thread(tid, "python", False, tid == 3, "libopenblas.so.0") for tid in (1, 2, 3)]
+    running, waiting = judge_threads(blas)
+    assert _is([running], "blas", Severity.UNSAFE, "2 native threads running: python (1), python (2)")
+    assert _is([waiting], "blas", Severity.HARMLESS, "1 native thread waiting: python (3)")
+    assert _is(judge_threads([Thread(4, "pool", True, False, ending=True)]), "thread", Severity.UNSAFE, "running")
+
+
+def test_a_thread_whose_executor_is_gone_is_harmless_and_one_of_unknown_state_is_not() -> None:
+    assert _is(judge_threads([Thread(4, "loader", True, True, ending=True)]), "thread", Severity.HARMLESS, "loader")
+    assert _is(judge_threads([Thread(4, "loader", True, None, ending=True)]), "thread", Severity.SUSPECT, "loader")
+
+
+def test_native_threads_on_macos_are_suspect_if_there_are_more_than_pythons() -> None:
+    assert judge_native_count(threads=2, python=2) == []
+    assert _is(judge_native_count(threads=5, python=2), "objc", Severity.SUSPECT, "3 native threads")
+
+
+def test_metal_is_unsafe_once_used() -> None:
+    assert judge_mps([]) == []
+    assert _is(judge_mps(["2 tensors"]), "mps", Severity.UNSAFE, "2 tensors")
+
+
+def test_the_driver_is_unsafe_if_initialised_here_or_in_the_process_that_forked_this_one() -> None:
+    assert judge_driver(initialized=False, device_open=False) == []
+    assert _is(judge_driver(initialized=True, device_open=True), "cuda", Severity.UNSAFE, "by this process")
+    assert _is(judge_driver(initialized=False, device_open=True), "cuda", Severity.UNSAFE, "that forked this one")
