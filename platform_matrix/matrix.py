@@ -146,8 +146,16 @@ _DRIVER = Reason(
     "a library can initialise CUDA without torch knowing; the driver itself is asked before a fork",
     f"{_GITHUB}/vllm-project/vllm/issues/44252",
 )
+_CHILD = Reason(
+    "a process that is itself a forked child of one that has initialised CUDA cannot use it either; so whatever "
+    "computes is started by exec",
+    f"{_GITHUB}/vllm-project/vllm/issues/50638",
+)
 _NO_FORK = Reason(
     "Windows has no fork: every worker is a fresh process", "https://docs.python.org/3/library/os.html#os.fork"
+)
+_NO_IPC = Reason(
+    "CUDA IPC is not there on Windows", "https://docs.pytorch.org/docs/stable/notes/windows.html#cuda-ipc-operations"
 )
 _ACCELERATE = Reason(
     "Accelerate's BLAS runs on libdispatch, whose threads do not survive a fork: a matrix product may fault in a child",
@@ -178,7 +186,7 @@ ROWS = (
         Verdict.REFUSED,
         (Strategy.IPC, *_GPU),
         (_ANY_GPU,),
-        (_CUDA, _DRIVER),
+        (_CUDA, _DRIVER, _CHILD),
         _NONE,
     ),
     Row(
@@ -208,12 +216,15 @@ ROWS = (
         (Strategy.SPAWN,),
         ("every worker has a whole copy of the weights: as many as fit in memory",),
         (
-            Reason("Metal does not survive a fork, and its memory cannot be shared between processes", ""),
+            Reason(
+                "Metal does not survive a fork: a forked child that computes with MPS hangs or crashes without a word",
+                f"{_GITHUB}/pytorch/pytorch/pull/178037",
+            ),
             _OBJECTIVE_C,
         ),
     ),
     Row("windows", "cpu", "Windows, CPU", Verdict.REFUSED, (Strategy.SPAWN,), (_MAPPED, _ONE_AT_A_TIME), (_NO_FORK,)),
-    Row("windows", "cuda", "Windows, NVIDIA GPU", Verdict.REFUSED, _GPU, (_ANY_GPU,), (_NO_FORK,), _NONE),
+    Row("windows", "cuda", "Windows, NVIDIA GPU", Verdict.REFUSED, _GPU, (_ANY_GPU,), (_NO_FORK, _NO_IPC), _NONE),
     Row(
         "wsl",
         "cpu",
@@ -232,7 +243,10 @@ ROWS = (
         (_ANY_GPU,),
         (
             _CUDA,
-            Reason("CUDA IPC is not there under WSL2", "https://docs.nvidia.com/cuda/wsl-user-guide/index.html"),
+            Reason(
+                "whether CUDA IPC is there under WSL2 depends on the driver; it is not relied on",
+                "https://docs.nvidia.com/cuda/wsl-user-guide/index.html",
+            ),
         ),
         _NONE,
     ),

@@ -184,11 +184,12 @@ def _run(request: Request, quiet: bool, as_json: bool) -> int:
 def explain() -> Iterator[None]:
     """Ends the program with one line for what makes the whole command impossible."""
     from engines.base import InputError, LoadError
-    from prefork.report import show
 
     try:
         yield
     except (InputError, LoadError) as error:
+        from prefork.report import show
+
         print(f"prefork: {show(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
