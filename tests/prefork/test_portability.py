@@ -1,0 +1,129 @@
+"""What other systems lack is not needed to import prefork, to decide, or to speak with a process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefork.child import Output
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Takes from a fresh interpreter what Windows does not have, then imports every module and decides.
+WINDOWS = """
+import os, signal, socket, sys
+
+import torch, numpy, psutil, platformdirs, rich.console, typer  # what others import is their business
+import engines.ctc_aligner
+
+for name in [name for name in sys.modules if name.split(".")[0] in ("prefork", "engines", "platform_matrix")]:
+    del sys.modules[name]
+for name in ("fcntl", "termios", "resource", "pwd", "grp", "pty", "tty", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "pipe2", "memfd_create", "waitpid", "waitstatus_to_exitcode", "getppid", "setsid", "killpg",
+             "sched_getaffinity", "O_DIRECTORY", "O_CLOEXEC", "getuid", "getsid", "set_blocking"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGCHLD", "SIGUSR1", "SIGSTOP", "SIGPIPE", "pthread_sigmask", "set_wakeup_fd"):
+    delattr(signal, name)
+for name in ("recv_fds", "send_fds", "SCM_RIGHTS", "AF_UNIX"):
+    if hasattr(socket, name):
+        delattr(socket, name)
+
+import importlib, pkgutil
+import prefork, engines, platform_matrix
+count = 0
+for package in (prefork, engines, platform_matrix):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name != "prefork.pytest_plugin":
+            importlib.import_module(module.name)
+            count += 1
+from platform_matrix.facts import Facts
+from platform_matrix.matrix import Request, decide
+facts = Facts("windows", "11", "AMD64", "3.11.7", ("spawn",), 8, 8, 16 << 30, 16 << 30, 12 << 30)
+plan = decide(facts, Request(engines=("ctc",)))
+print(count, plan.row.title, plan.strategy, plan.refusal or "no refusal", sep="|")
+"""
+
+# A Mac as Python sees it: torch says that it has MPS, until it is told not to.
+MAC = """
+import torch
+torch._C._has_mps = True
+torch._C._mps_is_available = lambda: True
+torch.backends.mps.is_available.cache_clear()
+assert torch.backends.mps.is_available() and torch.mps.device_count() == 1
+from prefork.loading import hide_mps
+hide_mps()
+import transformers.utils
+print(torch.backends.mps.is_available(), torch.backends.mps.is_built(), torch.mps.device_count(),
+      transformers.utils.is_torch_mps_available(), sep="|")
+"""
+
+
+def _run(code: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split("|")
+
+
+def test_every_module_is_imported_and_decides_where_nothing_of_posix_is_there() -> None:
+    count, title, strategy, refusal = _run(WINDOWS)
+    assert int(count) > 40
+    assert (title, strategy, refusal) == ("Windows, CPU", "spawn", "no refusal")
+
+
+def test_mps_that_is_hidden_is_there_for_nobody() -> None:
+    assert _run(MAC) == ["False", "False", "0", "False"]
+
+
+@pytest.mark.parametrize("pumped", [False, True], ids=["pipe", "socket, as Windows needs it"])
+def test_what_a_process_prints_is_read_without_blocking(pumped: bool) -> None:
+    code = "import sys; sys.stdin.readline(); sys.stdout.write('x' * 300_000 + 'end')"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as p:
+        assert p.stdin is not None and p.stdout is not None
+        output = Output(p.stdout, pumped)
+        assert output.read(100) is None
+        p.stdin.write(b"\n")
+        received, deadline = b"", time.monotonic() + 20
+        while (data := output.read(100_000)) != b"":
+            assert time.monotonic() < deadline
+            received += data or b""
+        assert received == b"x" * 300_000 + b"end"
+        output.close()
+
+
+def test_a_channel_needs_no_unix_socket() -> None:
+    """Windows makes its socket pairs of TCP connections, and passes no descriptors."""
+    from prefork.channel import Channel
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+    here.setblocking(False)
+    channel, other = Channel(here), Channel(there)
+    channel.post({"weights": b"x" * 100_000})
+    while not channel.flush():
+        time.sleep(0.01)
+    assert other.receive() == ({"weights": b"x" * 100_000}, [])
+    other.send("done")
+    deadline = time.monotonic() + 10
+    messages: list[object] = []
+    while not messages and time.monotonic() < deadline:
+        messages += channel.poll()
+    assert messages == ["done"]
+    channel.close()
+    other.close()
