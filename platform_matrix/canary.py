@@ -117,8 +117,9 @@ class _Ending:
 
 def _judge(end: _Ending) -> Outcome:
     if end.hung:
-        where = tuple(_describe_frame(*frame) for frame in _find_frames(end.words))
-        at = f", in {' <- '.join(where[:3])}" if where else ""
+        frames = _find_frames(end.words)
+        where = tuple(_describe_frame(*frame) for frame in frames)
+        at = f", {_locate(frames)}" if where else ""
         return Outcome(
             Fate.HUNG, end.seconds, None, f"hung: no result after {end.deadline:.0f} s{at}", where, end.words
         )
@@ -144,6 +145,14 @@ def _find_frames(words: str) -> list[tuple[str, str, str]]:
     """The main thread's frames in faulthandler's dump, which lists it last, without those of this module."""
     dump = words.rpartition("most recent call first):")[2]
     return [frame for frame in _HUNG.findall(dump) if frame[0] != __file__]
+
+
+def _locate(frames: list[tuple[str, str, str]]) -> str:
+    """The innermost frame, and the first below it that belongs to no library: whose code it is that waits there."""
+    text = f"in {_describe_frame(*frames[0])}"
+    libraries = ("site-packages", "dist-packages", str(Path(os.__file__).parent))
+    caller = next((frame for frame in frames if not any(library in frame[0] for library in libraries)), frames[0])
+    return text if caller == frames[0] else f"{text}, called by {_describe_frame(*caller)}"
 
 
 def _describe_frame(file: str, line: str, name: str) -> str:

@@ -121,7 +121,7 @@ def initialised_drivers() -> tuple[str, ...]:
     Asked of torch if it is imported, of CUDA's driver (on Linux) and of macOS. Initialises nothing.
     """
     torch = sys.modules.get("torch")
-    cuda = (torch is not None and torch.cuda.is_initialized()) or _is_cuda_initialised()
+    cuda = (torch is not None and torch.cuda.is_initialized()) or ask_cuda_driver() is True
     return ("cuda",) * cuda + ("mps",) * _is_metal_loaded()
 
 
@@ -340,14 +340,14 @@ def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
     return Device(kind, found.name, found.total_memory, min(free, found.total_memory), capability, uuid, mig)
 
 
-def _is_cuda_initialised() -> bool:
-    """The driver says so itself, if it is loaded."""
+def ask_cuda_driver() -> bool | None:
+    """Whether CUDA's driver is initialised in this process, as it says itself; None if it is not even loaded."""
     if sys.platform != "linux":
-        return False
+        return None
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
     except OSError:  # not loaded
-        return False
+        return None
     return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
 
 

@@ -5,7 +5,6 @@ What is known to hang or corrupt a child is unsafe. What cannot be known from ou
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
@@ -20,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from platform_matrix.devices import ask_cuda_driver
 from platform_matrix.threads import Thread, count_native, list_threads
 
-_CUDA_ERROR_NOT_INITIALIZED = 3  # cuda.h
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _END_IT = "end it before the models are loaded, or load this engine in spawned workers"
@@ -209,12 +208,9 @@ def _find_mps(torch: ModuleType) -> list[str]:
 
 
 def _find_driver_hazards() -> list[Hazard]:
-    """CUDA initialised behind torch's back: the driver, if it is loaded, says so itself."""
-    if sys.platform != "linux" or "libcuda.so" not in Path("/proc/self/maps").read_text():
-        return []
-    count = ctypes.c_int()
-    answer = ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
-    return judge_driver(answer != _CUDA_ERROR_NOT_INITIALIZED, _CUDA_MEMORY in _list_open_files())
+    """CUDA initialised behind torch's back."""
+    initialised = ask_cuda_driver()
+    return [] if initialised is None else judge_driver(initialised, _CUDA_MEMORY in _list_open_files())
 
 
 def _list_open_files() -> set[str]:

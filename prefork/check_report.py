@@ -53,9 +53,11 @@ def show_step(console: Console, step: Step) -> None:
     wrong = step.finding in (Finding.UNSAFE, Finding.UNKNOWN)
     line = Text(f"  {step.name:<10}")
     line.append(f"{step.finding:<13}", _STYLES[step.finding])
-    line.append(f"{seconds:>8}  {STEPS[step.name]}", "" if wrong else "dim")
-    if step.text:
-        line.append(f": {step.text}")
+    line.append(f"{seconds:>8}  ")
+    if wrong:
+        line.append(step.text)
+    else:
+        line.append(f"{STEPS[step.name]}{': ' * bool(step.text)}{step.text}", "dim")
     console.print(line, soft_wrap=True)
     for detail in step.details if wrong else ():
         console.print(Text(f"{'':35}{detail}", "dim"), soft_wrap=True)

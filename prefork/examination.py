@@ -20,6 +20,7 @@ from prefork.loading import Loaded
 
 _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it
 _WITNESSES = 3
+_MOST_FRAMES = 12
 
 
 def main() -> None:
@@ -158,12 +159,12 @@ class Examination:
             return (
                 Finding.UNKNOWN,
                 f"the parent cannot infer either: {type(error).__name__}: {error}",
-                outcome.where[:8],
+                _cut(outcome.where),
             )
         text = f"the child {outcome.reason}"
         if words := find_last_words(outcome.words):
             text = f"{text}: {words}"
-        details = [f"at {frame}" for frame in outcome.where[:8]]
+        details = [f"at {frame}" for frame in _cut(outcome.where)]
         if outcome.fate is Fate.HUNG:
             suspects = [h.what for h in self._hazards if h.severity is not Severity.HARMLESS]
             details += [f"in the parent, and in no child: {what}" for what in suspects]
@@ -176,6 +177,12 @@ class Examination:
         except Exception as error:  # noqa: BLE001  whatever it is, it is what is asked for
             return error
         return None
+
+
+def _cut(where: Sequence[str]) -> list[str]:
+    """The frames of the code that is examined, without those of who called it."""
+    own = [index for index, frame in enumerate(where) if frame.startswith(f"{_live.__name__} (")]
+    return list(where[: own[0] if own else None])[:_MOST_FRAMES]
 
 
 def _live(loaded: Loaded, infer: Callable[[], Any], threads: int, wait: float, act: Callable[[], Any]) -> bytes:
