@@ -110,7 +110,8 @@ class Plan:
     """The verdict for one run, with its numbers and every reason.
 
     refusal: why nothing can run and what to do about it; empty if it can. shared: one copy of the weights for all.
-    hidden: the kinds of device that the models do not get to see.
+    hidden: the kinds of device that the models do not get to see; unused: of the reasons, those why devices are hidden
+    that are there.
     """
 
     facts: Facts
@@ -123,6 +124,7 @@ class Plan:
     threads: int
     budget: Budget
     hidden: tuple[str, ...]
+    unused: tuple[Reason, ...] = ()
     reasons: tuple[Reason, ...] = ()
     refusal: str = ""
 
@@ -281,6 +283,7 @@ def decide(facts: Facts, request: Request) -> Plan:
     reasons = _Reasons()
     hidden = _hide(facts, request)
     row = _choose_row(facts, request, hidden, reasons)
+    unused = tuple(reasons.found)
     strategy = _choose_strategy(facts, request, row, reasons)
     shared = row.device == "cpu"
     budget = plan_memory(facts, strategy, shared, request.weights or 0)
@@ -298,6 +301,7 @@ def decide(facts: Facts, request: Request) -> Plan:
         threads=threads,
         budget=budget,
         hidden=tuple(kind for kind in everything if row.device == "cpu" or kind in hidden),
+        unused=unused,
         reasons=tuple(reasons.found),
         refusal=reasons.refusal,
     )
@@ -328,8 +332,8 @@ def _choose_row(facts: Facts, request: Request, hidden: Sequence[str], reasons: 
         if kind in hidden:
             if not request.force_cpu:
                 reasons.add(f"{kind} is hidden from the models (--no-mps)")
-        elif row.engines is not None and not set(request.engines) <= set(row.engines):
-            names = ", ".join(request.engines) or "what this loads"
+        elif row.engines is not None and not (request.engines and set(request.engines) <= set(row.engines)):
+            names = ", ".join(request.engines) or "whatever is loaded"
             reasons.add(f"{kind} is hidden from the models: {names} computes on the CPU in this version")
         else:
             return row

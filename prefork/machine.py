@@ -72,10 +72,12 @@ def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
         table.add_row(*cells, _list_engines(row), marks, style="bold" if here else "")
     console.print()
     console.print(table)
+    console.print("\nA strategy in brackets is not part of this version.")
+    for reason in plan.unused:
+        _show_reason(console, "▸", reason)
     console.print()
     for claim, number in sources.items():
         _show_reason(console, f"[{number}]", claim)
-    console.print("\nA strategy in brackets is not part of this version.")
 
 
 def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()) -> None:
@@ -87,7 +89,7 @@ def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()
             ("strategy", f"{plan.strategy}: {copies}"),
             ("workers", f"{plan.workers}, with {plan.threads} thread{'s' * (plan.threads != 1)} each"),
             ("memory", plan.budget.describe(plan.workers)),
-            ("hidden", ", ".join(plan.hidden) or "no device"),
+            ("hidden", f"{', '.join(plan.hidden) or 'no device'} from the models"),
         ]
     _show_rows(console, rows)
     console.print()

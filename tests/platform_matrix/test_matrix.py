@@ -92,6 +92,16 @@ def test_what_is_decided_is_what_the_row_prefers_of_what_there_is(system: str, d
     assert plan.shared is (plan.device == "cpu")
 
 
+@pytest.mark.parametrize("kind", ["cuda", "rocm"])
+def test_what_is_loaded_by_a_function_does_not_get_to_see_a_gpu_and_the_plan_says_so(kind: str) -> None:
+    plan = decide(_describe("linux", kind), Request())
+    assert (plan.row.device, plan.strategy) == ("cpu", Strategy.FORK)
+    assert kind in plan.hidden
+    assert [reason.text for reason in plan.unused] == [
+        f"{kind} is hidden from the models: whatever is loaded computes on the CPU in this version"
+    ]
+
+
 @pytest.mark.parametrize(("system", "device"), MACHINES)
 def test_fork_is_refused_wherever_the_row_does_not_hold_it_and_the_remedy_is_named(system: str, device: str) -> None:
     facts, _, _ = MACHINES[system, device]

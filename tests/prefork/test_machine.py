@@ -1,0 +1,147 @@
+"""The commands `matrix` and `plan`: what they say of this machine, and of others that a file describes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.prefork.command import SAMPLES, copy_sample, run
+
+GB = 1_000_000_000
+MAC: dict[str, Any] = {
+    "system": "darwin",
+    "release": "25.1",
+    "machine": "arm64",
+    "python": "3.12.1",
+    "start_methods": ["spawn", "fork", "forkserver"],
+    "cores": 10,
+    "installed_cores": 10,
+    "memory": 16 * GB,
+    "installed_memory": 16 * GB,
+    "available": 9 * GB,
+    "devices": {
+        "torch": "2.11.0",
+        "built": ["mps"],
+        "present": [{"kind": "mps", "name": "Apple GPU", "memory": 16 * GB, "free": 9 * GB}],
+    },
+}
+
+
+def _write(folder: Path, **changes: Any) -> Path:
+    path = folder / "facts.json"
+    path.write_text(json.dumps({**MAC, **changes}))
+    return path
+
+
+def _flatten(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_matrix_has_every_row_marks_this_machines_and_gives_its_sources() -> None:
+    done = run("matrix", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    marked = [line for line in done.stdout.splitlines() if line.startswith("▸")]
+    assert len(marked) == 1 and "CPU" in marked[0]
+    for title in ("Linux, NVIDIA GPU", "Linux, AMD GPU", "macOS, CPU only", "macOS, MPS", "Windows, CPU", "WSL2, CPU"):
+        assert title in done.stdout
+    assert "https://github.com/skyfielders/python-skyfield/issues/1024" in done.stdout
+
+
+def test_no_torch_is_imported_once_the_devices_are_known() -> None:
+    code = (
+        "import sys, contextlib; from prefork.cli import app\n"
+        "with contextlib.suppress(SystemExit): app(['matrix'])\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_file_describes_another_machine_and_json_writes_one(tmp_path: Path) -> None:
+    facts = _write(tmp_path)
+    marked = [line for line in run("matrix", "--facts", facts).stdout.splitlines() if line.startswith("▸")]
+    assert "macOS, MPS" in marked[0]
+    forced = run("--force-cpu", "matrix", "--facts", facts).stdout
+    assert any("macOS, CPU only" in line for line in forced.splitlines() if line.startswith("▸"))
+    hidden = run("matrix", "--facts", facts, PREFORK_NO_MPS="1").stdout
+    assert any("macOS, CPU only" in line for line in hidden.splitlines() if line.startswith("▸"))
+    (tmp_path / "this.json").write_text(run("matrix", "--json").stdout)
+    assert run("matrix", "--facts", tmp_path / "this.json").returncode == 0
+
+
+def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
+    done = run("plan", "align", SAMPLES, "--workers", 2, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines() if line}
+    assert rows["engine"] == "ctc, 36 MB of weights"
+    assert rows["files"] == "4"
+    assert rows["strategy"] == "fork: one copy of the weights for all"
+    assert rows["workers"].startswith("2, with ")
+    assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.15 GB own) = 1.09 GB of ")
+    assert not (tmp_path / "aligned").exists()
+
+
+def test_the_plan_for_a_mac_shows_how_many_copies_fit(tmp_path: Path) -> None:
+    done = run("plan", "align", SAMPLES, "--facts", _write(tmp_path, available=4 * GB), "--json")
+    plan = json.loads(done.stdout)
+    assert (plan["strategy"], plan["shared"], plan["workers"]) == ("spawn", False, 2)
+    texts = [reason["text"] for reason in plan["reasons"]]
+    assert any("2 fit" in text and "10 x (weights 0.04 GB + libraries 0.75 GB + 0.15 GB own)" in text for text in texts)
+    forced = run("plan", "align", SAMPLES, "--facts", _write(tmp_path), "--json", "--force-cpu")
+    assert json.loads(forced.stdout)["strategy"] == "fork"
+
+
+def test_a_plan_that_is_refused_says_so_with_the_arithmetic(tmp_path: Path) -> None:
+    small = _write(tmp_path, memory=GB, available=GB // 2)
+    done = run("plan", "align", SAMPLES, "--facts", small)
+    assert done.returncode == 2
+    assert "refused: not enough memory for one worker: 1 x (weights 0.04 GB" in done.stdout
+    fork = run("plan", "align", SAMPLES, "--facts", _write(tmp_path), "--strategy", "fork")
+    assert fork.returncode == 2
+    assert "take --strategy spawn or --force-cpu" in fork.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"available": -1}, "available is -1"),
+        ({"cores": 0}, "cores is 0"),
+        ({"memory": "much"}, "memory is 'much', not a whole number"),
+        ({"system": "amiga"}, "amiga"),
+        ({"colour": "grey"}, "colour is not a field"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused_by_their_field(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    done = run("matrix", "--facts", _write(tmp_path, **changes))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"prefork: {tmp_path / 'facts.json'}: ")
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bad_files_and_options_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_text('{"system": ')
+    (tmp_path / "latin.json").write_bytes(b"\xff\xfe")
+    copy_sample(tmp_path / "in", "child15")
+    for arguments, reason in (
+        (("matrix", "--facts", tmp_path / "no.json"), "No such file"),
+        (("matrix", "--facts", tmp_path), "directory"),
+        (("matrix", "--facts", tmp_path / "torn.json"), "torn.json"),
+        (("matrix", "--facts", tmp_path / "latin.json"), "UTF-8"),
+        (("plan", "align", tmp_path / "no"), "no such file or folder"),
+        (("plan", "align", tmp_path / "in", "--engine", "whispre"), "no engine named 'whispre'"),
+        (("plan", "align", tmp_path / "in", "--strategy", "magic"), "--strategy takes auto, fork, ipc, server, spawn"),
+        (("align", tmp_path / "in", tmp_path / "out", "--strategy", "magic"), "not 'magic'"),
+        (("align", tmp_path / "in", tmp_path / "out", "--strategy", "ipc"), "ipc is not part of this version"),
+        (("plan", "align", tmp_path / "in", "--model", tmp_path / "in"), "config.json"),
+    ):
+        done = run(*arguments)
+        said = _flatten((done.stdout + done.stderr).replace("│", " "))
+        assert done.returncode == 2, said
+        assert reason in said, said
+        assert "Traceback" not in said
