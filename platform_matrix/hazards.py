@@ -241,15 +241,14 @@ def _find_imports() -> Iterator[Hazard]:
 def _find_locks() -> Iterator[Hazard]:
     """Locks that a thread holds: a child has them locked, and nobody there to release them."""
     with _Tracked() as objects:
-        locks = [thing for thing in objects if type(thing) in (_LOCK, _RLOCK)]
-        del objects
-        for lock in locks:
-            is_plain = type(lock) is _LOCK
-            if not (lock.locked() if is_plain else _is_foreign(lock)):
-                continue
-            referrers = [thing for thing in gc.get_referrers(lock) if thing is not locks]
+        held = [thing for thing in objects if type(thing) in (_LOCK, _RLOCK) and _is_held(thing)]
+        objects.clear()
+        holders = [(thing, {id(part) for part in gc.get_referents(thing)}) for thing in gc.get_referrers(*held)]
+        for lock in held:
+            referrers = [thing for thing, parts in holders if id(lock) in parts and thing is not held]
             if any(isinstance(thing, deque) for thing in referrers):  # a thread that waits on a Condition
                 continue
+            is_plain = type(lock) is _LOCK
             names = sorted({_name_holder(thing, lock) for thing in referrers} - {""})
             if any(name.endswith("._tstate_lock") for name in names):  # held while a thread lives, until Python 3.12
                 continue
@@ -262,8 +261,10 @@ def _find_locks() -> Iterator[Hazard]:
             )
 
 
-def _is_foreign(lock: Any) -> bool:
-    """Whether another thread owns this RLock. Only its repr says who."""
+def _is_held(lock: Any) -> bool:
+    """Whether a plain lock is locked, by whomever, or an RLock by another thread; only its repr says by which."""
+    if type(lock) is _LOCK:
+        return bool(lock.locked())
     owner = re.search(r"owner=(\d+)", repr(lock))
     return owner is not None and int(owner[1]) not in (0, threading.get_ident())
 

@@ -16,7 +16,13 @@ _BUSY = 0.05  # of a sample: more time on a CPU than this is work, even if the t
 _STACK_BYTES = 64 * 1024  # of the outer end of a stack, where a thread's first frames are
 _TASKS = Path("/proc/self/task")
 _PLUMBING = ("libc.", "libc-", "ld-", "libpthread", "libstdc++", "libgcc_s", "libpython")  # in every thread's stack
-_PYTHON_PLUMBING = ("threading", "queue", "concurrent.futures.thread")
+_PYTHON_PLUMBING = (
+    "threading",
+    "queue",
+    "concurrent.futures.thread",
+    "importlib._bootstrap",
+    "importlib._bootstrap_external",
+)
 
 
 @dataclass(frozen=True, slots=True)
