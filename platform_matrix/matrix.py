@@ -63,8 +63,9 @@ class Row:
 class Request:
     """What the user wants of this machine, and what has been found out about it since.
 
-    weights: bytes, None as long as nobody has looked. unsafe: why the process that has loaded the models must not fork;
-    empty as long as it has not shown that.
+    copies: a copy of the weights for each worker even where they could be shared, to compare. weights: bytes, None as
+    long as nobody has looked. unsafe: why the process that has loaded the models must not fork; empty as long as it has
+    not shown that.
     """
 
     engines: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ class Request:
     threads: int | None = None
     force_cpu: bool = False
     no_mps: bool = False
+    copies: bool = False
     weights: int | None = None
     unsafe: str = ""
 
@@ -111,7 +113,7 @@ class Plan:
 
     refusal: why nothing can run and what to do about it; empty if it can. shared: one copy of the weights for all.
     hidden: the kinds of device that the models do not get to see; unused: of the reasons, those why devices are hidden
-    that are there.
+    that are there. capped: why there are fewer workers than were wanted, with the arithmetic; empty if there are not.
     """
 
     facts: Facts
@@ -125,6 +127,7 @@ class Plan:
     budget: Budget
     hidden: tuple[str, ...]
     unused: tuple[Reason, ...] = ()
+    capped: str = ""
     reasons: tuple[Reason, ...] = ()
     refusal: str = ""
 
@@ -285,9 +288,10 @@ def decide(facts: Facts, request: Request) -> Plan:
     row = _choose_row(facts, request, hidden, reasons)
     unused = tuple(reasons.found)
     strategy = _choose_strategy(facts, request, row, reasons)
-    shared = row.device == "cpu"
+    shared = row.device == "cpu" and not (request.copies and strategy is Strategy.SPAWN)
     budget = plan_memory(facts, strategy, shared, request.weights or 0)
     workers = _count_workers(facts, request, budget, reasons)
+    capped = reasons.found[-1].text if workers < (request.workers or facts.cores) else ""
     threads = request.threads or max(1, facts.cores // workers)
     everything = ("cuda", "rocm", "mps")
     return Plan(
@@ -302,6 +306,7 @@ def decide(facts: Facts, request: Request) -> Plan:
         budget=budget,
         hidden=tuple(kind for kind in everything if row.device == "cpu" or kind in hidden),
         unused=unused,
+        capped=capped,
         reasons=tuple(reasons.found),
         refusal=reasons.refusal,
     )

@@ -317,6 +317,8 @@ class Supervisor:
         if self.inventory is None or self._zygote is not None:
             self.inventory = inventory
             self.plan = replace(self.plan.learn(weights=inventory.weights), refusal="")  # they are loaded: one does fit
+            if self.plan.capped:
+                self._notice(self.plan.capped)
             slots = {worker.slot for worker in self._workers.values()}
             for slot in range(self.plan.workers):
                 if slot not in slots:

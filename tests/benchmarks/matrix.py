@@ -123,13 +123,10 @@ def _measure(runtime: Runtime) -> list[prefork.process.Memory]:
 
 
 def _fix_sharing(shared: bool) -> Callable[[Request], Plan]:
-    def make_plan(request: Request) -> Plan:
-        return replace(original(request), shared=shared, workers=4)
-
-    return make_plan
+    return lambda request: make_plan(replace(request, copies=not shared))
 
 
-original = prefork.runtime.make_plan
+make_plan = prefork.runtime.make_plan
 
 
 def measure_start() -> Iterator[Row]:

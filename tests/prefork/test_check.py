@@ -21,7 +21,7 @@ MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 
 def _check(load: str, infer: str, *options: object) -> tuple[int, dict[str, dict[str, Any]], str]:
     """The exit code, the steps by name, and what was shown."""
-    command = ("check", "--load", f"{MODELS}:{load}", "--infer", f"{MODELS}:{infer}", "--deadline", 4)
+    command = ("check", "--load", f"{MODELS}:{load}", "--infer", f"{MODELS}:{infer}", "--deadline", 2)
     done = run(*command, "--json", *options)
     steps = json.loads(done.stdout)["targets"][0]["steps"]
     assert [step["name"] for step in steps] == list(STEPS)
@@ -50,7 +50,7 @@ UNSAFE = {
     "OpenMP initialised in the parent": ("load_with_openmp", "infer", "hazards", "OpenMP"),
     "torch on two threads": ("load_with_two_threads", "infer", "hazards", "torch computes with 2 threads"),
     "writes to a buffer": ("load_training", "infer", "canary", r"wrote to shared weights \(1\.\w+\)"),
-    "hangs": ("load_model", "infer_and_hang", "canary", r"hung: no result after 4 s, .*infer_and_hang"),
+    "hangs": ("load_model", "infer_and_hang", "canary", r"hung: no result after 2 s, .*infer_and_hang"),
     "segfaults": ("load_model", "infer_with_segfault", "canary", "was killed by SIGSEGV"),
     "exits": ("load_model", "infer_and_exit", "canary", "exited with status 0 before it had a result"),
     "forks itself": ("load_model", "infer_and_fork", "canary", "left processes behind"),
@@ -74,11 +74,8 @@ def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
     later = list(STEPS)[list(STEPS).index(name) + 1 :]
     assert {steps[step]["finding"] for step in later} == {"skipped"}
     assert f"unsafe ({name}: " in shown
-
-
-def test_a_pool_of_threads_is_named_beside_the_place_that_hangs() -> None:
-    _, steps, _ = _check("Pooled", "infer_in_pool")
-    assert any("decoder_0" in detail for detail in steps["canary"]["details"])
+    if load == "Pooled":  # the threads that are missing stand beside the place that waits for them
+        assert any("decoder_0" in detail for detail in steps[name]["details"])
 
 
 UNKNOWN = {

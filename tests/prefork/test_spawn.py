@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 import prefork.runtime
-from platform_matrix.matrix import Plan, Request, Strategy
+from platform_matrix.devices import Devices
+from platform_matrix.facts import read_facts
+from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork import LoadError, Runtime, WorkerDied
 from tests.prefork.command import PREFORK, copy_sample, read_outputs, run, wait_until_gone, write_script
 
@@ -113,16 +115,34 @@ def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.
 def test_where_nothing_can_be_shared_each_worker_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     import script_functions as functions
 
-    def make_plan(request: Request) -> Plan:
-        return replace(original(request), shared=False)
-
     original = prefork.runtime.make_plan
-    monkeypatch.setattr(prefork.runtime, "make_plan", make_plan)
+    monkeypatch.setattr(prefork.runtime, "make_plan", lambda request: original(replace(request, copies=True)))
     with Runtime(load=functions.load_linear, workers=1, strategy="spawn") as runtime:
         _, line = runtime.submit(functions.find_mapping).result()
         assert "memfd" not in line
         assert runtime.supervisor.inventory is not None
         assert runtime.supervisor.inventory.weights == 64 * 65 * 4
+
+
+def test_fewer_workers_than_were_asked_for_are_explained(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import script_functions as functions
+
+    def make_plan(request: Request) -> Plan:
+        facts = replace(read_facts(Devices()), memory=2_000_000_000, available=2_000_000_000)
+        return decide(facts, request)
+
+    monkeypatch.setattr(prefork.runtime, "make_plan", make_plan)
+    with caplog.at_level(logging.WARNING, "prefork"):
+        with Runtime(load=functions.load_linear, workers=5, strategy="spawn") as runtime:
+            assert isinstance(runtime.submit(functions.score, 1.0).result(), float)
+            assert runtime.plan.workers == len(runtime.supervisor.status()) == 2
+        assert "5 workers would take " in caplog.text and "; 2 fit" in caplog.text
+        caplog.clear()
+        with pytest.raises(LoadError, match="not enough memory for one worker"):
+            monkeypatch.setattr("platform_matrix.matrix.LIBRARIES", 3_000_000_000)
+            Runtime(load=functions.load_linear, workers=1).wait_until_loaded()
 
 
 def test_no_spawned_worker_outlives_the_command(tmp_path: Path) -> None:
