@@ -130,7 +130,7 @@ def test_fewer_workers_than_were_asked_for_are_explained(
     import script_functions as functions
 
     def make_plan(request: Request) -> Plan:
-        facts = replace(read_facts(Devices()), memory=2_000_000_000, available=2_000_000_000)
+        facts = replace(read_facts(Devices()), memory=2_200_000_000, available=2_200_000_000)
         return decide(facts, request)
 
     monkeypatch.setattr(prefork.runtime, "make_plan", make_plan)
