@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import selectors
-import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +21,7 @@ from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
 from prefork.faults import find_last_words
 from prefork.loading import Inventory, Specification, make_environment
+from prefork.loop import Loop
 from prefork.process import Memory, MemoryFile
 from prefork.tasks import ATTEMPTS, HangLimit, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
 
@@ -97,19 +95,12 @@ class Supervisor:
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
         self.most_private = 0  # bytes, of the largest worker ever seen
         self.deaths = 0
-        self._selector = selectors.DefaultSelector()
+        self._loop = Loop()
         self._numbers = itertools.count()
         self._workers: dict[int, _Worker] = {}
         self._queue = TaskQueue()
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake_reading, self._wake_writing = socket.socketpair()
-        self._wake_reading.setblocking(False)
-        self._wake_writing.setblocking(False)
-        self._selector.register(self._wake_reading, selectors.EVENT_READ, self._on_wake)
         self._zygote: ChildProcess | None = None
         self._arena: MemoryFile | None = None
-        self._lock = threading.Lock()
-        self._ended = False
         self._barren = 0
         self._closing = False
         self._drain_until: float | None = None
@@ -123,7 +114,7 @@ class Supervisor:
         self._thread.start()
 
     def submit(self, *tasks: Task) -> None:
-        if not self._tell(lambda: self._queue.push(*tasks)):
+        if not self._loop.tell(lambda: self._queue.push(*tasks)):
             for task in tasks:
                 task.done(None, self._reason())
 
@@ -134,16 +125,16 @@ class Supervisor:
 
     def cancel_waiting(self) -> None:
         """Gives every task that has not begun its end now."""
-        self._tell(self._drop_waiting)
+        self._loop.tell(self._drop_waiting)
 
     def close(self) -> None:
         """Ends everything once all tasks are done."""
-        self._tell(lambda: setattr(self, "_closing", True))
+        self._loop.tell(lambda: setattr(self, "_closing", True))
 
     def drain(self, seconds: float) -> None:
         """Starts nothing new; ends everything when what runs is done, or after so many seconds."""
         until = time.monotonic() + seconds
-        self._tell(lambda: setattr(self, "_drain_until", min(until, self._drain_until or until)))
+        self._loop.tell(lambda: setattr(self, "_drain_until", min(until, self._drain_until or until)))
 
     def join(self, timeout: float | None = None) -> None:
         """Waits until every process is gone."""
@@ -164,16 +155,6 @@ class Supervisor:
     def zygote_pid(self) -> int | None:
         return self._zygote.pid if self._zygote else None
 
-    def _tell(self, action: Callable[[], None]) -> bool:
-        """Has the loop do something; False if it has ended."""
-        with self._lock:
-            if self._ended:
-                return False
-            self._inbox.append(action)
-            with contextlib.suppress(BlockingIOError):  # it is full: the loop will wake up
-                self._wake_writing.send(b"x")
-            return True
-
     def _reason(self) -> BaseException:
         return self.failure or Stopped("the run was stopped before this was done")
 
@@ -183,11 +164,7 @@ class Supervisor:
         try:
             self._start(self._make_plan())
             while not self._finished():
-                for key, _ in self._selector.select(self._timeout()):
-                    current = self._selector.get_map().get(key.fd)
-                    if current is not None and current.fileobj is key.fileobj:  # not gone since with its process
-                        current.data()
-                self._do_inbox()
+                self._loop.turn(self._timeout())
                 self._bury()
                 self._tell_next()
                 self._kill_hung()
@@ -205,21 +182,11 @@ class Supervisor:
         running = any(worker.task for worker in self._workers.values())
         if self._drain_until is not None:
             return time.monotonic() > self._drain_until or not (running or self._queue.has_closing)
-        return self._closing and not (running or self._queue or self._inbox)
+        return self._closing and not (running or self._queue or self._loop.has_actions)
 
     def _timeout(self) -> float:
-        if self._inbox:
-            return 0.0
         ending = any(worker.child is not None and worker.ended for worker in self._workers.values())
         return _ENDING_SECONDS if ending else _TICK_SECONDS
-
-    def _on_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_reading.recv(4096)
-
-    def _do_inbox(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
 
     def _drop_waiting(self) -> None:
         for task in self._queue.clear():
@@ -237,17 +204,13 @@ class Supervisor:
             self._end_zygote(self._zygote)
         if self._arena is not None:
             self._arena.close()
-        with self._lock:
-            self._ended = True
-        self._do_inbox()
+        self._loop.end()
         left = [worker.task for worker in self._workers.values() if worker.task and not worker.task.cancelled]
         self._workers.clear()
         for task in [*left, *self._queue.clear()]:
             task.done(None, self._reason())
         self.loaded.set()
-        self._selector.close()
-        self._wake_reading.close()
-        self._wake_writing.close()
+        self._loop.close()
 
     def _start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
@@ -276,28 +239,19 @@ class Supervisor:
         assert self.plan is not None
         self._zygote = zygote = ChildProcess("zygote", make_environment(self.plan), self._talkative)
         zygote.channel.post(self._specify())
-        self._selector.register(zygote.channel, selectors.EVENT_READ, self._on_zygote)
-        self._selector.register(zygote.errors, selectors.EVENT_READ, self._on_zygote_errors)
-        self._flush(zygote.channel, self._on_zygote)
+        self._loop.watch(zygote.channel, self._on_zygote)
+        self._loop.watch(zygote.errors, self._on_zygote_errors)
+        self._loop.flush(zygote.channel)
 
     def _post_zygote(self, message: Any, fds: tuple[int, ...] = ()) -> None:
         assert self._zygote is not None
         self._zygote.channel.post(message, fds)
-        self._flush(self._zygote.channel, self._on_zygote)
-
-    def _flush(self, channel: Channel, handler: Callable[[], None]) -> None:
-        """Sends what can be sent, and comes back for the rest. A process that is gone shows when it is read from."""
-        try:
-            sent = channel.flush()
-        except OSError:
-            return
-        events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
-        self._selector.modify(channel, events, handler)
+        self._loop.flush(self._zygote.channel)
 
     def _on_zygote(self) -> None:
         zygote = self._zygote
         assert zygote is not None
-        self._flush(zygote.channel, self._on_zygote)
+        self._loop.flush(zygote.channel)
         try:
             for kind, *content in zygote.channel.poll():
                 getattr(self, f"_on_{kind}")(*content)
@@ -365,8 +319,8 @@ class Supervisor:
 
     def _end_zygote(self, zygote: ChildProcess) -> int:
         """Its exit status."""
-        self._ignore(zygote.channel)
-        self._ignore(zygote.errors)
+        self._loop.ignore(zygote.channel)
+        self._loop.ignore(zygote.errors)
         self._zygote = None
         return zygote.end(_EXIT_SECONDS if self.inventory else 0.0)
 
@@ -396,9 +350,9 @@ class Supervisor:
 
     def _adopt(self, worker: _Worker) -> None:
         self._workers[worker.number] = worker
-        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._on_worker, worker))
+        self._loop.watch(worker.channel, partial(self._on_worker, worker))
         hear = partial(self._read_errors, worker.errors, worker.last_words)
-        self._selector.register(worker.errors, selectors.EVENT_READ, hear)
+        self._loop.watch(worker.errors, hear)
 
     def _tell_next(self) -> None:
         """One worker loads at a time: memory for one copy more than is shared is all that is needed."""
@@ -406,7 +360,7 @@ class Supervisor:
         if waiting and not any(w.told and w.ready is None for w in self._workers.values()):
             waiting[0].told = True
             waiting[0].channel.post(self._specify())
-            self._flush(waiting[0].channel, partial(self._on_worker, waiting[0]))
+            self._loop.flush(waiting[0].channel)
 
     def _bury(self) -> None:
         """Sees which of the processes that were spawned have ended; for the others, the zygote does."""
@@ -449,12 +403,12 @@ class Supervisor:
             task.done(None, WorkerDied(f"{reason}, and so did another worker before it"))
 
     def _on_worker(self, worker: _Worker) -> None:
-        self._flush(worker.channel, partial(self._on_worker, worker))
+        self._loop.flush(worker.channel)
         try:
             self._hear(worker)
         except EOFError:
             worker.ended = True
-            self._ignore(worker.channel)
+            self._loop.ignore(worker.channel)
             self._kill(worker, "")  # most often it is dead already, and the zygote will say of what
 
     def _hear(self, worker: _Worker) -> None:
@@ -502,14 +456,9 @@ class Supervisor:
                 if now - worker.seen > limit:
                     self._kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
-    def _ignore(self, fileobj: Channel | Output) -> None:
-        """Listens to it no more; it may have ended, and been ignored, before."""
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fileobj)
-
     def _forget(self, worker: _Worker) -> None:
-        self._ignore(worker.channel)
-        self._ignore(worker.errors)
+        self._loop.ignore(worker.channel)
+        self._loop.ignore(worker.errors)
         worker.channel.close()
         worker.errors.close()
 
@@ -518,7 +467,7 @@ class Supervisor:
         data = errors.read(_LAST_WORDS)
         if not data:
             if data is not None:
-                self._ignore(errors)
+                self._loop.ignore(errors)
             return False
         words += data
         del words[:-_LAST_WORDS]
@@ -542,7 +491,7 @@ class Supervisor:
             idle.remove(worker)
             worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
             worker.channel.post(task.describe())
-            self._flush(worker.channel, partial(self._on_worker, worker))
+            self._loop.flush(worker.channel)
         if idle and self._queue.wants_fresh and not any(worker.tasks == 0 for worker in self._workers.values()):
             self._kill(idle[0], "made room for a fresh one")
 
