@@ -283,6 +283,7 @@ class Supervisor:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
         assert self.plan is not None and self._zygote is not None
         self._end_zygote(self._zygote)
+        self.inventory = None  # of a zygote before it, which could fork
         other = self.plan.learn(unsafe=why)
         if not other.refusal:
             self._notice(f"cannot fork: {why}; the workers are spawned instead")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -110,6 +111,24 @@ def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.
         assert runtime.plan.strategy is Strategy.SPAWN
         assert runtime.plan.reasons[0].text.startswith("cannot fork: torch computes with 2 threads")
     assert "the workers are spawned instead" in caplog.text
+
+
+def test_a_zygote_that_could_fork_and_cannot_when_it_is_started_again_makes_room_for_spawned_workers(
+    tmp_path: Path,
+) -> None:
+    import script_functions as functions
+
+    marker = tmp_path / "marker"
+    with Runtime(load=partial(functions.load_with_threads_if, str(marker)), workers=2) as runtime:
+        before = runtime.submit(functions.score, 1.0).result()
+        marker.touch()
+        zygote = runtime.supervisor.zygote_pid()
+        assert zygote is not None
+        os.kill(zygote, signal.SIGKILL)
+        wait_until_gone([zygote], 10)
+        assert runtime.submit(functions.score, 1.0).result() == before
+        _wait_for_workers(runtime, 2)
+        assert runtime.plan.strategy is Strategy.SPAWN
 
 
 def test_where_nothing_can_be_shared_each_worker_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,16 +107,12 @@ def demand(model: torch.nn.Module) -> None:
     raise Demanding("more", "because")
 
 
+def load_with_threads_if(marker: str) -> torch.nn.Module:
+    return load_with_threads() if Path(marker).exists() else load_linear()
+
+
 def load_at_random() -> torch.nn.Module:
     return torch.nn.Linear(64, 64)
-
-
-def load_broken_for_children() -> torch.nn.Module:
-    """A model that computes in the process that loaded it, and in no child of it."""
-    model = load_linear()
-    owner = os.getpid()
-    model.register_forward_pre_hook(lambda *_: None if os.getpid() == owner else os._exit(5))
-    return model
 
 
 def find_mapping(model: torch.nn.Module) -> tuple[int, str]:
