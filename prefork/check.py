@@ -178,7 +178,7 @@ def conclude(target: Target, steps: Sequence[Step]) -> Finding:
         return Finding.UNSAFE
     if findings.get("load") is Finding.UNKNOWN and not target.required:
         return Finding.SKIPPED
-    return Finding.UNKNOWN if Finding.UNKNOWN in findings.values() else Finding.SAFE
+    return Finding.SAFE if set(findings.values()) == {Finding.SAFE} else Finding.UNKNOWN
 
 
 def sum_up(findings: Sequence[Finding]) -> Finding:
@@ -219,13 +219,13 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
     engines = {target.engine: dict(target.options)} if target.engine else {}
     order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
     child = ChildProcess("examination", make_environment(plan))
-    current, began = "load", time.monotonic()
+    current, answered, began = "load", False, time.monotonic()
     try:
         child.channel.post(order)
         while True:
             kind, content = child.receive(LOAD_SECONDS if current == "load" else deadline + _SLACK_SECONDS, log)
-            began = time.monotonic()
-            if kind == "step":
+            began, answered = time.monotonic(), kind == "step"
+            if answered:
                 yield content
             else:
                 current = content
@@ -235,7 +235,7 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
         yield Step(current, finding, f"the examined process made no progress for {limit:.0f} s", limit)
     except EOFError:
         status = child.end(1.0)
-        if status != 0:
+        if not answered:
             finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
             words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
             text = f"the examined process itself {describe_exit(status)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,7 @@ def load_and_raise() -> None:
 
 def load_and_die() -> None:
     os._exit(9)
+
+
+def load_and_exit() -> None:
+    sys.exit()

@@ -85,6 +85,7 @@ UNKNOWN = {
     "load returns nothing": ("load_nothing", "infer", "load", "returned nothing; it must return the model"),
     "load raises": ("load_and_raise", "infer", "load", "RuntimeError: the disk with the weights is gone"),
     "load dies": ("load_and_die", "infer", "load", "the examined process itself exited with status 9"),
+    "load exits as if all were well": ("load_and_exit", "infer", "load", "itself exited with status 0"),
     "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
     "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
 }
@@ -152,6 +153,7 @@ def test_one_unsafe_step_is_enough_and_engines_that_are_not_there_do_not_count()
     assert conclude(Target("a", required=False), [unknown]) is Finding.SKIPPED
     assert conclude(Target("a", required=False), [safe, _step("same", Finding.UNKNOWN)]) is Finding.UNKNOWN
     assert conclude(Target("a"), [safe]) is Finding.SAFE
+    assert conclude(Target("a"), [safe, _step("same", Finding.SKIPPED)]) is Finding.UNKNOWN
     assert sum_up([Finding.SAFE, Finding.SKIPPED]) is Finding.SAFE
     assert sum_up([Finding.SAFE, Finding.UNKNOWN, Finding.UNSAFE]) is Finding.UNSAFE
     assert sum_up([Finding.SKIPPED]) is Finding.UNKNOWN
