@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForCTC, WhisperConfig
 
 from engines.base import LoadError
-from engines.checkpoint import load_model, open_checkpoint
+from engines.checkpoint import count_weights, load_model, open_checkpoint
 from engines.ctc_aligner import EMBEDDED, CTCAligner
 
 Change = Callable[[Path], object]
@@ -145,6 +145,15 @@ def test_a_model_fetched_from_the_hub_is_used_without_a_network(
 def test_a_weight_that_only_training_needs_may_be_missing_or_left_over(folder: Path) -> None:
     change_weights(lambda weights: weights.update({"quantizer.codevectors": torch.zeros(2)}))(folder)
     load_model(open_checkpoint(str(folder)))
+
+
+def test_how_large_the_weights_will_be_is_known_before_they_are_loaded(folder: Path) -> None:
+    checkpoint = open_checkpoint(str(folder))
+    loaded = {tensor.data_ptr(): tensor for tensor in load_model(checkpoint).state_dict().values()}
+    assert count_weights(checkpoint) == sum(tensor.nbytes for tensor in loaded.values())
+    cut_weights(folder)
+    with pytest.raises(LoadError, match="its weights cannot be loaded"):
+        count_weights(checkpoint)
 
 
 def test_a_vocabulary_can_be_read_from_a_tokenizer(folder: Path) -> None:

@@ -57,6 +57,43 @@ def test_a_small_view_of_a_large_storage_takes_only_what_it_shows() -> None:
     assert torch.equal(view, torch.zeros(100))
 
 
+def test_another_process_finds_its_own_weights_in_the_file_and_maps_them(tmp_path: Path) -> None:
+    import script_functions as functions
+
+    path = tmp_path / "arena"
+    path.touch()
+    torch.manual_seed(1)
+    first = functions.Tied().eval()
+    arena = Arena.pack({"model": first}, str(path))
+    manifest = arena.describe()
+    torch.manual_seed(1)
+    second = functions.Tied().eval()
+    adopted = Arena.adopt({"model": second}, manifest)
+    assert all(_lies_in(tensor, adopted) for tensor in [*second.parameters(), *second.buffers()])
+    assert second.second.weight is second.first.weight
+    for left, right in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+    region = adopted.find(second.first.weight.data_ptr())
+    assert region is not None and (region.owner, region.tensor) == ("model", "first.weight")
+    third = functions.Tied().eval()  # other random numbers
+    with pytest.raises(ValueError, match=r"model: its tensor \S+ is not what it was"):
+        Arena.adopt({"model": third}, manifest)
+
+
+def test_a_tensor_on_a_device_that_does_not_survive_a_fork_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    device = torch.device("mps")
+
+    class OnDevice(torch.Tensor):
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return device
+
+    model.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(OnDevice))
+    with pytest.raises(ValueError, match=r"engine: its tensor weight lies on mps, .*load it on the CPU"):
+        Arena.pack({"engine": model})
+
+
 def test_a_model_that_two_engines_use_is_packed_once() -> None:
     model = torch.nn.Linear(100, 100)
     alone = Arena.pack({"one": torch.nn.Linear(100, 100)}).size
