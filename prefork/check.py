@@ -11,6 +11,7 @@ import importlib.util
 import pickle
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -142,7 +143,10 @@ class Reference:
             spec = None
         if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == Path(self.file).resolve():
             return importlib.import_module(self.module)
-        spec = importlib.util.spec_from_file_location(f"prefork_checked_{Path(self.file).stem}", self.file)
+        name = f"{Path(self.file).stem}_{zlib.crc32(self.file.encode(errors='surrogateescape')):08x}"
+        if name in sys.modules:  # another function of the same file has been asked for before
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, self.file)
         if spec is None or spec.loader is None:
             raise ImportError(f"{self.file} is no Python file")
         module = importlib.util.module_from_spec(spec)
@@ -219,26 +223,27 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
     engines = {target.engine: dict(target.options)} if target.engine else {}
     order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
     child = ChildProcess("examination", make_environment(plan))
-    current, answered, began = "load", False, time.monotonic()
+    current, limit = "load", LOAD_SECONDS
+    answered, began = False, time.monotonic()
     try:
         child.channel.post(order)
         while True:
-            kind, content = child.receive(LOAD_SECONDS if current == "load" else deadline + _SLACK_SECONDS, log)
+            kind, content = child.receive(LOAD_SECONDS if current == "load" else limit + _SLACK_SECONDS, log)
             began, answered = time.monotonic(), kind == "step"
             if answered:
                 yield content
             else:
-                current = content
+                current, limit = content
     except TimeoutError:
-        limit = time.monotonic() - began
+        seconds = time.monotonic() - began
         finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
-        yield Step(current, finding, f"the examined process made no progress for {limit:.0f} s", limit)
+        yield Step(current, finding, f"the process that forks itself made no progress for {seconds:.0f} s", seconds)
     except EOFError:
         status = child.end(1.0)
         if not answered:
             finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
             words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
-            text = f"the examined process itself {describe_exit(status)}"
+            text = f"the process that forks itself {describe_exit(status)}"
             yield Step(current, finding, text, time.monotonic() - began, words)
     finally:
         child.kill()

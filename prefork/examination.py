@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -54,11 +55,16 @@ class Examination:
         }
         for name, step in steps.items():
             started = time.monotonic()
-            self._channel.send(("begin", name))
+            self._channel.send(("begin", (name, self._limit(name))))
             finding, text, details = step()
             self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
-            if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same"):
+            if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same", "again"):
                 return
+
+    def _limit(self, name: str) -> float:
+        """Seconds that a step's canaries may take; those that run at once have to share the cores."""
+        rounds = math.ceil(PARALLEL / (os.cpu_count() or 1)) if name == "parallel" else 1
+        return self._order.deadline * max(1, rounds)
 
     def _load(self) -> tuple[Finding, str, Sequence[str]]:
         try:
@@ -100,12 +106,17 @@ class Examination:
         from prefork.comparison import NotComparable, encode
 
         try:
-            if encode(self._infer()) == self._expected:
-                return Finding.SAFE, "", ()
-            if encode(self._infer()) != encode(self._infer()):
-                return Finding.UNKNOWN, "the parent itself gets another result each time; seed what is random", ()
+            result = encode(self._infer())
         except NotComparable as error:
             return Finding.UNKNOWN, str(error), ()
+        return (Finding.SAFE, "", ()) if result == self._expected else self._tell_apart(result)
+
+    def _tell_apart(self, before: bytes) -> tuple[Finding, str, Sequence[str]]:
+        """A child has another result. Does the parent, too, get another than it had before?"""
+        from prefork.comparison import encode
+
+        if encode(self._infer()) != before:
+            return Finding.UNKNOWN, "the parent itself gets another result each time; seed what is random", ()
         return Finding.UNSAFE, "the child computed something else than the parent", ()
 
     def _fork_again(self) -> tuple[Finding, str, Sequence[str]]:
@@ -118,7 +129,7 @@ class Examination:
 
     def _fork_many(self) -> tuple[Finding, str, Sequence[str]]:
         canaries = [self._fork() for _ in range(PARALLEL)]
-        return self._judge([canary.wait(self._order.deadline) for canary in canaries])
+        return self._judge([canary.wait(self._limit("parallel")) for canary in canaries])
 
     def _write(self) -> tuple[Finding, str, Sequence[str]]:
         arena = self._loaded.arena
@@ -148,7 +159,7 @@ class Examination:
             if not outcome.lived:
                 return self._blame(outcome)
             if exactly and outcome.result != self._expected:
-                return Finding.UNSAFE, "the child computed something else than the first one", ()
+                return self._tell_apart(self._expected)
         return Finding.SAFE, "", ()
 
     def _blame(self, outcome: Outcome) -> tuple[Finding, str, Sequence[str]]:

@@ -45,11 +45,22 @@ def test_a_model_of_the_users_is_safe() -> None:
     assert "was killed by SIGSEGV" in steps["write"]["text"]
 
 
+def test_load_and_infer_of_one_file_see_one_module() -> None:
+    code, steps, _ = _check("load_into_the_module", "infer_from_the_module")
+    assert code == 0, steps
+
+
 UNSAFE = {
     "its own pool of threads": ("Pooled", "infer_in_pool", "canary", r"hung: .*infer_in_pool \(models_to_check.py"),
     "OpenMP initialised in the parent": ("load_with_openmp", "infer", "hazards", "OpenMP"),
     "torch on two threads": ("load_with_two_threads", "infer", "hazards", "torch computes with 2 threads"),
     "writes to a buffer": ("load_training", "infer", "canary", r"wrote to shared weights \(1\.\w+\)"),
+    "a lock held by another thread": (
+        "load_with_a_lock_held",
+        "infer",
+        "hazards",
+        r"models_to_check_\w+\.LOCK is locked",
+    ),
     "hangs": ("load_model", "infer_and_hang", "canary", r"hung: no result after 2 s, .*infer_and_hang"),
     "segfaults": ("load_model", "infer_with_segfault", "canary", "was killed by SIGSEGV"),
     "exits": ("load_model", "infer_and_exit", "canary", "exited with status 0 before it had a result"),
@@ -84,7 +95,7 @@ UNKNOWN = {
     "infer raises": ("load_model", "infer_and_raise", "canary", "the parent cannot infer either: LookupError"),
     "load returns nothing": ("load_nothing", "infer", "load", "returned nothing; it must return the model"),
     "load raises": ("load_and_raise", "infer", "load", "RuntimeError: the disk with the weights is gone"),
-    "load dies": ("load_and_die", "infer", "load", "the examined process itself exited with status 9"),
+    "load dies": ("load_and_die", "infer", "load", "the process that forks itself exited with status 9"),
     "load exits as if all were well": ("load_and_exit", "infer", "load", "itself exited with status 0"),
     "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
     "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
