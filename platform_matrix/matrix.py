@@ -141,7 +141,7 @@ _GITHUB = "https://github.com"
 _OPENMP = Reason(
     "OpenMP's threads do not survive a fork, and a child waits for them for ever; so the process that forks has torch "
     "on one thread before its first operation, is looked over for others, and proves itself with a canary",
-    f"{_GITHUB}/pytorch/pytorch/issues/17199",
+    "https://gcc.gnu.org/legacy-ml/gcc-patches/2014-02/msg00813.html",
 )
 _CUDA = Reason(
     "CUDA's runtime does not survive a fork: once a process has initialised it, its children cannot use it",
@@ -149,25 +149,26 @@ _CUDA = Reason(
 )
 _DRIVER = Reason(
     "a library can initialise CUDA without torch knowing; the driver itself is asked before a fork",
-    f"{_GITHUB}/vllm-project/vllm/issues/44252",
+    f"{_GITHUB}/vllm-project/vllm/pull/44252",
 )
 _CHILD = Reason(
     "a process that is itself a forked child of one that has initialised CUDA cannot use it either; so whatever "
     "computes is started by exec",
-    f"{_GITHUB}/vllm-project/vllm/issues/50638",
+    f"{_GITHUB}/vllm-project/vllm/pull/50638",
 )
 _NO_FORK = Reason(
     "Windows has no fork: every worker is a fresh process", "https://docs.python.org/3/library/os.html#os.fork"
 )
 _NO_IPC = Reason(
-    "CUDA IPC is not there on Windows", "https://docs.pytorch.org/docs/stable/notes/windows.html#cuda-ipc-operations"
+    "PyTorch documents that CUDA IPC is not supported on Windows",
+    "https://docs.pytorch.org/docs/stable/notes/windows.html#cuda-ipc-operations",
 )
 _ACCELERATE = Reason(
     "Accelerate's BLAS runs on libdispatch, whose threads do not survive a fork: a matrix product may fault in a child",
     f"{_GITHUB}/skyfielders/python-skyfield/issues/1024",
 )
 _OBJECTIVE_C = Reason(
-    "Objective-C ends a forked child that enters one of its classes if the parent had more than one thread at the fork",
+    "Objective-C ends a forked child that initialises one of its classes if its parent had threads at the fork",
     f"{_GITHUB}/dvarrazzo/py-setproctitle/issues/138",
 )
 _MACOS_SPAWN = Reason(
@@ -201,7 +202,12 @@ ROWS = (
         Verdict.REFUSED,
         _GPU,
         (_ANY_GPU,),
-        (Reason("torch treats HIP as it treats CUDA: a forked child cannot initialise it again", _CUDA.source),),
+        (
+            Reason(
+                "HIP must not be initialised before a fork that is not followed by exec; torch treats it as CUDA",
+                f"{_GITHUB}/ROCm/rocm-systems/pull/8119",
+            ),
+        ),
         _NONE,
     ),
     Row(
@@ -249,8 +255,8 @@ ROWS = (
         (
             _CUDA,
             Reason(
-                "whether CUDA IPC is there under WSL2 depends on the driver; it is not relied on",
-                "https://docs.nvidia.com/cuda/wsl-user-guide/index.html",
+                "CUDA IPC is documented for WSL2, and reported not to work there; it is not relied on",
+                f"{_GITHUB}/sgl-project/sglang/issues/35385",
             ),
         ),
         _NONE,

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engines import registry
 from engines.base import Engine, LoadError, Tensors
@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     # 20 recordings: 237 MB in a worker, 52 MB with 16 kept, 34 MB with malloc_trim after each; equally fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
 }
+_keep: list[Any] = []
 _HIDING = {
     "cuda": {"CUDA_VISIBLE_DEVICES": ""},
     "rocm": {"HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": ""},
@@ -114,13 +115,27 @@ def make_environment(plan: Plan) -> dict[str, str]:
 
 
 def hide_mps() -> None:
-    """Has torch say that there is no MPS, to everything that is imported after it. Anything that puts a tensor there
-    all the same is found when the weights are packed."""
+    """Has torch say that there is no MPS, to everything that is imported after it, and refuse to put tensors there.
+
+    torch has no switch for it. A torch that was built without MPS is left alone.
+    """
     import torch
 
-    torch._C._has_mps = False
-    torch._C._mps_is_available = lambda: False
+    if not torch._C._has_mps:
+        return
+    core: Any = torch._C
+    core._has_mps = False
+    core._mps_is_available = lambda: False
+    core._accelerator_getAccelerator = lambda: None
     torch.backends.mps.is_available.cache_clear()
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    for operator in ("empty.memory_format", "empty_strided"):  # what makes a tensor comes through these
+        library.impl(operator, _refuse_mps, "MPS", allow_override=True)
+    _keep.append(library)  # what it says holds as long as it lives
+
+
+def _refuse_mps(*_: Any, **__: Any) -> NoReturn:
+    raise RuntimeError("MPS is hidden (--force-cpu, --no-mps): load this on the CPU")
 
 
 def open_engines(specification: Specification) -> dict[str, Engine]:

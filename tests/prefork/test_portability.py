@@ -61,6 +61,13 @@ assert torch.backends.mps.is_available() and torch.mps.device_count() == 1
 from prefork.loading import hide_mps
 hide_mps()
 import transformers.utils
+refused = 0
+for make in (torch.empty, torch.zeros, torch.rand):
+    try:
+        make(2, 3, device="mps")
+    except RuntimeError as error:
+        refused += "MPS is hidden (--force-cpu, --no-mps)" in str(error)
+assert refused == 3 and torch.accelerator.current_accelerator() is None
 print(torch.backends.mps.is_available(), torch.backends.mps.is_built(), torch.mps.device_count(),
       transformers.utils.is_torch_mps_available(), sep="|")
 """
