@@ -22,9 +22,10 @@ from rich.table import Table
 from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
 
 import prefork.runtime
+from engines.base import Job
 from platform_matrix.matrix import Plan, Request
 from prefork import Runtime
-from prefork.process import measure_memory
+from prefork.process import Memory, measure_memory
 
 TRIES = 20
 DEADLINE = 10.0  # seconds for an inference that takes 0.1 s
@@ -92,32 +93,37 @@ def _fork_naively(model: str, state: str) -> str:
 
 
 def measure_mapping() -> Iterator[Row]:
-    """4 spawned workers with 1.26 GB of weights after a job each, with the mapped arena and without."""
-    totals = {}
-    with big_model() as model, tempfile.TemporaryDirectory() as folder:
-        jobs = write_jobs(Path(folder), 8, 10.0)
-        for shared in (True, False):
-            prefork.runtime.make_plan = _fix_sharing(shared)
-            started = time.monotonic()
-            with Runtime("ctc", options={"model": str(model)}, workers=4, threads=1, strategy="spawn") as runtime:
-                peak = 0
-                while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
-                    peak = max(peak, sum(memory.pss for memory in _measure(runtime)))
-                    time.sleep(0.2)
-                ready = time.monotonic() - started
-                assert all(result.error is None for result in runtime.map(jobs))
-                memory = _measure(runtime)
-            totals[shared] = sum(m.pss for m in memory)
-            kind = "with" if shared else "without"
-            yield f"4 spawned workers, {kind} the mapped arena: PSS of all", f"{totals[shared] / 1e9:.2f} GB", ""
-            private = statistics.median(m.uss for m in memory)
-            yield f"{kind} the arena: private memory of each, median", f"{private / 1e9:.2f} GB", ""
-            yield f"{kind} the arena: peak PSS while they load", f"{peak / 1e9:.2f} GB", ""
-            yield f"{kind} the arena: all four ready after", f"{ready:.1f} s", ""
-    yield "with against without", f"{totals[True] / totals[False]:.2f} x", "beside it"
+    """4 spawned workers with 1.26 GB of weights in float32 after a job each, with the mapped arena and without."""
+    for dtype in ("float16", "float32"):
+        with big_model(dtype) as model, tempfile.TemporaryDirectory() as folder:
+            jobs = write_jobs(Path(folder), 8, 10.0)
+            totals = []
+            for shared in (True, False):
+                prefork.runtime.make_plan = _fix_sharing(shared)
+                what = f"{dtype} in the file, {'with' if shared else 'without'} the arena"
+                memory, peak, ready = _spawn_four(model, jobs)
+                totals.append(sum(m.pss for m in memory))
+                private = statistics.median(m.uss for m in memory)
+                yield f"{what}: PSS of 4 spawned workers", f"{totals[-1] / 1e9:.2f} GB", ""
+                yield f"{what}: private memory of each, median", f"{private / 1e9:.2f} GB", ""
+                yield f"{what}: peak PSS while they load", f"{peak / 1e9:.2f} GB", ""
+                yield f"{what}: all four ready after", f"{ready:.1f} s", ""
+            yield f"{dtype} in the file: with against without", f"{totals[0] / totals[1]:.2f} x", ""
 
 
-def _measure(runtime: Runtime) -> list[prefork.process.Memory]:
+def _spawn_four(model: Path, jobs: list[Job]) -> tuple[list[Memory], int, float]:
+    """The workers' memory after their jobs, the most they had together while they loaded, seconds until all could."""
+    started, peak = time.monotonic(), 0
+    with Runtime("ctc", options={"model": str(model)}, workers=4, threads=1, strategy="spawn") as runtime:
+        while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
+            peak = max(peak, sum(memory.pss for memory in _measure(runtime)))
+            time.sleep(0.2)
+        ready = time.monotonic() - started
+        assert all(result.error is None for result in runtime.map(jobs))
+        return _measure(runtime), peak, ready
+
+
+def _measure(runtime: Runtime) -> list[Memory]:
     pids = [worker.pid for worker in runtime.supervisor.status()]
     return [memory for memory in map(measure_memory, pids) if memory]
 
