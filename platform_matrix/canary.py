@@ -128,7 +128,8 @@ def _judge(end: _Ending) -> Outcome:
         where = tuple(_describe_frame(*frame) for frame in reversed(_RAISED.findall(text)) if frame[0] != __file__)
         return Outcome(Fate.RAISED, end.seconds, None, f"raised {_get_last_line(text)}", where, text)
     if end.status != 0:
-        return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), words=end.words)
+        where = tuple(_describe_frame(*frame) for frame in _find_frames(end.words))
+        return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), where, end.words)
     if end.result[:1] != b"R":
         reason = "exited with status 0 before it had a result"
         return Outcome(Fate.DIED, end.seconds, None, reason, words=end.words)
@@ -167,6 +168,7 @@ def _run(parent: int, action: Callable[[], bytes], result: IO[bytes], words: IO[
         own = os.getpid()
         os.dup2(words.fileno(), 1)
         os.dup2(words.fileno(), 2)
+        faulthandler.enable(file=words.fileno())  # not to wherever the parent's would have written
         faulthandler.register(signal.SIGUSR1, file=words.fileno(), all_threads=True)
         try:
             answer = b"R" + action()

@@ -56,16 +56,16 @@ def watch_for_writes(arena: Arena, fd: int) -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = _Sigaction()
 
     def handle(signum: int, info: int, _context: Any) -> None:
         address = ctypes.c_void_p.from_address(info + _SI_ADDR_OFFSET).value or 0
         text = describe_write(arena, address) or f"invalid memory access at {address:#x} (SIGSEGV)"
         os.write(fd, f"{FATAL}{text}\n".encode())
-        libc.signal(signum, None)  # the instruction runs again, and now it is the end
+        libc.sigaction(signum, ctypes.byref(before), None)  # the instruction runs again, and now it is the end
 
     handler = _Handler(handle)
     _installed.append(handler)  # ctypes does not keep it alive
     action = _Sigaction(ctypes.cast(handler, ctypes.c_void_p).value, flags=_SA_SIGINFO)
-    if libc.sigaction(signal.SIGSEGV, ctypes.byref(action), None) != 0:
+    if libc.sigaction(signal.SIGSEGV, ctypes.byref(action), ctypes.byref(before)) != 0:
         raise OSError(ctypes.get_errno(), "cannot watch for writes to shared weights")
