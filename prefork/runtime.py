@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from platform_matrix.devices import Devices
-
 from engines.base import Job
+from platform_matrix.devices import Devices
 from platform_matrix.facts import read_facts
 from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.jobs import JobResult, JobRun
