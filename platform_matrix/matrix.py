@@ -322,7 +322,10 @@ def find_row(facts: Facts, device: str) -> Row:
     """The row of a machine and one of its devices; for systems that nobody has looked at, one that shares nothing."""
     system = "wsl" if facts.wsl else facts.system
     found = [row for row in ROWS if (row.system, row.device) == (system, device)]
-    return found[0] if found else replace(_UNKNOWN, system=system, device=device, title=f"{system} {device}")
+    if found:
+        return found[0]
+    engines = None if device == "cpu" else _NONE
+    return replace(_UNKNOWN, system=system, device=device, title=f"{system} {device}", engines=engines)
 
 
 def _hide(facts: Facts, request: Request) -> tuple[str, ...]:

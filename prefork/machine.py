@@ -68,13 +68,13 @@ def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
     for row in ROWS:
         here = row is plan.row
         marks = " ".join(f"[{sources[claim]}]" for claim in row.claims)
-        cells = ["▸" if here else "", row.title, Text(row.verdict, _STYLES[row.verdict]), _list_strategies(row)]
+        cells = [">" if here else "", row.title, Text(row.verdict, _STYLES[row.verdict]), _list_strategies(row)]
         table.add_row(*cells, _list_engines(row), marks, style="bold" if here else "")
     console.print()
     console.print(table)
     console.print("\nA strategy in brackets is not part of this version.")
     for reason in plan.unused:
-        _show_reason(console, "▸", reason)
+        _show_reason(console, ">", reason)
     console.print()
     for claim, number in sources.items():
         _show_reason(console, f"[{number}]", claim)

@@ -45,7 +45,7 @@ def _flatten(text: str) -> str:
 def test_the_matrix_has_every_row_marks_this_machines_and_gives_its_sources() -> None:
     done = run("matrix", COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    marked = [line for line in done.stdout.splitlines() if line.startswith("▸")]
+    marked = [line for line in done.stdout.splitlines() if line.startswith(">")]
     assert len(marked) == 1 and "CPU" in marked[0]
     for title in ("Linux, NVIDIA GPU", "Linux, AMD GPU", "macOS, CPU only", "macOS, MPS", "Windows, CPU", "WSL2, CPU"):
         assert title in done.stdout
@@ -64,12 +64,12 @@ def test_no_torch_is_imported_once_the_devices_are_known() -> None:
 
 def test_a_file_describes_another_machine_and_json_writes_one(tmp_path: Path) -> None:
     facts = _write(tmp_path)
-    marked = [line for line in run("matrix", "--facts", facts).stdout.splitlines() if line.startswith("▸")]
+    marked = [line for line in run("matrix", "--facts", facts).stdout.splitlines() if line.startswith(">")]
     assert "macOS, MPS" in marked[0]
     forced = run("--force-cpu", "matrix", "--facts", facts).stdout
-    assert any("macOS, CPU only" in line for line in forced.splitlines() if line.startswith("▸"))
+    assert any("macOS, CPU only" in line for line in forced.splitlines() if line.startswith(">"))
     hidden = run("matrix", "--facts", facts, PREFORK_NO_MPS="1").stdout
-    assert any("macOS, CPU only" in line for line in hidden.splitlines() if line.startswith("▸"))
+    assert any("macOS, CPU only" in line for line in hidden.splitlines() if line.startswith(">"))
     (tmp_path / "this.json").write_text(run("matrix", "--json").stdout)
     assert run("matrix", "--facts", tmp_path / "this.json").returncode == 0
 
