@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 
+BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the most of all models that were measured
+
+
 class InputError(Exception):
     """An input that cannot be processed: names the input, the reason and the remedy.
 
@@ -107,6 +110,12 @@ class Engine(ABC):
         Called after `setup` and before `load`: what does not fit into memory is refused before it is read.
         """
         return None
+
+    def estimate_memory(self, segment: Segment) -> int:
+        """Bytes that `prepare`, `infer` and `finish` take for a segment at their peak, as the model's configuration
+        suggests; the base that every worker has is left out. Rather too much than too little: it decides alone until
+        something was measured. After that, only what it says of one segment compared to another matters."""
+        return round(BYTES_PER_SECOND * segment.seconds)
 
     def example(self) -> Tensors | None:
         """A small prepared segment, always the same; None if there is none.

@@ -20,9 +20,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-import platformdirs
 import psutil
 
+from platform_matrix.cache import Cache
 from platform_matrix.canary import describe_exit
 
 KINDS = ("cuda", "rocm", "mps")
@@ -111,7 +111,7 @@ def ask_devices(refresh: bool = False, timeout: float = 60.0) -> Devices:
         devices = replace(devices, torch=_find_version(torch))
     _answers[key] = devices
     if not devices.error:
-        _store(key, devices)
+        _open_cache().store(key, asdict(devices))
     return devices
 
 
@@ -226,46 +226,19 @@ def _make_key(torch: str) -> str:
     return hashlib.sha256(json.dumps(surroundings).encode()).hexdigest()
 
 
-def _find_cache() -> Path | None:
-    file = platformdirs.user_cache_path("prefork") / "devices.json"
-    return file if file.is_absolute() else None  # not without a home folder
-
-
-def _load_all() -> dict[str, Any]:
-    file = _find_cache()
-    try:
-        content = json.loads(read_text(file)) if file else {}
-    except (ValueError, RecursionError):  # torn, or nothing yet
-        return {}
-    return content if isinstance(content, dict) else {}
+def _open_cache() -> Cache:
+    return Cache("devices.json", _MOST_ANSWERS)
 
 
 def _load(key: str) -> Devices | None:
     """An earlier run's answer, with the memory that is free brought up to date where that needs no driver."""
     try:
-        devices = build(Devices, _load_all()[key])
-    except (KeyError, ValueError):
+        devices = build(Devices, _open_cache().load(key))
+    except ValueError:  # none yet, or one of another version
         return None
     available = psutil.virtual_memory().available
     present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0) for d in devices.present]
     return replace(devices, present=tuple(present))
-
-
-def _store(key: str, devices: Devices) -> None:
-    file = _find_cache()
-    if file is None:
-        return
-    others = {other: answer for other, answer in _load_all().items() if other != key}
-    newest = dict([*others.items(), (key, asdict(devices))][-_MOST_ANSWERS:])
-    with contextlib.suppress(OSError):  # a full or read-only disk costs the next run a few seconds, no more
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as new:
-                json.dump(newest, new)
-            Path(name).replace(file)
-        finally:
-            Path(name).unlink(missing_ok=True)
 
 
 def _ask(timeout: float) -> Devices:

@@ -10,7 +10,7 @@ import platform
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
@@ -24,6 +24,7 @@ from platform_matrix.devices import (
     initialised_drivers,
     read_text,
 )
+from platform_matrix.memory import find_groups, read_memory, read_numbers
 
 SYSTEMS = ("linux", "darwin", "windows")
 _START_METHODS = ("fork", "spawn", "forkserver")
@@ -98,10 +99,7 @@ class Facts:
 
 def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
     """Of this machine. devices: None to ask for them. root: where /proc and /sys are."""
-    ram = psutil.virtual_memory()
-    limits = _read_memory_limits(root)
-    memory = min(ram.total, *(limit for limit, _ in limits), math.inf)
-    available = min(ram.available, memory, *(max(0, limit - used) for limit, used in limits))
+    memory = read_memory(root)
     cores = count_usable_cores(root)
     return Facts(
         system=platform.system().lower(),
@@ -111,9 +109,9 @@ def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
         start_methods=tuple(multiprocessing.get_all_start_methods()),
         cores=cores,
         installed_cores=max(cores, os.cpu_count() or 1),
-        memory=int(memory),
-        installed_memory=ram.total,
-        available=int(available),
+        memory=memory.limit,
+        installed_memory=memory.installed,
+        available=memory.available,
         container=_find_container(root),
         wsl="microsoft" in read_text(root / "proc/sys/kernel/osrelease").lower(),
         initialised=initialised_drivers(),
@@ -135,8 +133,8 @@ def read_cpu_quota(root: Path) -> float | None:
     root: where /proc and /sys are.
     """
     files = [
-        *([group / "cpu.max"] for group in _find_groups(root, "")),
-        *([group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"] for group in _find_groups(root, "cpu")),
+        *([group / "cpu.max"] for group in find_groups(root, "")),
+        *([group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"] for group in find_groups(root, "cpu")),
     ]
     quotas = [quota for quota in map(_read_quota, files) if quota is not None]
     return min(quotas) if quotas else None
@@ -144,64 +142,10 @@ def read_cpu_quota(root: Path) -> float | None:
 
 def _read_quota(files: Sequence[Path]) -> float | None:
     """files: with limit and period, together or one each."""
-    match [number for file in files for number in _read_numbers(file)]:
+    match [number for file in files for number in read_numbers(file)]:
         case [limit, period] if 0 < limit < math.inf and 0 < period < math.inf:
             return limit / period
     return None
-
-
-def _read_memory_limits(root: Path) -> list[tuple[float, float]]:
-    """Bytes allowed and used, of every control group that this process is in. What a group would have to give back
-    before it ran short, the files that nobody has read for long, does not count as used."""
-    names = [
-        *((group, "memory.max", "memory.current", "inactive_file") for group in _find_groups(root, "")),
-        *(
-            (group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            for group in _find_groups(root, "memory")
-        ),
-    ]
-    limits = []
-    for group, limit, usage, inactive in names:
-        match _read_numbers(group / limit), _read_numbers(group / usage):
-            case [allowed], used if allowed > 0:
-                kept = sum(used) - _read_statistic(group / "memory.stat", inactive)
-                limits.append((allowed, max(0, kept)))
-    return limits
-
-
-def _find_groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's control group and of all that contain it. controller: empty for v2.
-
-    In a container the path may be one that only exists outside; then the mount's own folder is what is left.
-    """
-    mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-    for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, _, entry = line.partition(":")
-        controllers, _, path = entry.partition(":")
-        if controller not in controllers.split(","):
-            continue
-        if controller:
-            mounts = [root / "sys/fs/cgroup" / name for name in dict.fromkeys((controller, controllers))]
-        group = PurePosixPath(path.lstrip("/"))
-        groups = [PurePosixPath()] if ".." in group.parts else [group, *group.parents]
-        return [mount / group for mount in mounts for group in groups]
-    return []
-
-
-def _read_numbers(file: Path) -> list[float]:
-    """The numbers of a control group's file, "max" being infinite; none if it holds anything else."""
-    try:
-        return [math.inf if word == "max" else int(word) for word in read_text(file).split()]
-    except ValueError:
-        return []
-
-
-def _read_statistic(file: Path, name: str) -> int:
-    for line in read_text(file).splitlines():
-        match line.split():
-            case [key, value] if key == name and value.isdecimal():
-                return int(value)
-    return 0
 
 
 def _find_container(root: Path) -> str:

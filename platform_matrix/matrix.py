@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from platform_matrix.facts import Facts
+from platform_matrix.memory import keep_back
 
 GIGABYTE = 1e9
-LIBRARIES = 750_000_000  # bytes; torch, torchaudio, transformers and stanza once imported: 714 MB were measured
-PRIVATE = 150_000_000  # bytes of a worker's own while it computes: 57-140 MB were measured
-_MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
+# Bytes, as long as nobody knows better:
+LIBRARIES = 750_000_000  # torch, torchaudio, transformers and stanza once imported: 714 MB were measured
+PRIVATE = 150_000_000  # of a worker's own while it computes: 57-140 MB were measured
 
 
 class Verdict(StrEnum):
@@ -63,9 +65,10 @@ class Row:
 class Request:
     """What the user wants of this machine, and what has been found out about it since.
 
-    copies: a copy of the weights for each worker even where they could be shared, to compare. weights: bytes, None as
-    long as nobody has looked. unsafe: why the process that has loaded the models must not fork; empty as long as it has
-    not shown that.
+    memory_limit: bytes that all processes together may take, None for what there is. copies: a copy of the weights for
+    each worker even where they could be shared, to compare. weights: bytes, None as long as nobody has looked. private:
+    bytes of a worker's own at its peak beside the libraries, libraries: bytes of these; None as long as nobody knows.
+    unsafe: why the process that has loaded the models must not fork; empty as long as it has not shown that.
     """
 
     engines: tuple[str, ...] = ()
@@ -74,8 +77,11 @@ class Request:
     threads: int | None = None
     force_cpu: bool = False
     no_mps: bool = False
+    memory_limit: int | None = None
     copies: bool = False
     weights: int | None = None
+    private: int | None = None
+    libraries: int | None = None
     unsafe: str = ""
 
 
@@ -131,10 +137,17 @@ class Plan:
     reasons: tuple[Reason, ...] = ()
     refusal: str = ""
 
-    def learn(self, weights: int | None = None, unsafe: str = "") -> Plan:
-        """What to do now that it is known how large the weights are, or that the process must not fork after all."""
-        known = self.request.weights if weights is None else weights
-        return decide(self.facts, replace(self.request, weights=known, unsafe=unsafe or self.request.unsafe))
+    def learn(
+        self,
+        weights: int | None = None,
+        private: int | None = None,
+        libraries: int | None = None,
+        unsafe: str = "",
+    ) -> Plan:
+        """What to do now that more is known: see Request. What is None or empty is as it was."""
+        news = {"weights": weights, "private": private, "libraries": libraries, "unsafe": unsafe or None}
+        known = {name: value for name, value in news.items() if value is not None}
+        return decide(self.facts, replace(self.request, **known))  # type: ignore[arg-type]
 
 
 _GITHUB = "https://github.com"
@@ -295,7 +308,7 @@ def decide(facts: Facts, request: Request) -> Plan:
     unused = tuple(reasons.found)
     strategy = _choose_strategy(facts, request, row, reasons)
     shared = row.device == "cpu" and not (request.copies and strategy is Strategy.SPAWN)
-    budget = plan_memory(facts, strategy, shared, request.weights or 0)
+    budget = plan_memory(facts, request, strategy, shared)
     workers = _count_workers(facts, request, budget, reasons)
     capped = reasons.found[-1].text if workers < (request.workers or facts.cores) else ""
     threads = request.threads or max(1, facts.cores // workers)
@@ -380,30 +393,32 @@ def _choose_strategy(facts: Facts, request: Request, row: Row, reasons: _Reasons
 
 def _count_workers(facts: Facts, request: Request, budget: Budget, reasons: _Reasons) -> int:
     wanted = request.workers or facts.cores
-    workers = max(1, min(wanted, budget.cap))
-    arithmetic = budget.describe(workers)
     if request.weights is None:
         reasons.add("how large the weights are shows when the model is looked at; the arithmetic is without them")
     if request.workers is None:
         reasons.add(f"one worker for each of the {facts.cores} cores that may be used")
-    if workers < wanted:
-        reasons.add(f"{wanted} workers would take {budget.describe(wanted)}; {workers} fit")
     if budget.cap < 1:
-        reasons.refuse(f"not enough memory for one worker: {arithmetic}; take a smaller model or make room")
-    return workers
+        remedy = "take a smaller model" + (", or raise --memory-limit" if request.memory_limit else " or make room")
+        reasons.refuse(f"not enough memory for one worker: {budget.describe(1)}; {remedy}")
+    elif budget.cap < wanted:
+        reasons.add(f"{wanted} workers would take {budget.describe(wanted)}; {budget.cap} fit")
+    return max(1, min(wanted, budget.cap))
 
 
-def plan_memory(facts: Facts, strategy: Strategy, shared: bool, weights: int) -> Budget:
-    """The arithmetic of workers and memory. weights: bytes of one copy."""
-    reserve = min(_MOST_RESERVE, facts.memory // 10)
-    sizes = (f"weights {_gigabytes(weights)}", f"libraries {_gigabytes(LIBRARIES)}", f"{_gigabytes(PRIVATE)} own")
+def plan_memory(facts: Facts, request: Request, strategy: Strategy, shared: bool) -> Budget:
+    """The arithmetic of workers and memory."""
+    most = math.inf if request.memory_limit is None else request.memory_limit
+    available, reserve = int(min(facts.available, most)), keep_back(int(min(facts.memory, most)))
+    weights = request.weights or 0
+    libraries = LIBRARIES if request.libraries is None else request.libraries
+    own = PRIVATE if request.private is None else request.private
+    names = f"weights {_gigabytes(weights)}", f"libraries {_gigabytes(libraries)}", f"{_gigabytes(own)} own"
     if strategy is Strategy.SPAWN and not shared:
-        each = LIBRARIES + weights + PRIVATE
-        return Budget(facts.available, reserve, 0, each, ("", " + ".join(sizes)))
+        return Budget(available, reserve, 0, weights + libraries + own, ("", " + ".join(names)))
     if strategy is Strategy.SPAWN:
-        terms = (f"{sizes[0]} once, and once more while a worker starts", f"{sizes[1]} + {sizes[2]}")
-        return Budget(facts.available, reserve, 2 * weights, LIBRARIES + PRIVATE, terms)
-    return Budget(facts.available, reserve, LIBRARIES + weights, PRIVATE, (f"{sizes[0]} + {sizes[1]}", sizes[2]))
+        once = f"{names[0]} once, and once more while a worker starts"
+        return Budget(available, reserve, 2 * weights, libraries + own, (once, f"{names[1]} + {names[2]}"))
+    return Budget(available, reserve, libraries + weights, own, (f"{names[0]} + {names[1]}", names[2]))
 
 
 def _gigabytes(size: int) -> str:

@@ -20,6 +20,7 @@ import torch
 from prefork.process import open_memory
 
 _MADV_PAGEOUT = 21  # linux/mman.h
+_MADV_POPULATE_READ = 22  # linux/mman.h
 _PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
@@ -86,6 +87,7 @@ class Arena:
         self.size = size  # bytes
         self.path = path  # of the file, None if it has no name
         self._regions: list[Region] = []
+        self._populated = False
         self._mapping = mmap.mmap(fd, size, access=access)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # that is the point of it
@@ -169,6 +171,13 @@ class Arena:
         if libc.mprotect(address, size, mmap.PROT_READ) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot make the shared weights read-only: {os.strerror(code)}")
+
+    def populate(self) -> None:
+        """Enters all the weights into this process's page tables, once: what they would enter one by one as they are
+        used would look like memory that the first task takes."""
+        if sys.platform == "linux" and not self._populated:  # advice: a kernel before 5.14 does not know it
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), _MADV_POPULATE_READ)
+        self._populated = True
 
     def digest(self) -> int:
         """CRC-32 of all the weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,14 @@ StrategyName = Annotated[
     typer.Option(
         "--strategy", metavar="auto|fork|spawn", help="How workers come by the weights; auto: see `prefork plan`."
     ),
+]
+DType = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="NAME", help="Of the weights: float32 (default), bfloat16, float16 or int8."),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="SIZE", help="What all processes together may take: 3GB, 512MiB, 50%."),
 ]
 FactsFile = Annotated[
     Path | None,
@@ -101,6 +110,12 @@ def align(
     workers: Workers = "auto",
     threads: Threads = "auto",
     strategy: StrategyName = "auto",
+    dtype: DType = None,
+    memory_limit: MemoryLimit = None,
+    mem_guard: Annotated[
+        bool,
+        typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
+    ] = False,
     max_segment: Annotated[
         float | None,
         typer.Option(
@@ -124,16 +139,17 @@ def align(
 
     CHAT in, CHAT out with %wor tiers and utterance times; plain text (.txt, .lab: one utterance a line) goes in too.
     The same command given again goes on where it stopped. Exit code: 0 if every file is done, 1 if one failed, 2 if
-    nothing can run, 130 if it was stopped.
+    nothing can run, 3 if --mem-guard stopped it, 130 if you did.
     """
     from prefork.run import Request
     from prefork.tasks import HangLimit
 
-    options = {"model": model, "max_segment": max_segment}
+    options = {"model": model, "max_segment": max_segment, "dtype": dtype}
     hiding: Hiding = context.obj.add(force_cpu, no_mps)
     request = Request(
         source=source,
         target=target,
+        command="align",
         engine=engine,
         options={name: value for name, value in options.items() if value is not None},
         formats=tuple(name for text in formats or () for name in text.replace(",", " ").split()),
@@ -143,6 +159,8 @@ def align(
         strategy=parse_strategy(strategy),
         force_cpu=hiding.force_cpu,
         no_mps=hiding.no_mps,
+        memory_limit=parse_size("--memory-limit", memory_limit),
+        mem_guard=mem_guard,
         hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
         redo=redo,
     )
@@ -162,6 +180,25 @@ def parse_seconds(option: str, value: float) -> float:
     if not 0 < value < float("inf"):
         raise typer.BadParameter(f"{option} takes a number of seconds above 0, not {value}")
     return value
+
+
+def parse_size(option: str, value: str | None) -> int | None:
+    """Bytes: a number with a unit, decimal (GB, or G) or binary (GiB), or a share of what the machine allows.
+
+    >>> parse_size("--memory-limit", "1.5GiB")
+    1610612736
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
+    number = float(found[1]) if found else 0.0
+    if found is None or number <= 0 or (found[3] and found[2] in ("", "%")) or (found[2] == "%" and number > 100):
+        raise typer.BadParameter(f"{option} takes a size as 3GB, 512MiB or 50%, not {value!r}")
+    if found[2] == "%":
+        from platform_matrix.memory import read_memory
+
+        return int(read_memory().limit * number / 100)
+    return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 def parse_strategy(value: str) -> str | None:
@@ -240,6 +277,8 @@ def plan_align(
     workers: Workers = "auto",
     threads: Threads = "auto",
     strategy: StrategyName = "auto",
+    dtype: DType = None,
+    memory_limit: MemoryLimit = None,
     facts: FactsFile = None,
     refresh: Refresh = False,
     as_json: AsJSON = False,
@@ -262,9 +301,10 @@ def plan_align(
     chosen = parse_strategy(strategy)
     with explain():
         plan, work = plan_run(
+            "align",
             source,
             media,
-            {"model": model} if model is not None else {},
+            {name: value for name, value in (("model", model), ("dtype", dtype)) if value is not None},
             Request(
                 engines=(engine,),
                 strategy=Strategy(chosen) if chosen else None,
@@ -272,6 +312,7 @@ def plan_align(
                 threads=parse_count("--threads", threads),
                 force_cpu=hiding.force_cpu,
                 no_mps=hiding.no_mps,
+                memory_limit=parse_size("--memory-limit", memory_limit),
             ),
             facts,
             refresh,
@@ -339,6 +380,36 @@ def check(
         for line in check_report.annotate(examined):
             print(line)
     raise typer.Exit(check.EXIT_CODES[finding])
+
+
+@app.command()
+def memlog(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A memory log, or OUT of a run: then its newest.")],
+    picture: Annotated[
+        Path | None, typer.Option(metavar="PATH.svg|PATH.png", help="Also draw memory over time there.")
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show what a run took of memory, and how far it was from what had been predicted.
+
+    Exit code: 0, or 2 if there is no such log or the picture cannot be drawn.
+    """
+    from rich.console import Console
+
+    from prefork.memlog import read_log, sum_up
+    from prefork.memlog_picture import check_picture, draw_picture, show_figures, to_json
+
+    with explain():
+        if picture is not None:
+            check_picture(picture)
+        log = read_log(file)
+        figures = sum_up(log.events)
+        if picture is not None:
+            draw_picture(log, figures, picture)
+        if as_json:
+            print(to_json(log, figures))
+        else:
+            show_figures(Console(), log, figures)
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:

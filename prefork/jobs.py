@@ -68,6 +68,7 @@ class JobRun:
         step: float,
         take: Callable[[bytes], None],
         items: Sequence[bytes] | None = None,
+        size: float = 0.0,
         closing: bool = False,
     ) -> Task:
         def done(result: bytes | None, error: BaseException | None) -> None:
@@ -76,9 +77,18 @@ class JobRun:
             else:
                 take(result)
 
-        order = (self._rank, index)
         task = Task(
-            name, (self._engine, self._job, *arguments), done, order, self._job.id, items, step=step, closing=closing
+            name,
+            (self._engine, self._job, *arguments),
+            done,
+            order=(self._rank, index),
+            label=self._job.id,
+            items=items,
+            size=size,
+            segment=step if items is not None else 0.0,
+            audio=self._job.seconds,
+            step=step,
+            closing=closing,
         )
         self._supervisor.submit(task)
         return task
@@ -92,16 +102,18 @@ class JobRun:
         self._done(JobResult(self._job, error=error))
 
     def _take_segments(self, result: bytes) -> None:
-        described: list[tuple[float, bytes]] = pickle.loads(result)
-        self._segments = [segment for _, segment in described]
-        chunks = divide([seconds for seconds, _ in described], CHUNK_SECONDS)
+        described: list[tuple[float, int, bytes]] = pickle.loads(result)
+        self._segments = [segment for _, _, segment in described]
+        chunks = divide([seconds for seconds, _, _ in described], CHUNK_SECONDS)
         self._pieces = [[] for _ in chunks]
         if not chunks:
             self._join()
         for number, (start, end) in enumerate(chunks):
-            step = max(seconds for seconds, _ in described[start:end])
+            step = max(seconds for seconds, _, _ in described[start:end])
+            size = max(size for _, size, _ in described[start:end])
             take = partial(self._take_chunk, number)
-            self._waiting[number] = self._submit("run", (), number, step, take, items=self._segments[start:end])
+            items = self._segments[start:end]
+            self._waiting[number] = self._submit("run", (), number, step, take, items, size)
 
     def _take_chunk(self, number: int, _: bytes) -> None:
         self._pieces[number] = self._waiting[number].finished

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engines import registry
-from engines.base import Engine, LoadError, Tensors
+from engines.base import Engine, LoadError, Segment, Tensors
 from platform_matrix.hazards import Hazard
 from platform_matrix.matrix import Plan
+from prefork.forecast import BASE
 
 if TYPE_CHECKING:
     from prefork.arena import Arena
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
     # 20 recordings: 237 MB in a worker, 52 MB with 16 kept, 34 MB with malloc_trim after each; equally fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
 }
+_USUAL_SECONDS = 20.0  # of a segment
 _keep: list[Any] = []
 _HIDING = {
     "cuda": {"CUDA_VISIBLE_DEVICES": ""},
@@ -71,6 +73,7 @@ class Inventory:
     fingerprints: Mapping[str, Mapping[str, Any]]  # by engine
     hazards: tuple[Hazard, ...] = ()  # none of them unsafe, or there would be no inventory
     names: tuple[str, ...] = ()
+    private: int | None = None  # bytes that a worker's own are estimated to be at its peak
     manifest: bytes | None = None  # for processes that are to share these weights
 
 
@@ -162,6 +165,12 @@ def survey(specification: Specification, engines: Mapping[str, Engine]) -> int |
     return None if specification.load is not None or len(known) < len(sizes) else sum(known)
 
 
+def estimate_private(engines: Mapping[str, Engine]) -> int | None:
+    """Bytes of a worker's own while it runs a segment of usual length; None if there are no engines to say it."""
+    sizes = [engine.estimate_memory(Segment(0, 0.0, _USUAL_SECONDS)) for engine in engines.values()]
+    return BASE + max(sizes) if sizes else None
+
+
 def load(specification: Specification) -> Loaded:
     """Everything the specification names, its weights shared, used once and read-only. Raises LoadError."""
     engines = open_engines(specification)
@@ -207,6 +216,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         fingerprints={name: dict(engine.fingerprint()) for name, engine in loaded.engines.items()},
         hazards=hazards,
         names=tuple(loaded.models),
+        private=estimate_private(loaded.engines),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
     )
 

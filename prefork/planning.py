@@ -12,6 +12,7 @@ from engines.base import LoadError
 from platform_matrix.matrix import Plan, Request, decide
 from prefork.child import ChildProcess
 from prefork.corpus import find_jobs
+from prefork.governor import Governor
 from prefork.loading import Specification, make_environment
 from prefork.machine import find_facts
 from prefork.report import clock
@@ -20,6 +21,7 @@ _SURVEY_SECONDS = 600.0  # a hub may have to be asked
 
 
 def plan_run(
+    command: str,
     source: Path,
     media: Path | None,
     options: Mapping[str, Any],
@@ -40,18 +42,20 @@ def plan_run(
         ("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"),
     ]
     plan = decide(find_facts(facts, refresh), request)
-    weights = count_weights(Specification({engine: dict(options)}, plan=plan))
+    weights, private = survey(Specification({engine: dict(options)}, plan=plan))
+    plan = Governor.make(command, engine, options).recall(plan.learn(weights, private))
     size = f"{weights / 1e6:.0f} MB of weights" if weights is not None else "weights of a size that only loading shows"
-    return plan.learn(weights=weights), [("engine", f"{engine}, {size}"), *work]
+    return plan, [("engine", f"{engine}, {size}"), *work]
 
 
-def count_weights(specification: Specification) -> int | None:
-    """Bytes, by a process that opens the models and does not load them. Raises LoadError."""
+def survey(specification: Specification) -> tuple[int | None, int | None]:
+    """Bytes of the weights, and of a worker's own, as a process says that opens the models and does not load them.
+    Raises LoadError."""
     assert specification.plan is not None
     child = ChildProcess("zygote", make_environment(specification.plan))
     try:
         child.channel.post(replace(specification, survey=True))
-        kind, answer, *_ = child.receive(_SURVEY_SECONDS)
+        kind, *answer = child.receive(_SURVEY_SECONDS)
     except (EOFError, TimeoutError) as error:
         words = child.last_words.decode(errors="replace").strip().rpartition("\n")[2]
         raise LoadError(f"the process that looks at the models ended without an answer: {words}") from error
@@ -59,6 +63,6 @@ def count_weights(specification: Specification) -> int | None:
         child.kill()
         child.end(1.0)
     if kind != "surveyed":
-        raise LoadError(answer)
-    size: int | None = answer
-    return size
+        raise LoadError(answer[0])
+    weights, private = answer
+    return weights, private

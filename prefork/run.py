@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
+from prefork import memlog
 from prefork.corpus import Corpus, find_jobs
 from prefork.jobs import JobResult
 from prefork.journal import FOLDER, Journal
@@ -30,6 +31,7 @@ class Request:
 
     source: Path
     target: Path
+    command: str
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
@@ -39,6 +41,8 @@ class Request:
     strategy: str | None = None
     force_cpu: bool = False
     no_mps: bool = False
+    memory_limit: int | None = None
+    mem_guard: bool = False
     hang_limit: HangLimit = field(default_factory=HangLimit)
     redo: bool = False
 
@@ -50,6 +54,8 @@ class Run:
         self._request = request
         self._report = report
         self._started = time.monotonic()
+        self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
+        self._logs = request.target / memlog.FOLDER
         self._results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._signals: list[int] = []
         self._load_seconds = 0.0
@@ -64,6 +70,10 @@ class Run:
             force_cpu=request.force_cpu,
             no_mps=request.no_mps,
             hang_limit=request.hang_limit,
+            memory_limit=request.memory_limit,
+            mem_guard=request.mem_guard,
+            memory_log=self._logs / f"{self._stamp}{memlog.SUFFIX}",
+            command=request.command,
             notice=report.note,
             log=self._log,
         )
@@ -73,7 +83,8 @@ class Run:
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
 
     def execute(self) -> int:
-        """The exit code: 0 if every job is done, 1 if one failed, 128 + signal if it was stopped."""
+        """The exit code: 0 if every job is done, 1 if one failed, 3 if memory was too short to go on, 128 + signal if
+        it was stopped."""
         try:
             summary = self._execute()
         finally:
@@ -87,6 +98,8 @@ class Run:
             raise self._runtime.supervisor.failure
         if self._signals and summary.unfinished:
             return 128 + self._signals[0]
+        if self._runtime.supervisor.exhausted and summary.unfinished:
+            return 3
         return 1 if self._failed else 0
 
     def _execute(self) -> Summary:
@@ -206,7 +219,7 @@ class Run:
             threads=plan.threads if plan else 0,
             shared=plan.shared if plan else False,
             weights=inventory.weights if inventory else 0,
-            private=supervisor.most_private,
+            private=max(supervisor.governor.tally.peaks.values(), default=0),
             total=sum(memory.pss for memory in supervisor.memory.values()),
             deaths=supervisor.deaths,
             target=str(self._request.target),

@@ -20,6 +20,7 @@ from engines.base import Job
 from platform_matrix.devices import Devices
 from platform_matrix.facts import read_facts
 from platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.governor import Governor, Limits
 from prefork.jobs import JobResult, JobRun
 from prefork.loading import Specification
 from prefork.supervisor import Supervisor
@@ -48,8 +49,11 @@ class Runtime(Executor):
     threads: of each worker, by default its share of the cores. strategy: `fork` or `spawn`; by default what the
     platform matrix says for this machine. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
     hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
-    like. notice: gets what happens to workers, by default a warning of the logger `prefork`. log: gets what the
-    workers print, which by default comes out as it is.
+    like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
+    RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.
+    memory_log: a file that gets one JSON line for each thing that happens to memory. command: what the measured peaks
+    are kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
+    logger `prefork`. log: gets what the workers print, which by default comes out as it is.
 
     Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
     your script, which needs its `if __name__ == "__main__":`.
@@ -67,12 +71,16 @@ class Runtime(Executor):
         force_cpu: bool = False,
         no_mps: bool = False,
         hang_limit: HangLimit | None = None,
+        memory_limit: int | None = None,
+        mem_guard: bool = False,
+        memory_log: Path | None = None,
+        command: str = "runtime",
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         if engine is not None and load is not None:
             raise ValueError("Runtime takes an engine or a load function, not both")
-        for name, value in (("workers", workers), ("threads", threads)):
+        for name, value in (("workers", workers), ("threads", threads), ("memory_limit", memory_limit)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if strategy is not None and strategy not in list(Strategy):
@@ -93,8 +101,11 @@ class Runtime(Executor):
             threads=threads,
             force_cpu=force_cpu,
             no_mps=no_mps,
+            memory_limit=memory_limit,
         )
-        self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log)
+        limits = Limits(memory_limit, mem_guard)
+        governor = Governor.make(command, engine, options or {}, limits=limits, path=memory_log)
+        self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
         self.supervisor.start()
         _live.add(self)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,19 +19,24 @@ from engines.base import LoadError
 from platform_matrix.canary import describe_exit
 from platform_matrix.matrix import Plan, Strategy
 from prefork import process
+from prefork.admission import Holder, Level
 from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
 from prefork.faults import find_last_words
+from prefork.governor import Governor
 from prefork.loading import Inventory, Specification, make_environment
 from prefork.loop import Loop
-from prefork.process import Memory, MemoryFile
-from prefork.tasks import ATTEMPTS, HangLimit, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
+from prefork.process import Memory, MemoryFile, Usage
+from prefork.tasks import ATTEMPTS, HangLimit, OutOfMemory, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
-_TICK_SECONDS = 0.5
+_TICK_SECONDS = 0.25
 _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
+_PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
+_GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
+_MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
 
@@ -50,7 +57,17 @@ class _Worker:
     last_words: bytearray = field(default_factory=bytearray)
     ended: bool = False  # its channel is at its end: it is dead, or will be
     sentence: str = ""  # why we killed it
+    starved: bool = False  # we killed it for want of memory
+    measured: tuple[Task, int] | None = None  # its last task, and what that was predicted to take
+    predicted: int = 0  # bytes of its own at the peak of its task
     memory: Memory | None = None
+    rest: int = 0  # bytes of its own after its last task
+    first_rest: int = 0  # and after its first
+    dismissed: bool = False  # we ended it, and it had nothing to do
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.slot}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +95,7 @@ class Supervisor:
         hang_limit: HangLimit | None = None,
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
+        governor: Governor | None = None,
     ) -> None:
         """make_plan: called once, first thing in the supervisor's thread: to look at the machine takes a while.
         notice: gets what happens to workers; by default a warning of the logger `prefork`. log: gets what the
@@ -93,7 +111,10 @@ class Supervisor:
         self.failure: BaseException | None = None  # why nothing can run
         self.loaded = threading.Event()  # set when the zygote is ready, or never will be
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
-        self.most_private = 0  # bytes, of the largest worker ever seen
+        self.governor = governor or Governor()
+        self.governor.notice = self._notice
+        self.exhausted = ""  # why the run was stopped: memory was too short
+        self.steps: Counter[str] = Counter()  # seconds that all workers together have spent in each step of a job
         self.deaths = 0
         self._loop = Loop()
         self._numbers = itertools.count()
@@ -104,8 +125,8 @@ class Supervisor:
         self._barren = 0
         self._closing = False
         self._drain_until: float | None = None
-        self._sampled = 0.0
-        self._sampling = 0
+        self._size = 0  # workers that there are to be
+        self._starving: float | None = None  # since when nothing runs because nothing fits
         self._thread = threading.Thread(target=self._run, name="prefork-supervisor", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -168,8 +189,8 @@ class Supervisor:
                 self._bury()
                 self._tell_next()
                 self._kill_hung()
+                self._watch_memory()
                 self._dispatch()
-                self._sample_one()
             self._measure_all()
         except BaseException as error:  # noqa: BLE001  nobody else is there to say that the loop has ended
             self.failure = self.failure or error
@@ -205,6 +226,7 @@ class Supervisor:
         if self._arena is not None:
             self._arena.close()
         self._loop.end()
+        self.governor.end()
         left = [worker.task for worker in self._workers.values() if worker.task and not worker.task.cancelled]
         self._workers.clear()
         for task in [*left, *self._queue.clear()]:
@@ -214,7 +236,7 @@ class Supervisor:
 
     def _start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
-        self.plan = plan
+        self.plan = plan = self.governor.recall(plan)
         if plan.refusal:
             self.failure = LoadError(plan.refusal)
         elif plan.strategy is Strategy.FORK:
@@ -267,17 +289,31 @@ class Supervisor:
     def _on_loaded(self, inventory: Inventory) -> None:
         """Now that the weights are known, so is how many workers fit. The first of them, if it has loaded the models
         itself, is there already."""
-        assert self.plan is not None
         if self.inventory is None or self._zygote is not None:
-            self.inventory = inventory
-            self.plan = replace(self.plan.learn(weights=inventory.weights), refusal="")  # they are loaded: one does fit
-            if self.plan.capped:
-                self._notice(self.plan.capped)
-            slots = {worker.slot for worker in self._workers.values()}
-            for slot in range(self.plan.workers):
-                if slot not in slots:
-                    self._add_worker(slot)
+            self._take_inventory(inventory)
+            for slot in self._list_free_slots()[: self._size - len(self._workers)]:
+                self._add_worker(slot)
         self.loaded.set()
+
+    def _take_inventory(self, inventory: Inventory) -> None:
+        assert self.plan is not None
+        private = inventory.private if self.plan.request.private is None else None
+        self.plan = replace(self.plan.learn(inventory.weights, private), refusal="")  # they are loaded: one does fit
+        if self.plan.capped and self.inventory is None:
+            self._notice(self.plan.capped)
+        loaded = self._zygote or next(iter(self._workers.values()))
+        memory = process.measure_memory(loaded.pid)
+        if memory is not None:
+            self.governor.note_libraries(max(0, memory.pss - inventory.weights))
+        if self.inventory is None:
+            self.governor.begin(self.plan, inventory.weights)
+            self._size = self.plan.workers
+        self.inventory = inventory
+
+    def _list_free_slots(self) -> list[int]:
+        assert self.plan is not None
+        taken = {worker.slot for worker in self._workers.values()}
+        return [slot for slot in range(self.plan.workers) if slot not in taken]
 
     def _on_unsafe(self, why: str) -> None:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
@@ -382,25 +418,57 @@ class Supervisor:
             pass
         self._forget(worker)
         del self._workers[number]
+        if worker.dismissed:
+            self._refill()
+            return
         self.deaths += 1
-        words = worker.last_words.decode(errors="replace")
-        reason = worker.sentence or find_last_words(words) or describe_exit(status)
-        self._barren = self._barren + 1 if worker.ready is None else self._barren
-        if self._barren >= _BARREN_STARTS:
-            self.failure = LoadError(f"workers die before they are ready: {reason}")
+        starved = worker.starved or self._was_starved(worker, status)
+        words = find_last_words(worker.last_words.decode(errors="replace"))
+        reason = worker.sentence or (
+            "was ended by the kernel: out of memory" if starved else words or describe_exit(status)
+        )
+        if worker.ready is None:
+            self._lose_unready(reason)
         elif worker.task:
-            self._bereave(worker.task, f"worker {worker.slot} (pid {worker.pid}): {reason}")
+            self._bereave(worker.task, f"{worker.name} (pid {worker.pid}): {reason}", starved)
         else:
-            self._notice(f"worker {worker.slot} (pid {worker.pid}): {reason}; replaced")
-        if self.failure is None and self._drain_until is None:
-            self._add_worker(worker.slot)
+            self._notice(f"{worker.name} (pid {worker.pid}): {reason}; replaced")
+        self._refill()
 
-    def _bereave(self, task: Task, reason: str) -> None:
-        task.attempts += 1
-        if task.attempts < ATTEMPTS:
+    def _was_starved(self, worker: _Worker, status: int) -> bool:
+        return status == -signal.SIGKILL and not worker.sentence and self.governor.was_killed_for_memory()
+
+    def _lose_unready(self, reason: str) -> None:
+        """A worker died before it could do anything. If that goes on, there are as many as there are."""
+        self._barren += 1
+        if self._barren < _BARREN_STARTS:
+            return
+        self._barren, self._size = 0, len(self._workers)
+        if self._workers:
+            self._notice(f"workers die before they are ready: {reason}; going on with {self._size}")
+        else:
+            self.failure = LoadError(f"workers die before they are ready: {reason}")
+
+    def _refill(self) -> None:
+        if self.failure is None and self._drain_until is None and len(self._workers) < self._size:
+            self._add_worker(self._list_free_slots()[0])
+
+    def _bereave(self, task: Task, reason: str, starved: bool) -> None:
+        """A task has lost its worker. One that did not fit into memory has it all to itself the next time."""
+        self.governor.lose(task, reason, starved)
+        if task.cancelled:
+            return
+        task.attempts += not starved
+        if starved and not task.alone:
+            task.alone = True
+            self._notice(f"{task.label}: {reason}; trying once more, alone")
+            self._queue.push_again(task)
+        elif starved:
+            task.done(None, OutOfMemory(f"{reason}, with nothing else running; {self.governor.explain(task)}"))
+        elif task.attempts < ATTEMPTS:
             self._notice(f"{task.label}: {reason}; trying once more on a fresh worker")
             self._queue.push_again(task)
-        elif not task.cancelled:
+        else:
             task.done(None, WorkerDied(f"{reason}, and so did another worker before it"))
 
     def _on_worker(self, worker: _Worker) -> None:
@@ -423,19 +491,39 @@ class Supervisor:
                 worker.task.position, piece = content
                 worker.task.finished.append(piece)
                 worker.task.attempts = 0
-            elif kind in ("done", "error"):
+            elif kind == "measured":
+                self._take_measure(worker, *content)
+            else:
                 self._take_result(worker, kind, content[0])
 
     def _take_result(self, worker: _Worker, kind: str, result: bytes) -> None:
         task, worker.task = worker.task, None
         worker.tasks += 1
         self._barren = 0
-        if task is None or task.cancelled:
+        if task is None:
             return
-        if kind == "done":
+        worker.measured = (task, worker.predicted)
+        if kind == "starved":
+            self._bereave(task, f"{worker.name} (pid {worker.pid}): {result.decode()}", starved=True)
+        elif task.cancelled:
+            return
+        elif kind == "done":
             task.done(result, None)
         else:
-            task.done(None, unpickle_error(result))
+            error = unpickle_error(result)
+            self.governor.lose(task, str(error), starved=False)
+            task.done(None, error)
+
+    def _take_measure(self, worker: _Worker, usage: Usage | None, steps: dict[str, float]) -> None:
+        """What its last task took, and what it has kept of it."""
+        self.steps.update(steps)
+        if usage is None:
+            return
+        if worker.measured is not None:
+            task, predicted = worker.measured
+            self.governor.measure(task, worker.name, predicted, usage)
+        worker.memory, worker.rest = usage.memory, usage.memory.uss
+        worker.first_rest = worker.first_rest or worker.rest
 
     def _kill(self, worker: _Worker, sentence: str) -> None:
         worker.sentence = worker.sentence or sentence
@@ -478,42 +566,121 @@ class Supervisor:
     # -- the tasks -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        alive = [w for w in self._workers.values() if w.ready is not None and not w.ended and not w.sentence]
-        idle = [worker for worker in alive if worker.task is None]
-        draining = self._drain_until is not None
-        while idle:
-            fresh = next((worker for worker in idle if worker.tasks == 0), None)
-            task = self._queue.pop(fresh=fresh is not None, closing=draining)
-            if task is None:
-                break
-            if not task.begin():
-                continue
-            worker = fresh if fresh is not None and task.attempts else idle[0]
+        idle = self._list_idle()
+        while idle and self._start_next(idle):
+            pass
+        if not idle:
+            return
+        if self._queue.wants_fresh and not any(w.tasks == 0 or w.dismissed for w in self._workers.values()):
+            self._dismiss(idle[0], "made room for a fresh one")
+        elif self._queue and not self._list_busy():
+            self._start_unfit(idle[0])
+        else:
+            self._starving = None
+
+    def _start_next(self, idle: list[_Worker]) -> bool:
+        """Gives one of the idle workers the next task that may start; False if none may."""
+        fresh = next((worker for worker in idle if worker.tasks == 0), None)
+        worker = fresh or idle[0]
+        task = self._queue.pop(fresh is not None, self._drain_until is not None, self._select)
+        if task is None:
+            return False
+        if task.begin():
             idle.remove(worker)
-            worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
-            worker.channel.post(task.describe())
-            self._loop.flush(worker.channel)
-        if idle and self._queue.wants_fresh and not any(worker.tasks == 0 for worker in self._workers.values()):
-            self._kill(idle[0], "made room for a fresh one")
+            self._give(worker, task)
+        return True
+
+    def _select(self, tasks: Iterator[Task]) -> Task | None:
+        """One that must run alone has to wait for all others, and they for it."""
+        busy = self._list_busy()
+        if any(other.task.alone for other in busy if other.task):
+            return None
+        if self._queue.wants_alone:
+            return None if busy else next((task for task in tasks if task.alone), None)
+        holders = [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in busy]
+        return self.governor.select(tasks, holders)
+
+    def _start_unfit(self, worker: _Worker) -> None:
+        """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever."""
+        self._starving = self._starving or time.monotonic()
+        if self.governor.level > Level.EASY and time.monotonic() - self._starving < _PATIENCE:
+            return
+        task = self._queue.pop(worker.tasks == 0, self._drain_until is not None)
+        if task is None or not task.begin():
+            return
+        if self.governor.is_hopeless(task):
+            self.governor.lose(task, "does not fit", starved=False)
+            task.done(None, OutOfMemory(f"does not fit into memory: {self.governor.explain(task)}"))
+            return
+        self._notice(f"{task.label}: runs alone, because it may not fit: {self.governor.explain(task)}")
+        task.alone = True
+        self._give(worker, task)
+
+    def _give(self, worker: _Worker, task: Task) -> None:
+        self._starving = None
+        worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
+        worker.predicted = self.governor.admit(task, worker.name, worker.rest)
+        worker.channel.post(task.describe())
+        self._loop.flush(worker.channel)
+
+    def _list_idle(self) -> list[_Worker]:
+        alive = (w for w in self._workers.values() if w.ready is not None and not (w.ended or w.sentence))
+        return [worker for worker in alive if worker.task is None]
+
+    def _list_busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.task]
 
     # -- memory ----------------------------------------------------------------------------------------------
 
-    def _sample_one(self) -> None:
-        """Measures one worker a tick: it costs milliseconds of the kernel's time."""
-        now = time.monotonic()
-        workers = [worker for worker in self._workers.values() if worker.pid]
-        if workers and now - self._sampled >= _TICK_SECONDS:
-            self._sampled, self._sampling = now, self._sampling + 1
-            worker = workers[self._sampling % len(workers)]
-            worker.memory = process.measure_memory(worker.pid) or worker.memory
-            self.most_private = max(self.most_private, worker.memory.uss if worker.memory else 0)
+    def _watch_memory(self) -> None:
+        pids = {worker.name: worker.pid for worker in self._workers.values() if worker.pid}
+        if self._zygote is not None:
+            pids["zygote"] = self._zygote.pid
+        if self.inventory is None or not self.governor.look(pids):
+            return
+        for worker in self._workers.values():
+            worker.memory = self.governor.find_memory(worker.name) or worker.memory
+            if worker.task and worker.memory:
+                worker.task.peak = max(worker.task.peak, worker.memory.uss)
+        self._fit_pool()
+
+    def _fit_pool(self) -> None:
+        """As many workers as memory allows: fewer when it is short, more again when it is not."""
+        assert self.plan is not None
+        governor, busy = self.governor, self._list_busy()
+        if governor.limits.guard and governor.level >= Level.CRITICAL and not self.exhausted:
+            self.exhausted = governor.why
+            self._notice(f"stopping: {governor.why} (--mem-guard)")
+            self.drain(_GUARD_SECONDS)
+        elif busy and governor.must_end_one(len(busy)):
+            worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
+            worker.starved = True
+            self._kill(worker, f"was ended, because memory was too short ({governor.why})")
+        elif self._size > 1 and governor.must_shrink():
+            self._size -= 1
+            governor.shrink(self._size)
+        elif 0 < self._size < self.plan.workers and governor.may_grow:
+            self._size += 1
+            governor.grow(self._size)
+            self._refill()
+        surplus = sum(not worker.sentence for worker in self._workers.values()) - self._size
+        for worker in self._list_idle()[: max(0, surplus)]:
+            self._dismiss(worker, "was ended, because memory was short")
+        for worker in self._list_idle():
+            if worker.rest > 2 * worker.first_rest + _MOST_GROWTH:
+                self._notice(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
+                self._dismiss(worker, "grew without a job")
+
+    def _dismiss(self, worker: _Worker, sentence: str) -> None:
+        """Ends a worker that has nothing to do."""
+        worker.dismissed = True
+        self._kill(worker, sentence)
 
     def _measure_all(self) -> None:
-        pids = {f"worker {w.slot}": w.pid for w in self._workers.values() if w.pid}
+        pids = {w.name: w.pid for w in self._workers.values() if w.pid}
         if self._zygote is not None:
             pids["zygote"] = self._zygote.pid
         self.memory = {name: memory for name, pid in pids.items() if (memory := process.measure_memory(pid))}
-        self.most_private = max(self.most_private, *(m.uss for name, m in self.memory.items() if name != "zygote"), 0)
 
 
 def _print(text: str) -> None:

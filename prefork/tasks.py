@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import itertools
 import pickle
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ ATTEMPTS = 2  # a task whose worker dies is tried once more
 
 class WorkerDied(Exception):
     """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
+
+
+class OutOfMemory(Exception):
+    """A task that does not fit into memory, with what was predicted, measured and there. It costs only itself."""
 
 
 class Stopped(Exception):
@@ -36,12 +40,14 @@ class HangLimit:
 class Task:
     """Something for one worker to do.
 
-    order: smaller ones go first. step: seconds of audio between two signs of life, None for a task that gives none
-    and may take for ever. items: what it goes through one by one, the last of its arguments; what came of each is
-    kept in `finished`, and after a death only the others are done again. attempts: deaths since the last sign of
-    life. closing: still started while the run drains, because it saves what has been done. begin: asked before it is
-    given to a worker; False if nobody wants it any more. done: called with the pickled result, or an exception. Both
-    in the supervisor's thread.
+    order: smaller ones go first. size: bytes that its largest segment takes as the model's configuration suggests;
+    segment, audio: seconds of that segment, and of the whole recording. step: seconds of audio between two signs of
+    life, None for a task that gives none and may take for ever. items: what it goes through one by one, the last of its
+    arguments; what came of each is kept in `finished`, and after a death only the others are done again. attempts:
+    deaths since the last sign of life. alone: nothing may run beside it, because it did not fit into memory. passed:
+    when others first passed it. peak: bytes of its worker's own, the most that was seen. closing: still started while
+    the run drains, because it saves what has been done. begin: asked before it is given to a worker; False if nobody
+    wants it any more. done: called with the pickled result, or an exception. Both in the supervisor's thread.
     """
 
     name: str
@@ -51,10 +57,16 @@ class Task:
     label: str = ""
     items: Sequence[bytes] | None = None
     finished: list[bytes] = field(default_factory=list)
+    size: float = 0.0
+    segment: float = 0.0
+    audio: float = 0.0
     step: float | None = None
     closing: bool = False
     begin: Callable[[], bool] = lambda: True
     attempts: int = 0
+    alone: bool = False
+    passed: float | None = None
+    peak: int = 0
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False
 
@@ -64,62 +76,69 @@ class Task:
         return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
 
 
+Select = Callable[[Iterator[Task]], Task | None]
+
+
+def take_first(tasks: Iterator[Task]) -> Task | None:
+    return next(tasks, None)
+
+
 class TaskQueue:
     """Tasks that wait for a worker: those whose worker died first, then by their order."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[tuple[int, ...], int, Task]] = []
+        self._waiting: list[tuple[tuple[int, ...], int, Task]] = []  # sorted
         self._again: deque[Task] = deque()
         self._numbers = itertools.count()
 
     def push(self, *tasks: Task) -> None:
         for task in tasks:
-            heapq.heappush(self._waiting, (task.order, next(self._numbers), task))
+            bisect.insort(self._waiting, (task.order, next(self._numbers), task))
 
     def push_again(self, task: Task) -> None:
         """A task that was begun, and whose worker is gone."""
         self._again.append(task)
 
-    def pop(self, fresh: bool, closing: bool) -> Task | None:
+    def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.
-        closing: only tasks that save what has been done."""
-        for task in list(self._again):
-            if task.cancelled or ((fresh or not task.attempts) and (task.closing or not closing)):
-                self._again.remove(task)
-                if not task.cancelled:
-                    return task
-        passed_over: list[tuple[tuple[int, ...], int, Task]] = []
-        found: Task | None = None
-        while self._waiting and found is None:
-            entry = heapq.heappop(self._waiting)
-            if closing and not entry[2].closing:
-                passed_over.append(entry)
-            elif not entry[2].cancelled:
-                found = entry[2]
-        for entry in passed_over:
-            heapq.heappush(self._waiting, entry)
+        closing: only tasks that save what has been done. select: takes one of those that may start, in their order."""
+        again = (task for task in self._again if fresh or not task.attempts)
+        ready = itertools.chain(again, (task for _, _, task in self._waiting))
+        found = select(task for task in ready if not task.cancelled and (task.closing or not closing))
+        if found is None:
+            return None
+        if found in self._again:
+            self._again.remove(found)
+        else:
+            del self._waiting[next(i for i, entry in enumerate(self._waiting) if entry[2] is found)]
         return found
 
     def clear(self) -> list[Task]:
         """Empties the queue; those that were in it and not cancelled."""
-        tasks = [*self._again, *(task for _, _, task in sorted(self._waiting, key=lambda entry: entry[:2]))]
+        tasks = list(self)
         self._again.clear()
         self._waiting.clear()
-        return [task for task in tasks if not task.cancelled]
+        return tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        everything = itertools.chain(self._again, (task for _, _, task in self._waiting))
+        return (task for task in everything if not task.cancelled)
 
     def __bool__(self) -> bool:
-        return any(not task.cancelled for task in self._all())
+        return any(True for _ in self)
 
     @property
     def has_closing(self) -> bool:
-        return any(task.closing and not task.cancelled for task in self._all())
+        return any(task.closing for task in self)
 
     @property
     def wants_fresh(self) -> bool:
         return any(task.attempts and not task.cancelled for task in self._again)
 
-    def _all(self) -> itertools.chain[Task]:
-        return itertools.chain(self._again, (task for _, _, task in self._waiting))
+    @property
+    def wants_alone(self) -> bool:
+        """Whether one waits that nothing may run beside."""
+        return any(task.alone and not task.cancelled for task in self._again)
 
 
 class RemoteTraceback(Exception):

@@ -6,10 +6,13 @@ import os
 import pickle
 import random
 import sys
+import time
 import traceback
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,22 +37,37 @@ class Context:
 
     loaded: Loaded
     progress: Callable[[float, bytes], None]  # called with the seconds that have been reached, and what came of it
+    steps: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds that each step has taken
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.steps[name] += time.perf_counter() - started
 
 
 def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
     """Runs tasks until the supervisor closes the channel."""
     settle(loaded, threads)
+    process.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
+    probe = process.PeakProbe()
     while True:
         try:
             payload, _ = channel.receive()
         except EOFError:
             return
-        answer = _run(payload, Context(loaded, partial(_report, channel)))
+        probe.reset()
+        context = Context(loaded, partial(_report, channel))
+        answer = _run(payload, context)
         sys.stdout.flush()  # before anybody can end this worker
         channel.send(answer)
-        process.release_free_memory()  # now that nobody waits for this worker
+        del payload, answer
+        process.release_free_memory()
+        channel.send(("measured", probe.read(), dict(context.steps)))
 
 
 def settle(loaded: Loaded, threads: int) -> None:
@@ -93,7 +111,16 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
         name, arguments = pickle.loads(payload)
         return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
     except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
+        if _is_for_memory(error):
+            return ("starved", f"{type(error).__name__}: {error}".encode())
         return ("error", pickle_error(error, traceback.format_exc()))
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _call(context: Context, function: bytes) -> Any:
@@ -102,22 +129,31 @@ def _call(context: Context, function: bytes) -> Any:
     return target(*context.loaded.models.values(), *args, **kwargs)
 
 
-def _split_job(context: Context, engine: str, job: Job) -> list[tuple[float, bytes]]:
-    """The job's segments: for each its length in seconds, and itself."""
-    segments = context.loaded.engines[engine].split(job)
-    return [(segment.seconds, pickle.dumps(segment)) for segment in segments]
+def _split_job(context: Context, name: str, job: Job) -> list[tuple[float, int, bytes]]:
+    """The job's segments: for each its length in seconds, the bytes it is estimated to take, and itself."""
+    engine = context.loaded.engines[name]
+    with context.step("split"):
+        return [(s.seconds, engine.estimate_memory(s), pickle.dumps(s)) for s in engine.split(job)]
 
 
 def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> None:
     """prepare, infer and finish for each segment. What comes of it does not depend on who runs it, or what ran before,
     and is reported at once: if this worker dies, what it has done is not lost."""
     engine = context.loaded.engines[name]
+    if context.loaded.arena is not None:
+        context.loaded.arena.populate()
     for segment in map(pickle.loads, segments):
         reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
         with torch.inference_mode():
-            (output,) = context.loaded.infer(name, [engine.prepare(job, segment)])
-            piece = engine.finish(job, segment, output)
+            with context.step("prepare"):
+                prepared = engine.prepare(job, segment)
+            with context.step("infer"):
+                (output,) = context.loaded.infer(name, [prepared])
+            with context.step("finish"):
+                piece = engine.finish(job, segment, output)
         context.progress(segment.end, pickle.dumps(piece))
+        del prepared, output, piece
+        process.release_free_memory()
 
 
 def _join_job(
@@ -130,12 +166,14 @@ def _join_job(
 ) -> JobOutput:
     """The job's document, written in every format that the job asks for."""
     engine = context.loaded.engines[name]
-    document = engine.join(job, [pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
+    with context.step("join"):
+        document = engine.join(job, [pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
     if target is None:
         return JobOutput(document, ())
     folder = OutputFolder(target)
-    rendered = [(output.path, formats.render(document, output.format)) for output in job.outputs]
-    return JobOutput(document, tuple(folder.write(path, text) for path, text in rendered))
+    with context.step("write"):
+        rendered = [(output.path, formats.render(document, output.format)) for output in job.outputs]
+        return JobOutput(document, tuple(folder.write(path, text) for path, text in rendered))
 
 
 _TASKS: Mapping[str, Callable[..., Any]] = {"call": _call, "split": _split_job, "run": _run_segments, "join": _join_job}

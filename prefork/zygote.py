@@ -38,7 +38,8 @@ def main() -> None:
     specification, _ = channel.receive()
     try:
         if specification.survey:
-            channel.send(("surveyed", loading.survey(specification, loading.open_engines(specification))))
+            engines = loading.open_engines(specification)
+            channel.send(("surveyed", loading.survey(specification, engines), loading.estimate_private(engines)))
             return
         loaded = loading.load(specification)
         hazards = find_hazards()

@@ -23,6 +23,14 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured here is nobody else's business, and what was measured elsewhere none of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def script_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another package's engine is installed: its folder is where Python looks for packages."""

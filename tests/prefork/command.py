@@ -83,9 +83,9 @@ def copy_sample(folder: Path, sample: str, name: str | None = None) -> Path:
 
 
 def read_outputs(folder: Path) -> dict[str, bytes]:
-    """Every file that a run has written, by its path; the journal and its like left out."""
+    """Every file that a run has written, by its path; the journal and the logs left out."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".prefork" not in path.relative_to(folder).parts
+        if path.is_file() and not {".prefork", "performance_logs"} & set(path.relative_to(folder).parts)
     }

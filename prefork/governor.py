@@ -1,0 +1,345 @@
+"""The governor: watches memory while a run lasts, says what may start and when there are too many workers.
+
+It measures and decides; the supervisor, in whose thread it lives, acts. What there is to know about memory goes from
+here to the memory log and to the history that later runs predict from.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from platform_matrix.matrix import Plan
+from platform_matrix.memory import MachineMemory, keep_back, read_memory
+from prefork import admission
+from prefork.admission import Holder, Level
+from prefork.forecast import History, Series
+from prefork.memlog import EventName, MemoryLog
+from prefork.process import Memory, MemoryProbe, Usage, measure_address_space
+from prefork.tasks import Task
+
+IDLE = 30_000_000  # bytes of a worker's own between two tasks: 10 to 24 MB were measured
+_LOOK_SECONDS = 0.25  # between two looks at the machine
+_EXACT_SECONDS = 0.5  # between two exact measurements of a process: they cost the kernel 8 to 20 ms each
+_LOG_SHARE = 1000  # samples in the log while a run gets e times as long
+_CLEAR_SECONDS = 10.0  # without want of memory, before the pool grows again
+_SETTLE_SECONDS = 2.0  # for what is freed to show, after a worker was ended
+_TOLERANCE = 0.2  # of what was measured: a prediction that is no further off was right
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the user said about memory. most: bytes for all processes of the run together, None for all there is.
+    guard: stop the run in order before the kernel ends one of its processes."""
+
+    most: int | None = None
+    guard: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run's summary says about memory. Bytes and seconds."""
+
+    measured: int = 0  # tasks
+    close: int = 0  # of these, those whose prediction was no more than a fifth off
+    below: int = 0  # of these, those that took no more than was predicted
+    peaks: dict[str, int] = field(default_factory=dict)  # private memory of one worker, for each kind of task
+    most: int = 0  # of all processes together
+    lowest: float = math.inf  # available
+    throttles: int = 0
+    throttled: float = 0.0
+    shrinks: int = 0
+    kills: int = 0  # tasks that lost their worker for want of memory
+
+
+@dataclass(slots=True)
+class _Process:
+    probe: MemoryProbe
+    memory: Memory | None = None
+
+
+@dataclass(slots=True)
+class Governor:
+    """notice: gets what the user should know. history: of the command; None for functions that nobody knows anything
+    about. engine, model, dtype: as the user named them. path: of the memory log, None for no log."""
+
+    limits: Limits = field(default_factory=Limits)
+    notice: Callable[[str], None] = lambda _: None
+    history: History | None = None
+    engine: str = ""
+    model: str = ""
+    dtype: str = ""
+    path: Path | None = None
+    root: Path = Path("/")
+    tally: Tally = field(default_factory=Tally)
+    level: Level = Level.EASY
+    why: str = ""  # memory is short
+    machine: MachineMemory = field(init=False)
+    _log: MemoryLog | None = None
+    _name: str = ""
+    _series: dict[str, Series] = field(default_factory=dict)
+    _processes: dict[str, _Process] = field(default_factory=dict)
+    _clocks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _exact: int = 0  # exact measurements so far
+    _kills: int = 0  # of the kernel's, those that were somebody's whose end we know of, or nobody's
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.machine = self._read_machine()
+        self._kills = self.machine.kills
+
+    @classmethod
+    def make(cls, command: str, engine: str | None, options: Mapping[str, Any], **settings: Any) -> Governor:
+        """For an engine with its options, or for functions that nobody knows anything about."""
+        model, dtype = (str(options.get(name, usual)) for name, usual in (("model", "default"), ("dtype", "float32")))
+        history = History(command, engine) if engine else None
+        return cls(history=history, engine=engine or "", model=model, dtype=dtype, **settings)
+
+    # -- what is known before ------------------------------------------------------------------------------------
+
+    def recall(self, plan: Plan) -> Plan:
+        """The plan with what earlier runs have measured."""
+        self._name = "|".join([self.model, self.dtype, plan.device, str(plan.threads), plan.strategy])
+        typical, libraries = self._find("run").typical, self._find("libraries").typical
+        return plan.learn(private=None if typical is None else typical + IDLE, libraries=libraries)
+
+    def begin(self, plan: Plan, weights: int) -> None:
+        """The models are loaded: from here on there is something to write down."""
+        if self.path is not None:
+            names = {"engine": self.engine, "model": self.model, "dtype": self.dtype, "strategy": str(plan.strategy)}
+            self._log = MemoryLog(self.path, notice=self.notice, **names)
+        self.write("start", weights=weights, workers=plan.workers)
+
+    def end(self) -> None:
+        """Keeps what was measured for the next run."""
+        self._end_throttle()
+        if self.history is not None:
+            for kind, series in self._series.items():
+                self.history.store(f"{kind}|{self._name}", series)
+        self.write("end")
+        if self._log is not None:
+            self._log.close()
+
+    def note_libraries(self, size: int) -> None:
+        """size: bytes of the process that has loaded the models, without these."""
+        self._find("libraries").add(0.0, size)
+
+    def _find(self, kind: str) -> Series:
+        if kind not in self._series:
+            name = f"{kind}|{self._name}"
+            self._series[kind] = self.history.load(name) if self.history else Series()
+        return self._series[kind]
+
+    # -- admission -----------------------------------------------------------------------------------------------
+
+    @property
+    def reserve(self) -> int:
+        return keep_back(self.machine.limit)
+
+    def predict(self, task: Task) -> int:
+        """Bytes that the task will take at its peak, beyond what its worker has already."""
+        return self._find(task.name).predict(task.size)
+
+    def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
+        """The task that starts next; None if none may. holders: the workers that have one."""
+        if self.level > Level.EASY:
+            return None
+        room = admission.find_room(self.machine.available, self.reserve, holders)
+        seen: list[Task] = []
+        now = time.monotonic()
+        place = admission.choose(self._weigh(tasks, seen, now), room)
+        if place is None:
+            return None
+        for passed in seen[:place]:
+            passed.passed = passed.passed or now
+        return seen[place]
+
+    def _weigh(self, tasks: Iterator[Task], seen: list[Task], now: float) -> Iterator[tuple[int, float]]:
+        for task in tasks:
+            seen.append(task)
+            yield self.predict(task), 0.0 if task.passed is None else now - task.passed
+
+    def explain(self, task: Task) -> str:
+        """Why the task does not start, or did not live."""
+        parts = [f"{_gigabytes(self.predict(task))} more predicted at its peak"]
+        if task.peak:
+            parts.append(f"at least {_gigabytes(task.peak)} measured")
+        machine = self.machine
+        parts.append(
+            f"{_gigabytes(machine.available)} available of {_gigabytes(machine.limit)}, "
+            f"of which {_gigabytes(self.reserve)} are kept back"
+        )
+        return ", ".join(parts)
+
+    # -- while it runs -------------------------------------------------------------------------------------------
+
+    def look(self, pids: Mapping[str, int]) -> bool:
+        """Measures the machine and the processes, if it is time to; False if it is not. pids: by name."""
+        now = time.monotonic()
+        if not self._is_time("look", _LOOK_SECONDS, now):
+            return False
+        pids = {"supervisor": os.getpid(), **pids}
+        self._processes = {
+            name: known
+            if (known := self._processes.get(name)) and known.probe.pid == pid
+            else _Process(MemoryProbe(pid))
+            for name, pid in pids.items()
+        }
+        exact = ""
+        if self._is_time("exact", _EXACT_SECONDS, now):
+            self._exact += 1
+            exact = list(pids)[self._exact % len(pids)]
+        for name, process in self._processes.items():
+            process.memory = process.probe.read(exact=name == exact)
+        self.machine = self._read_machine()
+        if self.machine.kills == self._kills:
+            self._clocks["kill"] = now
+        elif self._is_time("kill", _SETTLE_SECONDS, now):  # it was none of ours
+            self._kills = self.machine.kills
+        self.tally.most = max(self.tally.most, self.total)
+        self.tally.lowest = min(
+            self.machine.available, self.machine.available if self.tally.lowest is None else self.tally.lowest
+        )
+        self._judge(now)
+        interval = max(_EXACT_SECONDS, (now - self._started) / _LOG_SHARE) * max(1.0, len(pids) / 8)
+        if self._is_time("sample", interval, now):
+            for name, process in self._processes.items():
+                if process.memory is not None:
+                    self.write("sample", process=name, pss=process.memory.pss, uss=process.memory.uss)
+        return True
+
+    def _find_process(self, name: str, pid: int) -> _Process:
+        known = self._processes.get(name)
+        return known if known is not None and known.probe.pid == pid else _Process(MemoryProbe(pid))
+
+    @property
+    def total(self) -> int:
+        """Bytes of all processes together, shared pages counted once."""
+        return sum(process.memory.pss for process in self._processes.values() if process.memory)
+
+    def find_memory(self, name: str) -> Memory | None:
+        process = self._processes.get(name)
+        return process.memory if process else None
+
+    def _read_machine(self) -> MachineMemory:
+        largest = max((measure_address_space(p.probe.pid) for p in self._processes.values()), default=0)
+        machine = read_memory(self.root, largest)
+        most = self.limits.most
+        if most is None:
+            return machine
+        return replace(
+            machine, limit=min(machine.limit, most), available=min(machine.available, max(0, most - self.total))
+        )
+
+    def _judge(self, now: float) -> None:
+        level, self.why = admission.judge(self.machine, self.reserve, self.level)
+        if level > Level.EASY and self.level is Level.EASY:
+            self._clocks["throttled"] = now
+            self.tally.throttles += 1
+            self.notice(f"memory is short ({self.why}); nothing new is started until there is more")
+            self.write("throttle", reason=self.why)
+        elif level is Level.EASY and self.level > Level.EASY:
+            self._end_throttle()
+        self.level = level
+
+    def _end_throttle(self) -> None:
+        if self.level > Level.EASY:
+            now = time.monotonic()
+            self.tally.throttled += now - self._clocks["throttled"]
+            self._clocks["cleared"] = now
+            self.write("throttle", reason="over")
+            self.level = Level.EASY
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether there has been enough memory for long enough for the pool to grow again."""
+        room = admission.find_room(self.machine.available, self.reserve, [])
+        clear = time.monotonic() - max(self._clocks["cleared"], self._clocks["resized"]) > _CLEAR_SECONDS
+        return self.level is Level.EASY and clear and room > self._find("run").predict(0.0)
+
+    def must_shrink(self) -> bool:
+        """Whether there are too many workers, and the last one that was ended has not helped."""
+        return self.level >= Level.CRITICAL and self._is_time("resized", _SETTLE_SECONDS, time.monotonic())
+
+    def must_end_one(self, busy: int) -> bool:
+        """Whether a worker has to be ended at its work. One that is alone has to be only if the limit is the user's,
+        who else would not get what he asked for; the kernel's limits may still be kept."""
+        over = self.limits.most is not None and self.total > self.limits.most
+        if self.level < Level.DESPERATE or not (over or busy > 1):
+            return False
+        return self._is_time("ended", _SETTLE_SECONDS, time.monotonic())
+
+    def shrink(self, workers: int) -> None:
+        self.tally.shrinks += 1
+        self.notice(f"memory is very short ({self.why}); going on with {workers} worker{'s' * (workers != 1)}")
+        self.write("shrink", workers=workers, reason=self.why)
+
+    def grow(self, workers: int) -> None:
+        self._clocks["resized"] = time.monotonic()
+        self.write("grow", workers=workers)
+
+    def is_hopeless(self, task: Task) -> bool:
+        """Whether tasks as large as that were measured, and what they took is not there."""
+        return self._find(task.name).has_measured(task.size) and self.predict(task) > self.machine.available
+
+    def was_killed_for_memory(self) -> bool:
+        """Whether the kernel has ended a process for want of memory since this was last asked."""
+        self.machine = self._read_machine()
+        known = self.machine.kills > self._kills
+        self._kills += known
+        return known
+
+    # -- what is done ---------------------------------------------------------------------------------------
+
+    def admit(self, task: Task, worker: str, rest: int) -> int:
+        """A task starts on a worker that has so many bytes of its own; the bytes that it will have at its peak."""
+        predicted = rest + self.predict(task)
+        self.write("admit", task, process=worker, predicted=predicted)
+        return predicted
+
+    def lose(self, task: Task, reason: str, starved: bool) -> None:
+        """A task has failed, or lost its worker."""
+        self.tally.kills += starved
+        self.write("fail", task, predicted=self.predict(task), peak=task.peak or None, reason=reason)
+
+    def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None:
+        """A task is over."""
+        peak = usage.peak
+        if peak is not None and usage.taken is not None:
+            self._find(task.name).add(task.size, usage.taken)
+            self.tally.peaks[task.name] = max(peak, self.tally.peaks.get(task.name, 0))
+            self.tally.measured += 1
+            self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
+            self.tally.below += peak <= predicted
+        memory = usage.memory
+        self.write("complete", task, process=worker, predicted=predicted, peak=peak, pss=memory.pss, uss=memory.uss)
+
+    def write(self, event: EventName, task: Task | None = None, **values: Any) -> None:
+        """A line of the memory log."""
+        if self._log is None:
+            return
+        if task is not None:
+            values |= {
+                "file": task.label,
+                "task": task.name,
+                "audio": task.audio or None,
+                "segment": task.segment or None,
+            }
+        machine = self.machine
+        self._log.write(event, available=machine.available, limit=machine.limit, pressure=machine.some, **values)
+
+    def _is_time(self, what: str, seconds: float, now: float) -> bool:
+        if now - self._clocks[what] < seconds:
+            return False
+        self._clocks[what] = now
+        return True
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
