@@ -17,6 +17,7 @@ from engines.audio import SAMPLE_RATE, probe, read_audio
 from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
 from engines.checkpoint import Checkpoint, count_weights, identify, load_model, open_checkpoint
 from engines.document import Document, Timing, Utterance, Word
+from engines.footprint import estimate_encoder
 from engines.windows import Window, plan_windows
 
 if TYPE_CHECKING:
@@ -76,6 +77,18 @@ class CTCAligner(Engine):
     def count_weights(self) -> int:
         return count_weights(self._checkpoint)
 
+    def estimate_memory(self, segment: Segment) -> int:
+        """The model sees a window at a time; the waveform, the emissions and the table of the search are whole."""
+        words = [word for line in segment.content or () for word in line.words]
+        window = estimate_encoder(self._checkpoint.config, min(segment.seconds, WINDOW_SECONDS), self._clock.frame)
+        waveform = 2 * 4 * SAMPLE_RATE * segment.seconds
+        return round(window + waveform + self._count_search_bytes(words, segment.seconds))
+
+    def _count_search_bytes(self, words: Sequence[str], seconds: float) -> float:
+        """torchaudio keeps a byte for each frame and each token or blank; the emissions are copied for the wildcard."""
+        frames, needed = seconds / self._clock.frame, count_frames_needed(words, self._vocabulary)
+        return float(frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4)
+
     def example(self) -> Tensors:
         """A rising tone: every frame is different from the one before."""
         seconds = torch.arange(_EXAMPLE_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
@@ -108,8 +121,7 @@ class CTCAligner(Engine):
         words = [word for line in lines for word in line.words]
         seconds = window.end - window.start
         frames, needed = seconds / self._clock.frame, count_frames_needed(words, self._vocabulary)
-        # torchaudio keeps a byte for each frame and each token or blank; the emissions are copied for the wildcard.
-        size = frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4
+        size = self._count_search_bytes(words, seconds)
         if size > MOST_BYTES:
             raise InputError(
                 f"{job.id}: {len(words)} words without times over {seconds:.0f} s are too many to align at once "

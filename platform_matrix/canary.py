@@ -214,5 +214,5 @@ def describe_exit(status: int) -> str:
     except ValueError:
         name = f"signal {-status}"
     if name == "SIGKILL":
-        return f"was killed by {name}, which is what the kernel sends when memory runs out"
+        return f"was killed by {name}, perhaps by the kernel because memory ran out"
     return f"was killed by {name}"

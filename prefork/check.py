@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pickle
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -29,7 +31,7 @@ from prefork.loading import Specification, make_environment
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
 PARALLEL = 20  # children at once
-_SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
+_END_SECONDS = 15.0  # to end in once its channel is closed; with torch in it, more than one was measured
 
 
 class Finding(StrEnum):
@@ -120,9 +122,14 @@ class Reference:
         where = self.module if not self.file else f"{self.module} ({self.file})"
         try:
             found: Any = self._import()
+        except SystemExit as error:
+            raise LoadError(
+                f"{where} cannot be imported: {describe_error(error, 'it')}; "
+                'put what it runs as a script under `if __name__ == "__main__":`'
+            ) from error
         except Exception as error:
             raise LoadError(
-                f"{where} cannot be imported: {type(error).__name__}: {error}; "
+                f"{where} cannot be imported: {describe_error(error, 'it')}; "
                 "start prefork where Python can import it, or set PYTHONPATH"
             ) from error
         for part in self.name.split("."):
@@ -165,6 +172,23 @@ class Order:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What the examining process is at. patience: seconds that it may take until it says something again.
+
+    alone: it runs the target's code itself, with no child: whatever goes wrong tells nothing about forking.
+    """
+
+    step: str
+    patience: float
+    alone: bool = False
+
+    @property
+    def failure(self) -> Finding:
+        """What it means if nothing comes of it."""
+        return Finding.UNKNOWN if self.alone else Finding.UNSAFE
+
+
 def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Target]:
     """The engines that are asked for; by default all that are installed, each once. Raises LoadError."""
     if engines:
@@ -196,26 +220,34 @@ def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], No
 
     deadline: seconds that a canary may take. log: gets what the examined code prints.
     """
-    started = time.monotonic()
-    if plan.strategy is not Strategy.FORK or plan.refusal:
-        why = plan.refusal or f"{plan.row.title}: fork is {plan.row.verdict}"
-        reasons = tuple(reason.text for reason in plan.row.claims)
-        yield Step("matrix", Finding.UNSAFE, why, time.monotonic() - started, reasons)
-        yield from _skip(list(STEPS)[1:])
-        return
-    caveats = tuple(reason.text for reason in plan.row.claims) if plan.row.verdict is Verdict.CAVEATS else ()
-    yield Step("matrix", Finding.SAFE, f"{plan.row.title}: fork is {plan.row.verdict}", 0.0, caveats)
-    left = list(STEPS)[1:]
-    for step in _examine(target, plan, deadline, log):
-        yield step
-        left.remove(step.name)
-        if step.finding is Finding.UNKNOWN and step.name == "load":
-            break
-    yield from _skip(left)
+    left = list(STEPS)
+    yield (verdict := judge(plan))
+    left.remove(verdict.name)
+    if verdict.finding is Finding.SAFE:
+        try:
+            for step in _examine(target, plan, deadline, log):
+                if step.name in left:  # else it is no step, or has been told before
+                    left.remove(step.name)
+                    yield step
+        except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
+            yield Step(left.pop(0) if left else list(STEPS)[-1], *blame_ourselves(error))
+    yield from (Step(name, Finding.SKIPPED, "") for name in left)
 
 
-def _skip(names: Sequence[str]) -> Iterator[Step]:
-    return (Step(name, Finding.SKIPPED, "") for name in names)
+def judge(plan: Plan) -> Step:
+    """Whether the platform matrix lets this machine fork. Want of memory says nothing about forking."""
+    text = f"{plan.row.title}: fork is {plan.row.verdict}"
+    claims = tuple(reason.text for reason in plan.row.claims)
+    if plan.strategy is not Strategy.FORK:
+        return Step("matrix", Finding.UNSAFE, text, details=claims)
+    if plan.refusal:
+        return Step("matrix", Finding.UNKNOWN if plan.budget.cap < 1 else Finding.UNSAFE, plan.refusal)
+    return Step("matrix", Finding.SAFE, text, details=claims if plan.row.verdict is Verdict.CAVEATS else ())
+
+
+def blame_ourselves(error: Exception) -> tuple[Finding, str]:
+    """The finding and the text of a step in which something of prefork's own failed."""
+    return Finding.UNKNOWN, f"prefork check itself failed: {type(error).__name__}: {error}"
 
 
 def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None]) -> Iterator[Step]:
@@ -223,36 +255,69 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
     engines = {target.engine: dict(target.options)} if target.engine else {}
     order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
     child = ChildProcess("examination", make_environment(plan))
-    current, limit = "load", LOAD_SECONDS
-    answered, began = False, time.monotonic()
+    phase, began = Phase("load", LOAD_SECONDS, alone=True), time.monotonic()
     try:
         child.channel.post(order)
         while True:
-            kind, content = child.receive(LOAD_SECONDS if current == "load" else limit + _SLACK_SECONDS, log)
-            began, answered = time.monotonic(), kind == "step"
-            if answered:
+            kind, content = child.receive(phase.patience, log)
+            began = time.monotonic()
+            if kind == "step":
                 yield content
+            elif kind == "begin":
+                phase = content
             else:
-                current, limit = content
+                return
     except TimeoutError:
-        seconds = time.monotonic() - began
-        finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
-        yield Step(current, finding, f"the process that forks itself made no progress for {seconds:.0f} s", seconds)
+        text = f"the process that forks itself made no progress for {phase.patience:g} s"
+        if phase.alone and phase.step != "load":
+            text = f"the parent itself has no result after {phase.patience:g} s; give it a longer deadline"
+        yield Step(phase.step, phase.failure, text, time.monotonic() - began)
     except EOFError:
-        status = child.end(1.0)
-        if not answered:
-            finding = Finding.UNKNOWN if current == "load" else Finding.UNSAFE
-            words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
-            text = f"the process that forks itself {describe_exit(status)}"
-            yield Step(current, finding, text, time.monotonic() - began, words)
+        text = f"the process that forks itself {describe_end(_wait_for_end(child))}"
+        words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
+        yield Step(phase.step, phase.failure, text, time.monotonic() - began, words)
     finally:
         child.kill()
         child.end(1.0)
 
 
+def _wait_for_end(child: ChildProcess) -> int | None:
+    """The exit status of one whose channel is closed; None if it runs on."""
+    until = time.monotonic() + _END_SECONDS
+    while (status := child.poll()) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return status
+
+
+def describe_end(status: int | None) -> str:
+    """Words for what became of the examined process."""
+    if status is None:
+        return f"closed its channel, did not end within {_END_SECONDS:g} s, and was killed by prefork check"
+    return describe_exit(status)
+
+
+def describe_error(error: BaseException, who: str) -> str:
+    """In a line. sys.exit is known as a call, not as an exception."""
+    if isinstance(error, SystemExit):
+        return f"{who} called sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """A process that is forked in this block and comes out of it ends there: only who went in goes on."""
+    own = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != own:
+            os._exit(0)
+
+
 def call(reference: Reference) -> Any:
     """Loads a user's model. Raises LoadError if it returns nothing."""
-    model = reference.resolve()()
+    with one_process():
+        model = reference.resolve()()
     if model is None:
         raise LoadError(f"{reference.module}:{reference.name} returned nothing; it must return the model")
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,14 +37,20 @@ def check(targets: Sequence[Target], plan: Plan, deadline: float, console: Conso
     """Examines the targets one after the other and shows each step when it is done."""
     results = []
     for target in targets:
-        console.print(Text(target.name, "bold"))
+        name = _printable(target.name)
+        console.print(Text(name, "bold"))
         steps = []
         for step in examine(target, plan, deadline, lambda text: console.print(Text(text, "dim")) if verbose else None):
-            steps.append(step)
-            show_step(console, step)
-        results.append(Examined(target.name, tuple(steps), conclude(target, steps)))
+            steps.append(_clean(step))
+            show_step(console, steps[-1])
+        results.append(Examined(name, tuple(steps), conclude(target, steps)))
         show_conclusion(console, results[-1])
     return results
+
+
+def _clean(step: Step) -> Step:
+    """As it can be printed anywhere, whatever the examined code has said."""
+    return replace(step, text=_printable(step.text), details=tuple(map(_printable, step.details)))
 
 
 def show_step(console: Console, step: Step) -> None:
@@ -110,7 +116,7 @@ def _add_case(suite: ElementTree.Element, target: str, step: Step) -> None:
 
 
 def _printable(text: str) -> str:
-    """XML knows no control characters."""
+    """XML knows no control characters, UTF-8 no half surrogates."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 

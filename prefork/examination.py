@@ -6,22 +6,37 @@ import ctypes
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from platform_matrix.canary import Canary, Fate, Outcome
 from platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork import loading, process
 from prefork.channel import Channel
-from prefork.check import PARALLEL, Finding, Order, Step
+from prefork.check import (
+    LOAD_SECONDS,
+    PARALLEL,
+    Finding,
+    Order,
+    Phase,
+    Step,
+    blame_ourselves,
+    describe_error,
+    one_process,
+)
 from prefork.child import open_channel
 from prefork.faults import find_last_words
 from prefork.loading import Loaded
 
+_SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
 _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it
 _WITNESSES = 3
 _MOST_FRAMES = 12
+
+Result = tuple[Finding, str, Sequence[str]]  # what comes of a step, in words, and details
 
 
 def main() -> None:
@@ -32,6 +47,15 @@ def main() -> None:
     os._exit(0)  # whatever the target has left running
 
 
+class ParentFailed(Exception):
+    """Inference fails in the process that forks: nothing can be said of its children. Says how, and where."""
+
+    def __init__(self, text: str, details: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.text = text
+        self.details = details
+
+
 class Examination:
     """The steps, in order; ends at the first that shows that no more should be forked."""
 
@@ -40,9 +64,10 @@ class Examination:
         self._order = order
         self._hazards: list[Hazard] = []
         self._expected = b""
+        self._name = "load"  # of the current step
 
     def run(self) -> None:
-        steps: dict[str, Callable[[], tuple[Finding, str, Sequence[str]]]] = {
+        steps: dict[str, Callable[[], Result]] = {
             "load": self._load,
             "hazards": self._look_for_hazards,
             "canary": self._fork_one,
@@ -54,38 +79,56 @@ class Examination:
             "kill": self._kill,
         }
         for name, step in steps.items():
-            started = time.monotonic()
-            self._channel.send(("begin", (name, self._limit(name))))
-            finding, text, details = step()
+            self._name, started = name, time.monotonic()
+            alone = name == "load"
+            self._begin(LOAD_SECONDS if alone else self._limit(name) + _SLACK_SECONDS, alone)
+            finding, text, details = self._take(step)
             self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
             if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same", "again"):
-                return
+                break
+        self._channel.send(("end", None))
+
+    def _begin(self, patience: float, alone: bool = False) -> None:
+        self._channel.send(("begin", Phase(self._name, patience, alone)))
+
+    def _take(self, step: Callable[[], Result]) -> Result:
+        try:
+            return step()
+        except ParentFailed as error:
+            return Finding.UNKNOWN, error.text, error.details
+        except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
+            return (*blame_ourselves(error), ())
 
     def _limit(self, name: str) -> float:
         """Seconds that a step's canaries may take; those that run at once have to share the cores."""
         rounds = math.ceil(PARALLEL / (os.cpu_count() or 1)) if name == "parallel" else 1
         return self._order.deadline * max(1, rounds)
 
-    def _load(self) -> tuple[Finding, str, Sequence[str]]:
+    def _load(self) -> Result:
         try:
-            self._loaded: Loaded = loading.load(self._order.specification)
-            infer = self._order.target.infer
-            self._infer = partial(infer.resolve(), self._loaded.models["load"]) if infer else self._loaded.try_examples
-            if (
-                infer is None
-                and not self._loaded.models.keys() - self._loaded.engines.keys()
-                and not self._has_example()
-            ):
-                return Finding.UNKNOWN, "the engine has no example to infer on", ()
+            with one_process():
+                self._loaded: Loaded = loading.load(self._order.specification)
+                infer = self._find_inference()
+        except KeyboardInterrupt:
+            raise
         except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is what came of it
             text, trace = loading.explain(error)
             return Finding.UNKNOWN, text, trace.splitlines()[-4:-1]
+        except BaseException as error:  # noqa: BLE001  sys.exit, too
+            return Finding.UNKNOWN, describe_error(error, "load"), traceback.format_exc().splitlines()[-4:-1]
+        if infer is None:
+            return Finding.UNKNOWN, "the engine has no example to infer on", ()
+        self._infer = infer
         return Finding.SAFE, f"{self._loaded.count_weights() / 1e6:.0f} MB of weights", ()
 
-    def _has_example(self) -> bool:
-        return any(engine.example() is not None for engine in self._loaded.engines.values())
+    def _find_inference(self) -> Callable[[], Any] | None:
+        """The user's function on the user's model, else the engine on its example; None if it has none."""
+        if (infer := self._order.target.infer) is not None:
+            return partial(infer.resolve(), self._loaded.models["load"])
+        has_example = any(engine.example() is not None for engine in self._loaded.engines.values())
+        return self._loaded.try_examples if has_example else None
 
-    def _look_for_hazards(self) -> tuple[Finding, str, Sequence[str]]:
+    def _look_for_hazards(self) -> Result:
         self._hazards = find_hazards()
         unsafe = [hazard for hazard in self._hazards if hazard.severity is Severity.UNSAFE]
         details = [f"{hazard.severity}: {hazard.what}; {hazard.remedy}" for hazard in unsafe]
@@ -95,43 +138,36 @@ class Examination:
         suspects = sum(hazard.severity is Severity.SUSPECT for hazard in self._hazards)
         return Finding.SAFE, f"{suspects or 'nothing'} suspect" + " for the canary to try" * bool(suspects), details
 
-    def _fork_one(self) -> tuple[Finding, str, Sequence[str]]:
+    def _fork_one(self) -> Result:
         outcome = self._fork().wait(self._order.deadline)
         if outcome.lived:
             self._expected = outcome.result or b""
             return Finding.SAFE, f"it took {outcome.seconds * 1000:.0f} ms", ()
         return self._blame(outcome)
 
-    def _compare(self) -> tuple[Finding, str, Sequence[str]]:
-        from prefork.comparison import NotComparable, encode
-
-        try:
-            result = encode(self._infer())
-        except NotComparable as error:
-            return Finding.UNKNOWN, str(error), ()
+    def _compare(self) -> Result:
+        result = self._infer_here()
         return (Finding.SAFE, "", ()) if result == self._expected else self._tell_apart(result)
 
-    def _tell_apart(self, before: bytes) -> tuple[Finding, str, Sequence[str]]:
+    def _tell_apart(self, before: bytes) -> Result:
         """A child has another result. Does the parent, too, get another than it had before?"""
-        from prefork.comparison import encode
-
-        if encode(self._infer()) != before:
+        if self._infer_here() != before:
             return Finding.UNKNOWN, "the parent itself gets another result each time; seed what is random", ()
         return Finding.UNSAFE, "the child computed something else than the parent", ()
 
-    def _fork_again(self) -> tuple[Finding, str, Sequence[str]]:
+    def _fork_again(self) -> Result:
         return self._judge([self._fork().wait(self._order.deadline)])
 
-    def _use_threads(self) -> tuple[Finding, str, Sequence[str]]:
+    def _use_threads(self) -> Result:
         """Not bit for bit: how a sum is split over threads shows in its last bits."""
         outcome = self._fork(self._order.threads).wait(self._order.deadline)
         return self._judge([outcome], exactly=False)
 
-    def _fork_many(self) -> tuple[Finding, str, Sequence[str]]:
+    def _fork_many(self) -> Result:
         canaries = [self._fork() for _ in range(PARALLEL)]
         return self._judge([canary.wait(self._limit("parallel")) for canary in canaries])
 
-    def _write(self) -> tuple[Finding, str, Sequence[str]]:
+    def _write(self) -> Result:
         arena = self._loaded.arena
         assert arena is not None
         before = arena.digest()
@@ -144,7 +180,7 @@ class Examination:
             return Finding.UNSAFE, "a child could write to the shared weights", ()
         return Finding.SAFE, f"it {writer.reason}", ()
 
-    def _kill(self) -> tuple[Finding, str, Sequence[str]]:
+    def _kill(self) -> Result:
         canaries = [self._fork(wait=_WRITER_SECONDS) for _ in range(_WITNESSES)]
         canaries[0].kill()
         canaries[0].wait(self._order.deadline)
@@ -154,7 +190,7 @@ class Examination:
     def _fork(self, threads: int = 1, wait: float = 0.0, act: Callable[[], Any] = lambda: None) -> Canary:
         return Canary(partial(_live, self._loaded, self._infer, threads, wait, act))
 
-    def _judge(self, outcomes: Sequence[Outcome], exactly: bool = True) -> tuple[Finding, str, Sequence[str]]:
+    def _judge(self, outcomes: Sequence[Outcome], exactly: bool = True) -> Result:
         for outcome in outcomes:
             if not outcome.lived:
                 return self._blame(outcome)
@@ -162,16 +198,10 @@ class Examination:
                 return self._tell_apart(self._expected)
         return Finding.SAFE, "", ()
 
-    def _blame(self, outcome: Outcome) -> tuple[Finding, str, Sequence[str]]:
+    def _blame(self, outcome: Outcome) -> Result:
         """What a canary died of, and what may be behind it."""
-        if outcome.fate is Fate.RAISED and "prefork.comparison.NotComparable" in outcome.words:
-            return Finding.UNKNOWN, outcome.reason.partition(": ")[2], ()
-        if outcome.fate is Fate.RAISED and (error := self._try_here()) is not None:
-            return (
-                Finding.UNKNOWN,
-                f"the parent cannot infer either: {type(error).__name__}: {error}",
-                _cut(outcome.where),
-            )
+        if outcome.fate is Fate.RAISED:
+            self._infer_here()  # if the parent fails, too, forking is not to blame
         text = f"the child {outcome.reason}"
         if words := find_last_words(outcome.words):
             text = f"{text}: {words}"
@@ -181,13 +211,24 @@ class Examination:
             details += [f"in the parent, and in no child: {what}" for what in suspects]
         return Finding.UNSAFE, text, details
 
-    def _try_here(self) -> Exception | None:
-        """What inference raises in the parent, if it does."""
+    def _infer_here(self) -> bytes:
+        """What the parent itself computes, encoded. Raises ParentFailed."""
+        from prefork.comparison import NotComparable, encode
+
+        self._begin(self._order.deadline, alone=True)
         try:
-            self._infer()
-        except Exception as error:  # noqa: BLE001  whatever it is, it is what is asked for
-            return error
-        return None
+            with one_process():
+                result = encode(self._infer())
+        except NotComparable as error:
+            raise ParentFailed(str(error)) from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            frames = reversed(traceback.extract_tb(error.__traceback__)[1:])
+            where = [f"at {frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames]
+            text = f"the parent itself cannot infer: {describe_error(error, 'infer')}"
+            raise ParentFailed(text, where[:_MOST_FRAMES]) from error
+        return result
 
 
 def _cut(where: Sequence[str]) -> list[str]:

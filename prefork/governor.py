@@ -17,6 +17,7 @@ from typing import Any
 
 from platform_matrix.matrix import Plan
 from platform_matrix.memory import MachineMemory, keep_back, read_memory
+from platform_matrix.nvml import LoadMeter
 from prefork import admission
 from prefork.admission import Holder, Level
 from prefork.forecast import History, Series
@@ -25,6 +26,7 @@ from prefork.process import Memory, MemoryProbe, Usage, measure_address_space
 from prefork.tasks import Task
 
 IDLE = 30_000_000  # bytes of a worker's own between two tasks: 10 to 24 MB were measured
+ZYGOTE = "zygote"
 _LOOK_SECONDS = 0.25  # between two looks at the machine
 _EXACT_SECONDS = 0.5  # between two exact measurements of a process: they cost the kernel 8 to 20 ms each
 _LOG_SHARE = 1000  # samples in the log while a run gets e times as long
@@ -46,9 +48,10 @@ class Limits:
 class Tally:
     """What a run's summary says about memory. Bytes and seconds."""
 
-    measured: int = 0  # tasks
+    measured: int = 0  # tasks on the model that had others like them before
     close: int = 0  # of these, those whose prediction was no more than a fifth off
     below: int = 0  # of these, those that took no more than was predicted
+    loaded: int = 0  # the process that has loaded the models
     peaks: dict[str, int] = field(default_factory=dict)  # private memory of one worker, for each kind of task
     most: int = 0  # of all processes together
     lowest: float = math.inf  # available
@@ -56,6 +59,8 @@ class Tally:
     throttled: float = 0.0
     shrinks: int = 0
     kills: int = 0  # tasks that lost their worker for want of memory
+    busy: list[float] = field(default_factory=list)  # percent of the time, the mean of each GPU
+    used: list[int] = field(default_factory=list)  # bytes of each GPU's memory, at the most
 
 
 @dataclass(slots=True)
@@ -82,6 +87,9 @@ class Governor:
     why: str = ""  # memory is short
     machine: MachineMemory = field(init=False)
     _log: MemoryLog | None = None
+    _gpus: LoadMeter | None = None
+    _shared: int | None = None  # bytes of what workers were forked from
+    _loads: int = 0  # readings of the GPUs so far
     _name: str = ""
     _series: dict[str, Series] = field(default_factory=dict)
     _processes: dict[str, _Process] = field(default_factory=dict)
@@ -111,6 +119,8 @@ class Governor:
 
     def begin(self, plan: Plan, weights: int) -> None:
         """The models are loaded: from here on there is something to write down."""
+        if plan.device in ("cuda", "rocm"):
+            self._gpus = LoadMeter()
         if self.path is not None:
             names = {"engine": self.engine, "model": self.model, "dtype": self.dtype, "strategy": str(plan.strategy)}
             self._log = MemoryLog(self.path, notice=self.notice, **names)
@@ -126,9 +136,12 @@ class Governor:
         if self._log is not None:
             self._log.close()
 
-    def note_libraries(self, size: int) -> None:
-        """size: bytes of the process that has loaded the models, without these."""
-        self._find("libraries").add(0.0, size)
+    def note_loaded(self, size: int, weights: int, forks: bool) -> None:
+        """size: bytes of the process that has loaded the models, as long as nobody shares them. forks: the others are
+        forked from it."""
+        self.tally.loaded = max(size, self.tally.loaded)
+        self._find("libraries").add(0.0, max(0, size - weights))
+        self._shared = size if forks else None
 
     def _find(self, kind: str) -> Series:
         if kind not in self._series:
@@ -185,6 +198,7 @@ class Governor:
         if not self._is_time("look", _LOOK_SECONDS, now):
             return False
         pids = {"supervisor": os.getpid(), **pids}
+        changed = {name: process.probe.pid for name, process in self._processes.items()} != pids
         self._processes = {
             name: known
             if (known := self._processes.get(name)) and known.probe.pid == pid
@@ -196,7 +210,8 @@ class Governor:
             self._exact += 1
             exact = list(pids)[self._exact % len(pids)]
         for name, process in self._processes.items():
-            process.memory = process.probe.read(exact=name == exact)
+            stale = changed and name == ZYGOTE  # its share has changed with the number of those it shares with
+            process.memory = process.probe.read(exact=name == exact or stale)
         self.machine = self._read_machine()
         if self.machine.kills == self._kills:
             self._clocks["kill"] = now
@@ -207,12 +222,22 @@ class Governor:
             self.machine.available, self.machine.available if self.tally.lowest is None else self.tally.lowest
         )
         self._judge(now)
+        self._look_at_gpus()
         interval = max(_EXACT_SECONDS, (now - self._started) / _LOG_SHARE) * max(1.0, len(pids) / 8)
         if self._is_time("sample", interval, now):
             for name, process in self._processes.items():
                 if process.memory is not None:
                     self.write("sample", process=name, pss=process.memory.pss, uss=process.memory.uss)
         return True
+
+    def _look_at_gpus(self) -> None:
+        loads = self._gpus.read() if self._gpus is not None else []
+        if not loads:
+            return
+        self._loads += 1
+        means, most = self.tally.busy or [0.0] * len(loads), self.tally.used or [0] * len(loads)
+        self.tally.busy = [mean + (load.busy - mean) / self._loads for mean, load in zip(means, loads, strict=True)]
+        self.tally.used = [max(used, load.used) for used, load in zip(most, loads, strict=True)]
 
     def _find_process(self, name: str, pid: int) -> _Process:
         known = self._processes.get(name)
@@ -221,7 +246,10 @@ class Governor:
     @property
     def total(self) -> int:
         """Bytes of all processes together, shared pages counted once."""
-        return sum(process.memory.pss for process in self._processes.values() if process.memory)
+        known = {name: process.memory for name, process in self._processes.items() if process.memory}
+        if self._shared is None:
+            return sum(memory.pss for memory in known.values())
+        return self._shared + sum(memory.uss for name, memory in known.items() if name != ZYGOTE)
 
     def find_memory(self, name: str) -> Memory | None:
         process = self._processes.get(name)
@@ -312,11 +340,12 @@ class Governor:
         """A task is over."""
         peak = usage.peak
         if peak is not None and usage.taken is not None:
-            self._find(task.name).add(task.size, usage.taken)
             self.tally.peaks[task.name] = max(peak, self.tally.peaks.get(task.name, 0))
-            self.tally.measured += 1
-            self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
-            self.tally.below += peak <= predicted
+            if task.size and self._find(task.name).has_measured(task.size):
+                self.tally.measured += 1
+                self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
+                self.tally.below += peak <= predicted
+            self._find(task.name).add(task.size, usage.taken)
         memory = usage.memory
         self.write("complete", task, process=worker, predicted=predicted, peak=peak, pss=memory.pss, uss=memory.uss)
 

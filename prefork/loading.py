@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import multiprocessing.spawn
+import os
 import pickle
 import time
 import traceback
@@ -73,6 +74,7 @@ class Inventory:
     fingerprints: Mapping[str, Mapping[str, Any]]  # by engine
     hazards: tuple[Hazard, ...] = ()  # none of them unsafe, or there would be no inventory
     names: tuple[str, ...] = ()
+    tf32: bool | None = None  # whether matrix products use it; None on devices that do not have it
     private: int | None = None  # bytes that a worker's own are estimated to be at its peak
     manifest: bytes | None = None  # for processes that are to share these weights
 
@@ -182,7 +184,7 @@ def load(specification: Specification) -> Loaded:
     if specification.preparation is not None:
         _import_main(specification.preparation)
     if specification.load is not None:
-        models["load"] = pickle.loads(specification.load)()
+        models["load"] = _call_load(specification.load)
     device = specification.plan.device
     arena = _share(specification, models) if specification.plan.shared else None
     if device != "cpu":
@@ -195,6 +197,15 @@ def load(specification: Specification) -> Loaded:
     if arena is not None:
         arena.seal()
     return loaded
+
+
+def _call_load(load: bytes) -> Any:
+    """What the user's function returns, in the process that called it; one that it has forked gets no further."""
+    pid = os.getpid()
+    model = pickle.loads(load)()
+    if os.getpid() != pid:
+        os._exit(1)
+    return model
 
 
 def _share(specification: Specification, models: Mapping[str, Any]) -> Arena:
@@ -216,9 +227,18 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         fingerprints={name: dict(engine.fingerprint()) for name, engine in loaded.engines.items()},
         hazards=hazards,
         names=tuple(loaded.models),
+        tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
     )
+
+
+def _uses_tf32(device: str) -> bool | None:
+    if device != "cuda":
+        return None
+    import torch
+
+    return bool(torch.backends.cuda.matmul.allow_tf32)
 
 
 def explain(error: Exception) -> tuple[str, str]:

@@ -34,6 +34,7 @@ _ROUND = 0.1  # seconds; processes that are measured one after the other are mea
 _PATIENCE = 5.0  # seconds without a sample after which a worker has ended,
 _MISSED = 3  # if others were sampled so often meanwhile: samples become rare in a long run
 _TOP_FILES = 5
+_HOST_TASKS = ("split", "join")  # which do not use the model, and take next to nothing
 _REMEDY = f"give a file *{SUFFIX}, or the OUT of a run that wrote one"
 
 
@@ -295,7 +296,7 @@ class TaskPeak:
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """The tasks with a predicted and a measured peak. within20, above: shares of them; worst: measured / predicted."""
+    """The tasks on the model with a predicted and a measured peak. within20, above: shares of them; worst: measured / predicted."""
 
     engine: str | None
     model: str | None
@@ -304,7 +305,7 @@ class EngineFigures:
     audio: float  # seconds, each file once
     predicted: Spread
     measured: Spread
-    within20: float  # at most 20 % off the prediction
+    within20: float  # predicted to within 20 % of what was measured
     above: float  # more than was predicted
     worst: TaskPeak
 
@@ -369,7 +370,8 @@ def _join(events: Sequence[Event], name: str) -> str | None:
 def _compare(events: Sequence[Event]) -> list[EngineFigures]:
     groups: dict[tuple[str | None, str | None, str | None], list[Event]] = {}
     for event in events:
-        if event.event == "complete" and event.predicted and event.peak is not None:
+        known = event.predicted and event.peak is not None
+        if event.event == "complete" and known and event.task not in _HOST_TASKS:
             groups.setdefault((event.engine, event.model, event.dtype), []).append(event)
     return [_compare_group(*key, group) for key, group in groups.items()]
 
@@ -385,7 +387,7 @@ def _compare_group(engine: str | None, model: str | None, dtype: str | None, eve
         audio=sum(audio.values()),
         predicted=_spread([predicted for predicted, _ in pairs]),
         measured=_spread([measured for _, measured in pairs]),
-        within20=sum(5 * abs(measured - predicted) <= predicted for predicted, measured in pairs) / len(pairs),
+        within20=sum(5 * abs(measured - predicted) <= measured for predicted, measured in pairs) / len(pairs),
         above=sum(measured > predicted for predicted, measured in pairs) / len(pairs),
         worst=_describe_peak(max(events, key=lambda event: (event.peak or 0) / (event.predicted or 1))),
     )

@@ -7,8 +7,9 @@
         fork_safe(load_model, infer)
 
 load: a top-level function that returns the model. infer: one that gets the model, and whose result can be compared.
-deadline: seconds that a forked child may take for one inference, by default 30. Nothing heavy is imported, and nothing
-is forked, in pytest's own process. Where the platform matrix lets nothing fork (Windows, MPS), the test is skipped.
+deadline: seconds that a forked child may take for one inference, by default 30. force_cpu: hide every GPU from the
+model, as --force-cpu does; on a Mac, this is what allows to fork. Nothing heavy is imported, and nothing is forked, in
+pytest's own process. Where the platform matrix lets nothing fork (Windows, MPS), the test is skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 import pytest
 
-_MARKER = "fork_safe(load, infer, deadline=30.0): the test's model must be safe to share by forked workers"
+_MARKER = (
+    "fork_safe(load, infer, deadline=30.0, force_cpu=False): the test's model must be safe to share by forked workers"
+)
 
 ForkSafe = Callable[..., None]
 
@@ -37,11 +40,14 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.fixture
 def fork_safe() -> ForkSafe:
-    """A function of (load, infer, deadline=30.0) that fails the test unless the model is safe to share by fork."""
+    """A function of (load, infer, deadline=30.0, force_cpu=False) that fails the test unless the model is safe to share
+    by fork."""
     return require_fork_safe
 
 
-def require_fork_safe(load: Callable[[], Any], infer: Callable[[Any], Any], deadline: float = 30.0) -> None:
+def require_fork_safe(
+    load: Callable[[], Any], infer: Callable[[Any], Any], deadline: float = 30.0, force_cpu: bool = False
+) -> None:
     """Fails the running test, with the whole table, unless the model is shown to be safe; skips it where no process is
     ever forked."""
     __tracebackhide__ = True
@@ -58,7 +64,7 @@ def require_fork_safe(load: Callable[[], Any], infer: Callable[[Any], Any], dead
         target = Target(load.__qualname__, load=Reference.of(load), infer=Reference.of(infer))
     except LoadError as error:
         pytest.fail(str(error), pytrace=False)
-    plan = make_plan(Request())
+    plan = make_plan(Request(force_cpu=force_cpu))
     (examined,) = check([target], plan, deadline, Console(file=shown, width=120), verbose=False)
     if Strategy.FORK not in plan.row.strategies:
         pytest.skip(examined.steps[0].text)

@@ -40,7 +40,13 @@ class Summary:
     shared: bool  # whether all workers use one copy of the weights
     weights: int  # bytes of one copy
     private: int  # bytes, the largest worker's own
-    total: int  # bytes, everything together, shared pages counted once
+    total: int  # bytes, everything together at the most, shared pages counted once
+    measured: int  # tasks whose peak of private memory is known
+    close: int  # of these, those that were predicted to within a fifth
+    throttles: int  # times that nothing new was started because memory was short
+    throttled: float  # seconds
+    shrinks: int  # workers given up for want of memory
+    starved: int  # tasks that lost their worker for want of memory
     deaths: int
     target: str
 
@@ -201,13 +207,29 @@ def tabulate(summary: Summary) -> Table:
         ("speed", f"{summary.speed:.0f} audio seconds per second"),
         ("workers", _count_workers(summary)),
         ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {'once for all workers' if summary.shared else 'for each'}"),
-        ("private", f"{summary.private / MEGABYTE:.0f} MB in the largest worker"),
+        ("private", _describe_private(summary)),
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
+        *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
         ("results", show(summary.target)),
     ]
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _describe_private(summary: Summary) -> str:
+    text = f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
+    if not summary.measured:
+        return text
+    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within a fifth"
+
+
+def _describe_shortage(summary: Summary) -> str:
+    """What was done about too little memory."""
+    parts = [f"nothing new for {summary.throttled:.0f} s"] if summary.throttles else []
+    parts += [f"{summary.shrinks} worker{'s' * (summary.shrinks != 1)} given up"] if summary.shrinks else []
+    parts += [f"{summary.starved} ended at their work"] if summary.starved else []
+    return ", ".join(parts)
 
 
 def _count_files(summary: Summary) -> str:

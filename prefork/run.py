@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
-from prefork import memlog
+from prefork import memlog, performance
 from prefork.corpus import Corpus, find_jobs
 from prefork.jobs import JobResult
 from prefork.journal import FOLDER, Journal
@@ -93,6 +93,7 @@ class Run:
             self._report.close()
             if self._log_file is not None:
                 self._log_file.close()
+        self._write_performance(summary)
         self._report.end(summary)
         if self._runtime.supervisor.failure is not None:
             raise self._runtime.supervisor.failure
@@ -199,10 +200,27 @@ class Run:
         self._log_file.write(text)
         self._log_file.flush()
 
+    def _write_performance(self, summary: Summary) -> None:
+        supervisor, request = self._runtime.supervisor, self._request
+        if supervisor.plan is None or supervisor.inventory is None:
+            return
+        governor = supervisor.governor
+        names = {
+            "command": request.command,
+            "engine": request.engine,
+            "model": governor.model,
+            "dtype": governor.dtype,
+        }
+        content = performance.describe(
+            names, summary, governor.tally, supervisor.steps, supervisor.plan, supervisor.inventory
+        )
+        performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
+
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         supervisor = self._runtime.supervisor
         inventory = supervisor.inventory
         plan = supervisor.plan
+        tally = supervisor.governor.tally
         failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
         return Summary(
             done=len(self._done),
@@ -219,8 +237,14 @@ class Run:
             threads=plan.threads if plan else 0,
             shared=plan.shared if plan else False,
             weights=inventory.weights if inventory else 0,
-            private=max(supervisor.governor.tally.peaks.values(), default=0),
-            total=sum(memory.pss for memory in supervisor.memory.values()),
+            private=max(tally.peaks.values(), default=0),
+            total=tally.most,
+            measured=tally.measured,
+            close=tally.close,
+            throttles=tally.throttles,
+            throttled=tally.throttled,
+            shrinks=tally.shrinks,
+            starved=tally.kills,
             deaths=supervisor.deaths,
             target=str(self._request.target),
         )

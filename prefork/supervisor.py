@@ -23,7 +23,7 @@ from prefork.admission import Holder, Level
 from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
 from prefork.faults import find_last_words
-from prefork.governor import Governor
+from prefork.governor import ZYGOTE, Governor
 from prefork.loading import Inventory, Specification, make_environment
 from prefork.loop import Loop
 from prefork.process import Memory, MemoryFile, Usage
@@ -304,7 +304,7 @@ class Supervisor:
         loaded = self._zygote or next(iter(self._workers.values()))
         memory = process.measure_memory(loaded.pid)
         if memory is not None:
-            self.governor.note_libraries(max(0, memory.pss - inventory.weights))
+            self.governor.note_loaded(memory.pss, inventory.weights, forks=self._zygote is not None)
         if self.inventory is None:
             self.governor.begin(self.plan, inventory.weights)
             self._size = self.plan.workers
@@ -635,7 +635,7 @@ class Supervisor:
     def _watch_memory(self) -> None:
         pids = {worker.name: worker.pid for worker in self._workers.values() if worker.pid}
         if self._zygote is not None:
-            pids["zygote"] = self._zygote.pid
+            pids[ZYGOTE] = self._zygote.pid
         if self.inventory is None or not self.governor.look(pids):
             return
         for worker in self._workers.values():
@@ -679,7 +679,7 @@ class Supervisor:
     def _measure_all(self) -> None:
         pids = {w.name: w.pid for w in self._workers.values() if w.pid}
         if self._zygote is not None:
-            pids["zygote"] = self._zygote.pid
+            pids[ZYGOTE] = self._zygote.pid
         self.memory = {name: memory for name, pid in pids.items() if (memory := process.measure_memory(pid))}
 
 

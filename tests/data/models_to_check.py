@@ -82,8 +82,22 @@ def infer_and_fork(model: torch.nn.Module) -> torch.Tensor:
     return infer(model)
 
 
-def infer_and_raise(model: torch.nn.Module) -> Any:
-    raise LookupError("no such word")
+def infer_and_call_exit(model: torch.nn.Module) -> Any:
+    sys.exit(3)
+
+
+# What the parent alone does, and no child.
+def infer_or_raise_in_the_parent(model: torch.nn.Module) -> torch.Tensor:
+    if os.getpid() == LOADED_BY:
+        os.fork()  # both come back
+        raise LookupError("no such word")
+    return infer(model)
+
+
+def infer_or_hang_in_the_parent(model: torch.nn.Module) -> torch.Tensor:
+    if os.getpid() == LOADED_BY:
+        time.sleep(600)
+    return infer(model)
 
 
 CACHE: dict[str, torch.nn.Module] = {}
@@ -119,8 +133,10 @@ def infer_at_random(model: torch.nn.Module) -> torch.Tensor:
     return torch.rand(3) + time.monotonic()
 
 
-def infer_what_nobody_compares(model: torch.nn.Module) -> Any:
-    return threading.Event()
+def infer_what_holds_itself(model: torch.nn.Module) -> list[Any]:
+    result: list[Any] = []
+    result.append(result)
+    return result
 
 
 def infer_otherwise_in_children(model: torch.nn.Module) -> float:
@@ -147,3 +163,21 @@ def load_and_die() -> None:
 
 def load_and_exit() -> None:
     sys.exit()
+
+
+def load_and_fork() -> torch.nn.Module:
+    os.fork()  # both come back
+    return load_model()
+
+
+def load_and_close_everything() -> None:
+    os.closerange(3, 1024)
+    time.sleep(600)
+
+
+def load_where_nothing_more_can_be_forked() -> torch.nn.Module:
+    def fork() -> int:
+        raise BlockingIOError("too many processes")
+
+    os.fork = fork
+    return load_model()

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
-from prefork.check import EXIT_CODES, STEPS, Finding, Step, Target, conclude, sum_up
-from prefork.check_report import Examined, annotate, write_junit
+from engines.base import LoadError
+from platform_matrix.devices import Devices
+from platform_matrix.facts import Facts
+from platform_matrix.matrix import Plan, Request, decide
+from prefork.check import (
+    EXIT_CODES,
+    STEPS,
+    Finding,
+    Reference,
+    Step,
+    Target,
+    conclude,
+    describe_end,
+    examine,
+    judge,
+    sum_up,
+)
+from prefork.check_report import Examined, annotate, check, write_junit
+from prefork.runtime import make_plan
 from tests.prefork.command import run
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
@@ -91,12 +111,18 @@ def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
 
 UNKNOWN = {
     "at random": ("load_model", "infer_at_random", "same", "another result each time; seed what is random"),
-    "not comparable": ("load_model", "infer_what_nobody_compares", "canary", "type Event cannot be compared; return"),
-    "infer raises": ("load_model", "infer_and_raise", "canary", "the parent cannot infer either: LookupError"),
+    "not comparable": ("load_model", "infer_what_holds_itself", "canary", "too deeply, cannot be compared; return"),
+    "infer exits": ("load_model", "infer_and_call_exit", "canary", "cannot infer: infer called sys.exit(3)"),
+    "load forks, infer forks and raises in the parent alone": (
+        "load_and_fork",
+        "infer_or_raise_in_the_parent",
+        "same",
+        "the parent itself cannot infer: LookupError: no such word",
+    ),
     "load returns nothing": ("load_nothing", "infer", "load", "returned nothing; it must return the model"),
     "load raises": ("load_and_raise", "infer", "load", "RuntimeError: the disk with the weights is gone"),
     "load dies": ("load_and_die", "infer", "load", "the process that forks itself exited with status 9"),
-    "load exits as if all were well": ("load_and_exit", "infer", "load", "itself exited with status 0"),
+    "load exits as if all were well": ("load_and_exit", "infer", "load", "load called sys.exit()"),
     "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
     "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
 }
@@ -105,10 +131,96 @@ UNKNOWN = {
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_what_cannot_be_examined_is_neither_red_nor_green(kind: str) -> None:
     load, infer, name, reason = UNKNOWN[kind]
-    code, steps, _ = _check(load, infer)
+    code, steps, shown = _check(load, infer)
     assert code == 2
     assert steps[name]["finding"] == "cannot tell"
     assert reason in steps[name]["text"]
+    assert "Traceback" not in shown
+
+
+def _target(load: str, infer: str) -> Target:
+    return Target("mine", load=Reference.parse(f"{MODELS}:{load}"), infer=Reference.parse(f"{MODELS}:{infer}"))
+
+
+def test_a_kill_of_our_own_is_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefork.check._END_SECONDS", 0.5)
+    _, load, *later = examine(_target("load_and_close_everything", "infer"), make_plan(Request()), 2.0)
+    assert load.finding is Finding.UNKNOWN
+    assert load.text.endswith("closed its channel, did not end within 0.5 s, and was killed by prefork check")
+    assert {step.finding for step in later} == {Finding.SKIPPED}
+    assert describe_end(-9) == "was killed by SIGKILL, perhaps by the kernel because memory ran out"
+
+
+def test_a_parent_that_alone_is_too_slow_tells_nothing_about_forking() -> None:
+    target = _target("load_model", "infer_or_hang_in_the_parent")
+    steps = {step.name: step for step in examine(target, make_plan(Request()), 2.0)}
+    assert steps["canary"].finding is Finding.SAFE
+    assert steps["same"].finding is Finding.UNKNOWN
+    assert steps["same"].text == "the parent itself has no result after 2 s; give it a longer deadline"
+
+
+def test_a_machine_that_has_no_process_left_tells_nothing_about_the_target() -> None:
+    target = _target("load_where_nothing_more_can_be_forked", "infer")
+    steps = {step.name: step for step in examine(target, make_plan(Request()), 2.0)}
+    assert steps["canary"].finding is Finding.UNKNOWN
+    assert steps["canary"].text == "prefork check itself failed: BlockingIOError: too many processes"
+
+
+def test_what_fails_in_check_itself_is_no_finding_about_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("prefork.check.ChildProcess", start)
+    steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
+    assert [step.name for step in steps] == list(STEPS)
+    assert steps[1].finding is Finding.UNKNOWN
+    assert steps[1].text == "prefork check itself failed: OSError: too many open files"
+    assert conclude(Target("mine"), steps) is Finding.UNKNOWN
+
+
+def test_steps_that_are_unknown_or_told_twice_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(*_: object) -> Iterator[Step]:
+        for name in ("load", "load", "garbage", "matrix", "hazards", "load"):
+            yield _step(name, Finding.SAFE)
+
+    monkeypatch.setattr("prefork.check._examine", say)
+    steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
+    assert [step.name for step in steps] == list(STEPS)
+    assert {step.finding for step in steps[3:]} == {Finding.SKIPPED}
+
+
+def test_what_the_examined_code_says_can_be_printed_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = _step("load", Finding.UNKNOWN, "\udcff is no name", ("at \udcff",))
+    monkeypatch.setattr("prefork.check_report.examine", lambda *_: iter([broken]))
+    file = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    check([Target("\udcff.py:load")], make_plan(Request()), 2.0, Console(file=file, width=120), verbose=False)
+    file.seek(0)
+    shown = file.read()
+    assert "cannot tell    0.50 s  \\udcff is no name\n" in shown and "at \\udcff\n" in shown
+
+
+def test_a_script_that_exits_when_it_is_imported_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit('usage: script')\n")
+    with pytest.raises(
+        LoadError, match=r"it called sys.exit\('usage: script'\); put what it runs as a script under `if"
+    ):
+        Reference.parse(f"{tmp_path}/script.py:load").resolve()
+
+
+def _plan(system: str, available: int) -> Plan:
+    methods = ("spawn",) if system == "windows" else ("fork", "spawn")
+    facts = Facts(system, "1", "x", "3.11.7", methods, 8, 8, 32 << 30, 32 << 30, available, devices=Devices())
+    return decide(facts, Request())
+
+
+def test_want_of_memory_is_no_finding_about_forking() -> None:
+    poor, rich, windows = _plan("linux", 1 << 20), _plan("linux", 30 << 30), _plan("windows", 1 << 20)
+    assert judge(rich).finding is Finding.SAFE
+    assert judge(poor).finding is Finding.UNKNOWN
+    assert judge(poor).text.startswith("not enough memory for one worker: ")
+    assert judge(windows).finding is Finding.UNSAFE  # which no memory would change
+    assert judge(windows).text == "Windows, CPU: fork is refused"
+    assert sum_up([conclude(Target("mine"), list(examine(Target("mine"), poor, 2.0)))]) is Finding.UNKNOWN
 
 
 def test_garbage_that_a_child_prints_is_shown_to_nobody_who_did_not_ask() -> None:
@@ -136,7 +248,7 @@ def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> 
         (["--load", "no.such:load", "--infer", "no.such:infer"], "no.such cannot be imported: ModuleNotFoundError"),
         (["--deadline", "0"], "--deadline takes a number of seconds above 0"),
         (["ctc", "--model", "/no/such/model"], "/no/such/model"),
-        (["ctc", "--junit", "/dev/null/report.xml"], "cannot be written"),
+        (["--load", "no.such:load", "--infer", "a:b", "--junit", "/dev/null/report.xml"], "cannot be written"),
     ],
 )
 def test_bad_input_is_told_in_one_line(options: list[str], reason: str) -> None:

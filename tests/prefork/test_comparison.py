@@ -72,6 +72,36 @@ def test_neither_order_of_keys_nor_layout_of_memory_matters() -> None:
     assert encode(torch.tensor([1.0, float("nan")])) == encode(torch.tensor([1.0, float("nan")]))
 
 
+class Unreadable(list[int]):
+    def __iter__(self) -> Any:
+        raise OSError("the disk is gone\nfor good")
+
+
+def _hold_itself() -> list[Any]:
+    result: list[Any] = []
+    result.append(result)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (torch.ones(3, dtype=torch.complex64).conj(), r"a conjugate or negative view .* return its resolve_conj\(\)"),
+        (torch.ones(3, dtype=torch.complex64).conj().imag, "a conjugate or negative view"),
+        (torch.ones(3, device="meta"), "on the meta device .* it has no data; return one on the CPU"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8), r"quantized .* return its dequantize\(\)"),
+        (Unreadable([1]), r"a result cannot be compared \(OSError: the disk is gone\); return tensors"),
+        (np.zeros(1, [("a", int), ("b", object)]), "an array that holds Python objects"),
+        (np.zeros(1, [("a", int), ("b", object)])[0], "an array that holds Python objects"),
+        (_hold_itself(), "holds itself, or is nested too deeply"),
+    ],
+)
+def test_a_result_whose_comparison_fails_is_refused_in_one_line(result: Any, reason: str) -> None:
+    with pytest.raises(NotComparable, match=reason) as caught:
+        encode({"a": [result]})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("result", [threading.Event(), [object()], {"a": lambda: 0}, np.array([object()])])
 def test_what_nobody_can_compare_is_refused_with_its_type_and_the_remedy(result: Any) -> None:
     with pytest.raises(NotComparable, match="cannot be compared; return tensors"):

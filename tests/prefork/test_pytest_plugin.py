@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from platform_matrix.devices import Device, Devices
+from platform_matrix.facts import Facts
+from platform_matrix.matrix import decide
+from prefork.pytest_plugin import require_fork_safe
+
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 TESTS = """
 import sys
@@ -24,7 +31,7 @@ def infer_here(model):
     return infer(model)
 
 
-@pytest.mark.fork_safe(load=load_here, infer=infer_here)
+@pytest.mark.fork_safe(load=load_here, infer=infer_here, force_cpu=True)
 def test_marked_and_safe():
     assert "prefork.pytest_plugin" in sys.modules
 
@@ -63,3 +70,35 @@ def test_the_marker_and_the_fixture_examine_a_tests_model(tmp_path: Path) -> Non
     assert "wrote to shared weights (1." in lines
     assert "<lambda> cannot be found by another process; use a top-level function" in lines
     assert "returned nothing; it must return the model" in lines
+
+
+MAC = Facts(
+    system="darwin",
+    release="1",
+    machine="arm64",
+    python="3.11.7",
+    start_methods=("spawn", "fork"),
+    cores=8,
+    installed_cores=8,
+    memory=16 << 30,
+    installed_memory=16 << 30,
+    available=1 << 20,
+    devices=Devices("2.11.0", ("mps",), (Device("mps", "Apple GPU", 16 << 30, 9 << 30),)),
+)
+
+
+def load_model() -> None:
+    raise AssertionError("nothing may be loaded")
+
+
+def infer(model: object) -> None:
+    raise AssertionError("nothing may be loaded")
+
+
+def test_where_nothing_forks_it_skips_and_where_memory_is_short_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU of this Mac is what forbids to fork; without it, there is not enough memory."""
+    monkeypatch.setattr("prefork.runtime.make_plan", lambda request: decide(MAC, request))
+    with pytest.raises(pytest.skip.Exception, match="macOS, MPS: fork is refused"):
+        require_fork_safe(load_model, infer)
+    with pytest.raises(pytest.fail.Exception, match=r"cannot tell .*not enough memory for one worker"):
+        require_fork_safe(load_model, infer, force_cpu=True)

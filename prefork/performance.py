@@ -1,0 +1,65 @@
+"""The performance log: what one run did, how long each stage took and what it needed, as a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from platform_matrix.matrix import Plan
+from prefork.governor import Tally
+from prefork.loading import Inventory
+from prefork.report import Summary
+
+SUFFIX = ".performance.json"
+_STEPS = {"split": ("split",), "run": ("prepare", "infer", "finish"), "join": ("join", "write")}
+
+
+def describe(
+    names: Mapping[str, str],
+    summary: Summary,
+    tally: Tally,
+    steps: Mapping[str, float],
+    plan: Plan,
+    inventory: Inventory,
+) -> dict[str, Any]:
+    """The log's content. names: of command, engine, model, dtype. steps: seconds of all workers together.
+
+    Stages are those that a job goes through; `seconds` of them are summed over the workers, `peak` is the most that one
+    worker had of its own. What this machine or this run does not have is null.
+    """
+    stages: list[dict[str, Any]] = [{"stage": "load", "seconds": inventory.seconds, "peak": tally.loaded}]
+    for stage, parts in _STEPS.items():
+        seconds = {part: round(steps.get(part, 0.0), 3) for part in parts}
+        stages.append(
+            {"stage": stage, "seconds": sum(seconds.values()), "steps": seconds, "peak": tally.peaks.get(stage)}
+        )
+    memory = asdict(tally)
+    memory["lowest"] = None if tally.lowest == float("inf") else tally.lowest
+    return {
+        **names,
+        "device": plan.device,
+        "strategy": str(plan.strategy),
+        "workers": plan.workers,
+        "threads": plan.threads,
+        "tf32": inventory.tf32,
+        "gpu": {"busy": tally.busy, "used": tally.used} if tally.busy else None,
+        "files": {"done": summary.done, "skipped": summary.skipped, "failed": len(summary.failed)},
+        "audio_seconds": summary.audio_seconds,
+        "wall_seconds": summary.wall_seconds,
+        "audio_seconds_per_second": summary.speed,
+        "weights": inventory.weights,
+        "stages": stages,
+        "memory": memory,
+    }
+
+
+def write(path: Path, content: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """A disk that does not take it costs the log, never the run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        notice(f"{path}: {error.strerror}; the run has no performance log: make room or make it writable")
