@@ -296,7 +296,8 @@ class TaskPeak:
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """The tasks on the model with a predicted and a measured peak. within20, above: shares of them; worst: measured / predicted."""
+    """The tasks on the model with a predicted and a measured peak. within20, above: shares of them; worst: by what was
+    measured over what was predicted."""
 
     engine: str | None
     model: str | None
