@@ -397,7 +397,7 @@ def _count_workers(facts: Facts, request: Request, budget: Budget, reasons: _Rea
         reasons.add("how large the weights are shows when the model is looked at; the arithmetic is without them")
     if request.workers is None:
         reasons.add(f"one worker for each of the {facts.cores} cores that may be used")
-    if budget.cap < 1:
+    if budget.cap < 1 and budget.room < budget.once + min(budget.each, PRIVATE):
         remedy = "take a smaller model" + (", or raise --memory-limit" if request.memory_limit else " or make room")
         reasons.refuse(f"not enough memory for one worker: {budget.describe(1)}; {remedy}")
     elif budget.cap < wanted:

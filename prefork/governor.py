@@ -88,6 +88,7 @@ class Governor:
     machine: MachineMemory = field(init=False)
     _log: MemoryLog | None = None
     _gpus: LoadMeter | None = None
+    _refused: bool = False  # the last time that a task was to start, there was no room for it
     _shared: int | None = None  # bytes of what workers were forked from
     _loads: int = 0  # readings of the GPUs so far
     _name: str = ""
@@ -167,6 +168,7 @@ class Governor:
         seen: list[Task] = []
         now = time.monotonic()
         place = admission.choose(self._weigh(tasks, seen, now), room)
+        self._refused = place is None and bool(seen)
         if place is None:
             return None
         for passed in seen[:place]:
@@ -254,6 +256,11 @@ class Governor:
     def find_memory(self, name: str) -> Memory | None:
         process = self._processes.get(name)
         return process.memory if process else None
+
+    def look_again(self) -> None:
+        """A task is over: if others wait for what it had, they need not wait for the next look."""
+        if self._refused:
+            self._clocks["look"] = 0.0
 
     def _read_machine(self) -> MachineMemory:
         largest = max((measure_address_space(p.probe.pid) for p in self._processes.values()), default=0)

@@ -35,6 +35,7 @@ _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gon
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
 _PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
+_SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
 _GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
 _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
@@ -522,6 +523,7 @@ class Supervisor:
         if worker.measured is not None:
             task, predicted = worker.measured
             self.governor.measure(task, worker.name, predicted, usage)
+        self.governor.look_again()
         worker.memory, worker.rest = usage.memory, usage.memory.uss
         worker.first_rest = worker.first_rest or worker.rest
 
@@ -566,6 +568,7 @@ class Supervisor:
     # -- the tasks -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
+        self._replace_grown()
         idle = self._list_idle()
         while idle and self._start_next(idle):
             pass
@@ -577,6 +580,12 @@ class Supervisor:
             self._start_unfit(idle[0])
         else:
             self._starving = None
+
+    def _replace_grown(self) -> None:
+        for worker in self._list_idle():
+            if worker.rest > 2 * worker.first_rest + _MOST_GROWTH:
+                self._notice(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
+                self._dismiss(worker, "grew without a job")
 
     def _start_next(self, idle: list[_Worker]) -> bool:
         """Gives one of the idle workers the next task that may start; False if none may."""
@@ -603,7 +612,7 @@ class Supervisor:
     def _start_unfit(self, worker: _Worker) -> None:
         """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever."""
         self._starving = self._starving or time.monotonic()
-        if self.governor.level > Level.EASY and time.monotonic() - self._starving < _PATIENCE:
+        if time.monotonic() - self._starving < (_PATIENCE if self.governor.level > Level.EASY else _SETTLE_SECONDS):
             return
         task = self._queue.pop(worker.tasks == 0, self._drain_until is not None)
         if task is None or not task.begin():
@@ -666,10 +675,6 @@ class Supervisor:
         surplus = sum(not worker.sentence for worker in self._workers.values()) - self._size
         for worker in self._list_idle()[: max(0, surplus)]:
             self._dismiss(worker, "was ended, because memory was short")
-        for worker in self._list_idle():
-            if worker.rest > 2 * worker.first_rest + _MOST_GROWTH:
-                self._notice(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
-                self._dismiss(worker, "grew without a job")
 
     def _dismiss(self, worker: _Worker, sentence: str) -> None:
         """Ends a worker that has nothing to do."""

@@ -1,4 +1,4 @@
-"""A memory limit that the kernel enforces: a control group of one's own, v1 or v2, where the machine lets us make one."""
+"""A memory limit that the kernel enforces: a control group of our own, v1 or v2, where the machine lets us make one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from platform_matrix.memory import find_groups
+
+_STEP = 256 << 20  # bytes that squeeze leaves above what is in use
 
 
 class NotAllowed(Exception):
@@ -34,6 +36,21 @@ class MemoryGroup:
     def set_limit(self, limit: int) -> None:
         (self.path / self._limit_file).write_text(str(limit))
 
+    def squeeze(self, limit: int, seconds: float) -> None:
+        """Lowers the limit, a step at a time: v1 takes none that is below what is in use."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for wanted in (limit, self._read("memory.usage_in_bytes", "memory.current") + _STEP):
+                try:
+                    self.set_limit(max(limit, wanted))
+                except OSError:
+                    continue
+                if wanted == limit:
+                    return
+                break
+            time.sleep(0.5)
+        raise TimeoutError(f"{self.path}: more than {limit} bytes are in use, after {seconds:g} s")
+
     def wrap(self, command: Sequence[str]) -> list[str]:
         """The command, in this group from its first instruction."""
         return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.path), *command]
@@ -46,7 +63,10 @@ class MemoryGroup:
 
     def read_peak(self) -> int:
         """Bytes, page cache included."""
-        files = [self.path / name for name in ("memory.max_usage_in_bytes", "memory.peak")]
+        return self._read("memory.max_usage_in_bytes", "memory.peak")
+
+    def _read(self, *names: str) -> int:
+        files = [self.path / name for name in names]
         return next((int(file.read_text()) for file in files if file.exists()), 0)
 
     def __enter__(self) -> MemoryGroup:

@@ -25,9 +25,9 @@ from rich.table import Table
 from prefork.memlog import Event, read_log
 
 sys.path.append(str(Path(__file__).parents[2]))
-from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]  # noqa: E402
+from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
 
-from tests.limits import MemoryGroup, NotAllowed  # noqa: E402
+from tests.limits import MemoryGroup, NotAllowed
 
 GB = 1 << 30
 
@@ -91,7 +91,7 @@ def measure_limits() -> Iterator[Row]:
                     process = start(folder / "in", target, *options, *more, group=group)
                     if group is not None and later is not None:
                         time.sleep(30)
-                        group.set_limit(later)
+                        group.squeeze(later, 120)
                     summary = finish(process)
                     kills = group.count_kills() if group else 0
                     used = f", {group.read_peak() / 1e9:.2f} GB in the group" if group else ""

@@ -1,6 +1,7 @@
 """An engine that another package brings: each line of its input is a segment, and says what is to happen in it.
 
-`say WORDS` is doubled by the model; the other verbs do, once if a marker file is given, what happens to real engines.
+`say WORDS` is doubled by the model; `take N` and `keep N` take N MB, for a while or for good; the other verbs do, once if
+a marker file is given, what happens to real engines.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class ScriptEngine(Engine):
             torch.set_num_threads(2)
         return {"scale": torch.nn.Parameter(torch.full((1000,), self.factor))}
 
+    def estimate_memory(self, segment: Segment) -> int:
+        return 1_000_000
+
     def split(self, job: Job) -> Sequence[Segment]:
         lines = job.source.read_text().splitlines()
         if not lines:
@@ -40,7 +44,9 @@ class ScriptEngine(Engine):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         verb, _, rest = segment.content.partition(" ")
-        if verb != "say":
+        if verb in ("take", "keep"):
+            _allocate(int(rest), keep=verb == "keep")
+        elif verb != "say":
             _act(verb, rest)
         return {"length": torch.tensor([float(len(rest))])}
 
@@ -61,6 +67,18 @@ class ScriptEngine(Engine):
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {"engine": self.name, "factor": self.factor}
+
+
+_kept: list[torch.Tensor] = []
+
+
+def _allocate(megabytes: int, keep: bool) -> None:
+    """Memory of this process's own, for half a second, or for good."""
+    tensor = torch.ones(megabytes * 250_000)
+    if keep:
+        _kept.append(tensor)
+    else:
+        time.sleep(0.5)
 
 
 def _act(verb: str, marker: str) -> None:
