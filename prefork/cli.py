@@ -116,6 +116,10 @@ def align(
         bool,
         typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
     ] = False,
+    memory_checkpoints: Annotated[
+        bool,
+        typer.Option("--memory-checkpoints", help="Write to OUT/.prefork/log.txt what each step of a segment takes."),
+    ] = False,
     max_segment: Annotated[
         float | None,
         typer.Option(
@@ -161,6 +165,7 @@ def align(
         no_mps=hiding.no_mps,
         memory_limit=parse_size("--memory-limit", memory_limit),
         mem_guard=mem_guard,
+        memory_checkpoints=memory_checkpoints,
         hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
         redo=redo,
     )

@@ -61,6 +61,7 @@ class Specification:
     plan: Plan | None = None
     preparation: Mapping[str, Any] | None = None
     survey: bool = False
+    checkpoints: bool = False
     arena: str | None = None
     manifest: bytes | None = None
 
@@ -87,6 +88,7 @@ class Loaded:
     models: Mapping[str, Any]
     arena: Arena | None
     device: str
+    checkpoints: bool = False
 
     def infer(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:
         """An engine's `infer`, wherever its weights are; what goes in and comes out is on the CPU."""
@@ -189,7 +191,7 @@ def load(specification: Specification) -> Loaded:
     arena = _share(specification, models) if specification.plan.shared else None
     if device != "cpu":
         models = {name: model.to(device) if name in engines else model for name, model in models.items()}
-    loaded = Loaded(engines, models, arena, device)
+    loaded = Loaded(engines, models, arena, device, specification.checkpoints)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
     gc.collect()

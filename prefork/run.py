@@ -43,6 +43,7 @@ class Request:
     no_mps: bool = False
     memory_limit: int | None = None
     mem_guard: bool = False
+    memory_checkpoints: bool = False
     hang_limit: HangLimit = field(default_factory=HangLimit)
     redo: bool = False
 
@@ -73,6 +74,7 @@ class Run:
             memory_limit=request.memory_limit,
             mem_guard=request.mem_guard,
             memory_log=self._logs / f"{self._stamp}{memlog.SUFFIX}",
+            memory_checkpoints=request.memory_checkpoints,
             command=request.command,
             notice=report.note,
             log=self._log,

@@ -51,7 +51,8 @@ class Runtime(Executor):
     hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
     like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
     RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.
-    memory_log: a file that gets one JSON line for each thing that happens to memory. command: what the measured peaks
+    memory_log: a file that gets one JSON line for each thing that happens to memory. memory_checkpoints: have workers
+    print what they use before and after the steps of every segment. command: what the measured peaks
     are kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
     logger `prefork`. log: gets what the workers print, which by default comes out as it is.
 
@@ -74,6 +75,7 @@ class Runtime(Executor):
         memory_limit: int | None = None,
         mem_guard: bool = False,
         memory_log: Path | None = None,
+        memory_checkpoints: bool = False,
         command: str = "runtime",
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
@@ -93,6 +95,7 @@ class Runtime(Executor):
             engines={engine: dict(options or {})} if engine else {},
             load=pickle.dumps(load) if load else None,
             preparation=_describe_main(),
+            checkpoints=memory_checkpoints,
         )
         request = Request(
             engines=(engine,) if engine else (),

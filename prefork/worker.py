@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import random
@@ -11,7 +12,7 @@ import traceback
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from prefork.channel import Channel
 from prefork.comparison import encode
 from prefork.faults import watch_for_writes
 from prefork.loading import Loaded
+from prefork.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.tasks import pickle_error
 
@@ -38,6 +40,10 @@ class Context:
     loaded: Loaded
     progress: Callable[[float, bytes], None]  # called with the seconds that have been reached, and what came of it
     steps: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds that each step has taken
+    monitor: MemoryMonitor | None = None  # logs checkpoints, if they are wanted
+
+    def stage(self, stage: Stage) -> AbstractContextManager[object]:
+        return nullcontext() if self.monitor is None else self.monitor.stage(stage)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -55,19 +61,28 @@ def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
     probe = process.PeakProbe()
+    monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     while True:
         try:
             payload, _ = channel.receive()
         except EOFError:
             return
         probe.reset()
-        context = Context(loaded, partial(_report, channel))
+        context = Context(loaded, partial(_report, channel), monitor=monitor)
         answer = _run(payload, context)
         sys.stdout.flush()  # before anybody can end this worker
         channel.send(answer)
         del payload, answer
         process.release_free_memory()
         channel.send(("measured", probe.read(), dict(context.steps)))
+
+
+def _make_monitor(device: str) -> MemoryMonitor:
+    """One that logs to stderr, which goes where everything goes that workers print."""
+    logger = logging.getLogger("prefork.memory")
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    logger.setLevel(logging.INFO)
+    return MemoryMonitor(CUDAMeter(device) if device.startswith("cuda") else HostMeter(), logger)
 
 
 def settle(loaded: Loaded, threads: int) -> None:
@@ -144,15 +159,15 @@ def _run_segments(context: Context, name: str, job: Job, segments: Sequence[byte
         context.loaded.arena.populate()
     for segment in map(pickle.loads, segments):
         reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
-        with torch.inference_mode():
-            with context.step("prepare"):
+        with context.stage(Stage.PIPELINE), torch.inference_mode():
+            with context.step("prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
                 prepared = engine.prepare(job, segment)
             with context.step("infer"):
                 (output,) = context.loaded.infer(name, [prepared])
             with context.step("finish"):
-                piece = engine.finish(job, segment, output)
-        context.progress(segment.end, pickle.dumps(piece))
-        del prepared, output, piece
+                piece = pickle.dumps(engine.finish(job, segment, output))
+            del prepared, output
+        context.progress(segment.end, piece)
         process.release_free_memory()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_job_that_does_not_fit_even_alone_is_not_started_once_that_is_known(tm
             runtime.map([_write(tmp_path / "small", "say a"), job]), key=lambda r: r.job.id == "large"
         )
     assert isinstance(large.error, OutOfMemory), (small, large)
-    assert "does not fit into memory: 0.9" in str(large.error)
+    assert "does not fit into memory: 0.9" in str(errors["large"])
     assert runtime.supervisor.deaths == 0
 
 
@@ -175,3 +176,20 @@ def test_a_limit_below_one_copy_and_one_worker_is_refused_with_the_arithmetic(tm
     assert "prefork: not enough memory for one worker: weights 0.00 GB + libraries" in done.stderr
     assert "of 0.27 GB (0.30 GB available less a reserve of 0.03 GB)" in done.stderr
     assert "raise --memory-limit" in done.stderr
+
+
+def test_checkpoints_of_the_workers_go_to_the_log_in_their_exact_form(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "job", "say a")
+    done = run("align", tmp_path / "in", tmp_path / "out", "--engine", "script", "--memory-checkpoints")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figure = r"\d+\.\d\dgb"
+    share = rf"{figure} \(\d+\.\d%\)"
+    line = rf"\[Host Memory\] ([A-Za-z ]+): PSS: {share} \| USS: {share} \| Available: {figure} \| Total: {figure}"
+    found = re.findall(line, (tmp_path / "out" / ".prefork" / "log.txt").read_text())
+    assert found == [
+        "Pipeline Initialization",
+        "Before Audio Preprocessing",
+        "After Audio Preprocessing",
+        "Before Final Cleanup",
+        "After Final Cleanup",
+    ]

@@ -1,7 +1,7 @@
 """An engine that another package brings: each line of its input is a segment, and says what is to happen in it.
 
-`say WORDS` is doubled by the model; `take N` and `keep N` take N MB, for a while or for good; the other verbs do, once if
-a marker file is given, what happens to real engines.
+`say WORDS` is doubled by the model; `take N` and `keep N` take N MB, for a while or for good; the other verbs do, once
+if a marker file is given, what happens to real engines.
 """
 
 from __future__ import annotations
