@@ -27,10 +27,11 @@ def main() -> None:
     try:
         loaded = loading.load(specification)
         release_free_memory()
+        inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
         channel.send(("failed", *loading.explain(error)))
         return
-    channel.send(("loaded", loading.describe(loaded, started)))
+    channel.send(("loaded", inventory))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor has gone
         serve(channel, loaded, specification.plan.threads)
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once

@@ -52,13 +52,14 @@ def main() -> None:
         if unsafe := [hazard for hazard in hazards if hazard.severity not in harmless]:
             raise CannotFork("; ".join(f"{hazard.what}; {hazard.remedy}" for hazard in unsafe))
         _prove(loaded, specification.plan.threads)
+        inventory = loading.describe(loaded, started, tuple(hazards))
     except CannotFork as error:
         channel.send(("unsafe", str(error)))
         return
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
         channel.send(("failed", *loading.explain(error)))
         return
-    channel.send(("loaded", loading.describe(loaded, started, tuple(hazards))))
+    channel.send(("loaded", inventory))
     _Nursery(channel, loaded).run()
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
 
