@@ -113,8 +113,9 @@ class Engine(ABC):
 
     def estimate_memory(self, segment: Segment) -> int:
         """Bytes that `prepare`, `infer` and `finish` take for a segment at their peak, as the model's configuration
-        suggests; the base that every worker has is left out. A segment without content stands for any. Rather too much than too little: it decides alone until
-        something was measured. After that, only what it says of one segment compared to another matters."""
+        suggests; the base that every worker has is left out. A segment without content stands for any. Rather too much
+        than too little: it decides alone until something was measured. After that, only what it says of one segment
+        compared to another matters."""
         return round(BYTES_PER_SECOND * segment.seconds)
 
     def example(self) -> Tensors | None:

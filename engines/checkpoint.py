@@ -5,9 +5,9 @@ Only JSON and safetensors are read, never pickled weights, and no code that come
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import engines.whisper_ctc  # noqa: F401  makes its model type known to transfor
 from engines.alignment import Clock, Vocabulary
 from engines.audio import SAMPLE_RATE
 from engines.base import LoadError
+from engines.quantization import quantize_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,6 +45,16 @@ _FILES = (
 )
 # Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
 _TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
+# What a model's weights may be held in. int8: those of its linear layers, the others are float32.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
+_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
+_LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
+_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 _REMEDY = "give a folder with a CTC model's config.json, vocabulary and safetensors weights with --model PATH"
 
 
@@ -94,20 +105,62 @@ def open_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model with its weights in float32, for inference. Raises LoadError unless every weight is in the folder
-    and has its place in the model: transformers alone would make up what is missing."""
+def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> PreTrainedModel:
+    """The model for inference. Raises LoadError unless every weight is in the folder and has its place in the model:
+    transformers alone would make up what is missing.
+
+    dtype: one of DTYPES. For int8, the weights are read as they are in the file, and converted one at a time.
+    """
+    stored = _read_stored_dtype(checkpoint)
     try:
         model, report = AutoModelForCTC.from_pretrained(
             checkpoint.folder,
-            dtype=torch.float32,
+            dtype=stored if dtype == "int8" else DTYPES[dtype],
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except _UNLOADABLE as error:
         _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(error)})", error)
+    _check_loaded(checkpoint, report)
+    if dtype == "int8":
+        quantize_linears(model)
+        model.float()
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def count_weights(checkpoint: Checkpoint, dtype: str = "float32") -> int:
+    """Bytes that the model will take once `load_model` has it in this dtype; of the weights, only the files' headers
+    are read. Raises LoadError if there is no such model, or if a file is not whole."""
+    _read_stored_dtype(checkpoint)
+    try:
+        with torch.device("meta"):
+            kind: Any = AutoModelForCTC
+            model = kind.from_config(copy.deepcopy(checkpoint.config), dtype=DTYPES[dtype])
+    except _UNLOADABLE as error:
+        _refuse(checkpoint.name, f"there is no model as its config.json describes it ({_shorten(error)})", error)
+    if dtype == "int8":
+        quantize_linears(model)
+    return sum(-(-tensor.nbytes // _LINE) * _LINE for tensor in [*model.parameters(), *model.buffers()])
+
+
+def _read_stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The one that the files' floating weights have, as their headers say; float32 if they have several."""
+    whole = checkpoint.folder / "model.safetensors"
+    found: set[str] = set()
+    for file in [whole] if whole.is_file() else sorted(checkpoint.folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(error)})", error)
+    floating = [name for name in found if "F" in name]
+    return _HALVES.get(floating[0], torch.float32) if len(floating) == 1 else torch.float32
+
+
+def _check_loaded(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
+    """report: what transformers says about a model that it has loaded."""
     keys = {
         "missing": [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])],
         "without a place": list(report["unexpected_keys"]),
@@ -120,20 +173,6 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             )
     if report["error_msgs"]:
         _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(report['error_msgs'][0])})")
-    return model.eval()  # type: ignore[no-any-return]
-
-
-def count_weights(checkpoint: Checkpoint) -> int:
-    """Bytes that the model will take once `load_model` has it in float32; only the files' headers are read."""
-    whole = checkpoint.folder / "model.safetensors"
-    elements = 0
-    for file in [whole] if whole.is_file() else sorted(checkpoint.folder.glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                elements += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            _refuse(checkpoint.name, f"its weights cannot be loaded ({_shorten(error)})", error)
-    return elements * torch.float32.itemsize
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str]:

@@ -15,7 +15,7 @@ from engines import formats
 from engines.alignment import align_words, count_frames_needed, spread_words
 from engines.audio import SAMPLE_RATE, probe, read_audio
 from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
-from engines.checkpoint import Checkpoint, count_weights, identify, load_model, open_checkpoint
+from engines.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from engines.document import Document, Timing, Utterance, Word
 from engines.footprint import estimate_encoder
 from engines.windows import Window, plan_windows
@@ -55,15 +55,19 @@ class CTCAligner(Engine):
 
     model: a folder with config.json, a vocabulary and model.safetensors, or a hub id; by default the embedded one.
     max_segment: seconds up to which timed utterances that follow one another go through the model together.
+    dtype: float32, bfloat16, float16 or int8, of the weights.
     """
 
     name = "ctc"
 
-    def __init__(self, model: str | None = None, max_segment: float = 12.0) -> None:
+    def __init__(self, model: str | None = None, max_segment: float = 12.0, dtype: str = "float32") -> None:
         if not 0 < max_segment < float("inf"):
             raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
+        if dtype not in DTYPES:
+            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         self._model = str(EMBEDDED) if model is None else model
         self._max_segment = max_segment
+        self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(self._model)
@@ -72,10 +76,10 @@ class CTCAligner(Engine):
         self._hop = round(self._clock.frame * SAMPLE_RATE)  # samples from one frame to the next
 
     def load(self) -> PreTrainedModel:
-        return load_model(self._checkpoint)
+        return load_model(self._checkpoint, self._dtype)
 
     def count_weights(self) -> int:
-        return count_weights(self._checkpoint)
+        return count_weights(self._checkpoint, self._dtype)
 
     def estimate_memory(self, segment: Segment) -> int:
         """The model sees a window at a time; the waveform, the emissions and the table of the search are whole."""
@@ -165,7 +169,9 @@ class CTCAligner(Engine):
         return torch.cat(parts)
 
     def _forward(self, model: PreTrainedModel, waveform: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = model(**self._encode(waveform)).logits[0]
+        dtype = getattr(model, "input_dtype", DTYPES[self._dtype])
+        encoded = {name: values.to(dtype) for name, values in self._encode(waveform).items()}
+        logits: torch.Tensor = model(**encoded).logits[0]
         return logits.float().log_softmax(dim=-1)
 
     def _encode(self, waveform: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -214,6 +220,7 @@ class CTCAligner(Engine):
             "version": version("prefork"),
             "model": identify(self._checkpoint),
             "max_segment": self._max_segment,
+            "dtype": self._dtype,
         }
 
 

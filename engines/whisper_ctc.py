@@ -55,7 +55,8 @@ class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class LogMel(nn.Module):
-    """(batch, samples) to Whisper's log-mel spectrogram, (batch, bins, samples // 160)."""
+    """(batch, samples) to Whisper's log-mel spectrogram, (batch, bins, samples // 160); in float32, whatever the
+    model's weights are: a spectrum spans more than half precision can tell apart."""
 
     filters: Tensor
     window: Tensor
@@ -78,7 +79,8 @@ class LogMel(nn.Module):
             norm="slaney",
             mel_scale="slaney",
         )
-        return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": torch.hann_window(N_FFT)}
+        window = torch.hann_window(N_FFT, dtype=torch.float32)  # the default is another while such a model is loaded
+        return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": window}
 
     def forward(self, waveform: Tensor) -> Tensor:
         spectrum = torch.view_as_real(
@@ -108,7 +110,7 @@ class Encoder(nn.Module):
 
         padded, frames: (batch,) output frames of each row with and without the silence that is appended to it.
         """
-        hidden = F.gelu(self.conv1(_keep(mel, 2 * padded)))
+        hidden = F.gelu(self.conv1(_keep(mel.to(self.conv1.weight.dtype), 2 * padded)))
         hidden = F.gelu(self.conv2(_keep(hidden, 2 * padded))).transpose(1, 2)
         hidden = hidden[:, : int(frames.max())]
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
@@ -145,6 +147,7 @@ class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     config_class = WhisperCTCConfig
     main_input_name = "input_values"
+    input_dtype = torch.float32  # of the waveform, whatever the weights are
     _supports_sdpa = True
 
     def __init__(self, config: WhisperCTCConfig) -> None:

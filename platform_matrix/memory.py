@@ -84,6 +84,7 @@ def _read_limits(root: Path) -> list[tuple[float, float]]:
     before it ran short, the files that nobody has read for long, does not count as used."""
     names = [
         *((group, "memory.max", "memory.current", "inactive_file") for group in find_groups(root, "")),
+        *((group, "memory.high", "memory.current", "inactive_file") for group in find_groups(root, "")),
         *(
             (group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             for group in find_groups(root, "memory")

@@ -287,7 +287,9 @@ class Crew:
         while self._read_errors(self.zygote.errors, self.zygote.last_words):
             pass
         words = self.zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
-        reason = describe_exit(self._end_zygote(self.zygote, _EXIT_SECONDS))
+        status = self._end_zygote(self.zygote, _EXIT_SECONDS)
+        starved = status == -signal.SIGKILL and self._governor.was_killed_for_memory()
+        reason = "was ended by the kernel: out of memory" if starved else describe_exit(status)
         for worker in list(self.workers.values()):
             with contextlib.suppress(EOFError):
                 self._hear(worker)  # it may have finished something before it died

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from platform_matrix.matrix import Plan
+from platform_matrix.matrix import Plan, Strategy
 from platform_matrix.memory import MachineMemory, keep_back, read_memory
 from platform_matrix.nvml import LoadMeter
 from prefork import admission
@@ -29,9 +29,12 @@ IDLE = 30_000_000  # bytes of a worker's own between two tasks: 10 to 24 MB were
 ZYGOTE = "zygote"
 _LOOK_SECONDS = 0.25  # between two looks at the machine
 _EXACT_SECONDS = 0.5  # between two exact measurements of a process: they cost the kernel 8 to 20 ms each
+_MOST_NEW = 4  # processes that are measured for the first time in one look, which is exact
 _LOG_SHARE = 1000  # samples in the log while a run gets e times as long
 _CLEAR_SECONDS = 10.0  # without want of memory, before the pool grows again
 _SETTLE_SECONDS = 2.0  # for what is freed to show, after a worker was ended
+_REAPING_SECONDS = 10.0  # from the kernel's decision to end a process to the news of its end
+_LASTING_SECONDS = 1.0  # of very short memory, before --mem-guard stops the run
 _TOLERANCE = 0.2  # of what was measured: a prediction that is no further off was right
 
 
@@ -107,6 +110,8 @@ class Governor:
     def make(cls, command: str, engine: str | None, options: Mapping[str, Any], **settings: Any) -> Governor:
         """For an engine with its options, or for functions that nobody knows anything about."""
         model, dtype = (str(options.get(name, usual)) for name, usual in (("model", "default"), ("dtype", "float32")))
+        if Path(model).is_dir():
+            model = str(Path(model).resolve())
         history = History(command, engine) if engine else None
         return cls(history=history, engine=engine or "", model=model, dtype=dtype, **settings)
 
@@ -114,12 +119,19 @@ class Governor:
 
     def recall(self, plan: Plan) -> Plan:
         """The plan with what earlier runs have measured."""
-        self._name = "|".join([self.model, self.dtype, plan.device, str(plan.threads), plan.strategy])
+        self._name = self._make_name(plan)
         typical, libraries = self._find("run").typical, self._find("libraries").typical
         return plan.learn(private=None if typical is None else typical + IDLE, libraries=libraries)
 
+    def _make_name(self, plan: Plan) -> str:
+        return "|".join([self.model, self.dtype, plan.device, str(plan.threads), plan.strategy])
+
     def begin(self, plan: Plan, weights: int) -> None:
         """The models are loaded: from here on there is something to write down."""
+        name = self._make_name(plan)
+        if name != self._name:  # there are fewer workers than were thought, and each has more threads
+            self._name = name
+            self._series.clear()
         if plan.device in ("cuda", "rocm"):
             self._gpus = LoadMeter()
         if self.path is not None:
@@ -176,9 +188,13 @@ class Governor:
         return seen[place]
 
     def _weigh(self, tasks: Iterator[Task], seen: list[Task], now: float) -> Iterator[tuple[int, float]]:
+        known: dict[tuple[str, float], int] = {}
         for task in tasks:
             seen.append(task)
-            yield self.predict(task), 0.0 if task.passed is None else now - task.passed
+            kind = (task.name, task.size)
+            if kind not in known:
+                known[kind] = self.predict(task)
+            yield known[kind], 0.0 if task.passed is None else now - task.passed
 
     def explain(self, task: Task) -> str:
         """Why the task does not start, or did not live."""
@@ -211,13 +227,16 @@ class Governor:
         if self._is_time("exact", _EXACT_SECONDS, now):
             self._exact += 1
             exact = list(pids)[self._exact % len(pids)]
+        new = [name for name, process in self._processes.items() if process.memory is None]
         for name, process in self._processes.items():
+            if name in new[_MOST_NEW:]:
+                continue
             stale = changed and name == ZYGOTE  # its share has changed with the number of those it shares with
             process.memory = process.probe.read(exact=name == exact or stale)
         self.machine = self._read_machine()
         if self.machine.kills == self._kills:
             self._clocks["kill"] = now
-        elif self._is_time("kill", _SETTLE_SECONDS, now):  # it was none of ours
+        elif self._is_time("kill", _REAPING_SECONDS, now):  # it was none of ours
             self._kills = self.machine.kills
         self.tally.most = max(self.tally.most, self.total)
         self.tally.lowest = min(
@@ -274,6 +293,8 @@ class Governor:
 
     def _judge(self, now: float) -> None:
         level, self.why = admission.judge(self.machine, self.reserve, self.level)
+        if level < Level.CRITICAL:
+            self._clocks["critical"] = now
         if level > Level.EASY and self.level is Level.EASY:
             self._clocks["throttled"] = now
             self.tally.throttles += 1
@@ -291,12 +312,18 @@ class Governor:
             self.write("throttle", reason="over")
             self.level = Level.EASY
 
-    @property
-    def may_grow(self) -> bool:
-        """Whether there has been enough memory for long enough for the pool to grow again."""
+    def may_grow(self, plan: Plan) -> bool:
+        """Whether there has been enough memory for one more worker for long enough."""
         room = admission.find_room(self.machine.available, self.reserve, [])
+        need = plan.budget.each if plan.strategy is Strategy.FORK else plan.budget.each + (plan.request.weights or 0)
         clear = time.monotonic() - max(self._clocks["cleared"], self._clocks["resized"]) > _CLEAR_SECONDS
-        return self.level is Level.EASY and clear and room > self._find("run").predict(0.0)
+        return self.level is Level.EASY and clear and room > need
+
+    def must_stop(self) -> bool:
+        """Whether the run has to end in order, because the user wants that and memory is very short, and not just for a
+        moment."""
+        lasting = time.monotonic() - self._clocks["critical"] > _LASTING_SECONDS
+        return self.limits.guard and (self.level is Level.DESPERATE or (self.level is Level.CRITICAL and lasting))
 
     def must_shrink(self) -> bool:
         """Whether there are too many workers, and the last one that was ended has not helped."""
@@ -319,10 +346,6 @@ class Governor:
         self._clocks["resized"] = time.monotonic()
         self.write("grow", workers=workers)
 
-    def is_hopeless(self, task: Task) -> bool:
-        """Whether tasks as large as that were measured, and what they took is not there."""
-        return self._find(task.name).has_measured(task.size) and self.predict(task) > self.machine.available
-
     def was_killed_for_memory(self) -> bool:
         """Whether the kernel has ended a process for want of memory since this was last asked."""
         self.machine = self._read_machine()
@@ -341,18 +364,22 @@ class Governor:
     def lose(self, task: Task, reason: str, starved: bool) -> None:
         """A task has failed, or lost its worker."""
         self.tally.kills += starved
+        if starved:  # it took at least as much
+            self._find(task.name).add(task.size, max(task.peak, self.predict(task)))
         self.write("fail", task, predicted=self.predict(task), peak=task.peak or None, reason=reason)
 
     def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None:
         """A task is over."""
-        peak = usage.peak
-        if peak is not None and usage.taken is not None:
+        peak, taken = usage.peak, usage.taken
+        if peak is None and task.peak:  # where nobody can say, what was seen must do
+            peak, taken = task.peak, max(0, task.peak - usage.memory.uss)
+        if peak is not None and taken is not None:
             self.tally.peaks[task.name] = max(peak, self.tally.peaks.get(task.name, 0))
             if task.size and self._find(task.name).has_measured(task.size):
                 self.tally.measured += 1
                 self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
                 self.tally.below += peak <= predicted
-            self._find(task.name).add(task.size, usage.taken)
+            self._find(task.name).add(task.size, taken)
         memory = usage.memory
         self.write("complete", task, process=worker, predicted=predicted, peak=peak, pss=memory.pss, uss=memory.uss)
 

@@ -19,6 +19,7 @@ from engines.base import Engine, LoadError, Segment, Tensors
 from platform_matrix.hazards import Hazard
 from platform_matrix.matrix import Plan
 from prefork.forecast import BASE
+from prefork.process import release_free_memory
 
 if TYPE_CHECKING:
     from prefork.arena import Arena
@@ -200,6 +201,7 @@ def load(specification: Specification) -> Loaded:
     gc.freeze()  # the collector writes into every object it looks at, and a write copies the page
     if arena is not None:
         arena.seal()
+    release_free_memory()  # what a worker would else give back, and what was never its own
     return loaded
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_WALK_SECONDS = 2.0  # between two walks through a process's page tables
+_WALK_SECONDS = 0.5  # between two walks of a worker through its own page tables: 10 to 20 ms each
 _VICTIM = 500  # added to a thousandth of memory that the kernel counts when it looks for a victim, -1000 to 1000
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB", re.MULTILINE)
 
@@ -87,19 +87,23 @@ class PeakProbe:
     def __init__(self) -> None:
         self._probe = MemoryProbe(os.getpid(), _WALK_SECONDS)
         self._before = 0
+        self._counts = False  # from the last reset on, and not from the process's beginning
 
     def reset(self) -> None:
         memory = self._probe.read()
         self._before = memory.uss if memory else 0
-        with contextlib.suppress(OSError):  # a kernel or a sandbox without it: nobody can say then
+        try:
             Path("/proc/self/clear_refs").write_text("5")
+            self._counts = True
+        except OSError:  # not Linux, or a sandbox without it: nobody can say then
+            self._counts = False
 
     def read(self) -> Usage | None:
         memory = self._probe.read()
         if memory is None:
             return None
         status = {name: 1024 * int(size) for name, size in _STATUS.findall(_read("/proc/self/status"))}
-        if len(status) < 2:
+        if len(status) < 2 or not self._counts:
             return Usage(memory, None, None)
         peak = memory.uss + status["VmHWM"] - status["VmRSS"]
         return Usage(memory, peak, max(0, peak - self._before))

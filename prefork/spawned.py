@@ -11,7 +11,6 @@ import time
 
 from prefork import loading
 from prefork.child import open_channel
-from prefork.process import release_free_memory
 
 
 def main() -> None:
@@ -26,7 +25,6 @@ def main() -> None:
         return
     try:
         loaded = loading.load(specification)
-        release_free_memory()
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
         channel.send(("failed", *loading.explain(error)))

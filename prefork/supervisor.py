@@ -75,7 +75,8 @@ class Supervisor:
         self._queue = TaskQueue()
         self._closing = False
         self._drain_until: float | None = None
-        self._starving: float | None = None  # since when nothing runs because nothing fits
+        self._starving: float | None = None  # since when nothing has started because nothing fits
+        self._growth = _MOST_GROWTH
         self._thread = threading.Thread(target=self._run, name="prefork-supervisor", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ class Supervisor:
         self._crew.note_success()
         if task is None:
             return
-        worker.measured = (task, worker.predicted)
+        worker.measured = (task, worker.predicted) if kind == "done" else None
         if kind == "starved":
             self._bereave(task, f"{worker.name} (pid {worker.pid}): {result.decode()}", starved=True)
         elif task.cancelled:
@@ -242,7 +243,10 @@ class Supervisor:
         if worker.measured is not None:
             task, predicted = worker.measured
             self.governor.measure(task, worker.name, predicted, usage)
+            worker.measured = None
         self.governor.look_again()
+        if worker.task:  # it was given on the strength of what the worker had before
+            worker.predicted += usage.memory.uss - worker.rest
         worker.memory, worker.rest = usage.memory, usage.memory.uss
         worker.first_rest = worker.first_rest or worker.rest
 
@@ -276,22 +280,23 @@ class Supervisor:
                 self._crew.kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
     def _dispatch(self) -> None:
-        self._replace_grown()
+        draining = self._drain_until is not None
+        if not draining:
+            self._replace_grown()
         idle = self._crew.list_idle()
         while idle and self._start_next(idle):
             pass
-        if not idle:
+        if not idle or draining:
             return
         if self._queue.wants_fresh and not any(w.tasks == 0 or w.dismissed for w in self._crew.workers.values()):
             self._crew.dismiss(idle[0], "made room for a fresh one")
         elif self._queue and not self._crew.list_busy():
-            self._start_unfit(idle[0])
-        else:
-            self._starving = None
+            self._start_unfit(next((worker for worker in idle if worker.tasks == 0), idle[0]))
 
     def _replace_grown(self) -> None:
         for worker in self._crew.list_idle():
-            if worker.rest > 2 * worker.first_rest + _MOST_GROWTH:
+            if worker.rest > 2 * worker.first_rest + self._growth:
+                self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
                 self._notice(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
                 self._crew.dismiss(worker, "grew without a job")
 
@@ -304,37 +309,37 @@ class Supervisor:
             return False
         if task.begin():
             idle.remove(worker)
+            self._starving = None
             self._give(worker, task)
         return True
 
     def _select(self, tasks: Iterator[Task]) -> Task | None:
         """One that must run alone has to wait for all others, and they for it."""
+        if self._drain_until is not None:  # only what saves the work that is done, and takes next to nothing
+            return next(tasks, None)
         busy = self._crew.list_busy()
         if any(other.task.alone for other in busy if other.task):
             return None
         if self._queue.wants_alone:
-            return None if busy else next((task for task in tasks if task.alone), None)
+            wait = busy or self.governor.level > Level.EASY
+            return None if wait else next((task for task in tasks if task.alone), None)
         holders = [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in busy]
         return self.governor.select(tasks, holders)
 
     def _start_unfit(self, worker: Worker) -> None:
-        """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever."""
+        """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever. After that, one
+        task at a time is tried until they come: a prediction may be wrong, and nothing else can be done."""
         self._starving = self._starving or time.monotonic()
         if time.monotonic() - self._starving < (_PATIENCE if self.governor.level > Level.EASY else _SETTLE_SECONDS):
             return
-        task = self._queue.pop(worker.tasks == 0, self._drain_until is not None)
+        task = self._queue.pop(worker.tasks == 0, closing=False)
         if task is None or not task.begin():
-            return
-        if self.governor.is_hopeless(task):
-            self.governor.lose(task, "does not fit", starved=False)
-            task.done(None, OutOfMemory(f"does not fit into memory: {self.governor.explain(task)}"))
             return
         self._notice(f"{task.label}: runs alone, because it may not fit: {self.governor.explain(task)}")
         task.alone = True
         self._give(worker, task)
 
     def _give(self, worker: Worker, task: Task) -> None:
-        self._starving = None
         worker.task, worker.seen, task.position = task, time.monotonic(), 0.0
         worker.predicted = self.governor.admit(task, worker.name, worker.rest)
         worker.channel.post(task.describe())
@@ -357,7 +362,7 @@ class Supervisor:
         assert self.plan is not None
         governor, crew = self.governor, self._crew
         busy, size = crew.list_busy(), crew.size
-        if governor.limits.guard and governor.level >= Level.CRITICAL and not self.exhausted:
+        if governor.must_stop() and not self.exhausted:
             self.exhausted = governor.why
             self._notice(f"stopping: {governor.why} (--mem-guard)")
             self.drain(_GUARD_SECONDS)
@@ -365,10 +370,10 @@ class Supervisor:
             worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
             worker.starved = True
             crew.kill(worker, f"was ended, because memory was too short ({governor.why})")
-        elif size > 1 and governor.must_shrink():
+        elif size > 1 and len(crew.workers) <= size and governor.must_shrink():
             governor.shrink(size - 1)
             size -= 1
-        elif 0 < size < self.plan.workers and governor.may_grow:
+        elif 0 < size < self.plan.workers and governor.may_grow(self.plan):
             governor.grow(size + 1)
             size += 1
         crew.resize(size)

@@ -102,6 +102,8 @@ class TaskQueue:
     def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.
         closing: only tasks that save what has been done. select: takes one of those that may start, in their order."""
+        gone = next((i for i, (_, _, task) in enumerate(self._waiting) if not task.cancelled), len(self._waiting))
+        del self._waiting[:gone]
         again = (task for task in self._again if fresh or not task.attempts)
         ready = itertools.chain(again, (task for _, _, task in self._waiting))
         found = select(task for task in ready if not task.cancelled and (task.closing or not closing))

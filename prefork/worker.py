@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -31,6 +32,9 @@ from prefork.loading import Loaded
 from prefork.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.tasks import pickle_error
+
+# What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
+_ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,9 @@ def _is_for_memory(error: BaseException) -> bool:
     """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR)
 
 
 def _call(context: Context, function: bytes) -> Any:

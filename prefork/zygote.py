@@ -112,7 +112,14 @@ class _Nursery:
 
     def _fork(self, number: int, fds: list[int], threads: int) -> None:
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or no more processes allowed: it costs this worker, not all of them
+            print(f"cannot fork: {error.strerror}", file=sys.stderr, flush=True)
+            for fd in fds:
+                os.close(fd)
+            self._channel.send(("exited", number, 1))
+            return
         if pid == 0:
             _become_worker(parent, fds, self._loaded, threads)
         for fd in fds:
