@@ -87,12 +87,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Where the memory goes, in bytes. once: needed however many workers there are; each: for one more."""
+    """Where the memory goes, in bytes. once: needed however many workers there are; each: for one more; least: without
+    which not even one can do anything."""
 
     available: int
     reserve: int
     once: int
     each: int
+    least: int
     terms: tuple[str, str]  # what `once` and `each` are made of
 
     @property
@@ -397,7 +399,7 @@ def _count_workers(facts: Facts, request: Request, budget: Budget, reasons: _Rea
         reasons.add("how large the weights are shows when the model is looked at; the arithmetic is without them")
     if request.workers is None:
         reasons.add(f"one worker for each of the {facts.cores} cores that may be used")
-    if budget.cap < 1 and budget.room < budget.once + min(budget.each, PRIVATE):
+    if budget.cap < 1 and budget.room < budget.once + budget.least:
         remedy = "take a smaller model" + (", or raise --memory-limit" if request.memory_limit else " or make room")
         reasons.refuse(f"not enough memory for one worker: {budget.describe(1)}; {remedy}")
     elif budget.cap < wanted:
@@ -412,13 +414,16 @@ def plan_memory(facts: Facts, request: Request, strategy: Strategy, shared: bool
     weights = request.weights or 0
     libraries = LIBRARIES if request.libraries is None else request.libraries
     own = PRIVATE if request.private is None else request.private
+    least = min(own, PRIVATE)
     names = f"weights {_gigabytes(weights)}", f"libraries {_gigabytes(libraries)}", f"{_gigabytes(own)} own"
     if strategy is Strategy.SPAWN and not shared:
-        return Budget(available, reserve, 0, weights + libraries + own, ("", " + ".join(names)))
+        rest = weights + libraries
+        return Budget(available, reserve, 0, rest + own, rest + least, ("", " + ".join(names)))
     if strategy is Strategy.SPAWN:
         once = f"{names[0]} once, and once more while a worker starts"
-        return Budget(available, reserve, 2 * weights, libraries + own, (once, f"{names[1]} + {names[2]}"))
-    return Budget(available, reserve, libraries + weights, own, (f"{names[0]} + {names[1]}", names[2]))
+        terms = (once, f"{names[1]} + {names[2]}")
+        return Budget(available, reserve, 2 * weights, libraries + own, libraries + least, terms)
+    return Budget(available, reserve, libraries + weights, own, least, (f"{names[0]} + {names[1]}", names[2]))
 
 
 def _gigabytes(size: int) -> str:

@@ -256,15 +256,15 @@ class Crew:
         private = inventory.private if self.plan.request.private is None else None
         self.plan = replace(self.plan.learn(inventory.weights, private), refusal="")  # they are loaded: one does fit
         self.inventory = inventory
-        loaded = self.zygote or next(iter(self.workers.values()))
-        memory = process.measure_memory(loaded.pid)
-        if memory is not None:
-            self._governor.note_loaded(memory.pss, inventory.weights, forks=self.zygote is not None)
         if first:
             if self.plan.capped:
                 self._notice(self.plan.capped)
             self._governor.begin(self.plan, inventory.weights)
             self.size = self.plan.workers
+        loaded = self.zygote or next(iter(self.workers.values()))
+        memory = process.measure_memory(loaded.pid)
+        if memory is not None:
+            self._governor.note_loaded(memory.pss, inventory.weights, forks=self.zygote is not None)
 
     def _on_unsafe(self, why: str) -> None:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""

@@ -217,12 +217,7 @@ class Governor:
             return False
         pids = {"supervisor": os.getpid(), **pids}
         changed = {name: process.probe.pid for name, process in self._processes.items()} != pids
-        self._processes = {
-            name: known
-            if (known := self._processes.get(name)) and known.probe.pid == pid
-            else _Process(MemoryProbe(pid))
-            for name, pid in pids.items()
-        }
+        self._processes = {name: self._find_process(name, pid) for name, pid in pids.items()}
         exact = ""
         if self._is_time("exact", _EXACT_SECONDS, now):
             self._exact += 1
@@ -239,9 +234,7 @@ class Governor:
         elif self._is_time("kill", _REAPING_SECONDS, now):  # it was none of ours
             self._kills = self.machine.kills
         self.tally.most = max(self.tally.most, self.total)
-        self.tally.lowest = min(
-            self.machine.available, self.machine.available if self.tally.lowest is None else self.tally.lowest
-        )
+        self.tally.lowest = min(self.machine.available, self.tally.lowest)
         self._judge(now)
         self._look_at_gpus()
         interval = max(_EXACT_SECONDS, (now - self._started) / _LOG_SHARE) * max(1.0, len(pids) / 8)
