@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engines.audio import SAMPLE_RATE
+from engines.base import BYTES_PER_SECOND
 
 _FLOAT = 4  # bytes; activations are taken to be float32 whatever the weights are
 
@@ -14,14 +16,22 @@ def estimate_encoder(config: Any, seconds: float, frame: float) -> int:
 
     config: of transformers, for wav2vec2 and its kind or an encoder as Whisper's. frame: seconds of one of its outputs.
     The larger of what its first convolution and one of its layers hold: input, output and what lies between. A 95 M
-    wav2vec2 was measured at 16.6 MB for each second, this says 19.7; the embedded aligner at 2.0, this says 2.6.
+    wav2vec2 was measured at 16.6 MB for each second, this says 19.7; a large one, which normalises after each
+    convolution, at 23.2, this says 26.2; the embedded aligner at 2.0, this says 2.6. A wav2vec2-bert, which has a
+    vector for each pair of frames, took 438 MB for 20 s, this says 497. What has sizes of other names is taken to be as
+    large as any.
     """
     frames = seconds / frame
-    hidden: int = config.hidden_size
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if not hidden or not heads:
+        return math.ceil(BYTES_PER_SECOND * seconds)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "encoder_ffn_dim", None) or 4 * hidden
-    layer = frames * (4 * hidden + 2 * inner) + config.num_attention_heads * frames**2
+    pairs = 3 * heads + hidden // heads if getattr(config, "position_embeddings_type", "") == "relative_key" else heads
+    layer = frames * (4 * hidden + 2 * inner) + pairs * frames**2
     if getattr(config, "conv_dim", None):
-        first = 3 * seconds * SAMPLE_RATE / config.conv_stride[0] * config.conv_dim[0]
+        copies = 3 if getattr(config, "feat_extract_norm", "layer") == "group" else 4
+        first = copies * seconds * SAMPLE_RATE / config.conv_stride[0] * config.conv_dim[0]
     else:
         first = 3 * 2 * frames * hidden  # mel frames, of which the second convolution leaves half
-    return int(_FLOAT * max(layer, first))
+    size: float = _FLOAT * max(layer, first)
+    return math.ceil(size)

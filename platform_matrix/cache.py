@@ -34,7 +34,7 @@ class Cache:
             return
         others = {other: kept for other, kept in self._read().items() if other != key}
         newest = dict([*others.items(), (key, entry)][-self._most :])
-        with contextlib.suppress(OSError):  # a full or read-only disk
+        with contextlib.suppress(OSError, RecursionError):  # a full or read-only disk; nonsense, nested too deeply
             self._file.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._file.parent)
             try:

@@ -13,6 +13,7 @@ import psutil
 from platform_matrix.devices import read_text
 
 _MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
+_MOST_DIGITS = 20  # of what the kernel counts in 64 bits
 _AVERAGE = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
 
 
@@ -61,7 +62,7 @@ def find_groups(root: Path, controller: str) -> list[Path]:
     for line in read_text(root / "proc/self/cgroup").splitlines():
         _, _, entry = line.partition(":")
         controllers, _, path = entry.partition(":")
-        if controller not in controllers.split(","):
+        if controller not in controllers.split(",") or "\0" in path:
             continue
         if controller:
             mounts = [root / "sys/fs/cgroup" / name for name in dict.fromkeys((controller, controllers))]
@@ -74,8 +75,8 @@ def find_groups(root: Path, controller: str) -> list[Path]:
 def read_numbers(file: Path) -> list[float]:
     """The numbers of a control group's file, "max" being infinite; none if it holds anything else."""
     try:
-        return [math.inf if word == "max" else int(word) for word in read_text(file).split()]
-    except ValueError:
+        return [math.inf if word == "max" else float(int(word)) for word in read_text(file).split()]
+    except (ValueError, OverflowError):
         return []
 
 
@@ -94,7 +95,8 @@ def _read_limits(root: Path) -> list[tuple[float, float]]:
     for group, limit, usage, inactive in names:
         match read_numbers(group / limit), read_numbers(group / usage):
             case [allowed], used if allowed > 0:
-                kept = sum(used) - (_read_statistic(group / "memory.stat", inactive) or 0)
+                known = sum(number for number in used if number < math.inf)
+                kept = known - (_read_statistic(group / "memory.stat", inactive) or 0)
                 limits.append((allowed, max(0, kept)))
     return limits
 
@@ -135,6 +137,6 @@ def _count_kills(root: Path) -> int:
 def _read_statistic(file: Path, name: str) -> int | None:
     for line in read_text(file).splitlines():
         match line.split():
-            case [key, value] if key == name and value.isdecimal():
+            case [key, value] if key == name and value.isdecimal() and len(value) <= _MOST_DIGITS:
                 return int(value)
     return None

@@ -49,6 +49,7 @@ class Worker:
     sentence: str = ""  # why we killed it
     starved: bool = False  # we killed it for want of memory
     dismissed: bool = False  # we ended it, and it had nothing to do
+    settling: bool = False  # its task is done, and it has not said yet what it took and has given back
     measured: tuple[Task, int] | None = None  # its last task, and what that was predicted to take
     predicted: int = 0  # bytes of its own at the peak of its task
     memory: Memory | None = None

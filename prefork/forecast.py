@@ -26,7 +26,6 @@ _PRIOR_WEIGHT = 0.05  # of a measurement, for each of the two points that stand 
 _CAUTION = 0.25  # more than the line says after one measurement, less by the root of how many there are
 _KEPT = 32  # measurements of one size, the newest ones
 _STEPS = 2  # sizes to a doubling
-_NEARLY = 0.7  # of a size
 _MOST = 1 << 50  # bytes; more than any machine has
 _VERSION = 1
 _MOST_SERIES = 50  # models, dtypes, thread counts ... of one command that are remembered
@@ -64,18 +63,15 @@ class Series:
 
     def add(self, size: float, taken: int) -> None:
         """size: bytes that the configuration suggests. taken: bytes that were measured."""
-        self._points.setdefault(_find_step(size), deque(maxlen=_KEPT)).append((size, max(1, taken)))
+        size = _bound(size)
+        self._points.setdefault(_find_step(size), deque(maxlen=_KEPT)).append((size, min(max(1, taken), _MOST)))
         self._line = None
 
     def predict(self, size: float) -> int:
         """Bytes that a task will take."""
         if self._line is None:
             self._line = fit(self.points)
-        return self._line.predict(size)
-
-    def has_measured(self, size: float) -> bool:
-        """Whether anything nearly as large was."""
-        return any(known >= _NEARLY * size for known, _ in self.points)
+        return self._line.predict(_bound(size))
 
     @property
     def points(self) -> list[tuple[float, int]]:
@@ -92,7 +88,8 @@ class Series:
 def fit(points: list[tuple[float, int]]) -> Line:
     """The line through the measurements, with the configuration's as what is known beforehand.
 
-    Weighted least squares of the relative error, by the normal equations; neither base nor slope is negative.
+    Weighted least squares of the relative error, by the normal equations; neither base nor slope is negative, and with
+    FLOOR added the base is at least that.
     """
     count = len(points)
     if not count:
@@ -109,8 +106,8 @@ def fit(points: list[tuple[float, int]]) -> Line:
     middle = (wy - slope * wx) / w
     if slope < 0:
         middle, slope = wy / w, 0.0
-    elif middle < 0:
-        middle, slope = 0.0, wxy / wxx
+    elif middle < FLOOR:
+        middle, slope = float(FLOOR), (wxy - FLOOR * wx) / wxx
     ratios = sorted(taken / (middle + slope * size) for size, taken in measured)
     return Line(middle, slope, max(1.0, find_quantile(ratios, QUANTILE)) + _CAUTION / math.sqrt(count))
 
@@ -122,6 +119,11 @@ def find_quantile(ordered: list[Any], share: float) -> Any:
     2
     """
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _bound(size: float) -> float:
+    """What an engine says, whatever it is, as bytes that a fit can be made with."""
+    return float(min(size, _MOST)) if size >= 1 else 0.0
 
 
 def _find_step(size: float) -> int:
@@ -156,6 +158,8 @@ def _read_points(points: list[Any]) -> list[tuple[float, int]]:
     found = []
     for point in points:
         match point:
-            case [int() | float() as size, int() as taken] if 0 <= size < _MOST and 0 < taken < _MOST:
+            case [bool(), _] | [_, bool()]:
+                continue
+            case [int() | float() as size, int() as taken] if 0 <= size <= _MOST and 0 < taken <= _MOST:
                 found.append((float(size), taken))
     return found

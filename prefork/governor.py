@@ -51,7 +51,7 @@ class Limits:
 class Tally:
     """What a run's summary says about memory. Bytes and seconds."""
 
-    measured: int = 0  # tasks on the model that had others like them before
+    measured: int = 0  # tasks on the model that were predicted from what an earlier run has measured
     close: int = 0  # of these, those whose prediction was no more than a fifth off
     below: int = 0  # of these, those that took no more than was predicted
     loaded: int = 0  # the process that has loaded the models
@@ -96,6 +96,7 @@ class Governor:
     _loads: int = 0  # readings of the GPUs so far
     _name: str = ""
     _series: dict[str, Series] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)  # the kinds of task that an earlier run has measured
     _processes: dict[str, _Process] = field(default_factory=dict)
     _clocks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _exact: int = 0  # exact measurements so far
@@ -132,6 +133,7 @@ class Governor:
         if name != self._name:  # there are fewer workers than were thought, and each has more threads
             self._name = name
             self._series.clear()
+            self._known.clear()
         if plan.device in ("cuda", "rocm"):
             self._gpus = LoadMeter()
         if self.path is not None:
@@ -160,6 +162,8 @@ class Governor:
         if kind not in self._series:
             name = f"{kind}|{self._name}"
             self._series[kind] = self.history.load(name) if self.history else Series()
+            if self._series[kind].points:
+                self._known.add(kind)
         return self._series[kind]
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -322,11 +326,14 @@ class Governor:
         """Whether there are too many workers, and the last one that was ended has not helped."""
         return self.level >= Level.CRITICAL and self._is_time("resized", _SETTLE_SECONDS, time.monotonic())
 
-    def must_end_one(self, busy: int) -> bool:
-        """Whether a worker has to be ended at its work. One that is alone has to be only if the limit is the user's,
-        who else would not get what he asked for; the kernel's limits may still be kept."""
-        over = self.limits.most is not None and self.total > self.limits.most
-        if self.level < Level.DESPERATE or not (over or busy > 1):
+    def must_end_one(self, used: list[int]) -> bool:
+        """Whether a worker has to be ended at its work. One that is alone has to be only if it is itself beyond a limit
+        of the user's, who would else not get what he asked for; the kernel's limits may still be kept.
+
+        used: bytes that each of those at work has of its own."""
+        most = self.limits.most
+        over = most is not None and sum(used) + (self._shared or 0) > most
+        if self.level < Level.DESPERATE or not (over or len(used) > 1):
             return False
         return self._is_time("ended", _SETTLE_SECONDS, time.monotonic())
 
@@ -368,7 +375,7 @@ class Governor:
             peak, taken = task.peak, max(0, task.peak - usage.memory.uss)
         if peak is not None and taken is not None:
             self.tally.peaks[task.name] = max(peak, self.tally.peaks.get(task.name, 0))
-            if task.size and self._find(task.name).has_measured(task.size):
+            if task.size and task.name in self._known:
                 self.tally.measured += 1
                 self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
                 self.tally.below += peak <= predicted

@@ -167,7 +167,8 @@ class Supervisor:
         running = bool(self._crew.list_busy())
         if self._drain_until is not None:
             return time.monotonic() > self._drain_until or not (running or self._queue.has_closing)
-        return self._closing and not (running or self._queue or self._loop.has_actions)
+        settling = any(worker.settling for worker in self._crew.workers.values())
+        return self._closing and not (running or settling or self._queue or self._loop.has_actions)
 
     def _drain(self, until: float) -> None:
         self._drain_until = min(until, self._drain_until or until)
@@ -223,6 +224,7 @@ class Supervisor:
         self._crew.note_success()
         if task is None:
             return
+        worker.settling = True
         worker.measured = (task, worker.predicted) if kind == "done" else None
         if kind == "starved":
             self._bereave(task, f"{worker.name} (pid {worker.pid}): {result.decode()}", starved=True)
@@ -238,6 +240,7 @@ class Supervisor:
     def _take_measure(self, worker: Worker, usage: Usage | None, steps: dict[str, float]) -> None:
         """What its last task took, and what it has kept of it."""
         self.steps.update(steps)
+        worker.settling = False
         if usage is None:
             return
         if worker.measured is not None:
@@ -321,7 +324,8 @@ class Supervisor:
         if any(other.task.alone for other in busy if other.task):
             return None
         if self._queue.wants_alone:
-            wait = busy or self.governor.level > Level.EASY
+            settling = any(worker.settling for worker in self._crew.workers.values())
+            wait = busy or settling or self.governor.level > Level.EASY
             return None if wait else next((task for task in tasks if task.alone), None)
         holders = [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in busy]
         return self.governor.select(tasks, holders)
@@ -366,7 +370,7 @@ class Supervisor:
             self.exhausted = governor.why
             self._notice(f"stopping: {governor.why} (--mem-guard)")
             self.drain(_GUARD_SECONDS)
-        elif busy and governor.must_end_one(len(busy)):
+        elif busy and governor.must_end_one([worker.memory.uss for worker in busy if worker.memory]):
             worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
             worker.starved = True
             crew.kill(worker, f"was ended, because memory was too short ({governor.why})")

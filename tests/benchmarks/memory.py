@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -175,45 +174,11 @@ def write_timed(folder: Path, minutes: int) -> None:
     (folder / "noise0.cha").write_text(head + "@Media:\tnoise0, audio\n" + "".join(lines) + "@End\n")
 
 
-def measure_precision() -> Iterator[Row]:
-    """What --dtype does to memory, speed and the word starts of the embedded model, and to a 95 M wav2vec2."""
-    samples = Path(__file__).parents[2] / "prefork" / "samples"
-    with tempfile.TemporaryDirectory() as name, big_model(size="base") as model:
-        folder = Path(name)
-        write_corpus(folder / "noise", [12.0] * 10)
-        for title, source, options in (
-            ("embedded model", samples, ()),
-            ("95 M wav2vec2", folder / "noise", ("--model", model)),
-        ):
-            for dtype in ("float32", "bfloat16", "float16", "int8"):
-                target = folder / f"{title}-{dtype}"
-                summary, _ = align(source, target, "--workers", 1, "--threads", 1, "--dtype", dtype, *options)
-                speed = summary["audio_seconds"] / (summary["wall_seconds"] - summary["load_seconds"])
-                figure = (
-                    f"weights {summary['weights'] / 1e6:.0f} MB, private {summary['private'] / 1e6:.0f} MB, "
-                    f"{speed:.1f} audio s/s"
-                )
-                if not options:
-                    figure += ", word starts " + compare_starts(folder / f"{title}-float32", target)
-                yield f"{title}, {dtype}", figure, ""
-
-
-def compare_starts(one: Path, other: Path) -> str:
-    """Shifts in milliseconds."""
-    starts = [
-        [int(start) for file in sorted(folder.glob("*.cha")) for start in re.findall(r"\x15(\d+)_", file.read_text())]
-        for folder in (one, other)
-    ]
-    shifts = sorted(abs(a - b) for a, b in zip(*starts, strict=True))
-    return f"median {shifts[len(shifts) // 2]}, 95 % {shifts[round(0.95 * len(shifts))]}, most {shifts[-1]} ms"
-
-
 MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
     "limits": measure_limits,
     "prediction": measure_prediction,
     "growth": measure_growth,
     "length": measure_length,
-    "precision": measure_precision,
 }
 
 
