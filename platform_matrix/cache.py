@@ -20,8 +20,10 @@ class Cache:
 
     def __init__(self, name: str, most: int) -> None:
         """name: of the file, below the user's cache folder for prefork. most: entries kept, the newest ones."""
-        file = platformdirs.user_cache_path("prefork") / name
-        self._file = file if file.is_absolute() else None  # not without a home folder
+        self._file: Path | None = None  # not without a home folder, which platformdirs says in one way or the other
+        with contextlib.suppress(RuntimeError):
+            file = platformdirs.user_cache_path("prefork") / name
+            self._file = file if file.is_absolute() else None
         self._most = most
 
     def load(self, key: str) -> Any:

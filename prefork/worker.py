@@ -37,6 +37,9 @@ from prefork.tasks import pickle_error
 _ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
 
 
+_MOST_UNUSED = 0.1  # of a GPU's memory that torch may keep between two segments
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a task gets to see of the worker that runs it."""
@@ -135,6 +138,16 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
         return ("error", pickle_error(error, traceback.format_exc()))
 
 
+def _release(device: str) -> None:
+    """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all: the next segment
+    would have to ask for it again, and that takes longer than on the CPU."""
+    process.release_free_memory()
+    if device.startswith("cuda"):
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if unused > _MOST_UNUSED * torch.cuda.mem_get_info(device)[1]:
+            torch.cuda.empty_cache()
+
+
 def _is_for_memory(error: BaseException) -> bool:
     """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -174,7 +187,7 @@ def _run_segments(context: Context, name: str, job: Job, segments: Sequence[byte
                 piece = pickle.dumps(engine.finish(job, segment, output))
             del prepared, output
         context.progress(segment.end, piece)
-        process.release_free_memory()
+        _release(context.loaded.device)
 
 
 def _join_job(

@@ -19,7 +19,6 @@ from platform_matrix.devices import KINDS, MOST_BYTES, Device, Devices
 from platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
 
 MB = 1 << 20
-UNLIMITED = str((1 << 63) - 4096)  # what v1 says when there is no limit
 FACTS = Facts(
     system="linux",
     release="6.8.0",
@@ -123,85 +122,11 @@ def test_affinity_counts() -> None:
         os.sched_setaffinity(0, everything)
 
 
-@pytest.mark.parametrize(
-    ("files", "memory", "available"),
-    [
-        ({"sys/fs/cgroup/memory.max": f"{64 * MB}\n"}, 64, 64),
-        (
-            {
-                "sys/fs/cgroup/a/memory.max": f"{64 * MB}\n",
-                "sys/fs/cgroup/a/memory.current": f"{40 * MB}\n",
-                "sys/fs/cgroup/a/memory.stat": f"anon {20 * MB}\ninactive_file {10 * MB}\nactive_file {10 * MB}\n",
-                "sys/fs/cgroup/a/b/memory.max": "max\n",
-                "sys/fs/cgroup/a/b/memory.current": f"{30 * MB}\n",
-            },
-            64,
-            34,
-        ),
-        (
-            {
-                "sys/fs/cgroup/a/memory.max": f"{100 * MB}\n",
-                "sys/fs/cgroup/a/memory.current": f"{90 * MB}\n",
-                "sys/fs/cgroup/a/b/memory.max": f"{64 * MB}\n",
-                "sys/fs/cgroup/a/b/memory.current": f"{20 * MB}\n",
-            },
-            64,
-            10,
-        ),
-        (
-            {
-                "sys/fs/cgroup/memory/m/memory.limit_in_bytes": f"{64 * MB}\n",
-                "sys/fs/cgroup/memory/m/memory.usage_in_bytes": f"{50 * MB}\n",
-                "sys/fs/cgroup/memory/m/memory.stat": f"inactive_file 0\ntotal_inactive_file {20 * MB}\n",
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{UNLIMITED}\n",
-                "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{999 * MB}\n",
-            },
-            64,
-            34,
-        ),
-        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{64 * MB}\n"}, 64, 64),
-        (
-            {
-                "sys/fs/cgroup/a/memory.max": f"{64 * MB}\n",
-                "sys/fs/cgroup/a/memory.current": f"{65 * MB}\n",
-            },
-            64,
-            0,
-        ),
-        (
-            {
-                "sys/fs/cgroup/a/b/memory.max": "0\n",
-                "sys/fs/cgroup/a/memory.max": "-5\n",
-                "sys/fs/cgroup/memory.max": f"{64 * MB}\n",
-                "sys/fs/cgroup/memory.current": "unknown\n",
-            },
-            64,
-            64,
-        ),
-    ],
-    ids=["v2", "v2 nested", "v2 outer is fuller", "v1", "v1 in a container", "over its limit", "files that lie"],
-)
-def test_the_tightest_memory_limit_counts(tmp_path: Path, files: dict[str, str], memory: int, available: int) -> None:
-    root = _write(tmp_path, {"proc/self/cgroup": "4:memory:/m\n0::/a/b\n", **files})
-    facts = read_facts(Devices(), root)
-    assert (facts.memory / MB, facts.available / MB) == (memory, available)
+def test_the_limits_on_memory_count_among_the_facts(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/a/memory.max": f"{64 * MB}\n", "sys/fs/cgroup/a/memory.current": f"{40 * MB}\n"}
+    facts = read_facts(Devices(), _write(tmp_path, {"proc/self/cgroup": "0::/a\n", **files}))
+    assert (facts.memory / MB, facts.available / MB) == (64, 24)
     assert facts.installed_memory == psutil.virtual_memory().total
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {},
-        {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{UNLIMITED}\n"},
-        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"},
-        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max/a-folder": ""},
-    ],
-    ids=["no groups", "v1", "v2", "unreadable"],
-)
-def test_without_a_limit_the_memory_of_the_machine_counts(tmp_path: Path, files: dict[str, str]) -> None:
-    facts = read_facts(Devices(), _write(tmp_path, files))
-    assert facts.memory == facts.installed_memory == psutil.virtual_memory().total
-    assert abs(facts.available - psutil.virtual_memory().available) < 2 << 30
 
 
 def test_the_quota_counts_among_the_cores(tmp_path: Path) -> None:
