@@ -12,7 +12,7 @@ What goes from one to the other (segments, pieces) must therefore be small and p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,6 +89,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    memory_stage: ClassVar[str] = ""  # of the memory monitor's stages, the one that this is: transcription, diarization
 
     def setup(self) -> None:  # noqa: B027  not every engine needs it
         """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
@@ -130,8 +131,13 @@ class Engine(ABC):
         """Looks at what `infer` made of the example. Raises LoadError if the model is not what it says."""
 
     @abstractmethod
-    def split(self, job: Job) -> Sequence[Segment]:
-        """The job's segments. Reads the transcript and the recording's header. Raises InputError."""
+    def split(self, job: Job, document: Document) -> Sequence[Segment]:
+        """The job's segments; none if there is nothing for the model to do, `join` is called all the same. Raises
+        InputError.
+
+        document: what is known of the job so far: its transcript, or nothing but the recording, and what the stages
+        before this one have added.
+        """
 
     @abstractmethod
     def prepare(self, job: Job, segment: Segment) -> Tensors:
@@ -146,8 +152,15 @@ class Engine(ABC):
         """Makes of the segment's output a small picklable piece of the job's result. Raises InputError."""
 
     @abstractmethod
-    def join(self, job: Job, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
-        """Puts the pieces, in the order of the segments, together into the job's document."""
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        """The document that `split` was given, with what the pieces, in the order of the segments, add to it."""
+
+    def identify_model(self) -> Hashable:
+        """Engines of one process that give the same, and not None, share one model: what the first of them loads.
+
+        Called after `setup`.
+        """
+        return None
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What the outputs depend on besides the input: model, settings, as JSON values.

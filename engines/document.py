@@ -11,6 +11,8 @@ class Timing(StrEnum):
 
     ALIGNED = "aligned"  # every character was found in the audio
     WILDCARD = "wildcard"  # the model cannot spell it: the stretch of speech between its neighbours
+    ATTENTION = "attention"  # where a speech model's cross-attention looked when it wrote the word
+    SERVICE = "service"  # as a remote service says
     INTERPOLATED = "interpolated"  # shared out between its neighbours' times
     NONE = "none"  # no time: nothing in the recording to put it on
 
@@ -45,7 +47,8 @@ class Word:
 class Utterance:
     """One turn: a CHAT main line, or a line of a plain text.
 
-    text: the line as it is written, without speaker and times. start, end: seconds, None without times.
+    text: the line as it is written, without speaker and times. start, end: seconds, None without times. missing: it
+    was looked for in the recording and is not there; it stays without times.
     """
 
     text: str
@@ -53,12 +56,35 @@ class Utterance:
     speaker: str | None = None
     start: float | None = None
     end: float | None = None
+    missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stretch of the recording in which one speaker talks; those of two speakers may overlap."""
+
+    speaker: str
+    start: float  # seconds
+    end: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How many utterances had times, were given times, and were not found in the recording."""
+
+    timed: int = 0
+    found: int = 0
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A transcript. `source` is the text it was read from, which a writer of the same format keeps
-    byte for byte except for what it has to add."""
+    """A transcript, and what the stages of a pipeline have found out for it. `source` is the text it was read from,
+    which a writer of the same format keeps byte for byte except for what it has to add.
+
+    heard: the words that a recogniser heard, in order, as it writes them, punctuation included. turns: who speaks when,
+    by their starts.
+    """
 
     utterances: tuple[Utterance, ...]
     source: str = ""
@@ -67,3 +93,7 @@ class Document:
     languages: tuple[str, ...] = ()  # ISO 639-3 codes
     seconds: float | None = None  # length of the recording
     warnings: tuple[str, ...] = ()  # what the user should know about this file
+    heard: tuple[Word, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    recovery: Recovery | None = None  # what became of utterances without times, if that was looked for
+    video: bool = False  # whether the recording is one with pictures

@@ -1,15 +1,18 @@
-"""Engines by name: this package's own and those that other packages bring (entry points `prefork.engines`)."""
+"""Engines and services by name: this package's own and those that other packages bring (entry points `prefork.engines`
+and `prefork.services`)."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from engines.base import Engine, LoadError
 
 GROUP = "prefork.engines"
+SERVICES = "prefork.services"
 
 
 def names() -> list[str]:
@@ -20,14 +23,34 @@ def names() -> list[str]:
 def create(name: str, options: Mapping[str, Any]) -> Engine:
     """An engine with its options. Raises LoadError if there is none of that name, or it refuses an option."""
     found = find(name)
-    try:
-        kind = found.load()
-    except ImportError as error:
-        raise LoadError(
-            f"engine {name} cannot be imported from {found.value}: {error}; install what it needs"
-        ) from error
+    kind = _import(found)
     if not (isinstance(kind, type) and issubclass(kind, Engine)):
         raise LoadError(f"engine {name}: {found.value} is not an engines.base.Engine; mend its entry point")
+    engine: Engine = _call(name, kind, options)
+    return engine
+
+
+def create_service(name: str, options: Mapping[str, Any]) -> Any:
+    """A service with its options: what does an engine's work elsewhere. Raises LoadError as `create` does."""
+    (found,) = entry_points(group=SERVICES, name=name)
+    return _call(name, _import(found), options)
+
+
+@cache
+def is_service(name: str) -> bool:
+    """Whether what is called so is a service, and no engine."""
+    return bool(entry_points(group=SERVICES, name=name))
+
+
+def _import(found: EntryPoint) -> Any:
+    try:
+        return found.load()
+    except ImportError as error:
+        reason = f"engine {found.name} cannot be imported from {found.value}: {error}; install what it needs"
+        raise LoadError(reason) from error
+
+
+def _call(name: str, kind: Any, options: Mapping[str, Any]) -> Any:
     try:
         return kind(**options)
     except TypeError as error:

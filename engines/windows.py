@@ -26,7 +26,7 @@ class Window:
 def plan_windows(
     utterances: Sequence[Utterance], least: Sequence[float], seconds: float, max_segment: float
 ) -> tuple[list[Window], list[str]]:
-    """Windows for all utterances that have words, and what is wrong with the times in the transcript.
+    """Windows for all utterances that have words and may be there, and what is wrong with the times in the transcript.
 
     least: the seconds that each utterance's words need at the very least; a timed utterance without them gets a window
     of its own. seconds: length of the recording. Timed utterances that follow one another share a window of at most
@@ -53,7 +53,7 @@ def _list_blocks(utterances: Sequence[Utterance], seconds: float) -> tuple[list[
     untimed: list[int] = []
     reached = 0.0  # seconds up to which the timed utterances so far go
     for index, utterance in enumerate(utterances):
-        if not utterance.words:
+        if not utterance.words or utterance.missing:
             continue
         start, end, problem = _check_times(utterance, seconds)
         if problem:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from prefork import pipeline as pipelines
+from prefork.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from prefork.report import Report
@@ -30,9 +35,6 @@ _FORCE_CPU = "Compute on the CPU and hide every GPU from the models; on a Mac, t
 _NO_MPS = "Hide Apple's MPS from the models."
 ForceCPU = Annotated[bool, typer.Option("--force-cpu", envvar="PREFORK_FORCE_CPU", help=_FORCE_CPU)]
 NoMPS = Annotated[bool, typer.Option("--no-mps", envvar="PREFORK_NO_MPS", help=_NO_MPS)]
-Source = Annotated[
-    Path, typer.Argument(metavar="IN", help="A folder of transcripts and recordings, or one transcript.")
-]
 Model = Annotated[
     str | None,
     typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder, or a hub id. Default: a small English one."),
@@ -48,6 +50,45 @@ StrategyName = Annotated[
         "--strategy", metavar="auto|fork|spawn", help="How workers come by the weights; auto: see `prefork plan`."
     ),
 ]
+Target = Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", metavar="NAME", help="chat, textgrid, srt, vtt, ctm, rttm or json; may be given again."),
+]
+Language = Annotated[
+    str | None, typer.Option("--lang", metavar="CODE", help="What is spoken: en, de, zh ... Default: found out.")
+]
+DiarizeModel = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|HUB_ID", help="A pyannote pipeline. Default: pyannote/speaker-diarization-community-1."),
+]
+Speakers = Annotated[int | None, typer.Option(metavar="N", help="How many speakers there are. Default: found out.")]
+ResidencyName = Annotated[
+    str,
+    typer.Option(
+        "--residency",
+        metavar="all|stage",
+        help="Keep the models of all stages in memory, or only those of one stage at a time.",
+    ),
+]
+MemoryGuard = Annotated[
+    bool,
+    typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
+]
+MemoryCheckpoints = Annotated[
+    bool,
+    typer.Option("--memory-checkpoints", help="Write to OUT/.prefork/log.txt what each step of a segment takes."),
+]
+HangSeconds = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="Without progress for so long, and 20 s for each second of audio, a worker is replaced.",
+    ),
+]
+Redo = Annotated[bool, typer.Option("--redo", help="Make every output again.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")]
+JSONLines = Annotated[bool, typer.Option("--json", help="One JSON object per line, for a machine.")]
 DType = Annotated[
     str | None,
     typer.Option("--dtype", metavar="NAME", help="Of the weights: float32 (default), bfloat16, float16 or int8."),
@@ -95,81 +136,213 @@ def configure(
     context.obj = Hiding(force_cpu, no_mps)
 
 
-@app.command()
-def align(
+plan_app = typer.Typer(help="Show what a command would do here, and why; run nothing.", no_args_is_help=True)
+app.add_typer(plan_app, name="plan")
+
+
+def _run_jobs(
     context: typer.Context,
-    source: Source,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")],
-    engine: Annotated[str, typer.Option(help="Which engine aligns.")] = "ctc",
-    model: Model = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", metavar="NAME", help="chat, textgrid, srt, vtt, ctm or json; may be given again."),
-    ] = None,
+    source: Path,
+    target: Target,
+    formats: Formats = None,
     media: Media = None,
     workers: Workers = "auto",
     threads: Threads = "auto",
     strategy: StrategyName = "auto",
-    dtype: DType = None,
+    residency: ResidencyName = "all",
     memory_limit: MemoryLimit = None,
-    mem_guard: Annotated[
-        bool,
-        typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
-    ] = False,
-    memory_checkpoints: Annotated[
-        bool,
-        typer.Option("--memory-checkpoints", help="Write to OUT/.prefork/log.txt what each step of a segment takes."),
-    ] = False,
+    mem_guard: MemoryGuard = False,
+    memory_checkpoints: MemoryCheckpoints = False,
+    hang_limit: HangSeconds = 60.0,
+    redo: Redo = False,
+    quiet: Quiet = False,
+    as_json: JSONLines = False,
+    force_cpu: ForceCPU = False,
+    no_mps: NoMPS = False,
+    *,
+    pipeline: Callable[[], Pipeline],
+    recordings: bool,
+    usual: str,
+) -> None:
+    """What every command that makes outputs takes, and does. usual: the output format."""
+    from prefork.run import Request
+    from prefork.tasks import HangLimit
+
+    if residency not in list(pipelines.Residency):
+        raise typer.BadParameter(f"--residency takes {' or '.join(pipelines.Residency)}, not {residency!r}")
+    hiding: Hiding = context.obj.add(force_cpu, no_mps)
+    with explain():
+        request = Request(
+            source=source,
+            target=target,
+            command=str(context.info_name),
+            pipeline=pipeline(),
+            recordings=recordings,
+            residency=pipelines.Residency(residency),
+            formats=tuple(name for text in formats or (usual,) for name in text.replace(",", " ").split()),
+            media=media,
+            workers=parse_count("--workers", workers),
+            threads=parse_count("--threads", threads),
+            strategy=parse_strategy(strategy),
+            force_cpu=hiding.force_cpu,
+            no_mps=hiding.no_mps,
+            memory_limit=parse_size("--memory-limit", memory_limit),
+            mem_guard=mem_guard,
+            memory_checkpoints=memory_checkpoints,
+            hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
+            redo=redo,
+        )
+    raise typer.Exit(_run(request, quiet, as_json))
+
+
+def _plan_jobs(
+    context: typer.Context,
+    source: Path,
+    media: Media = None,
+    workers: Workers = "auto",
+    threads: Threads = "auto",
+    strategy: StrategyName = "auto",
+    memory_limit: MemoryLimit = None,
+    facts: FactsFile = None,
+    refresh: Refresh = False,
+    as_json: AsJSON = False,
+    force_cpu: ForceCPU = False,
+    no_mps: NoMPS = False,
+    *,
+    pipeline: Callable[[], Pipeline],
+    recordings: bool,
+    usual: str,  # noqa: ARG001  nothing is written
+) -> None:
+    """The same, but nothing is run."""
+    import json
+
+    from rich.console import Console
+
+    from platform_matrix.matrix import Request, Strategy
+    from prefork.machine import show_plan, to_dict
+    from prefork.planning import plan_run
+
+    hiding: Hiding = context.obj.add(force_cpu, no_mps)
+    chosen = parse_strategy(strategy)
+    with explain():
+        request = Request(
+            strategy=Strategy(chosen) if chosen else None,
+            workers=parse_count("--workers", workers),
+            threads=parse_count("--threads", threads),
+            force_cpu=hiding.force_cpu,
+            no_mps=hiding.no_mps,
+            memory_limit=parse_size("--memory-limit", memory_limit),
+        )
+        command = str(context.info_name)
+        plan, work = plan_run(command, source, media, pipeline(), request, facts, refresh, recordings)
+        if as_json:
+            print(json.dumps(to_dict(plan), indent=2))
+        else:
+            show_plan(Console(), plan, work)
+    raise typer.Exit(2 if plan.refusal else 0)
+
+
+def _command(recordings: bool, usual: str) -> Callable[[Callable[..., Pipeline]], Callable[..., Pipeline]]:
+    """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
+    which options of its own. recordings: they are what goes in, not transcripts. usual: the output format."""
+
+    def register(declare: Callable[..., Pipeline]) -> Callable[..., Pipeline]:
+        what = "recordings, or one recording" if recordings else "transcripts and recordings, or one transcript"
+        source = Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {what}.")]
+        own = inspect.signature(declare, eval_str=True).parameters
+        for group, act in ((app, _run_jobs), (plan_app, _plan_jobs)):
+            common = inspect.signature(act, eval_str=True).parameters
+            shared = [
+                p for p in common.values() if p.kind is not p.KEYWORD_ONLY and not (recordings and p.name == "media")
+            ]
+            shared = [p.replace(annotation=source) if p.name == "source" else p for p in shared]
+            first = [p for p in shared if p.default is p.empty]
+            signature = inspect.Signature([*first, *own.values(), *(p for p in shared if p not in first)])
+
+            def call(*, _act: Callable[..., None] = act, **values: Any) -> None:
+                options = {name: values.pop(name) for name in own}
+                _act(**values, pipeline=partial(declare, **options), recordings=recordings, usual=usual)
+
+            call.__signature__ = signature  # type: ignore[attr-defined]
+            call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+            doc = inspect.getdoc(declare) or ""
+            call.__doc__ = doc if act is _run_jobs else f"{_PLANNED}\n\n{doc.partition(chr(10))[0]}"
+            group.command(declare.__name__)(call)
+        return declare
+
+    return register
+
+
+_PLANNED = "Strategy, workers, threads and memory, and every reason. Exit code: 0 if it would run, 2 if not."
+
+
+@_command(recordings=False, usual="chat")
+def align(
+    engine: Annotated[str, typer.Option(metavar="ctc|whisper", help="Which engine aligns.")] = "ctc",
+    model: Model = None,
+    dtype: DType = None,
+    lang: Language = None,
+    utr: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|ctc|whisper|rev|off",
+            help="How utterances without times are found in the recording; auto: ctc.",
+        ),
+    ] = "auto",
+    utr_model: Annotated[
+        str | None, typer.Option(metavar="PATH|HUB_ID", help="The model that finds them. Default: that engine's own.")
+    ] = None,
     max_segment: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS", help="Short utterances are aligned together up to this length; less, less memory."
         ),
     ] = None,
-    hang_limit: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="Without progress for so long, and 20 s for each second of audio, a worker is replaced.",
-        ),
-    ] = 60.0,
-    redo: Annotated[bool, typer.Option("--redo", help="Make every output again.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for a machine.")] = False,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-) -> None:
+) -> Pipeline:
     """Find when each word of a transcript is said.
 
     CHAT in, CHAT out with %wor tiers and utterance times; plain text (.txt, .lab: one utterance a line) goes in too.
     The same command given again goes on where it stopped. Exit code: 0 if every file is done, 1 if one failed, 2 if
     nothing can run, 3 if --mem-guard stopped it, 130 if you did.
     """
-    from prefork.run import Request
-    from prefork.tasks import HangLimit
-
-    options = {"model": model, "max_segment": max_segment, "dtype": dtype}
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
-    request = Request(
-        source=source,
-        target=target,
-        command="align",
-        engine=engine,
-        options={name: value for name, value in options.items() if value is not None},
-        formats=tuple(name for text in formats or () for name in text.replace(",", " ").split()),
-        media=media,
-        workers=parse_count("--workers", workers),
-        threads=parse_count("--threads", threads),
-        strategy=parse_strategy(strategy),
-        force_cpu=hiding.force_cpu,
-        no_mps=hiding.no_mps,
-        memory_limit=parse_size("--memory-limit", memory_limit),
-        mem_guard=mem_guard,
-        memory_checkpoints=memory_checkpoints,
-        hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
-        redo=redo,
+    return pipelines.align(
+        engine, model, dtype=dtype, max_segment=max_segment, language=lang, utr=utr, utr_model=utr_model
     )
-    raise typer.Exit(_run(request, quiet, as_json))
+
+
+@_command(recordings=True, usual="chat")
+def transcribe(
+    engine: Annotated[str, typer.Option(metavar="whisper|rev", help="Which engine listens.")] = "whisper",
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH|HUB_ID", help="A Whisper model. Default: openai/whisper-large-v3-turbo.")
+    ] = None,
+    dtype: DType = None,
+    lang: Language = None,
+    diarize: Annotated[bool, typer.Option("--diarize", help="Say who speaks.")] = False,
+    diarize_model: DiarizeModel = None,
+    speakers: Speakers = None,
+) -> Pipeline:
+    """Write down what is said in recordings, with a time for every word.
+
+    CHAT comes out, or what --format says. The same command given again goes on where it stopped. Exit codes as align.
+    """
+    return pipelines.transcribe(
+        engine, model, dtype=dtype, language=lang, diarize=diarize, diarize_model=diarize_model, speakers=speakers
+    )
+
+
+@_command(recordings=True, usual="rttm")
+def diarize(
+    model: DiarizeModel = None,
+    speakers: Speakers = None,
+    min_speakers: Annotated[int | None, typer.Option(metavar="N", help="At least so many.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="At most so many.")] = None,
+) -> Pipeline:
+    """Find who speaks when in recordings.
+
+    RTTM comes out, or what --format says. The same command given again goes on where it stopped. Exit codes as align.
+    """
+    return pipelines.find_speakers(model, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers)
 
 
 def parse_count(option: str, value: str) -> int | None:
@@ -266,67 +439,6 @@ def matrix(
             print(found.to_json())
         else:
             show_matrix(Console(), found, decide(found, Request(force_cpu=hiding.force_cpu, no_mps=hiding.no_mps)))
-
-
-plan_app = typer.Typer(help="Show what a command would do here, and why; run nothing.", no_args_is_help=True)
-app.add_typer(plan_app, name="plan")
-
-
-@plan_app.command("align")
-def plan_align(
-    context: typer.Context,
-    source: Source,
-    engine: Annotated[str, typer.Option(help="Which engine aligns.")] = "ctc",
-    model: Model = None,
-    media: Media = None,
-    workers: Workers = "auto",
-    threads: Threads = "auto",
-    strategy: StrategyName = "auto",
-    dtype: DType = None,
-    memory_limit: MemoryLimit = None,
-    facts: FactsFile = None,
-    refresh: Refresh = False,
-    as_json: AsJSON = False,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-) -> None:
-    """Strategy, workers, threads and memory for `prefork align` with these options, and every reason.
-
-    Exit code: 0 if it would run, 2 if not.
-    """
-    import json
-
-    from rich.console import Console
-
-    from platform_matrix.matrix import Request, Strategy
-    from prefork.machine import show_plan, to_dict
-    from prefork.planning import plan_run
-
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
-    chosen = parse_strategy(strategy)
-    with explain():
-        plan, work = plan_run(
-            "align",
-            source,
-            media,
-            {name: value for name, value in (("model", model), ("dtype", dtype)) if value is not None},
-            Request(
-                engines=(engine,),
-                strategy=Strategy(chosen) if chosen else None,
-                workers=parse_count("--workers", workers),
-                threads=parse_count("--threads", threads),
-                force_cpu=hiding.force_cpu,
-                no_mps=hiding.no_mps,
-                memory_limit=parse_size("--memory-limit", memory_limit),
-            ),
-            facts,
-            refresh,
-        )
-        if as_json:
-            print(json.dumps(to_dict(plan), indent=2))
-        else:
-            show_plan(Console(), plan, work)
-    raise typer.Exit(2 if plan.refusal else 0)
 
 
 @app.command()

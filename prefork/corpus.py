@@ -19,6 +19,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 VIDEO_SUFFIXES = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp"])
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+_MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
 _HEADER_BYTES = 16_384  # @Media stands among the first lines
 _LINK = "is a symbolic link that leads elsewhere and is not followed; copy it here"
@@ -67,18 +68,26 @@ class _Found:
     refused: dict[Path, str] = field(default_factory=dict)  # what is not looked into, and why
 
 
-def find_jobs(source: Path, target: Path | None, names: Sequence[str] = (), media: Path | None = None) -> Corpus:
-    """The jobs that a folder, or a single transcript, makes.
+def find_jobs(
+    source: Path,
+    target: Path | None,
+    names: Sequence[str] = (),
+    media: Path | None = None,
+    recordings: bool = False,
+) -> Corpus:
+    """The jobs that a folder, or a single file, makes.
 
     target: where the outputs will be, None if there will be none. names: output formats, by default CHAT. media: where
-    recordings are that do not lie beside their transcripts.
-    Raises InputError where nothing can be done at all.
+    recordings are that do not lie beside their transcripts. recordings: they alone are what goes in, and transcripts
+    are left where they are. Raises InputError where nothing can be done at all.
     """
-    _check_places(source, target, media)
+    _check_places(source, target, media, recordings)
     outputs = [(name, formats.find_suffix(name)) for name in dict.fromkeys(names or ("chat",))]
     skip = os.path.realpath(target) if target is not None else ""
     single = not source.is_dir()
     found = _walk(source.parent if single else source, skip, deep=not single)
+    if recordings:
+        return _find_recordings(found, PurePath(source.name) if single else None, outputs)
     elsewhere = _walk(media, skip) if media is not None else None
     if single:
         found.transcripts = [Path(source.name)]
@@ -99,12 +108,41 @@ def find_jobs(source: Path, target: Path | None, names: Sequence[str] = (), medi
     return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(notices))
 
 
-def _check_places(source: Path, target: Path | None, media: Path | None) -> None:
-    known = ", ".join(formats.READABLE)
+def _find_recordings(found: _Found, single: PurePath | None, outputs: Sequence[tuple[str, str]]) -> Corpus:
+    """A job for each recording, or for a single one."""
+    media = [path.relative_to(found.root) for paths in found.media.values() for path in paths]
+    refused = {
+        path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES or why == _LOCKED
+    }
+    if single is not None:
+        media = [path for path in media if path == single]
+        refused = {path: why for path, why in refused.items() if path == single}
+    problems = [_explain(path, why) for path, why in refused.items()]
+    if not media and not problems:
+        raise InputError(f"{found.root}: has no recordings; those that can be read end in {_MEDIA_KNOWN}")
+    wanted = [
+        Job(
+            path.as_posix(),
+            found.root / path,
+            found.root / path,
+            tuple(Output(n, path.with_suffix(s)) for n, s in outputs),
+        )
+        for path in sorted(media)
+    ]
+    distinct, collisions = _refuse_collisions(wanted)
+    jobs, unheard = _probe(distinct)
+    problems += [*collisions, *unheard]
+    jobs.sort(key=lambda job: (-job.seconds, job.id))
+    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)))
+
+
+def _check_places(source: Path, target: Path | None, media: Path | None, recordings: bool) -> None:
+    suffixes = MEDIA_SUFFIXES if recordings else formats.READABLE.keys()
+    what, known = ("recording", _MEDIA_KNOWN) if recordings else ("transcript", ", ".join(suffixes))
     if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
-    if not source.is_dir() and (not source.is_file() or source.suffix.lower() not in formats.READABLE):
-        raise InputError(f"{source}: no transcript; give a folder, or a file that ends in {known}")
+    if not source.is_dir() and (not source.is_file() or source.suffix.lower() not in suffixes):
+        raise InputError(f"{source}: no {what}; give a folder, or a file that ends in {known}")
     if media is not None and not media.is_dir():
         raise InputError(f"{media}: no such folder; check --media")
     root = source if source.is_dir() else source.parent

@@ -11,7 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Tally:
     close: int = 0  # of these, those whose prediction was no more than a fifth off
     below: int = 0  # of these, those that took no more than was predicted
     loaded: int = 0  # the process that has loaded the models
-    peaks: dict[str, int] = field(default_factory=dict)  # private memory of one worker, for each kind of task
+    peaks: dict[tuple[str, str], int] = field(default_factory=dict)  # of one worker's own, by engine and kind of task
     most: int = 0  # of all processes together
     lowest: float = math.inf  # available
     throttles: int = 0
@@ -64,6 +64,32 @@ class Tally:
     kills: int = 0  # tasks that lost their worker for want of memory
     busy: list[float] = field(default_factory=list)  # percent of the time, the mean of each GPU
     used: list[int] = field(default_factory=list)  # bytes of each GPU's memory, at the most
+
+    def merge(self, later: Tally) -> Tally:
+        """Of both together, one after the other."""
+        peaks = {key: max(self.peaks.get(key, 0), later.peaks.get(key, 0)) for key in {**self.peaks, **later.peaks}}
+        sums = ("measured", "close", "below", "throttles", "throttled", "shrinks", "kills")
+        added = {name: getattr(self, name) + getattr(later, name) for name in sums}
+        highest = {name: max(getattr(self, name), getattr(later, name)) for name in ("loaded", "most")}
+        busy, used = later.busy or self.busy, later.used or self.used
+        lowest = min(self.lowest, later.lowest)
+        return replace(self, peaks=peaks, lowest=lowest, busy=busy, used=used, **added, **highest)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What measurements belong to: an engine, its model and dtype, as the user named them."""
+
+    engine: str
+    model: str = "default"
+    dtype: str = "float32"
+
+    @classmethod
+    def make(cls, engine: str, options: Mapping[str, Any]) -> Subject:
+        model, dtype = (str(options.get(name, usual)) for name, usual in (("model", "default"), ("dtype", "float32")))
+        if Path(model).is_dir():
+            model = str(Path(model).resolve())
+        return cls(engine, model, dtype)
 
 
 @dataclass(slots=True)
@@ -74,29 +100,28 @@ class _Process:
 
 @dataclass(slots=True)
 class Governor:
-    """notice: gets what the user should know. history: of the command; None for functions that nobody knows anything
-    about. engine, model, dtype: as the user named them. path: of the memory log, None for no log."""
+    """notice: gets what the user should know. command: what measurements are kept under, for the next run. engines:
+    with their options; none for functions that nobody knows anything about. path: of the memory log, None for none."""
 
     limits: Limits = field(default_factory=Limits)
     notice: Callable[[str], None] = lambda _: None
-    history: History | None = None
-    engine: str = ""
-    model: str = ""
-    dtype: str = ""
+    command: str = ""
+    engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     path: Path | None = None
     root: Path = Path("/")
     tally: Tally = field(default_factory=Tally)
     level: Level = Level.EASY
     why: str = ""  # memory is short
     machine: MachineMemory = field(init=False)
+    subjects: Mapping[str, Subject] = field(init=False)
     _log: MemoryLog | None = None
     _gpus: LoadMeter | None = None
     _refused: bool = False  # the last time that a task was to start, there was no room for it
     _shared: int | None = None  # bytes of what workers were forked from
     _loads: int = 0  # readings of the GPUs so far
     _name: str = ""
-    _series: dict[str, Series] = field(default_factory=dict)
-    _known: set[str] = field(default_factory=set)  # the kinds of task that an earlier run has measured
+    _series: dict[tuple[str, str], Series] = field(default_factory=dict)  # by engine and kind of task
+    _known: set[tuple[str, str]] = field(default_factory=set)  # of these, those that an earlier run has measured
     _processes: dict[str, _Process] = field(default_factory=dict)
     _clocks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _exact: int = 0  # exact measurements so far
@@ -104,28 +129,28 @@ class Governor:
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.subjects = {name: Subject.make(name, options) for name, options in self.engines.items()}
         self.machine = self._read_machine()
         self._kills = self.machine.kills
-
-    @classmethod
-    def make(cls, command: str, engine: str | None, options: Mapping[str, Any], **settings: Any) -> Governor:
-        """For an engine with its options, or for functions that nobody knows anything about."""
-        model, dtype = (str(options.get(name, usual)) for name, usual in (("model", "default"), ("dtype", "float32")))
-        if Path(model).is_dir():
-            model = str(Path(model).resolve())
-        history = History(command, engine) if engine else None
-        return cls(history=history, engine=engine or "", model=model, dtype=dtype, **settings)
 
     # -- what is known before ------------------------------------------------------------------------------------
 
     def recall(self, plan: Plan) -> Plan:
         """The plan with what earlier runs have measured."""
         self._name = self._make_name(plan)
-        typical, libraries = self._find("run").typical, self._find("libraries").typical
-        return plan.learn(private=None if typical is None else typical + IDLE, libraries=libraries)
+        libraries = self._find("libraries").typical
+        typical = [size for name in self.subjects if (size := self._find("run", name).typical) is not None]
+        return plan.learn(private=max(typical) + IDLE if typical else None, libraries=libraries)
 
     def _make_name(self, plan: Plan) -> str:
-        return "|".join([self.model, self.dtype, plan.device, str(plan.threads), plan.strategy])
+        return "|".join([plan.device, str(plan.threads), plan.strategy])
+
+    def _find_place(self, kind: str, engine: str) -> tuple[str, str]:
+        """The engine that a series is kept with, and its name there. What belongs to no engine is kept with the first
+        one, by the models of all."""
+        subjects = [self.subjects[engine]] if engine else list(self.subjects.values())
+        models, dtypes = ("+".join(getattr(s, part) for s in subjects) for part in ("model", "dtype"))
+        return subjects[0].engine, "|".join([kind, models, dtypes, self._name])
 
     def begin(self, plan: Plan, weights: int) -> None:
         """The models are loaded: from here on there is something to write down."""
@@ -137,16 +162,18 @@ class Governor:
         if plan.device in ("cuda", "rocm"):
             self._gpus = LoadMeter()
         if self.path is not None:
-            names = {"engine": self.engine, "model": self.model, "dtype": self.dtype, "strategy": str(plan.strategy)}
-            self._log = MemoryLog(self.path, notice=self.notice, **names)
+            self._log = MemoryLog(
+                self.path, notice=self.notice, strategy=str(plan.strategy), **describe_subjects(self.engines)
+            )
         self.write("start", weights=weights, workers=plan.workers)
 
     def end(self) -> None:
         """Keeps what was measured for the next run."""
         self._end_throttle()
-        if self.history is not None:
-            for kind, series in self._series.items():
-                self.history.store(f"{kind}|{self._name}", series)
+        if self.subjects:
+            for (engine, kind), series in self._series.items():
+                owner, name = self._find_place(kind, engine)
+                History(self.command, owner).store(name, series)
         self.write("end")
         if self._log is not None:
             self._log.close()
@@ -158,13 +185,17 @@ class Governor:
         self._find("libraries").add(0.0, max(0, size - weights))
         self._shared = size if forks else None
 
-    def _find(self, kind: str) -> Series:
-        if kind not in self._series:
-            name = f"{kind}|{self._name}"
-            self._series[kind] = self.history.load(name) if self.history else Series()
-            if self._series[kind].points:
-                self._known.add(kind)
-        return self._series[kind]
+    def _find(self, kind: str, engine: str = "") -> Series:
+        key = (engine, kind)
+        if key not in self._series:
+            series = Series()
+            if self.subjects:
+                owner, name = self._find_place(kind, engine)
+                series = History(self.command, owner).load(name)
+            self._series[key] = series
+            if series.points:
+                self._known.add(key)
+        return self._series[key]
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -174,7 +205,7 @@ class Governor:
 
     def predict(self, task: Task) -> int:
         """Bytes that the task will take at its peak, beyond what its worker has already."""
-        return self._find(task.name).predict(task.size)
+        return self._find(task.name, task.engine).predict(task.size)
 
     def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
         """The task that starts next; None if none may. holders: the workers that have one."""
@@ -192,10 +223,10 @@ class Governor:
         return seen[place]
 
     def _weigh(self, tasks: Iterator[Task], seen: list[Task], now: float) -> Iterator[tuple[int, float]]:
-        known: dict[tuple[str, float], int] = {}
+        known: dict[tuple[str, str, float], int] = {}
         for task in tasks:
             seen.append(task)
-            kind = (task.name, task.size)
+            kind = (task.engine, task.name, task.size)
             if kind not in known:
                 known[kind] = self.predict(task)
             yield known[kind], 0.0 if task.passed is None else now - task.passed
@@ -365,7 +396,7 @@ class Governor:
         """A task has failed, or lost its worker."""
         self.tally.kills += starved
         if starved:  # it took at least as much
-            self._find(task.name).add(task.size, max(task.peak, self.predict(task)))
+            self._find(task.name, task.engine).add(task.size, max(task.peak, self.predict(task)))
         self.write("fail", task, predicted=self.predict(task), peak=task.peak or None, reason=reason)
 
     def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None:
@@ -374,12 +405,13 @@ class Governor:
         if peak is None and task.peak:  # where nobody can say, what was seen must do
             peak, taken = task.peak, max(0, task.peak - usage.memory.uss)
         if peak is not None and taken is not None:
-            self.tally.peaks[task.name] = max(peak, self.tally.peaks.get(task.name, 0))
-            if task.size and task.name in self._known:
+            key = (task.engine, task.name)
+            self.tally.peaks[key] = max(peak, self.tally.peaks.get(key, 0))
+            if task.size and key in self._known:
                 self.tally.measured += 1
                 self.tally.close += abs(predicted - peak) <= _TOLERANCE * peak
                 self.tally.below += peak <= predicted
-            self._find(task.name).add(task.size, taken)
+            self._find(task.name, task.engine).add(task.size, taken)
         memory = usage.memory
         self.write("complete", task, process=worker, predicted=predicted, peak=peak, pss=memory.pss, uss=memory.uss)
 
@@ -388,6 +420,7 @@ class Governor:
         if self._log is None:
             return
         if task is not None:
+            values |= asdict(self.subjects[task.engine]) if task.engine else {}
             values |= {
                 "file": task.label,
                 "task": task.name,
@@ -402,6 +435,13 @@ class Governor:
             return False
         self._clocks[what] = now
         return True
+
+
+def describe_subjects(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Names of all engines, models, dtypes together."""
+    subjects = [Subject.make(name, options) for name, options in engines.items()]
+    parts = ("engine", "model", "dtype") if subjects else ()
+    return {part: ", ".join(dict.fromkeys(getattr(subject, part) for subject in subjects)) for part in parts}
 
 
 def _gigabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""One job's way through the workers: split, segments wherever there is room, join."""
+"""One job's way through the stages: split, segments wherever there is room, join; and the next stage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from engines.base import Job
 from engines.document import Document
 from prefork.outputs import JobOutput, WrittenFile
+from prefork.pipeline import Pipeline, Stage
+from prefork.remote import Remote
 from prefork.supervisor import Supervisor
 from prefork.tasks import Task
 
@@ -19,17 +21,31 @@ CHUNK_SECONDS = 20.0  # audio that a worker takes of a job at a time: little to 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What became of a job: a document, or an error."""
+    """What became of a job: a document, or an error. passed: the pickled document, where the pipeline goes on in
+    another runtime."""
 
     job: Job
     document: Document | None = None
     files: tuple[WrittenFile, ...] = ()
     error: BaseException | None = None
+    passed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What jobs go through. target: where their outputs are written, None if they are not. passing: the pipeline goes
+    on elsewhere, so that the last document is passed on instead. advance: called with seconds of audio as they are
+    worked off."""
+
+    pipeline: Pipeline
+    target: Path | None = None
+    passing: bool = False
+    advance: Callable[[float], None] = lambda _: None
 
 
 class JobRun:
-    """Takes one job through its steps. Every chunk of segments may go to another worker; all see the same bytes,
-    so that the result does not depend on which.
+    """Takes one job through the stages of a pipeline. Every chunk of a stage's segments may go to another worker; all
+    see the same bytes, so that the result does not depend on which.
 
     Lives in the supervisor's thread.
     """
@@ -37,28 +53,41 @@ class JobRun:
     def __init__(
         self,
         supervisor: Supervisor,
-        engine: str,
+        remote: Remote,
+        course: Course,
         job: Job,
         rank: int,
-        target: Path | None,
         done: Callable[[JobResult], None],
-        advance: Callable[[float], None] = lambda _: None,
+        document: bytes | None = None,
     ) -> None:
+        """document: what is known of the job, pickled; None for no more than its source says."""
         self._supervisor = supervisor
-        self._engine = engine
+        self._remote = remote
+        self._course = course
         self._job = job
         self._rank = rank
-        self._target = target
         self._done = done
-        self._advance = advance
+        self._document = document
+        self._number = 0  # of the stage
         self._over = False
         self._left = job.seconds  # audio that is not worked off
         self._segments: list[bytes] = []
         self._pieces: list[list[bytes]] = []
         self._waiting: dict[int, Task] = {}  # chunks that are not done, by number
 
+    @property
+    def _stage(self) -> Stage:
+        return self._course.pipeline[self._number]
+
+    @property
+    def _is_last(self) -> bool:
+        return self._number == len(self._course.pipeline) - 1
+
     def start(self) -> None:
-        self._submit("split", (), 0, self._job.seconds, self._take_segments)
+        if self._stage.is_remote:
+            self._remote.submit(self._stage.engine, self._job, self._document, self._take_document)
+        else:
+            self._submit("split", (self._document,), 0, self._job.seconds, self._take_segments)
 
     def _submit(
         self,
@@ -79,10 +108,11 @@ class JobRun:
 
         task = Task(
             name,
-            (self._engine, self._job, *arguments),
+            (self._stage.engine, self._job, *arguments),
             done,
-            order=(self._rank, index),
+            order=(self._rank, self._number, index),
             label=self._job.id,
+            engine=self._stage.engine,
             items=items,
             size=size,
             segment=step if items is not None else 0.0,
@@ -98,7 +128,7 @@ class JobRun:
             return
         self._over = True
         self._supervisor.cancel(self._waiting.values())
-        self._advance(self._left)
+        self._course.advance(self._left)
         self._done(JobResult(self._job, error=error))
 
     def _take_segments(self, result: bytes) -> None:
@@ -117,19 +147,38 @@ class JobRun:
 
     def _take_chunk(self, number: int, _: bytes) -> None:
         self._pieces[number] = self._waiting[number].finished
-        share = self._left / len(self._waiting)
-        self._left -= share
-        self._advance(share)
+        stages = len(self._course.pipeline) - self._number  # those that are left, this one included
+        self._work_off(self._left / (stages * len(self._waiting)))
         del self._waiting[number]
         if not self._waiting:
             self._join()
 
+    def _work_off(self, seconds: float) -> None:
+        self._left -= seconds
+        self._course.advance(seconds)
+
     def _join(self) -> None:
         pieces = [piece for chunk in self._pieces for piece in chunk]
-        arguments = (self._segments, pieces, self._target)
-        self._submit("join", arguments, 0, self._job.seconds, self._finish, closing=True)
+        writing = self._is_last and not self._course.passing
+        arguments = (self._document, self._segments, pieces, writing, self._course.target)
+        take = self._finish if writing else partial(self._take_document, error=None)
+        self._submit("join", arguments, 0, self._job.seconds, take, closing=writing)
+
+    def _take_document(self, document: bytes | None, error: BaseException | None) -> None:
+        """A stage is over: with what it has made, or an error."""
+        if document is None:
+            self._fail(error)
+            return
+        self._document = document
+        if self._is_last:  # so the pipeline goes on elsewhere
+            self._work_off(self._left)
+            self._done(JobResult(self._job, passed=document))
+            return
+        self._number += 1
+        self.start()
 
     def _finish(self, result: bytes) -> None:
+        self._work_off(self._left)
         output: JobOutput = pickle.loads(result)
         self._done(JobResult(self._job, output.document, output.files))
 

@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -167,7 +167,7 @@ def open_engines(specification: Specification) -> dict[str, Engine]:
 
 def survey(specification: Specification, engines: Mapping[str, Engine]) -> int | None:
     """Bytes that the weights will take, from the models' headers; None if that is not known before they are loaded."""
-    sizes = [engine.count_weights() for engine in engines.values()]
+    sizes = [engine.count_weights() for engine in _tell_apart(engines).values()]
     known = [size for size in sizes if size is not None]
     return None if specification.load is not None or len(known) < len(sizes) else sum(known)
 
@@ -185,7 +185,7 @@ def load(specification: Specification) -> Loaded:
     assert specification.plan is not None
     if weights is not None and (refusal := specification.plan.learn(weights=weights).refusal):
         raise LoadError(refusal)
-    models = {name: engine.load() for name, engine in engines.items()}
+    models = _load_models(engines)
     if specification.preparation is not None:
         _import_main(specification.preparation)
     if specification.load is not None:
@@ -193,7 +193,7 @@ def load(specification: Specification) -> Loaded:
     device = specification.plan.device
     arena = _share(specification, models) if specification.plan.shared else None
     if device != "cpu":
-        models = {name: model.to(device) if name in engines else model for name, model in models.items()}
+        models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
     loaded = Loaded(engines, models, arena, device, specification.checkpoints)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
@@ -203,6 +203,24 @@ def load(specification: Specification) -> Loaded:
         arena.seal()
     release_free_memory()  # what a worker would else give back, and what was never its own
     return loaded
+
+
+def _tell_apart(engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """Those whose models differ."""
+    found: dict[Hashable, tuple[str, Engine]] = {}
+    for name, engine in engines.items():
+        identity = engine.identify_model()
+        found.setdefault(name if identity is None else (identity,), (name, engine))
+    return dict(found.values())
+
+
+def _load_models(engines: Mapping[str, Engine]) -> dict[str, Any]:
+    """By engine. Those that identify theirs alike get the same one."""
+    loaded = {name: engine.load() for name, engine in _tell_apart(engines).items()}
+    shared = {engines[name].identify_model(): model for name, model in loaded.items()}
+    return {
+        name: loaded[name] if name in loaded else shared[engine.identify_model()] for name, engine in engines.items()
+    }
 
 
 def _call_load(load: bytes) -> Any:

@@ -23,9 +23,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from platform_matrix.memory import read_memory
 from prefork.process import Memory, MemoryProbe, measure_memory, release_free_memory
@@ -215,12 +215,11 @@ class Recovery:
         return 100 * (self.added - self.left) / self.added
 
 
-def measure_recovery(entry: int, begin: int, end: int, kept: int = 0) -> Recovery | None:
-    """Bytes allocated when the stage, its first cleanup began and its last one ended; kept: of the models that have
-    come to stay in between, negative if some have gone. None if the stage added nothing to speak of."""
-    level = entry + kept
-    added = begin - level
-    return Recovery(added, min(max(0, end - level), added)) if added >= NOTABLE else None
+def measure_recovery(entry: int, begin: int, end: int) -> Recovery | None:
+    """Bytes allocated when the stage, its first cleanup began and its last one ended. None if the stage added nothing
+    to speak of."""
+    added = begin - entry
+    return Recovery(added, min(max(0, end - entry), added)) if added >= NOTABLE else None
 
 
 class Alarm:
@@ -252,7 +251,6 @@ class MemoryMonitor:
         interval: float = 1.0,
     ) -> None:
         """Checkpoints go to the logger as info. clock, interval: seconds; of the alarm and between two samples."""
-        self.kept = 0  # bytes of models that are loaded and meant to be
         self._meter = meter
         self._logger = logger
         self._clock = clock
@@ -292,7 +290,7 @@ class MemoryMonitor:
             cleanups.defer("Final")
         with self._watch():
             self.checkpoint(stage.before)
-            entry, kept, completed = self._meter.glance().allocated, self.kept, False
+            entry, completed = self._meter.glance().allocated, False
             try:
                 yield cleanups
                 completed = True
@@ -300,12 +298,12 @@ class MemoryMonitor:
                 _empty_frames(error)
                 raise
             finally:
-                failures = self._clean_up(stage, cleanups, entry, kept)
+                failures = self._clean_up(stage, cleanups, entry)
                 if completed and failures:
                     raise failures[0]
 
-    def _clean_up(self, stage: Stage, cleanups: Cleanups, entry: int, kept: int) -> list[Exception]:
-        """Returns what has failed, which may be the meter too. entry, kept: bytes when the stage began."""
+    def _clean_up(self, stage: Stage, cleanups: Cleanups, entry: int) -> list[Exception]:
+        """Returns what has failed, which may be the meter too. entry: bytes allocated when the stage began."""
         failures: list[Exception] = []
         sizes: list[int] = []  # before and after each cleanup
         for name, drops in cleanups:
@@ -319,7 +317,7 @@ class MemoryMonitor:
             with attempt():
                 sizes.append(self.settle())
                 self.checkpoint(f"After {name} Cleanup")
-        if len(sizes) > 1 and (recovery := measure_recovery(entry, sizes[0], sizes[-1], self.kept - kept)):
+        if len(sizes) > 1 and (recovery := measure_recovery(entry, sizes[0], sizes[-1])):
             self._report(stage, recovery)
         if stage.after:
             with self._attempt(failures, stage.title):
@@ -371,47 +369,6 @@ class MemoryMonitor:
                 self.sample()
         except Exception as error:  # noqa: BLE001  no work is lost for want of a look at memory
             self._logger.error("ERROR: Memory is not watched any more: %s: %s", type(error).__name__, error)
-
-
-class Residency(StrEnum):
-    """all: models stay in memory. stage: each is unloaded after its stage, for cards that cannot hold all at once."""
-
-    ALL = "all"
-    STAGE = "stage"
-
-
-class Models:
-    """The models of the stages, each loaded when it is first asked for. Its name is that of the cleanup it ends with.
-
-    With Residency.ALL that cleanup leaves the model where it is, and what it takes does not count as not recovered.
-    """
-
-    def __init__(self, monitor: MemoryMonitor, residency: Residency = Residency.ALL) -> None:
-        self._monitor = monitor
-        self._residency = residency
-        self._models: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}  # bytes
-
-    def get(self, stage: Cleanups, name: str, load: Callable[[], T]) -> T:
-        """Do not keep it in a variable of the stage's body, which would outlive the cleanup: use it at once, or hand it
-        to a function. Raises ValueError if the stage has no cleanup of that name."""
-        stage.defer(name, *([partial(self._drop, name)] if self._residency is Residency.STAGE else []))
-        if name not in self._models:
-            before = self._monitor.settle()
-            self._models[name] = load()
-            self._sizes[name] = self._monitor.settle() - before
-            self._monitor.kept += self._sizes[name]
-        model: T = self._models[name]
-        return model
-
-    def clear(self) -> None:
-        """Drops all, as the Final cleanup of the last pipeline may."""
-        for name in list(self._models):
-            self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        self._models.pop(name, None)
-        self._monitor.kept -= self._sizes.pop(name, 0)
 
 
 def _empty_frames(error: BaseException) -> None:

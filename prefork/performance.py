@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,31 @@ from prefork.loading import Inventory
 from prefork.report import Summary
 
 SUFFIX = ".performance.json"
-_STEPS = {"split": ("split",), "run": ("prepare", "infer", "finish"), "join": ("join", "write")}
+_STEPS = {"split": ("split",), "run": ("prepare", "infer", "finish"), "join": ("join", "write")}  # of each kind of task
 
 
 def describe(
     names: Mapping[str, str],
     summary: Summary,
     tally: Tally,
-    steps: Mapping[str, float],
+    steps: Mapping[tuple[str, str], float],
     plan: Plan,
     inventory: Inventory,
 ) -> dict[str, Any]:
     """The log's content. names: of command, engine, model, dtype. steps: seconds of all workers together.
 
-    Stages are those that a job goes through; `seconds` of them are summed over the workers, `peak` is the most that one
-    worker had of its own. What this machine or this run does not have is null.
+    Stages are those that a job goes through, three for each engine; `seconds` of them are summed over the workers,
+    `peak` is the most that one worker had of its own. What this machine or this run does not have is null.
     """
     stages: list[dict[str, Any]] = [{"stage": "load", "seconds": inventory.seconds, "peak": tally.loaded}]
-    for stage, parts in _STEPS.items():
-        seconds = {part: round(steps.get(part, 0.0), 3) for part in parts}
-        stages.append(
-            {"stage": stage, "seconds": sum(seconds.values()), "steps": seconds, "peak": tally.peaks.get(stage)}
-        )
-    memory = asdict(tally)
+    for engine in inventory.fingerprints:
+        for task, parts in _STEPS.items():
+            seconds = {part: round(steps.get((engine, part), 0.0), 3) for part in parts}
+            peak = tally.peaks.get((engine, task))
+            total = round(sum(seconds.values()), 3)
+            stages.append({"engine": engine, "stage": task, "seconds": total, "steps": seconds, "peak": peak})
+    memory = asdict(replace(tally, peaks={}))
+    memory["peaks"] = {" ".join(key).strip(): peak for key, peak in tally.peaks.items()}
     memory["lowest"] = None if tally.lowest == float("inf") else tally.lowest
     return {
         **names,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,37 @@ from prefork.corpus import find_jobs
 from prefork.governor import Governor
 from prefork.loading import Specification, make_environment
 from prefork.machine import find_facts
+from prefork.pipeline import Pipeline
 from prefork.report import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What models say of themselves before they are loaded. Bytes of the weights and of a worker's own, None if they
+    cannot say; what outputs depend on, by engine."""
+
+    weights: int | None
+    private: int | None
+    fingerprints: Mapping[str, Mapping[str, Any]]
 
 
 def plan_run(
     command: str,
     source: Path,
     media: Path | None,
-    options: Mapping[str, Any],
+    pipeline: Pipeline,
     request: Request,
     facts: Path | None,
     refresh: bool,
+    recordings: bool = False,
 ) -> tuple[Plan, list[tuple[str, str]]]:
     """The plan, and what it would be for: names and values. Raises InputError, LoadError."""
-    (engine,) = request.engines
-    registry.find(engine)
-    corpus = find_jobs(source, None, media=media)
+    engines = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
+    for engine in engines:
+        registry.find(engine)
+    corpus = find_jobs(source, None, media=media, recordings=recordings)
     seconds = [job.seconds for job in corpus.jobs]
     work = [
         (
@@ -41,16 +54,17 @@ def plan_run(
         ),
         ("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"),
     ]
-    plan = decide(find_facts(facts, refresh), request)
-    weights, private = survey(Specification({engine: dict(options)}, plan=plan))
-    plan = Governor.make(command, engine, options).recall(plan.learn(weights, private))
-    size = f"{weights / 1e6:.0f} MB of weights" if weights is not None else "weights of a size that only loading shows"
-    return plan, [("engine", f"{engine}, {size}"), *work]
+    plan = decide(find_facts(facts, refresh), replace(request, engines=tuple(engines)))
+    found = survey(Specification(engines, plan=plan))
+    plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))
+    size = "weights of a size that only loading shows"
+    if found.weights is not None:
+        size = f"{found.weights / 1e6:.0f} MB of weights"
+    return plan, [("engine", f"{' -> '.join(stage.engine for stage in pipeline)}, {size}"), *work]
 
 
-def survey(specification: Specification) -> tuple[int | None, int | None]:
-    """Bytes of the weights, and of a worker's own, as a process says that opens the models and does not load them.
-    Raises LoadError."""
+def survey(specification: Specification) -> Survey:
+    """What a process says that opens the models and does not load them. Raises LoadError."""
     assert specification.plan is not None
     child = ChildProcess("zygote", make_environment(specification.plan))
     try:
@@ -64,5 +78,4 @@ def survey(specification: Specification) -> tuple[int | None, int | None]:
         child.end(1.0)
     if kind != "surveyed":
         raise LoadError(answer[0])
-    weights, private = answer
-    return weights, private
+    return Survey(*answer)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
@@ -49,6 +49,7 @@ class Summary:
     starved: int  # tasks that lost their worker for want of memory
     deaths: int
     target: str
+    recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
 
     @property
     def speed(self) -> float:
@@ -203,6 +204,7 @@ def tabulate(summary: Summary) -> Table:
     rows = [
         ("files", _count_files(summary)),
         ("audio", f"{summary.audio_seconds / 60:.1f} min"),
+        *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
         ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
         ("speed", f"{summary.speed:.0f} audio seconds per second"),
         ("workers", _count_workers(summary)),
@@ -215,6 +217,16 @@ def tabulate(summary: Summary) -> Table:
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _describe_recovery(recovery: Mapping[str, int]) -> str:
+    """What became of utterances without times."""
+    timed, found, missing = (recovery.get(name, 0) for name in ("timed", "found", "missing"))
+    if not found and not missing:
+        return f"all {timed} utterances had times"
+    parts = [f"{timed} utterances had times"] if timed else []
+    parts += [f"{found} of {found + missing} without were found in the recordings"]
+    return ", ".join(parts)
 
 
 def _describe_private(summary: Summary) -> str:

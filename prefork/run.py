@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
+from platform_matrix.matrix import Plan
 from prefork import memlog, performance
 from prefork.corpus import Corpus, find_jobs
-from prefork.jobs import JobResult
+from prefork.governor import Tally, describe_subjects
+from prefork.jobs import Course, JobResult, divide
 from prefork.journal import FOLDER, Journal
+from prefork.loading import Inventory, Specification
 from prefork.outputs import OutputFolder
+from prefork.pipeline import Pipeline, Residency, list_phases
+from prefork.planning import survey
 from prefork.report import Report, Summary, View
 from prefork.runtime import Runtime
 from prefork.tasks import HangLimit, Stopped
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _LOOK_SECONDS = 0.1
+_ROUND_SECONDS = 7200.0  # of audio that goes through all phases before more of it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +40,9 @@ class Request:
     source: Path
     target: Path
     command: str
-    engine: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: Pipeline
+    recordings: bool = False  # whether they are what goes in, not transcripts
+    residency: Residency = Residency.ALL
     formats: tuple[str, ...] = ()
     media: Path | None = None
     workers: int | None = None
@@ -48,6 +57,35 @@ class Request:
     redo: bool = False
 
 
+class _Account:
+    """What the runtimes of a run have come to, one after the other."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.inventory: Inventory | None = None
+        self.tally = Tally()
+        self.steps: Counter[tuple[str, str]] = Counter()
+        self.deaths = 0
+        self.load_seconds = 0.0
+        self.exhausted = False
+        self.failure: BaseException | None = None
+
+    def add(self, runtime: Runtime) -> None:
+        """One that has ended."""
+        supervisor = runtime.supervisor
+        self.plan = supervisor.plan or self.plan
+        known, new = self.inventory, supervisor.inventory
+        if known is not None and new is not None:
+            seconds, fingerprints = known.seconds + new.seconds, {**known.fingerprints, **new.fingerprints}
+            new = replace(new, weights=max(known.weights, new.weights), seconds=seconds, fingerprints=fingerprints)
+        self.inventory = new or known
+        self.tally = self.tally.merge(supervisor.governor.tally)
+        self.steps.update(supervisor.steps)
+        self.deaths += supervisor.deaths
+        self.exhausted = self.exhausted or bool(supervisor.exhausted)
+        self.failure = self.failure or supervisor.failure
+
+
 class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
@@ -57,14 +95,22 @@ class Run:
         self._started = time.monotonic()
         self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
         self._logs = request.target / memlog.FOLDER
-        self._results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._signals: list[int] = []
-        self._load_seconds = 0.0
         self._heeded = 0  # of the signals, those that were acted on
         self._log_file: Any = None
-        self._runtime = Runtime(
-            request.engine,
-            options=request.options,
+        self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
+        self._account = _Account()
+        self._done: list[JobResult] = []
+        self._failed: dict[str, str] = {}
+        self._warnings: dict[str, tuple[str, ...]] = {}
+        self._recovery: Counter[str] = Counter()
+        self._audio_begun = 0.0  # seconds of audio done in jobs that are not
+        self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
+
+    def _make_runtime(self, pipeline: Pipeline) -> Runtime:
+        request = self._request
+        return Runtime(
+            pipeline,
             workers=request.workers,
             threads=request.threads,
             strategy=request.strategy,
@@ -76,13 +122,9 @@ class Run:
             memory_log=self._logs / f"{self._stamp}{memlog.SUFFIX}",
             memory_checkpoints=request.memory_checkpoints,
             command=request.command,
-            notice=report.note,
+            notice=self._report.note,
             log=self._log,
         )
-        self._done: list[JobResult] = []
-        self._failed: dict[str, str] = {}
-        self._warnings: dict[str, tuple[str, ...]] = {}
-        self._audio_begun = 0.0  # seconds of audio done in jobs that are not
 
     def execute(self) -> int:
         """The exit code: 0 if every job is done, 1 if one failed, 3 if memory was too short to go on, 128 + signal if
@@ -90,24 +132,23 @@ class Run:
         try:
             summary = self._execute()
         finally:
-            self._runtime.supervisor.drain(0)
-            self._runtime.supervisor.join()
+            self._end_runtime(at_once=True)
             self._report.close()
             if self._log_file is not None:
                 self._log_file.close()
         self._write_performance(summary)
         self._report.end(summary)
-        if self._runtime.supervisor.failure is not None:
-            raise self._runtime.supervisor.failure
+        if self._account.failure is not None:
+            raise self._account.failure
         if self._signals and summary.unfinished:
             return 128 + self._signals[0]
-        if self._runtime.supervisor.exhausted and summary.unfinished:
+        if self._account.exhausted and summary.unfinished:
             return 3
         return 1 if self._failed else 0
 
     def _execute(self) -> Summary:
         request = self._request
-        corpus = find_jobs(request.source, request.target, request.formats, request.media)
+        corpus = find_jobs(request.source, request.target, request.formats, request.media, request.recordings)
         self._failed |= {problem.id: strip_name(problem.id, problem.reason) for problem in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder)
@@ -117,33 +158,90 @@ class Run:
                     f"the journal could not be read; it is kept as {journal.recovered}, everything is made again"
                 )
             with self._listen():
-                while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
-                    self._look_around()
-                self._load_seconds = time.monotonic() - self._started
-                skipped = 0
-                if not self._signals:
-                    self._runtime.wait_until_loaded()
-                    skipped = self._work(corpus, folder, journal)
+                skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
             journal.close()
         return self._summarise(corpus, skipped)
 
+    def _wait_until_loaded(self) -> bool:
+        """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
+        assert self._runtime is not None
+        started = time.monotonic()
+        while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
+            self._look_around()
+        self._account.load_seconds += time.monotonic() - (self._started if not self._account.load_seconds else started)
+        if self._signals:
+            return False
+        self._runtime.wait_until_loaded()
+        return True
+
+    def _end_runtime(self, at_once: bool = False) -> None:
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            if at_once:
+                runtime.supervisor.drain(0)
+            runtime.shutdown()
+            self._account.add(runtime)
+
+    def _find_fingerprint(self) -> Mapping[str, Any]:
+        """What outputs depend on besides the inputs: the settings of every stage, of later phases too."""
+        runtime = self._runtime
+        assert runtime is not None and runtime.supervisor.plan is not None
+        known = runtime.fingerprints
+        later = {stage.engine: stage.options for phase in self._phases[1:] for stage in phase if not stage.is_remote}
+        if later:
+            known = {**known, **survey(Specification(later, plan=runtime.supervisor.plan)).fingerprints}
+        return {"stages": [known[stage.engine] for stage in self._request.pipeline]}
+
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
-        """Runs what is still to do; the number of jobs that an earlier run has done."""
-        inventory = self._runtime.supervisor.inventory
-        assert inventory is not None
-        fingerprint = inventory.fingerprints[self._request.engine]
+        """Runs what is still to do; the number of jobs that an earlier run has done.
+
+        Where models take turns, so many jobs go through all phases before others begin that little is lost if the run
+        ends in between.
+        """
+        fingerprint = self._find_fingerprint()
         jobs = [job for job in corpus.jobs if self._request.redo or not journal.is_done(job, fingerprint)]
         self._report.begin(lambda: self._look(jobs))
-        self._runtime.run(jobs, folder.root, self._results.put, self._advance)
+        rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
+        for start, end in rounds:
+            left, documents = jobs[start:end], dict[str, bytes]()
+            for phase in self._phases:
+                if not self._turn_to(phase):
+                    break
+                results = self._run_phase(left, folder, documents)
+                documents = {}
+                for result in results:
+                    if result.passed is not None:
+                        documents[result.job.id] = result.passed
+                    else:
+                        self._take(result, journal, fingerprint)
+                left = [job for job in left if job.id in documents]
+        self._end_runtime()
+        return len(corpus.jobs) - len(jobs)
+
+    def _turn_to(self, phase: Pipeline) -> bool:
+        """Sees to it that the models of a phase are loaded, and no others; False if nothing more is to begin."""
+        if self._runtime is not None and self._runtime.pipeline == phase:
+            return True
+        self._end_runtime()
+        if self._signals or self._account.exhausted or self._account.failure is not None:
+            return False
+        self._runtime = self._make_runtime(phase)
+        return self._wait_until_loaded()
+
+    def _run_phase(self, jobs: list[Job], folder: OutputFolder, documents: Mapping[str, bytes]) -> Iterator[JobResult]:
+        """Results, as they come."""
+        runtime = self._runtime
+        assert runtime is not None
+        results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
+        passing = runtime.pipeline != self._phases[-1]
+        runtime.run(jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
         waiting = len(jobs)
         while waiting:
             self._look_around()
             with suppress(queue.Empty):
-                self._take(self._results.get(timeout=_LOOK_SECONDS), journal, fingerprint)
+                yield results.get(timeout=_LOOK_SECONDS)
                 waiting -= 1
-        self._runtime.shutdown()
-        return len(corpus.jobs) - len(jobs)
 
     def _take(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
         job, error = result.job, result.error
@@ -154,6 +252,8 @@ class Run:
             self._done.append(JobResult(job, files=result.files))
             if result.document is not None and result.document.warnings:
                 self._warnings[job.id] = result.document.warnings
+            if result.document is not None and result.document.recovery is not None:
+                self._recovery.update(asdict(result.document.recovery))
             self._report.finish_job(result, None)
             return
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -165,12 +265,13 @@ class Run:
         self._report.finish_job(result, reason)
 
     def _advance(self, seconds: float) -> None:
-        self._audio_begun += seconds
+        self._audio_begun += seconds / len(self._phases)
 
     def _look(self, jobs: list[Job]) -> View:
         finished = len(self._done) + sum(job.id in self._failed for job in jobs)
         total = sum(job.seconds for job in jobs)
-        return View(self._runtime.supervisor.status(), min(self._audio_begun, total), total, finished, len(jobs))
+        workers = self._runtime.supervisor.status() if self._runtime is not None else []
+        return View(workers, min(self._audio_begun, total), total, finished, len(jobs))
 
     @contextmanager
     def _listen(self) -> Iterator[None]:
@@ -190,7 +291,8 @@ class Run:
             self._heeded += 1
             if self._heeded == 1:
                 self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
-            self._runtime.supervisor.drain(DRAIN_SECONDS if self._heeded == 1 else 0.0)
+            if self._runtime is not None:
+                self._runtime.supervisor.drain(DRAIN_SECONDS if self._heeded == 1 else 0.0)
         self._report.refresh()
 
     def _log(self, text: str) -> None:
@@ -203,26 +305,18 @@ class Run:
         self._log_file.flush()
 
     def _write_performance(self, summary: Summary) -> None:
-        supervisor, request = self._runtime.supervisor, self._request
-        if supervisor.plan is None or supervisor.inventory is None:
+        account, request = self._account, self._request
+        if account.plan is None or account.inventory is None:
             return
-        governor = supervisor.governor
-        names = {
-            "command": request.command,
-            "engine": request.engine,
-            "model": governor.model,
-            "dtype": governor.dtype,
-        }
-        content = performance.describe(
-            names, summary, governor.tally, supervisor.steps, supervisor.plan, supervisor.inventory
-        )
+        engines = {stage.engine: stage.options for stage in request.pipeline}
+        names = {"command": request.command, **describe_subjects(engines)}
+        content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
         performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
 
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
-        supervisor = self._runtime.supervisor
-        inventory = supervisor.inventory
-        plan = supervisor.plan
-        tally = supervisor.governor.tally
+        self._end_runtime()
+        account = self._account
+        inventory, plan, tally = account.inventory, account.plan, account.tally
         failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
         return Summary(
             done=len(self._done),
@@ -233,7 +327,7 @@ class Run:
             warnings=self._warnings,
             audio_seconds=sum(result.job.seconds for result in self._done),
             wall_seconds=time.monotonic() - self._started,
-            load_seconds=self._load_seconds,
+            load_seconds=account.load_seconds,
             strategy=plan.strategy if plan else "",
             workers=plan.workers if plan else 0,
             threads=plan.threads if plan else 0,
@@ -247,7 +341,8 @@ class Run:
             throttled=tally.throttled,
             shrinks=tally.shrinks,
             starved=tally.kills,
-            deaths=supervisor.deaths,
+            deaths=account.deaths,
+            recovery=self._recovery,
             target=str(self._request.target),
         )
 

@@ -21,8 +21,10 @@ from platform_matrix.devices import Devices
 from platform_matrix.facts import read_facts
 from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.governor import Governor, Limits
-from prefork.jobs import JobResult, JobRun
+from prefork.jobs import Course, JobResult, JobRun
 from prefork.loading import Specification
+from prefork.pipeline import Pipeline, Stage
+from prefork.remote import Remote
 from prefork.supervisor import Supervisor
 from prefork.tasks import HangLimit, Task
 
@@ -43,7 +45,8 @@ class Runtime(Executor):
     >>> with Runtime(load=load_model, workers=8) as runtime:
     ...     futures = [runtime.submit(score, item) for item in items]   # score(model, item), in a worker
 
-    engine: a name from the entry points `prefork.engines`. options: the engine's own settings.
+    engine: a name from the entry points `prefork.engines`, or a pipeline of several (`prefork.pipeline`). options: the
+    engine's own settings.
     load: a function without arguments that returns the model, or anything that holds it.
     workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
     threads: of each worker, by default its share of the cores. strategy: `fork` or `spawn`; by default what the
@@ -62,7 +65,7 @@ class Runtime(Executor):
 
     def __init__(
         self,
-        engine: str | None = None,
+        engine: str | Pipeline | None = None,
         *,
         load: Callable[[], Any] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -87,18 +90,19 @@ class Runtime(Executor):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if strategy is not None and strategy not in list(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
-        self.engine = engine
+        self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()
+        local = {stage.engine: stage.options for stage in self.pipeline if not stage.is_remote}
         self._ranks = itertools.count()
         self._shutdown = False
         self._lock = threading.Lock()
         specification = Specification(
-            engines={engine: dict(options or {})} if engine else {},
+            engines=local,
             load=pickle.dumps(load) if load else None,
             preparation=_describe_main(),
             checkpoints=memory_checkpoints,
         )
         request = Request(
-            engines=(engine,) if engine else (),
+            engines=tuple(local),
             strategy=Strategy(strategy) if strategy else None,
             workers=workers,
             threads=threads,
@@ -107,8 +111,10 @@ class Runtime(Executor):
             memory_limit=memory_limit,
         )
         limits = Limits(memory_limit, mem_guard)
-        governor = Governor.make(command, engine, options or {}, limits=limits, path=memory_log)
+        governor = Governor(limits, command=command, engines=local, path=memory_log)
         self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
+        self._remote = Remote(self.supervisor, {s.engine: s.options for s in self.pipeline if s.is_remote})
+        self._remote.setup()
         self.supervisor.start()
         _live.add(self)
 
@@ -122,6 +128,13 @@ class Runtime(Executor):
         if self.supervisor.failure is not None:
             self.shutdown()
             raise self.supervisor.failure
+
+    @property
+    def fingerprints(self) -> dict[str, Mapping[str, Any]]:
+        """What the outputs depend on besides the inputs, by engine. Known once the models are loaded."""
+        inventory = self.supervisor.inventory
+        assert inventory is not None
+        return {**inventory.fingerprints, **self._remote.fingerprints()}
 
     @property
     def plan(self) -> Plan:
@@ -177,24 +190,26 @@ class Runtime(Executor):
             return super().map(first, *iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         jobs = list(first)
-        self.run(jobs, target, results.put)
+        self.run(jobs, Course(self.pipeline, target), results.put)
         return (results.get() for _ in jobs)
 
     def run(
         self,
         jobs: Iterable[Job],
-        target: Path | None,
+        course: Course,
         done: Callable[[JobResult], None],
-        advance: Callable[[float], None] = lambda _: None,
+        documents: Mapping[str, bytes] | None = None,
     ) -> None:
         """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish.
 
-        advance: called with seconds of audio as they are worked off.
+        course: through this runtime's pipeline. documents: what is known of the jobs, pickled, by their ids.
         """
-        if self.engine is None:
+        if not self.pipeline:
             raise ValueError("jobs need an engine: Runtime('ctc')")
+        known = documents or {}
         for job in sorted(jobs, key=lambda job: -job.seconds):
-            JobRun(self.supervisor, self.engine, job, next(self._ranks), target, done, advance).start()
+            rank = next(self._ranks)
+            JobRun(self.supervisor, self._remote, course, job, rank, done, known.get(job.id)).start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""
@@ -205,6 +220,7 @@ class Runtime(Executor):
         self.supervisor.close()
         if wait:
             self.supervisor.join()
+            self._remote.close()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for what was submitted; after an exception (Ctrl-C is one) nobody does, and all of it ends at once."""

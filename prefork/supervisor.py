@@ -68,12 +68,15 @@ class Supervisor:
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
         self.governor = governor or Governor()
         self.governor.notice = self._notice
+        self.interrupted = threading.Event()  # set when nothing new may begin
         self.exhausted = ""  # why the run was stopped: memory was too short
-        self.steps: Counter[str] = Counter()  # seconds that all workers together have spent in each step of a job
+        self.steps: Counter[tuple[str, str]] = Counter()  # seconds of all workers together, by engine and step of a job
         self._loop = Loop()
         self._crew = Crew(specification, self._loop, self.governor, self, self._notice, log or _print, log is None)
         self._queue = TaskQueue()
         self._closing = False
+        self._elsewhere = 0  # pieces of work that are done outside of the workers
+        self._lock = threading.Lock()  # of that number
         self._drain_until: float | None = None
         self._starving: float | None = None  # since when nothing has started because nothing fits
         self._growth = _MOST_GROWTH
@@ -98,12 +101,33 @@ class Supervisor:
         """Gives every task that has not begun its end now."""
         self._loop.tell(self._drop_waiting)
 
+    def expect(self) -> None:
+        """Something is done elsewhere: nothing ends before it is delivered, unless the run is interrupted."""
+        with self._lock:
+            self._elsewhere += 1
+
+    def deliver(self, action: Callable[[], None]) -> None:
+        """Does the action, in the supervisor's thread as long as there is one: what was expected is there."""
+
+        def take() -> None:
+            with self._lock:
+                self._elsewhere -= 1
+            action()
+
+        if not self._loop.tell(take):
+            take()
+
+    def give_up(self, error: LoadError) -> None:
+        """Ends everything at once: nothing can be done without what was not to be had."""
+        self._loop.tell(lambda: self.fail(error))
+
     def close(self) -> None:
         """Ends everything once all tasks are done."""
         self._loop.tell(lambda: setattr(self, "_closing", True))
 
     def drain(self, seconds: float) -> None:
         """Starts nothing new; ends everything when what runs is done, or after so many seconds."""
+        self.interrupted.set()
         until = time.monotonic() + seconds
         self._loop.tell(lambda: self._drain(until))
 
@@ -168,7 +192,8 @@ class Supervisor:
         if self._drain_until is not None:
             return time.monotonic() > self._drain_until or not (running or self._queue.has_closing)
         settling = any(worker.settling for worker in self._crew.workers.values())
-        return self._closing and not (running or settling or self._queue or self._loop.has_actions)
+        left = running or settling or self._queue or self._elsewhere or self._loop.has_actions
+        return self._closing and not left
 
     def _drain(self, until: float) -> None:
         self._drain_until = min(until, self._drain_until or until)
@@ -180,6 +205,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """Ends every process and gives every task that is left its reason."""
+        self.interrupted.set()
         left = self._crew.end(at_once=self.failure is not None)
         self._loop.end()
         self.governor.end()
@@ -237,7 +263,7 @@ class Supervisor:
             self.governor.lose(task, str(error), starved=False)
             task.done(None, error)
 
-    def _take_measure(self, worker: Worker, usage: Usage | None, steps: dict[str, float]) -> None:
+    def _take_measure(self, worker: Worker, usage: Usage | None, steps: dict[tuple[str, str], float]) -> None:
         """What its last task took, and what it has kept of it."""
         self.steps.update(steps)
         worker.settling = False

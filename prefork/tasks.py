@@ -40,14 +40,15 @@ class HangLimit:
 class Task:
     """Something for one worker to do.
 
-    order: smaller ones go first. size: bytes that its largest segment takes as the model's configuration suggests;
-    segment, audio: seconds of that segment, and of the whole recording. step: seconds of audio between two signs of
-    life, None for a task that gives none and may take for ever. items: what it goes through one by one, the last of its
-    arguments; what came of each is kept in `finished`, and after a death only the others are done again. attempts:
-    deaths since the last sign of life. alone: nothing may run beside it, because it did not fit into memory. passed:
-    when others first passed it. peak: bytes of its worker's own, the most that was seen. closing: still started while
-    the run drains, because it saves what has been done. begin: asked before it is given to a worker; False if nobody
-    wants it any more. done: called with the pickled result, or an exception. Both in the supervisor's thread.
+    order: smaller ones go first. engine: the one that it is for, if any. size: bytes that its largest segment takes as
+    the model's configuration suggests; segment, audio: seconds of that segment, and of the whole recording. step:
+    seconds of audio between two signs of life, None for a task that gives none and may take for ever. items: what it
+    goes through one by one, the last of its arguments; what came of each is kept in `finished`, and after a death only
+    the others are done again. attempts: deaths since the last sign of life. alone: nothing may run beside it, because
+    it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own, the most that was
+    seen. closing: still started while the run drains, because it saves what has been done. begin: asked before it is
+    given to a worker; False if nobody wants it any more. done: called with the pickled result, or an exception. Both in
+    the supervisor's thread.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     done: Callable[[bytes | None, BaseException | None], None]
     order: tuple[int, ...] = ()
     label: str = ""
+    engine: str = ""
     items: Sequence[bytes] | None = None
     finished: list[bytes] = field(default_factory=list)
     size: float = 0.0

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from engines import formats
-from engines.base import Job
+from engines.base import Engine, Job, Segment
+from engines.document import Document
 from prefork import process
 from prefork.channel import Channel
 from prefork.comparison import encode
@@ -46,19 +47,35 @@ class Context:
 
     loaded: Loaded
     progress: Callable[[float, bytes], None]  # called with the seconds that have been reached, and what came of it
-    steps: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds that each step has taken
+    steps: dict[tuple[str, str], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds, by engine and step
     monitor: MemoryMonitor | None = None  # logs checkpoints, if they are wanted
 
     def stage(self, stage: Stage) -> AbstractContextManager[object]:
         return nullcontext() if self.monitor is None else self.monitor.stage(stage)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def stage_of(self, engine: Engine, prepared: list[Any]) -> Iterator[list[Any]]:
+        """The stage that an engine's work is, if it is one, with a list for what the model makes of what was prepared.
+        Both lists are emptied by its cleanups."""
+        outputs: list[Any] = []
+        if self.monitor is None or not engine.memory_stage:
+            yield outputs
+            return
+        stage = Stage[engine.memory_stage.upper()]
+        with self.monitor.stage(stage) as cleanups:
+            cleanups.defer(stage.cleanups[0], prepared.clear)
+            cleanups.defer(stage.cleanups[-1], outputs.clear)
+            yield outputs
+
+    @contextmanager
+    def step(self, engine: str, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.steps[name] += time.perf_counter() - started
+            self.steps[engine, name] += time.perf_counter() - started
 
 
 def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
@@ -163,51 +180,69 @@ def _call(context: Context, function: bytes) -> Any:
     return target(*context.loaded.models.values(), *args, **kwargs)
 
 
-def _split_job(context: Context, name: str, job: Job) -> list[tuple[float, int, bytes]]:
+def _open(job: Job, document: bytes | None) -> Document:
+    """What is known of the job: what the stage before has passed on, or what its source says."""
+    found: Document = pickle.loads(document) if document is not None else formats.open_document(job)
+    return found
+
+
+def _split_job(context: Context, name: str, job: Job, document: bytes | None) -> list[tuple[float, int, bytes]]:
     """The job's segments: for each its length in seconds, the bytes it is estimated to take, and itself."""
     engine = context.loaded.engines[name]
-    with context.step("split"):
-        return [(s.seconds, engine.estimate_memory(s), pickle.dumps(s)) for s in engine.split(job)]
+    with context.step(name, "split"):
+        segments = engine.split(job, _open(job, document))
+        return [(s.seconds, engine.estimate_memory(s), pickle.dumps(s)) for s in segments]
 
 
 def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> None:
     """prepare, infer and finish for each segment. What comes of it does not depend on who runs it, or what ran before,
     and is reported at once: if this worker dies, what it has done is not lost."""
-    engine = context.loaded.engines[name]
     if context.loaded.arena is not None:
         context.loaded.arena.populate()
     for segment in map(pickle.loads, segments):
         reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
         with context.stage(Stage.PIPELINE), torch.inference_mode():
-            with context.step("prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
-                prepared = engine.prepare(job, segment)
-            with context.step("infer"):
-                (output,) = context.loaded.infer(name, [prepared])
-            with context.step("finish"):
-                piece = pickle.dumps(engine.finish(job, segment, output))
-            del prepared, output
+            piece = _run_segment(context, name, job, segment)
         context.progress(segment.end, piece)
         _release(context.loaded.device)
+
+
+def _run_segment(context: Context, name: str, job: Job, segment: Segment) -> bytes:
+    engine = context.loaded.engines[name]
+    with context.step(name, "prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
+        prepared = [engine.prepare(job, segment)]
+    with context.stage_of(engine, prepared) as outputs:
+        with context.step(name, "infer"):
+            outputs.extend(context.loaded.infer(name, prepared))
+        with context.step(name, "finish"):
+            return pickle.dumps(engine.finish(job, segment, outputs[0]))
 
 
 def _join_job(
     context: Context,
     name: str,
     job: Job,
+    document: bytes | None,
     segments: Sequence[bytes],
     pieces: Sequence[bytes],
+    writing: bool,
     target: Path | None,
-) -> JobOutput:
-    """The job's document, written in every format that the job asks for."""
+) -> Document | JobOutput:
+    """The job's document, with writing in every format that the job asks for."""
     engine = context.loaded.engines[name]
-    with context.step("join"):
-        document = engine.join(job, [pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
+    known = _open(job, document)
+    arguments = ([pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
+    alone = nullcontext() if segments else context.stage(Stage.PIPELINE)
+    with context.step(name, "join"), alone, nullcontext() if segments else context.stage_of(engine, []):
+        made = engine.join(job, known, *arguments)
+    if not writing:
+        return made
     if target is None:
-        return JobOutput(document, ())
+        return JobOutput(made, ())
     folder = OutputFolder(target)
-    with context.step("write"):
-        rendered = [(output.path, formats.render(document, output.format)) for output in job.outputs]
-        return JobOutput(document, tuple(folder.write(path, text) for path, text in rendered))
+    with context.step(name, "write"):
+        rendered = [(output.path, formats.render(made, output.format)) for output in job.outputs]
+        return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 
 _TASKS: Mapping[str, Callable[..., Any]] = {"call": _call, "split": _split_job, "run": _run_segments, "join": _join_job}

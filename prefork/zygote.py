@@ -39,7 +39,8 @@ def main() -> None:
     try:
         if specification.survey:
             engines = loading.open_engines(specification)
-            channel.send(("surveyed", loading.survey(specification, engines), loading.estimate_private(engines)))
+            sizes = loading.survey(specification, engines), loading.estimate_private(engines)
+            channel.send(("surveyed", *sizes, {name: dict(engine.fingerprint()) for name, engine in engines.items()}))
             return
         loaded = loading.load(specification)
         hazards = find_hazards()

@@ -8,6 +8,7 @@
     srt       .srt        out          subtitles, one for each utterance
     vtt       .vtt        out          the same, with word times
     ctm       .ctm        out          NIST: file, channel, start, duration, word, confidence
+    rttm      .rttm       out          NIST: who speaks when
     json      .json       out          everything that is known
 """
 
@@ -18,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.base import InputError
+from engines.base import InputError, Job
 from engines.document import Document
-from engines.formats import chat, subtitles, tables, text, textgrid
+from engines.formats import chat, rttm, subtitles, tables, text, textgrid
 from engines.formats.chat_file import compose
 
 
@@ -44,6 +45,7 @@ FORMATS = {
     "srt": Format((".srt",), subtitles.render_srt),
     "vtt": Format((".vtt",), subtitles.render_vtt),
     "ctm": Format((".ctm",), tables.render_ctm),
+    "rttm": Format((".rttm",), rttm.render_rttm),
     "json": Format((".json",), tables.render_json),
 }
 OUTPUTS = tuple(name for name, format in FORMATS.items() if format.render)
@@ -77,8 +79,18 @@ def read(path: Path) -> Document:
     document = format.parse(content, path.name)
     if not any(utterance.words for utterance in document.utterances):
         raise InputError(f"{path.name}: has no words; there is nothing to align")
-    stem = os.fsencode(path.stem).decode("utf-8", "replace")
-    return document if document.media else replace(document, media=stem)
+    return document if document.media else replace(document, media=_name_media(path))
+
+
+def open_document(job: Job) -> Document:
+    """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError."""
+    if job.source.suffix.lower() in READABLE:
+        return read(job.source)
+    return Document((), media=_name_media(job.source), seconds=job.seconds or None)
+
+
+def _name_media(path: Path) -> str:
+    return os.fsencode(path.stem).decode("utf-8", "replace")
 
 
 def render(document: Document, format: str) -> str:

@@ -1,49 +1,153 @@
-"""A new CHAT file, for a transcript that was none."""
+"""A new CHAT file, for a transcript that was none: a plain text, or what was heard in a recording."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
-from engines.document import Document, Utterance, Word
+from engines.document import Document, Timing, Utterance, Word
+from engines.spoken_numbers import spell_and, spell_numbers
 
-_SPEAKER = "SPK"
-_TERMINATORS = (".", "?", "!")
+_NOBODY = "SPK"  # the code of a speaker of whom nothing is known
+_CODE = re.compile(r"[A-Z][A-Z0-9]{2,6}")
+_CLOSING = "\"'\u201d\u2019\u00bb\u203a)]}\u300d\u300f "
+_TERMINATORS = {
+    "?": "?\uff1f\u061f\u037e\u055e\u1367",
+    "!": "!\uff01",
+    "+...": "\u2026",
+}  # what is none of these ends with a full stop
+_COMMAS = ",\uff0c\u3001\u060c"
 _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could not be understood
+_LETTERS = re.compile(r"(?:[^\W\d_]\.){2,}|(?:[^\W\d_]\.)+[^\W\d_]")  # p.m., U.S.A
+_TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint", "vs": "versus",
+           "etc": "etcetera"}  # fmt: skip
 
 
 def compose(document: Document) -> Document:
     """The document as a CHAT document, with a source: headers, and a main line for each utterance.
 
+    Speakers whose names are no codes of CHAT get PAR0, PAR1, in the order in which they speak; who is not known is SPK.
     CHAT words have letters, digits, hyphens, apostrophes and decimal points; other characters are left out, and so
-    are words that mean something else to CHAT: those that begin with 0 are words that were not said.
+    are words that mean something else to CHAT: those that begin with 0 are words that were not said. Numbers are spelt
+    out where the language is known, and has words for them here; the words of one number share its time.
     """
-    language = document.languages[0] if document.languages else "eng"
-    utterances = [_make_utterance(utterance) for utterance in document.utterances]
+    language = document.languages[0] if document.languages else ""
+    codes = _name_speakers(document.utterances)
+    heard = bool(document.heard)
+    utterances = [_make_utterance(u, codes[u.speaker], language, heard=heard) for u in document.utterances]
     utterances = [utterance for utterance in utterances if utterance.words]
-    headers = ["@UTF8", "@Begin", f"@Languages:\t{language}", f"@Participants:\t{_SPEAKER} Speaker Unidentified"]
-    headers.append(f"@ID:\t{language}|prefork|{_SPEAKER}|||||Unidentified|||")
-    if document.media and not re.search(r"[,\"\x00-\x1f\ufffd]", document.media):
-        headers.append(f"@Media:\t{document.media}, audio")
-    mains = [f"*{_SPEAKER}:\t{utterance.text}" for utterance in utterances]
-    source = "\n".join([*headers, *mains, "@End", ""])
+    used = list(dict.fromkeys(u.speaker for u in utterances if u.speaker)) or [_NOBODY]
+    mains = [f"*{utterance.speaker}:\t{utterance.text}" for utterance in utterances]
+    source = "\n".join([*_list_headers(document, sorted(used), utterances), *mains, "@End", ""])
     return replace(document, utterances=tuple(utterances), source=source, format="chat")
 
 
-def _make_utterance(utterance: Utterance) -> Utterance:
-    words = tuple(replace(word, text=text) for word in utterance.words if (text := _spell(word)))
-    closing = utterance.text.rstrip("\"'\u201d\u2019») ")[-1:]
-    terminator = closing if closing in _TERMINATORS else "."
-    return replace(
-        utterance, text=" ".join([*(word.text for word in words), terminator]), words=words, speaker=_SPEAKER
-    )
+def _list_headers(document: Document, codes: Sequence[str], utterances: Sequence[Utterance]) -> list[str]:
+    languages = document.languages or ("eng",)
+    roles = {code: "Unidentified" if code == _NOBODY else "Participant" for code in codes}
+    people = [f"{code} {'Speaker ' if code == _NOBODY else ''}{role}" for code, role in roles.items()]
+    headers = ["@UTF8", "@Begin", f"@Languages:\t{', '.join(languages)}", f"@Participants:\t{', '.join(people)}"]
+    headers += [f"@ID:\t{languages[0]}|prefork|{code}|||||{role}|||" for code, role in roles.items()]
+    if document.media and not re.search(r"[,\"\x00-\x1f\ufffd]", document.media):
+        timed = any(utterance.start is not None and utterance.end is not None for utterance in utterances)
+        kind = "video" if document.video else "audio"
+        headers.append(f"@Media:\t{document.media}, {kind}{'' if timed else ', unlinked'}")
+    return headers
 
 
-def _spell(word: Word) -> str:
-    """A word as a CHAT main line can hold it; empty if it cannot."""
-    text = re.sub("[\u2018\u2019]", "'", word.text)  # CHAT has no curly quotes
+def _name_speakers(utterances: Sequence[Utterance]) -> dict[str | None, str]:
+    """A code of CHAT for each speaker."""
+    names = list(dict.fromkeys(u.speaker for u in utterances if u.words and u.speaker is not None))
+    codes: dict[str | None, str] = {name: name for name in names if _CODE.fullmatch(name) and name != _NOBODY}
+    free = (code for number in range(10_000) if (code := f"PAR{number}") not in codes)
+    return {None: _NOBODY, **{u.speaker: _NOBODY for u in utterances}, **{n: codes.get(n) or next(free) for n in names}}
+
+
+def _make_utterance(utterance: Utterance, code: str, language: str, *, heard: bool) -> Utterance:
+    """heard: by a recogniser, whose commas are kept."""
+    words: list[Word] = []
+    parts: list[str] = []
+    for word, comma in zip(
+        utterance.words, _find_commas(utterance) if heard else [False] * len(utterance.words), strict=True
+    ):
+        spoken = _speak(word, language, heard=heard)
+        words += spoken
+        parts += [part.text for part in spoken]
+        if comma and spoken:
+            parts.append(",")
+    while parts and parts[-1] == ",":
+        parts.pop()
+    text = " ".join([*parts, _find_terminator(utterance.text, heard=heard)])
+    return replace(utterance, text=text, words=tuple(words), speaker=code)
+
+
+def _find_commas(utterance: Utterance) -> list[bool]:
+    """For each word whether a comma stands behind it in the text."""
+    found: list[bool] = []
+    position = 0
+    for word in utterance.words:
+        start = utterance.text.find(word.text, position)
+        if start >= 0:
+            position = start + len(word.text)
+        tail = utterance.text[position:].partition(" ")[0] if start >= 0 else ""
+        found.append(any(mark in _COMMAS for mark in itertools.takewhile(lambda mark: not mark.isalnum(), tail)))
+    return found
+
+
+def _find_terminator(text: str, *, heard: bool) -> str:
+    closing = text.rstrip(_CLOSING)
+    if heard and closing.endswith("..."):
+        return "+..."
+    marks = {mark: terminator for terminator, marks in _TERMINATORS.items() for mark in marks}
+    found = marks.get(closing[-1:], ".")
+    return found if heard or found in (".", "?", "!") else "."
+
+
+def _speak(word: Word, language: str, *, heard: bool) -> list[Word]:
+    """The words of CHAT for a word; none if CHAT cannot hold it."""
+    bounds = "-_" if heard else "-_'"  # what was heard has lost its quotation marks, but not goin'
+    texts = [text for said in _say(word.text, language) if (text := _spell(said, bounds))]
+    if len(texts) < 2:
+        return [replace(word, text=text) for text in texts]
+    if word.start is None or word.end is None:
+        return [replace(word, text=text, characters=()) for text in texts]
+    letters = [0]
+    for text in texts:
+        letters.append(letters[-1] + len(text))
+    edges = [round(word.start + (word.end - word.start) * count / letters[-1], 3) for count in letters]
+    return [
+        replace(word, text=text, start=start, end=end, timing=Timing.INTERPOLATED, characters=())
+        for text, (start, end) in zip(texts, pairwise(edges), strict=True)
+    ]
+
+
+def _say(text: str, language: str) -> Sequence[str]:
+    """A token as it is spoken: numbers and signs in words; letters that are named, such as p.m., joined as p_m."""
+    if not language:
+        return [text]
+    if text == "&":
+        return [spell_and(language)]
+    if any(character.isdigit() or character == "%" for character in text):
+        return spell_numbers(text, language) or ["xxx" if text.startswith("0") else text]
+    if _LETTERS.fullmatch(text):
+        return [text.strip(".").replace(".", "_")]
+    if "&" in text.strip("&"):  # R&B
+        parts = [part for part in text.split("&") if part]
+        return [said for index, part in enumerate(parts) for said in ([spell_and(language)] if index else []) + [part]]
+    title = _TITLES.get(text.rstrip(".").lower()) if language == "eng" else None
+    return [title] if (title and text[:1].isupper()) or title in ("etcetera", "versus") else [text]
+
+
+def _spell(text: str, edges: str) -> str:
+    """A word as a CHAT main line can hold it; empty if it cannot. edges: characters that it neither begins nor ends
+    with."""
+    text = re.sub("[\u2018\u2019\u02bc\uff07]", "'", text)  # CHAT has no curly quotes
+    text = re.sub("[\u2010\u2011]", "-", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
-    kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMN" or c in "'-.\u200c\u200d").strip("-'")
+    kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMN" or c in "'-._\u200c\u200d").strip(edges)
     spoken = any(character.isalnum() for character in kept)
     return kept if spoken and not kept.startswith("0") and kept.lower() not in _OBSOLETE else ""

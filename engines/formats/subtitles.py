@@ -42,15 +42,23 @@ def _timed(document: Document) -> list[Utterance]:
 
 
 def _say(utterance: Utterance) -> str:
-    return " ".join(word.text for word in utterance.words)
+    return " ".join(_list_shown(utterance))
+
+
+def _list_shown(utterance: Utterance) -> list[str]:
+    """The words; with their punctuation where the text is nothing but these, as what was heard is."""
+    written, words = utterance.text.split(), [word.text for word in utterance.words]
+    if len(written) == len(words) and all(word in token for word, token in zip(words, written, strict=True)):
+        return written
+    return words
 
 
 def _tag_words(utterance: Utterance) -> str:
     """A cue's timestamps must grow and lie within the cue."""
     parts: list[str] = []
     reached = utterance.start or 0.0
-    for index, word in enumerate(utterance.words):
-        text = html.escape(word.text, quote=False)
+    for index, (word, shown) in enumerate(zip(utterance.words, _list_shown(utterance), strict=True)):
+        text = html.escape(shown, quote=False)
         if index and word.start is not None and reached < word.start < (utterance.end or 0.0):
             text = f"<{_clock(word.start)}>{text}"
             reached = word.start

@@ -29,14 +29,18 @@ def render_ctm(document: Document) -> str:
 
 
 def render_json(document: Document) -> str:
-    """Times in seconds, scores from 0 to 1; null where there is none."""
-    content = {
+    """Times in seconds, scores from 0 to 1; null where there is none. `turns` only where speakers were looked for."""
+    content: dict[str, Any] = {
         "media": document.media,
         "seconds": _round(document.seconds),
         "languages": list(document.languages),
         "warnings": list(document.warnings),
         "utterances": [_describe_utterance(utterance) for utterance in document.utterances],
     }
+    if document.turns:
+        content["turns"] = [
+            {"speaker": turn.speaker, "start": _round(turn.start), "end": _round(turn.end)} for turn in document.turns
+        ]
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -12,8 +12,9 @@ Interval = tuple[float | None, float | None, str]  # start, end: seconds
 
 
 def render(document: Document) -> str:
-    """Per speaker a tier of utterances, one of words and, where they are known, one of characters."""
-    speakers = list(dict.fromkeys(utterance.speaker or "speaker" for utterance in document.utterances))
+    """Per speaker a tier of utterances, one of words and, where they are known, one of characters; of a recording in
+    which nothing was said, empty ones."""
+    speakers = list(dict.fromkeys(u.speaker or "speaker" for u in document.utterances)) or ["speaker"]
     times = [word.end or 0.0 for u in document.utterances for word in u.words]
     length = max([document.seconds or 0.0, *times, *(u.end or 0.0 for u in document.utterances)])
     intervals: list[Utterance] = []
@@ -27,7 +28,7 @@ def render(document: Document) -> str:
             (f"{speaker} characters", [(c.start, c.end, c.text) for c in characters]),
         ]
         for name, tier in tiers:
-            if tier and (tier is not tiers[2][1] or characters):
+            if (tier or not own) and (tier is not tiers[2][1] or characters):
                 intervals += (
                     Utterance(participant=name, tokens=[], time_marks=(start, end), tiers={name: text})
                     for start, end, text in fill(tier, length)

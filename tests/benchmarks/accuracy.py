@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 import torch
 
+from engines import formats
 from engines.audio import probe
 from engines.base import Job
 from engines.ctc_aligner import CTCAligner
@@ -56,12 +57,12 @@ class Stopwatch:
 @torch.inference_mode()
 def align(engine: CTCAligner, model: Any, job: Job, watch: Stopwatch) -> Document:
     pieces = []
-    segments = watch.time("split", engine.split, job)
+    segments = watch.time("split", engine.split, job, formats.read(job.source))
     for segment in segments:
         tensors = watch.time("prepare", engine.prepare, job, segment)
         (output,) = watch.time("infer", engine.infer, model, [tensors])
         pieces.append(watch.time("finish", engine.finish, job, segment, output))
-    document: Document = watch.time("join", engine.join, job, segments, pieces)
+    document: Document = watch.time("join", engine.join, job, formats.read(job.source), segments, pieces)
     return document
 
 
@@ -124,7 +125,7 @@ def measure_speed(engine: CTCAligner, model: Any) -> None:
         job = Job(source.stem, source, media, seconds=probe(media).seconds)
         align(engine, model, job, watch)
         seconds += job.seconds
-        segments += len(engine.split(job))
+        segments += len(engine.split(job, formats.read(job.source)))
     wall = time.perf_counter() - begin
     steps = ", ".join(f"{name} {spent:.2f}" for name, spent in watch.seconds.items())
     print(

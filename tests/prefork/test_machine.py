@@ -78,7 +78,7 @@ def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     done = run("plan", "align", SAMPLES, "--workers", 2, COLUMNS="200", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines() if line}
-    assert rows["engine"] == "ctc, 36 MB of weights"
+    assert rows["engine"] == "ctc-recovery -> ctc, 36 MB of weights"
     assert rows["files"] == "4"
     assert rows["strategy"] == "fork: one copy of the weights for all"
     assert rows["workers"].startswith("2, with ")

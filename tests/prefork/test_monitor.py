@@ -24,10 +24,8 @@ from prefork.monitor import (
     HostMeter,
     MemoryMonitor,
     Meter,
-    Models,
     Reading,
     Recovery,
-    Residency,
     Stage,
     measure_recovery,
 )
@@ -155,15 +153,16 @@ def test_elevated_and_critical_usage_is_warned_of_at_the_checkpoint(caplog: pyte
     assert "NOTICE: Host memory usage is elevated (75.0%)" in Reading("Host", 3 * GB, 3 * GB, GB, 4 * GB).find_warning()
 
 
-def _run_pipeline(monitor: MemoryMonitor, models: Models, load: Callable[[], torch.Tensor]) -> None:
+def _run_pipeline(monitor: MemoryMonitor) -> None:
     """As a transcription does it, with tensors for models."""
     with monitor.stage(Stage.PIPELINE):
         with monitor.stage(Stage.AUDIO_PREPROCESSING):
             waveform = {"samples": torch.zeros(1000)}
         with monitor.stage(Stage.TRANSCRIPTION) as stage:
-            assert models.get(stage, "Whisper", load).sum() > 0
+            outputs = [_fill(64)]
+            stage.defer("Whisper", outputs.clear)
         with monitor.stage(Stage.DIARIZATION) as stage:
-            assert models.get(stage, "Diarization Model", load).sum() > 0
+            stage.defer("Diarization Model")
             waveform["features"] = _fill(64)
             stage.defer("Waveform", waveform.clear)
         with monitor.stage(Stage.SPEAKER_ALIGNMENT) as stage:
@@ -171,29 +170,14 @@ def _run_pipeline(monitor: MemoryMonitor, models: Models, load: Callable[[], tor
             stage.defer("Alignment Tensors", tensors.clear)
 
 
-@pytest.mark.parametrize(("residency", "loads", "stays"), [(Residency.ALL, 2, 2), (Residency.STAGE, 4, 0)])
-def test_a_whole_pipeline_passes_all_checkpoints_in_order_and_keeps_only_what_it_should(
-    residency: Residency, loads: int, stays: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    loaded: list[str] = []
-
-    def load() -> torch.Tensor:
-        loaded.append("a model")
-        return _fill(64)
-
+def test_a_whole_pipeline_passes_all_checkpoints_in_order_and_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
     monitor = MemoryMonitor(HostMeter())
-    models = Models(monitor, residency)
     before = monitor.settle()
     for _ in range(2):
         caplog.clear()
-        _run_pipeline(monitor, models, load)
+        _run_pipeline(monitor)
         assert _names(caplog) == list(CHECKPOINTS) == NAMES
-        assert all(record.levelno == logging.INFO for record in caplog.records)
-        assert monitor.settle() - before == pytest.approx(stays * 64 * MB, abs=10 * MB)
-    assert len(loaded) == loads
-    models.clear()
-    assert monitor.settle() - before == pytest.approx(0, abs=10 * MB)
-    assert monitor.kept == 0
+        assert monitor.settle() - before == pytest.approx(0, abs=10 * MB)
 
 
 def test_a_large_tensor_that_the_cleanup_drops_is_seen_to_be_free_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -253,10 +237,8 @@ def test_a_stage_is_judged_by_all_its_cleanups_together(caplog: pytest.LogCaptur
     assert device.releases == 2
 
 
-def test_what_is_recovered_is_of_what_was_added_and_is_not_meant_to_stay() -> None:
+def test_what_is_recovered_is_of_what_was_added() -> None:
     assert measure_recovery(1 * GB, 5 * GB, 2 * GB) == Recovery(added=4 * GB, left=GB)
-    assert measure_recovery(1 * GB, 5 * GB, 4 * GB, kept=3 * GB) == Recovery(added=GB, left=0)
-    assert measure_recovery(4 * GB, 5 * GB, 2 * GB, kept=-3 * GB) == Recovery(added=4 * GB, left=GB)
     assert measure_recovery(4 * GB, 5 * GB, 1 * GB) == Recovery(added=GB, left=0)
     assert measure_recovery(1 * GB, 2 * GB, 3 * GB) == Recovery(added=GB, left=GB)
     assert measure_recovery(1 * GB, 1 * GB + 20 * MB, 1 * GB + 20 * MB) is None
@@ -333,10 +315,9 @@ def test_a_device_that_answers_no_more_hides_neither_the_bodys_error_nor_the_cle
     assert done == ["waveform", "model"]
 
 
-def test_a_cleanup_that_the_stage_does_not_have_is_refused_before_anything_is_loaded() -> None:
-    monitor = MemoryMonitor(Device())
+def test_a_cleanup_that_the_stage_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Diarization has no cleanup 'Whisper'; it has: Waveform, Diarization Model$"):
-        Models(monitor).get(Cleanups(Stage.DIARIZATION), "Whisper", lambda: pytest.fail("it was loaded"))
+        Cleanups(Stage.DIARIZATION).defer("Whisper")
     with pytest.raises(ValueError, match=r"Audio Preprocessing has no cleanup 'Waveform'; it has: none$"):
         Cleanups(Stage.AUDIO_PREPROCESSING).defer("Waveform")
 

@@ -62,9 +62,9 @@ SUMMARY = Summary(
 
 
 def _describe(
-    tally: Tally | None = None, steps: Mapping[str, float] | None = None, tf32: bool | None = None
+    tally: Tally | None = None, steps: Mapping[tuple[str, str], float] | None = None, tf32: bool | None = None
 ) -> dict[str, Any]:
-    inventory = Inventory(weights=36_000_000, seconds=3.25, fingerprints={}, tf32=tf32)
+    inventory = Inventory(weights=36_000_000, seconds=3.25, fingerprints={"ctc": {}}, tf32=tf32)
     plan = decide(FACTS, Request(engines=("ctc",)))
     return performance.describe(NAMES, SUMMARY, tally or Tally(), steps or {}, plan, inventory)
 
@@ -81,14 +81,20 @@ def _write_and_read(path: Path, content: Mapping[str, Any]) -> Any:
 
 
 def test_a_run_is_described_by_its_stages_with_their_steps_and_peaks(tmp_path: Path) -> None:
-    tally = Tally(loaded=700, peaks={"split": 20, "run": 300, "call": 5}, most=900, lowest=4000)
+    tally = Tally(loaded=700, peaks={("ctc", "split"): 20, ("ctc", "run"): 300, ("", "call"): 5}, most=900, lowest=4000)
     steps = {"split": 0.5, "prepare": 1.0, "infer": 6.0, "finish": 0.25, "join": 0.125, "write": 0.25, "other": 9.0}
-    content = _describe(tally, steps)
+    content = _describe(tally, {("ctc", step): seconds for step, seconds in steps.items()} | {("rev", "split"): 5.0})
     assert content["stages"] == [
         {"stage": "load", "seconds": 3.25, "peak": 700},
-        {"stage": "split", "seconds": 0.5, "steps": {"split": 0.5}, "peak": 20},
-        {"stage": "run", "seconds": 7.25, "steps": {"prepare": 1.0, "infer": 6.0, "finish": 0.25}, "peak": 300},
-        {"stage": "join", "seconds": 0.375, "steps": {"join": 0.125, "write": 0.25}, "peak": None},
+        {"engine": "ctc", "stage": "split", "seconds": 0.5, "steps": {"split": 0.5}, "peak": 20},
+        {
+            "engine": "ctc",
+            "stage": "run",
+            "seconds": 7.25,
+            "steps": {"prepare": 1.0, "infer": 6.0, "finish": 0.25},
+            "peak": 300,
+        },
+        {"engine": "ctc", "stage": "join", "seconds": 0.375, "steps": {"join": 0.125, "write": 0.25}, "peak": None},
     ]
     assert (content["memory"]["lowest"], content["memory"]["most"]) == (4000, 900)
     assert _write_and_read(tmp_path / "run.performance.json", content) == content
@@ -117,16 +123,16 @@ def test_what_gpus_did_is_there_for_each_of_them() -> None:
 
 
 def test_steps_that_were_never_reached_are_not_added_to_what_counts_them() -> None:
-    steps = Counter({"split": 1.23456})
+    steps = Counter({("ctc", "split"): 1.23456})
     assert _describe(steps=steps)["stages"][1]["seconds"] == 1.235
-    assert dict(steps) == {"split": 1.23456}
+    assert dict(steps) == {("ctc", "split"): 1.23456}
 
 
 def test_the_tally_goes_on_after_it_was_described() -> None:
-    tally = Tally(peaks={"run": 5})
+    tally = Tally(peaks={("ctc", "run"): 5})
     content = _describe(tally)
-    tally.peaks["run"] = 6
-    assert content["memory"]["peaks"] == {"run": 5}
+    tally.peaks["ctc", "run"] = 6
+    assert content["memory"]["peaks"] == {"ctc run": 5}
 
 
 def test_the_folder_is_made_and_a_log_of_the_same_name_replaced(tmp_path: Path) -> None:

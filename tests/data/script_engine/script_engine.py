@@ -37,7 +37,7 @@ class ScriptEngine(Engine):
         """That it takes something, not how much."""
         return 1_000_000 if "take" in str(segment.content) else 0
 
-    def split(self, job: Job) -> Sequence[Segment]:
+    def split(self, job: Job, document: Document) -> Sequence[Segment]:
         lines = job.source.read_text().splitlines()
         if not lines:
             raise InputError(f"{job.id}: is empty; write something")
@@ -59,7 +59,7 @@ class ScriptEngine(Engine):
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
         return segment.content, float(output["length"]), float(torch.rand(1)), os.getpid()
 
-    def join(self, job: Job, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
         utterances = tuple(
             Utterance(text, (Word("said", 0.0, length, draw, Timing.ALIGNED),), start=segment.start, end=segment.end)
             for segment, (text, length, draw, _) in zip(segments, pieces, strict=True)

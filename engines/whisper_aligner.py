@@ -1,0 +1,185 @@
+"""The Whisper aligner: when each word of a transcript is said, from where Whisper looks when it is told the words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engines.audio import SAMPLE_RATE
+from engines.base import InputError, Job, LoadError, Segment, Tensors
+from engines.document import Word
+from engines.footprint import estimate_encoder
+from engines.forced_aligner import ForcedAligner, Line
+from engines.model_folder import DTYPES
+from engines.whisper_model import (
+    FRAME,
+    attend,
+    compose_prompt,
+    compute_features,
+    count_whisper_weights,
+    encode,
+    find_language,
+    identify,
+    load_whisper,
+    open_whisper,
+)
+from engines.whisper_timing import SPACELESS, find_spans, make_words
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
+DEFAULT = "openai/whisper-large-v3-turbo"
+LONGEST = 28.0  # seconds of a segment: Whisper hears 30, and the margins are in them
+_EXAMPLE_SECONDS = 2
+_EXAMPLE_TEXT = "one two"
+_LOGIT_ROWS = 64
+
+
+class WhisperAligner(ForcedAligner):
+    """Any Whisper checkpoint of transformers.
+
+    model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
+    timed utterances that follow one another go through the model together. dtype: float32, bfloat16, float16 or int8,
+    of the weights. language: what a multilingual checkpoint is told, as Whisper or ISO 639-3 calls it; by default what
+    the transcript says, and English where it does not.
+    """
+
+    name = "whisper-aligner"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        max_segment: float = 12.0,
+        dtype: str = "float32",
+        language: str | None = None,
+    ) -> None:
+        if not 0 < max_segment <= LONGEST:
+            raise LoadError(
+                f"max_segment must be a number of seconds above 0 and at most {LONGEST:g}, not {max_segment}: "
+                "Whisper hears 30 s at once"
+            )
+        if dtype not in DTYPES:
+            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        self._model = DEFAULT if model is None else model
+        self.max_segment = max_segment
+        self._dtype = dtype
+        self._language = language
+
+    def setup(self) -> None:
+        self._checkpoint = open_whisper(self._model)
+        if self._language is not None and find_language(self._checkpoint, self._language) is None:
+            known = self._checkpoint.languages or ("en",)
+            raise LoadError(
+                f"{self._model}: it does not know the language {self._language!r}, only {', '.join(known)}; "
+                "give one of these with --lang, or another model with --model"
+            )
+
+    def load(self) -> WhisperForConditionalGeneration:
+        return load_whisper(self._checkpoint, self._dtype)
+
+    def count_weights(self) -> int:
+        return count_whisper_weights(self._checkpoint, self._dtype)
+
+    def identify_model(self) -> tuple[str, str, str]:
+        return "whisper", str(self._checkpoint.folder), self._dtype
+
+    def estimate_memory(self, segment: Segment) -> int:
+        """The encoder always hears 30 s; of the decoder, the logits of some tokens are the most."""
+        config = self._checkpoint.config
+        encoder = estimate_encoder(config, self._checkpoint.seconds, FRAME)
+        audio = 4 * (2 * SAMPLE_RATE * self._checkpoint.seconds + 4 * self._checkpoint.frames * config.num_mel_bins)
+        logits = 3 * 4 * _LOGIT_ROWS * config.vocab_size
+        return round(encoder + audio + logits)
+
+    def count_seconds_needed(self, words: Sequence[str]) -> float:
+        """A frame for each letter or digit: nobody speaks so fast."""
+        return FRAME * sum(max(1, sum(map(str.isalnum, word))) for word in words)
+
+    def check_size(self, job: Job, words: Sequence[str], seconds: float) -> None:
+        if seconds > self._checkpoint.seconds:
+            raise InputError(
+                f"{job.id}: {len(words)} words are somewhere within {seconds:.0f} s, and Whisper hears "
+                f"{self._checkpoint.seconds:.0f} s at once; find the utterances first with --utr ctc, or align with "
+                "--engine ctc"
+            )
+
+    def example(self) -> Tensors:
+        """A rising tone: every frame is different from the one before."""
+        seconds = torch.arange(_EXAMPLE_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
+        waveform = 0.1 * torch.sin(2 * torch.pi * (100 + 500 * seconds) * seconds)
+        return self._compose(waveform, _EXAMPLE_TEXT.split(), None)
+
+    def verify(self, output: Tensors) -> None:
+        """Raises LoadError if the model's attention is not over the frames it was given, or is no number."""
+        attention, expected = output["attention"], round(_EXAMPLE_SECONDS / FRAME)
+        if attention.shape[1] != expected or not torch.isfinite(attention).all():
+            raise LoadError(
+                f"{self._model}: it makes of {_EXAMPLE_SECONDS} s no attention that can be used "
+                f"({attention.shape[1]} frames, {expected} expected); choose another with --model, or another --dtype"
+            )
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        """{"features": (mel bins, 3000), "frames": (), those that are not padding, "tokens": (prompt + text,)}."""
+        lines: tuple[Line, ...] = segment.content
+        words = [word for line in lines for word in line.words]
+        return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
+
+    def _compose(self, waveform: torch.Tensor, words: Sequence[str], language: str | None) -> Tensors:
+        frames = min(-(-len(waveform) // round(FRAME * SAMPLE_RATE)), self._checkpoint.frames)
+        tokens = compose_prompt(self._checkpoint, language)
+        tokens += [token for group in self._spell(words, language) for token in group]
+        return {
+            "features": compute_features(self._checkpoint, waveform),
+            "frames": torch.tensor(frames),
+            "tokens": torch.tensor(tokens if len(tokens) <= self._checkpoint.most_tokens else []),
+        }
+
+    def _choose_language(self, lines: Sequence[Line]) -> str | None:
+        """Whisper's code; None for an English-only checkpoint."""
+        if not self._checkpoint.multilingual:
+            return None
+        return find_language(self._checkpoint, self._language or (lines[0].language if lines else None) or "en") or "en"
+
+    def _spell(self, words: Sequence[str], language: str | None) -> list[list[int]]:
+        """Each word's tokens, at least one, and none that is not text."""
+        space = "" if language in SPACELESS else " "
+        encode_text = self._checkpoint.tokenizer
+        return [
+            encode_text(space + word, add_special_tokens=False, split_special_tokens=True).input_ids for word in words
+        ]
+
+    def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
+        """{"attention": (prompt + text, frames), "log_probs": (prompt + text - 1,)} of each segment; both are empty for
+        one with more tokens than the decoder takes."""
+        return [self._attend(model, tensors) for tensors in batch]
+
+    def _attend(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
+        tokens, frames = tensors["tokens"].tolist(), int(tensors["frames"])
+        if not tokens:
+            return {"attention": torch.zeros(0, frames), "log_probs": torch.zeros(0)}
+        states = encode(model, tensors["features"])
+        attention, log_probs = attend(model, self._checkpoint, states, tokens, frames)
+        return {"attention": attention, "log_probs": log_probs}
+
+    def align(
+        self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
+    ) -> list[Word] | None:
+        attention, log_probs = output["attention"], output["log_probs"]
+        if not len(attention) or self.count_seconds_needed(words) > attention.shape[1] * FRAME:
+            return None
+        counts = [len(group) for group in self._spell(words, self._choose_language(segment.content))]
+        spans = find_spans(counts, attention, log_probs)
+        return make_words(words, spans, segment.start, segment.end)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "engine": self.name,
+            "version": version("prefork"),
+            "model": identify(self._checkpoint),
+            "max_segment": self.max_segment,
+            "dtype": self._dtype,
+            "language": self._language,
+        }

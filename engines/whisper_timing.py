@@ -1,0 +1,176 @@
+"""Words' times from where a Whisper decoder looked when it wrote them. Pure functions of tensors.
+
+The method is openai/whisper's, whisper/timing.py (find_alignment): the attention of the alignment heads, normalised
+over the tokens, smoothed by a median filter, averaged over the heads; then dynamic time warping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from engines.alignment import separate_words
+from engines.document import Timing, Word
+
+if TYPE_CHECKING:
+    from engines.whisper_model import WhisperCheckpoint
+
+FRAME = 0.02  # seconds of one of the encoder's frames
+MEDIAN_WIDTH = 7  # frames
+SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # languages that are written without spaces
+_PREPENDED = "\"'“¿([{-"
+_APPENDED = "\"'.。,,!!??::”)]}、"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where some tokens that belong together are heard. start, end: frames. score: their mean probability."""
+
+    start: int
+    end: int
+    score: float
+
+
+def time_words(
+    checkpoint: WhisperCheckpoint,
+    tokens: Sequence[int],
+    attention: Tensor,
+    log_probs: Tensor,
+    origin: float,
+    limit: float,
+    language: str | None = None,
+) -> list[Word]:
+    """The words that the tokens spell, with their times, in order and apart; punctuation belongs to the word it
+    stands at.
+
+    tokens: those of text alone. attention, log_probs: as `attend` gives them for prompt and text. origin: seconds at
+    which the first frame begins. limit: seconds that no time may exceed.
+    """
+    groups = merge_punctuation(split_words(checkpoint, tokens, language))
+    if not groups:
+        return []
+    spans = find_spans([len(group) for _, group in groups], attention, log_probs)
+    return make_words([text.strip() for text, _ in groups], spans, origin, limit)
+
+
+def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit: float) -> list[Word]:
+    words = [
+        Word(text, origin + span.start * FRAME, origin + span.end * FRAME, span.score, Timing.ATTENTION)
+        for text, span in zip(texts, spans, strict=True)
+    ]
+    return separate_words(words, origin, limit)
+
+
+def find_spans(counts: Sequence[int], attention: Tensor, log_probs: Tensor) -> list[Span]:
+    """counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames),
+    log_probs: (prompt + text - 1,), as `attend` gives them."""
+    total = sum(counts)
+    edges = find_edges(attention[-(total + 1) :].cpu().numpy())
+    probabilities = log_probs[len(log_probs) - total :].float().exp()
+    spans, first = [], 0
+    for count in counts:
+        score = float(probabilities[first : first + count].mean())
+        spans.append(Span(int(edges[first]), int(edges[first + count]), score))
+        first += count
+    return spans
+
+
+def weigh_head(attention: Tensor) -> Tensor:
+    """One head's attention, (..., tokens, frames), to how much more each token looks at a frame than the others do."""
+    deviation, mean = torch.std_mean(attention.float(), dim=-2, keepdim=True, correction=0)
+    return filter_median((attention - mean) / deviation.clamp_min(1e-12))
+
+
+def filter_median(values: Tensor, width: int = MEDIAN_WIDTH) -> Tensor:
+    """The median of each frame and its neighbours, along the last dimension; the edges are mirrored."""
+    reach = width // 2
+    if values.shape[-1] <= reach:
+        return values
+    padded = F.pad(values, (reach, reach), mode="reflect")
+    return padded.unfold(-1, width, 1).median(dim=-1).values
+
+
+def find_edges(weights: NDArray[Any]) -> NDArray[np.int64]:
+    """The frame at which each row of the cheapest path begins, (rows,). weights: (rows, frames).
+
+    Dynamic time warping: the path goes from the first row and frame to the last ones, by one row, one frame or both at
+    a time, and has the largest sum of weights.
+    """
+    cost = _accumulate(-weights.astype(np.float64))
+    row, frame = cost.shape[0] - 1, cost.shape[1] - 1
+    edges = np.zeros(cost.shape[0], np.int64)
+    edges[row] = frame
+    while row or frame:
+        both = cost[row - 1, frame - 1] if row and frame else math.inf
+        up = cost[row - 1, frame] if row else math.inf
+        left = cost[row, frame - 1] if frame else math.inf
+        best = min(both, up, left)
+        row, frame = (row - 1, frame - 1) if both == best else (row - 1, frame) if up == best else (row, frame - 1)
+        edges[row] = frame
+    return edges
+
+
+def _accumulate(cost: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(rows, frames) the cost of the cheapest path up to each cell, row by row: within a row, a path that came down at
+    frame k costs the row's running sum from k on."""
+    total = np.empty_like(cost)
+    total[0] = np.cumsum(cost[0])
+    for row in range(1, len(cost)):
+        running = np.cumsum(cost[row])
+        above = total[row - 1]
+        down = np.minimum(above, np.concatenate(([math.inf], above[:-1])))
+        before = np.concatenate(([0.0], running[:-1]))
+        total[row] = running + np.minimum.accumulate(down - before)
+    return total
+
+
+def split_words(
+    checkpoint: WhisperCheckpoint, tokens: Sequence[int], language: str | None
+) -> list[tuple[str, list[int]]]:
+    """Each word's text, with the space before it, and its tokens: "co-operate", "1,000" and "you." are words."""
+    characters = _split_characters(checkpoint, tokens)
+    if language in SPACELESS:
+        return characters
+    words: list[tuple[str, list[int]]] = []
+    for text, group in characters:
+        if not words or text.startswith(" "):
+            words.append((text, group))
+        else:
+            words[-1] = (words[-1][0] + text, words[-1][1] + group)
+    return words
+
+
+def _split_characters(checkpoint: WhisperCheckpoint, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The shortest runs of tokens that are whole characters: a character may be several tokens."""
+    found: list[tuple[str, list[int]]] = []
+    pending: list[int] = []
+    for token in tokens:
+        pending.append(token)
+        text = checkpoint.tokenizer.decode(pending, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if "\N{REPLACEMENT CHARACTER}" not in text:
+            found.append((text, pending))
+            pending = []
+    if pending:  # the text ends within a character
+        found.append((text, pending))
+    return found
+
+
+def merge_punctuation(words: Sequence[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
+    """Opening marks go to the word after them, closing ones to the word before."""
+    merged: list[tuple[str, list[int]]] = []
+    for text, tokens in words:
+        opened = bool(merged) and merged[-1][0].startswith(" ") and merged[-1][0].strip() in _PREPENDED
+        closes = bool(merged) and not merged[-1][0].endswith(" ") and text in _APPENDED
+        if opened or closes:
+            merged[-1] = (merged[-1][0] + (text.lstrip() if opened else text), merged[-1][1] + tokens)
+        else:
+            merged.append((text, list(tokens)))
+    return merged
