@@ -15,16 +15,16 @@ import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.audio import SAMPLE_RATE, probe, read_audio
+from engines.audio import SAMPLE_RATE, read_audio
 from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Turn
+from engines.forced_aligner import find_media, measure
 from engines.pyannote_pipeline import (
     DEFAULT,
     Recipe,
@@ -37,7 +37,7 @@ from engines.pyannote_pipeline import (
 )
 
 BLOCK_SECONDS = 120.0  # from the first chunk of a block to the first of the next
-_SECONDS_TOGETHER = 40.0  # of chunks that go through a model at once
+_SECONDS_TOGETHER = 20.0  # of chunks that go through a model at once
 _MOST_VECTORS = 6_000  # that are clustered: the distances between them take 144 MB
 _EXAMPLE_CHUNKS = 2
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
@@ -63,7 +63,7 @@ class Geometry:
 
     def count_chunks(self, samples: int) -> int:
         """The last one is filled up with silence."""
-        return 1 + max(0, -(-(samples - self.chunk) // self.step)) if samples > 0 else 0
+        return 1 + max(0, -(-(samples - self.chunk) // self.step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,12 @@ class PyannoteDiarizer(Engine):
         return sum(self._sizes)
 
     def estimate_memory(self, segment: Segment) -> int:
-        """What a few chunks take inside the models, at 4 MB for each second that they hear, and a block's results."""
+        """What a few chunks take inside the models, at 8 MB for each second that they hear, and a block's results."""
         geometry = self._geometry
         seconds = min(segment.seconds, BLOCK_SECONDS + geometry.chunk / SAMPLE_RATE)
         chunks = geometry.count_chunks(round(seconds * SAMPLE_RATE))
         return round(
-            4e6 * max(_SECONDS_TOGETHER, self._chunk_seconds)
+            8e6 * max(_SECONDS_TOGETHER, self._chunk_seconds)
             + 2 * 4 * SAMPLE_RATE * seconds
             + 16 * chunks * geometry.frames * geometry.speakers
         )
@@ -171,7 +171,7 @@ class PyannoteDiarizer(Engine):
 
     def split(self, job: Job, document: Document) -> list[Segment]:  # noqa: ARG002
         """Blocks of chunks. content: index of the first chunk, and how many."""
-        geometry, seconds = self._geometry, _measure(job)
+        geometry, seconds = self._geometry, measure(job)
         chunks = geometry.count_chunks(round(seconds * SAMPLE_RATE))
         block = max(1, round(BLOCK_SECONDS * SAMPLE_RATE / geometry.step))
         return [
@@ -192,11 +192,11 @@ class PyannoteDiarizer(Engine):
         """{"waveform": (samples,) mono at 16 kHz, whole chunks}."""
         _, chunks = segment.content
         wanted = self._geometry.chunk + (chunks - 1) * self._geometry.step
-        waveform = torch.from_numpy(read_audio(_find_media(job), segment.start, segment.end))[:wanted]
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))[:wanted]
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(
-                f"{job.media}: the recording's header says {_measure(job):.1f} s but it ends at {end:.1f} s; "
+                f"{job.media}: the recording's header says {measure(job):.1f} s but it ends at {end:.1f} s; "
                 "it is truncated, get it again"
             )
         return {"waveform": torch.nn.functional.pad(waveform, (0, wanted - len(waveform)))}
@@ -246,8 +246,8 @@ class PyannoteDiarizer(Engine):
         segments: Sequence[Segment],  # noqa: ARG002
         pieces: Sequence[Piece],
     ) -> Document:
-        seconds = _measure(job)
-        turns, notes = self._find_turns(pieces, seconds) if pieces else ((), ["no one speaks in this recording"])
+        seconds = measure(job)
+        turns, notes = self._find_turns(pieces, seconds)
         return replace(document, turns=turns, seconds=seconds, warnings=(*document.warnings, *notes))
 
     def _find_turns(self, pieces: Sequence[Piece], seconds: float) -> tuple[tuple[Turn, ...], list[str]]:
@@ -431,13 +431,3 @@ def _find_least_samples(model: torch.nn.Module) -> int:
 
 def _count_bytes(model: torch.nn.Module) -> int:
     return sum(-(-tensor.nbytes // _LINE) * _LINE for tensor in [*model.parameters(), *model.buffers()])
-
-
-def _find_media(job: Job) -> Path:
-    if job.media is None:
-        raise InputError(f"{job.id}: no recording was found for it; put it beside it under the same name")
-    return job.media
-
-
-def _measure(job: Job) -> float:
-    return job.seconds or probe(_find_media(job)).seconds

@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -27,8 +26,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from engines.base import InputError, Job, LoadError
-from engines.document import Document, Timing, Turn, Word
+from engines.document import Document, Turn, Word
 from engines.languages import get_long_code, get_short_code
+from engines.rev_transcript import read_number, read_transcript
 
 KEY_VARIABLE = "REV_API_KEY"
 URL_VARIABLE = "REV_API_URL"  # of another deployment, such as https://ec1.api.rev.ai
@@ -38,11 +38,8 @@ _LARGEST = 2_000_000_000  # bytes: limits of the service
 _NEWEST = 100  # jobs that are looked through for one of ours
 _KEPT = 7 * 24 * 3600  # seconds that the service keeps what nobody has fetched and deleted
 _BLOCK = 1 << 16  # bytes
-_TURN_GAP = 1.0  # seconds of silence that divide a speaker's turns
 _DONE = frozenset({"transcribed", "completed", "failed"})
 _OF_ACCOUNT = frozenset({"insufficient_balance", "invoicing_limit_exceeded", "user_terminated"})
-_NOT_UNDERSTOOD = frozenset({"unk", "unknown", "inaudible", "unintelligible", "crosstalk", "overlap", "foreign"})
-_JOINERS = frozenset("-'\u2019\u2010\u2011")
 
 T = TypeVar("T")
 
@@ -140,7 +137,7 @@ class RevTranscriber:
             raise InputError(f"{job.id}: {reason}; check that {media.name} plays and has speech")
         words, turns = self._fetch(job, submitted, stopped)
         warnings = self._delete(job, submitted, stopped)
-        seconds = job.seconds or _read_number(_get(details, "duration_seconds"))
+        seconds = job.seconds or read_number(details.get("duration_seconds"))
         return replace(
             document,
             heard=words,
@@ -412,81 +409,6 @@ def _read_retry_after(value: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
-
-
-def read_transcript(content: Any) -> tuple[tuple[Word, ...], tuple[Turn, ...]]:
-    """Words with their punctuation, and turns of speakers called PAR0, PAR1, out of a transcript of the service.
-
-    What it did not understand is `xxx`; laughter and its like are no words. Raises ValueError, TypeError, KeyError or
-    AttributeError if it is not as documented (https://docs.rev.ai/api/asynchronous/transcript).
-    """
-    words: list[Word] = []
-    turns: list[Turn] = []
-    for monologue in content["monologues"]:
-        said = _read_words(monologue["elements"])
-        words += said
-        turns += _list_turns(f"PAR{int(monologue.get('speaker') or 0)}", said)
-    return tuple(words), tuple(sorted(turns, key=lambda turn: (turn.start, turn.end)))
-
-
-def _read_words(elements: Sequence[Mapping[str, Any]]) -> list[Word]:
-    words: list[Word] = []
-    touching = False  # nothing stands between the word before and what comes
-    for element in elements:
-        value = str(element["value"])
-        if element["type"] == "punct":
-            mark = value.strip()
-            if words and mark:
-                words[-1] = replace(words[-1], text=words[-1].text + mark)
-            touching = touching and value[-1:] in _JOINERS and mark == value
-            continue
-        word = _read_word(value, element)
-        if word is None:
-            touching = False
-        elif touching and words[-1].text[-1] in _JOINERS:
-            last = words[-1]
-            words[-1] = replace(last, text=last.text + word.text, end=word.end if word.end is not None else last.end)
-        else:
-            words.append(word)
-            touching = True
-    return words
-
-
-def _read_word(value: str, element: Mapping[str, Any]) -> Word | None:
-    text = value.strip()
-    tag = re.fullmatch(r"[<\[(](\w[^>\])]*)[>\])]", text)
-    if tag or element["type"] == "unknown":
-        if tag and tag[1].lower() not in _NOT_UNDERSTOOD:
-            return None
-        text = "xxx"
-    if not text:
-        return None
-    start, end = _read_number(element.get("ts")), _read_number(element.get("end_ts"))
-    score = _read_number(element.get("confidence"))
-    score = None if score is None else min(score, 1.0)
-    if start is None or end is None:
-        return Word(text, score=score)
-    return Word(text, start, max(start, end), score, Timing.SERVICE)
-
-
-def _read_number(value: Any) -> float | None:
-    """Not negative; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        return None
-    return float(value)
-
-
-def _list_turns(speaker: str, words: Sequence[Word]) -> list[Turn]:
-    """A monologue is cut where its speaker is silent: others may speak there."""
-    turns: list[Turn] = []
-    for word in words:
-        if word.start is None or word.end is None:
-            continue
-        if turns and word.start - turns[-1].end <= _TURN_GAP:
-            turns[-1] = replace(turns[-1], end=max(turns[-1].end, word.end))
-        else:
-            turns.append(Turn(speaker, word.start, word.end))
-    return turns
 
 
 def _get(details: Mapping[str, Any], name: str) -> str:

@@ -26,6 +26,11 @@ _PERCENT = {
     "hu": "százalék", "tr": "yüzde", "id": "persen", "he": "אחוז", "ar": "بالمئة", "fa": "درصد", "ja": "パーセント",
     "ko": "퍼센트", "vi": "phần trăm", "el": "τοις εκατό", "hr": "posto", "sl": "odstotkov", "sr": "odsto",
 }  # fmt: skip
+_SIGNS = {
+    "+": {"en": "plus", "de": "plus", "nl": "plus", "fr": "plus", "es": "más", "it": "più", "pt": "mais", "zh": "加"},
+    "=": {"en": "equals", "de": "gleich", "nl": "is", "fr": "égale", "es": "igual", "it": "uguale", "zh": "等于"},
+    "@": {"en": "at", "de": "at", "nl": "at", "fr": "arobase", "es": "arroba", "it": "chiocciola", "pt": "arroba"},
+}
 _AND = {
     "en": "and", "de": "und", "nl": "en", "fr": "et", "es": "y", "it": "e", "pt": "e", "ca": "i", "da": "og",
     "no": "og", "sv": "och", "fi": "ja", "pl": "i", "cs": "a", "sk": "a", "ru": "и", "uk": "та", "hu": "és", "tr": "ve",
@@ -74,9 +79,9 @@ def spell_numbers(token: str, language: str) -> tuple[str, ...] | None:
         return None
 
 
-def spell_and(language: str) -> str:
-    """What `&` is read as; empty if that is not known."""
-    return _AND.get(get_short_code(language), "")
+def spell_sign(sign: str, language: str) -> str:
+    """What `&`, `+`, `=` or `@` is read as; empty if that is not known."""
+    return (_AND if sign == "&" else _SIGNS.get(sign, {})).get(get_short_code(language), "")
 
 
 def _write_ascii(character: str) -> str:

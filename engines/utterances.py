@@ -16,6 +16,7 @@ MOST_WORDS = 60  # words, that one utterance may have before it is cut at a clau
 
 _SHORT_PAUSE = 0.3  # seconds; between sentences, seldom within one
 _CLOSING = "\"'\u201d\u2019\u00bb\u203a)]}\u300d\u300f"
+_OPENING = "\"'\u201c\u2018\u00ab\u2039\u201e\u201a([{\u300c\u300e\u00bf\u00a1"
 _FINAL = ".?!\u2026\u3002\uff0e\uff1f\uff01\uff61\u061f\u06d4\u0964\u0965\u055e\u1362\u1367\u104b\u17d4"
 _STOPS = ".\u2026"  # which also stand behind what is no sentence: abbreviations, ordinals, words that trail off
 _CLAUSE = ",;:\u2013\u2014\u3001\uff0c\uff1b\uff1a\u060c\u061b"
@@ -24,7 +25,7 @@ _BETWEEN = re.compile(rf"(?:(?<!\d){_MARKS}|{_MARKS}(?!\d))(?=[^\W_])")  # two w
 _ATTACHED = frozenset(_FINAL + _CLAUSE + _CLOSING)  # marks that belong to the word before, when they come alone
 _TITLES = "mr mrs ms dr prof st rev gen col capt lt sgt gov sen rep mme mlle sra srta dra hr fr nr"
 _ABBREVIATIONS = frozenset([*_TITLES.split(), "vs", "approx", "z.b", "d.h"])
-_SPOKEN_SYMBOLS = frozenset("&%")
+_SPOKEN_SYMBOLS = frozenset("&%+=@")  # when they stand alone
 _CUT = "cause em bout til tis twas n n' round kay course fraid nother scuse s ere im er ave"
 _ELISIONS = frozenset(f"'{word}" for word in _CUT.split())
 _APOSTROPHES = "'\u2019\u02bc\uff07"
@@ -69,11 +70,13 @@ def compose_utterances(
 def strip_punctuation(text: str) -> str:
     """What is spoken of a token; empty if it is nothing but punctuation.
 
-    >>> [strip_punctuation(text) for text in ("country.", '"don\'t"', "£3.50,", "well-known", "'cause", "--", "U.S.")]
+    >>> [strip_punctuation(text) for text in ("country.", "(don't)", "£3.50,", "well-known", "'cause", "--", "U.S.")]
     ['country', "don't", '£3.50', 'well-known', "'cause", '', 'U.S']
     """
+    if (symbol := text.strip(_CLOSING + _OPENING + _CLAUSE + _FINAL)) in _SPOKEN_SYMBOLS:
+        return symbol
     kept = [index for index, character in enumerate(text) if _is_spoken(text, index, character)]
-    if not kept or not any(_is_letter(text[index]) or text[index] in _SPOKEN_SYMBOLS for index in kept):
+    if not any(_is_letter(text[index]) for index in kept):
         return ""
     first, last = kept[0], kept[-1]
     core = text[first : last + 1]
@@ -85,12 +88,10 @@ def strip_punctuation(text: str) -> str:
 
 
 def _is_spoken(text: str, index: int, character: str) -> bool:
-    if _is_letter(character) or character in _SPOKEN_SYMBOLS or unicodedata.category(character) == "Sc":
+    if _is_letter(character) or character == "%" or unicodedata.category(character) == "Sc":
         return True
     following = text[index + 1 : index + 2]
-    return (
-        character in "+-\u2212" and following.isdigit() and not text[:index].strip(_CLOSING + "([{\u201c\u2018\u00ab")
-    )
+    return character in "+-\u2212" and following.isdigit() and not text[:index].strip(_CLOSING + _OPENING)
 
 
 def _is_letter(character: str) -> bool:
@@ -138,7 +139,7 @@ def _ends_sentence(last: _Token, following: _Token, silence: float) -> bool:
         return False
     if body[-1] not in _STOPS:
         return True
-    core = body.rstrip(_STOPS).lstrip("([{\"'\u201c\u2018\u00ab\u00bf\u00a1")
+    core = body.rstrip(_STOPS).lstrip(_OPENING)
     rested = silence >= _SHORT_PAUSE
     first = following.word.text.lstrip("'\u2019")[:1]
     if body.endswith(("..", "\u2026")) or first.islower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from engines.document import Word
 from engines.footprint import estimate_encoder
 from engines.forced_aligner import ForcedAligner, Line
 from engines.model_folder import DTYPES
+from engines.speech_regions import find_quiet, measure_levels
 from engines.whisper_model import (
     FRAME,
     attend,
@@ -26,7 +28,7 @@ from engines.whisper_model import (
     load_whisper,
     open_whisper,
 )
-from engines.whisper_timing import SPACELESS, find_spans, make_words
+from engines.whisper_timing import SPACELESS, find_spans, leave_pauses, list_pauses, make_words
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -122,7 +124,7 @@ class WhisperAligner(ForcedAligner):
             )
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"features": (mel bins, 3000), "frames": (), those that are not padding, "tokens": (prompt + text,)}."""
+        """{"features": (mel bins, 3000), "quiet": (frames,), no padding, "tokens": (prompt + text,)}."""
         lines: tuple[Line, ...] = segment.content
         words = [word for line in lines for word in line.words]
         return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
@@ -133,7 +135,7 @@ class WhisperAligner(ForcedAligner):
         tokens += [token for group in self._spell(words, language) for token in group]
         return {
             "features": compute_features(self._checkpoint, waveform),
-            "frames": torch.tensor(frames),
+            "quiet": torch.from_numpy(find_quiet(measure_levels([waveform.numpy()]))[:frames]),
             "tokens": torch.tensor(tokens if len(tokens) <= self._checkpoint.most_tokens else []),
         }
 
@@ -152,27 +154,32 @@ class WhisperAligner(ForcedAligner):
         ]
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
-        """{"attention": (prompt + text, frames), "log_probs": (prompt + text - 1,)} of each segment; both are empty for
-        one with more tokens than the decoder takes."""
+        """{"attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "quiet": (frames,)} of each
+        segment; the first two are empty for one with more tokens than the decoder takes."""
         return [self._attend(model, tensors) for tensors in batch]
 
     def _attend(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
-        tokens, frames = tensors["tokens"].tolist(), int(tensors["frames"])
+        tokens, quiet = tensors["tokens"].tolist(), tensors["quiet"]
         if not tokens:
-            return {"attention": torch.zeros(0, frames), "log_probs": torch.zeros(0)}
+            return {"attention": torch.zeros(0, len(quiet)), "log_probs": torch.zeros(0), "quiet": quiet}
         states = encode(model, tensors["features"])
-        attention, log_probs = attend(model, self._checkpoint, states, tokens, frames)
-        return {"attention": attention, "log_probs": log_probs}
+        attention, log_probs = attend(model, self._checkpoint, states, tokens, len(quiet))
+        return {"attention": attention, "log_probs": log_probs, "quiet": quiet}
 
     def align(
         self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
     ) -> list[Word] | None:
         attention, log_probs = output["attention"], output["log_probs"]
-        if not len(attention) or self.count_seconds_needed(words) > attention.shape[1] * FRAME:
+        lines: tuple[Line, ...] = segment.content
+        # A window's margins hold words of its neighbours, and the first and the last word would take these up.
+        edges = (min(line.start for line in lines) - segment.start, max(line.end for line in lines) - segment.start)
+        first, last = max(0, math.floor(edges[0] / FRAME)), min(attention.shape[1], math.ceil(edges[1] / FRAME))
+        if not len(attention) or self.count_seconds_needed(words) > (last - first) * FRAME:
             return None
-        counts = [len(group) for group in self._spell(words, self._choose_language(segment.content))]
-        spans = find_spans(counts, attention, log_probs)
-        return make_words(words, spans, segment.start, segment.end)
+        counts = [len(group) for group in self._spell(words, self._choose_language(lines))]
+        spans = find_spans(counts, attention, log_probs, first, last)
+        pauses = list_pauses(output["quiet"].cpu().numpy())
+        return make_words(words, leave_pauses(spans, pauses), segment.start, segment.end)
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "openai/whisper-large-v3-turbo"
 UNTRANSCRIBED = "xxx"  # CHAT: speech that could not be made out
-_HEARD, _SILENT, _FAILED = range(3)  # what came of a window
+_NEVER = -1  # in place of a frame
+_UNHEARD = 3.0  # seconds after the last timestamp that are looked at again
 _DETECT = -1  # in place of a language's token
 _EXAMPLE_TOKENS = 8
 _WINDOWS = 3  # that the language is told by
@@ -213,28 +214,49 @@ class WhisperASR(_Whisper):
         return None if self._checkpoint.multilingual else "en"
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
-        """Of each window: {"state", "text": (tokens,), "attention": (heads, prompt + text, frames), "log_probs":
-        (prompt + text - 1,), "language": index, "languages": (languages,) probabilities}."""
+        """Of each window: {"text": (tokens,), "failed": the frame from which on nothing could be made out, or -1,
+        "attention": (heads, prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
+        (languages,) probabilities}."""
         return [self._transcribe(model, tensors) for tensors in batch]
 
     def _transcribe(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
         checkpoint = self._checkpoint
+        frames = int(tensors["frames"])
         encoded = encode(model, tensors["features"])
         decoder = Decoder(model, encoded)
         opening = listen(decoder, checkpoint)
-        language = self._tell_language(int(tensors["language"]), opening.languages)
-        decoded = decode(decoder, checkpoint, opening.no_speech, language, int(tensors["most"]))
-        text = [token for token in decoded.tokens if token < checkpoint.eot]
-        state = _SILENT if decoded.silent or not text else _HEARD if decoded.sound else _FAILED
+        languages = opening.languages
+        language = self._tell_language(int(tensors["language"]), languages)
         prompt = compose_prompt(checkpoint, language)
-        attention, log_probs = attend(model, checkpoint, encoded, [*prompt, *text], int(tensors["frames"]))
+        room = checkpoint.most_tokens - len(prompt)
+        text: list[int] = []
+        failed, first = _NEVER, 0
+        while room > len(text):
+            most = min(int(tensors["most"]), room - len(text))
+            decoded = decode(decoder, checkpoint, opening.no_speech, language, most)
+            written = [token for token in decoded.tokens if token < checkpoint.eot]
+            if decoded.silent or not written:
+                break
+            if not (decoded.sound or decoded.tolerable):
+                failed = first
+                break
+            text += written
+            # The model may stop before the speech does, which goes on up to the end of a segment.
+            reached = max(token for token in decoded.tokens if token >= checkpoint.timestamp_begin)
+            step = reached - checkpoint.timestamp_begin
+            first += step
+            if step * FRAME < 1.0 or (frames - first) * FRAME < _UNHEARD:
+                break
+            decoder = Decoder(model, encode(model, _shift(tensors["features"], first)))
+            opening = listen(decoder, checkpoint)
+        attention, log_probs = attend(model, checkpoint, encoded, [*prompt, *text], frames)
         return {
-            "state": torch.tensor(state),
             "text": torch.tensor(text, dtype=torch.long),
+            "failed": torch.tensor(failed),
             "attention": attention,
             "log_probs": log_probs,
             "language": torch.tensor(list(checkpoint.languages).index(language) if language else _DETECT),
-            "languages": opening.languages,
+            "languages": languages,
         }
 
     def _tell_language(self, token: int, probabilities: Tensor) -> str | None:
@@ -249,25 +271,17 @@ class WhisperASR(_Whisper):
             raise LoadError(f"{self._model}: it does not compute in {self._dtype}; try --dtype float32")
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:
-        languages = self._rank_languages(output["languages"])
-        state = int(output["state"])
-        if state == _SILENT:
+        text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
+        if not text and failed == _NEVER:
             return Heard()
-        if state == _FAILED:
-            word = Word(UNTRANSCRIBED, segment.start, segment.end, None, Timing.INTERPOLATED)
-            return Heard((word,), True, languages)
-        index = int(output["language"])
         language = None if index == _DETECT else list(self._checkpoint.languages)[index]
-        timed = time_words(
-            self._checkpoint,
-            output["text"].tolist(),
-            output["attention"],
-            output["log_probs"],
-            segment.start,
-            segment.end,
-            language,
-        )
-        return Heard(tuple(word for word in timed if _is_spoken(word.text)), False, languages)
+        end = segment.end if failed == _NEVER else segment.start + failed * FRAME
+        timing = (output["attention"], output["log_probs"], segment.start, end, language)
+        timed = time_words(self._checkpoint, text, *timing) if text else []
+        words = [word for word in timed if _is_spoken(word.text)]
+        if failed != _NEVER:
+            words.append(Word(UNTRANSCRIBED, end, segment.end, None, Timing.INTERPOLATED))
+        return Heard(tuple(words), failed != _NEVER, self._rank_languages(output["languages"]))
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Heard]) -> Document:
         if self._is_done(document):
@@ -344,6 +358,13 @@ class LanguageDetector(_Whisper):
             guesses = ", ".join(f"{code} {probability:.0%}" for code, probability in list(found.items())[:3])
             warnings = (*warnings, f"its language is not certain ({guesses}); state it with --lang")
         return replace(document, languages=(best,), warnings=warnings)
+
+
+def _shift(features: Tensor, frames: int) -> Tensor:
+    """A window's features from a frame of the encoder on, with silence after them."""
+    rest = features[:, 2 * frames :]
+    silence = (features.min()).expand(features.shape[0], features.shape[1] - rest.shape[1])
+    return torch.cat([rest, silence], dim=1)
 
 
 def join_heard(segments: Sequence[Segment], pieces: Sequence[Heard]) -> list[Word]:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_TOKENS = 224  # half of what the decoder holds: more were not trained
 _MOST_COMPRESSION = 2.4  # of text that does not go round in circles
-_LEAST_LOG_PROB = -1.0  # mean of the tokens
+_LEAST_LOG_PROB = -1.0  # mean of the tokens; below, another temperature is tried
+_HOPELESS = -1.5  # mean of the tokens; below, it is no text of this recording
+_ROUNDS = 4  # times that a loop goes round, at least
+_LOOP = 16  # tokens of a loop in all, at least: people repeat themselves too
 _MOST_NO_SPEECH = 0.6
 _LATEST_BEGIN = 50  # steps of 0.02 s before which the first timestamp has to lie
 _SEED = 0
@@ -33,26 +36,37 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a window says. tokens: timestamps included, without prompt and end.
+    """What a window says. tokens: timestamps included, without prompt and end. ended: of itself.
 
-    mean_log_prob: of the tokens and the end. no_speech: probability. compression: of the text.
+    mean_log_prob: of the tokens and the end. text_log_prob: of the text alone, which a few certain timestamps do not
+    lift. no_speech: probability. compression: of the text. circular: it goes round in circles.
     """
 
-    tokens: tuple[int, ...]
-    mean_log_prob: float
-    no_speech: float
-    compression: float
-    temperature: float
+    tokens: tuple[int, ...] = ()
+    ended: bool = True
+    mean_log_prob: float = 0.0
+    text_log_prob: float = 0.0
+    no_speech: float = 0.0
+    compression: float = 0.0
+    circular: bool = False
+    temperature: float = 0.0
 
     @property
     def silent(self) -> bool:
         """Nothing is said, as the model says."""
-        return self.no_speech > _MOST_NO_SPEECH and self.mean_log_prob < _LEAST_LOG_PROB
+        return self.no_speech > _MOST_NO_SPEECH and min(self.mean_log_prob, self.text_log_prob) < _LEAST_LOG_PROB
 
     @property
     def sound(self) -> bool:
-        """The text neither goes round in circles nor was guessed."""
-        return self.compression <= _MOST_COMPRESSION and self.mean_log_prob >= _LEAST_LOG_PROB
+        """The text was not guessed, and does not loop: text that is much shorter when compressed is looked at, and may
+        also be something that was said two or three times."""
+        loops = self.circular or (self.compression > _MOST_COMPRESSION and not self.ended)
+        return not loops and self.mean_log_prob >= _LEAST_LOG_PROB
+
+    @property
+    def tolerable(self) -> bool:
+        """The text may be wrong, but is better than none."""
+        return not self.circular and self.ended and self.mean_log_prob >= _HOPELESS
 
 
 class Decoder:
@@ -108,25 +122,42 @@ def decode(
     language: str | None = None,
     most: int = MOST_TOKENS,
 ) -> Decoded:
-    """Decodes at rising temperatures until the text is sound; the last attempt if none is.
+    """Decodes at rising temperatures until the text is sound; the likeliest attempt if none is.
 
     language: a code of checkpoint.languages. most: tokens at most. Samples are drawn from a generator of their own: the
     same window gives the same text, whatever was decoded before it.
     """
     prompt = compose_prompt(checkpoint, language, timestamps=True)
     rules = TimestampRules(checkpoint)
-    decoded: Decoded | None = None
+    attempts: list[Decoded] = []
     for temperature in TEMPERATURES:
         decoder.start()
         pairs = list(_generate(decoder, rules, prompt, temperature, most))
-        tokens = tuple(token for token, _ in pairs if token != checkpoint.eot)
-        mean = sum(log_prob for _, log_prob in pairs) / (len(tokens) + 1)
-        text = checkpoint.tokenizer.decode([token for token in tokens if token < checkpoint.timestamp_begin])
-        decoded = Decoded(tokens, mean, no_speech, measure_compression(text), temperature)
-        if decoded.silent or decoded.sound:
+        attempts.append(_judge(checkpoint, pairs, no_speech, temperature))
+        last = attempts[-1]
+        if last.silent or last.sound:
+            return last
+        if temperature and last.mean_log_prob < _HOPELESS:  # those to come are less likely still
             break
-    assert decoded is not None
-    return decoded
+    return max(attempts, key=lambda attempt: (attempt.tolerable, attempt.mean_log_prob))
+
+
+def _judge(
+    checkpoint: WhisperCheckpoint, pairs: Sequence[tuple[int, float]], no_speech: float, temperature: float
+) -> Decoded:
+    """pairs: tokens with their log-probabilities, the end included."""
+    text = [(token, log_prob) for token, log_prob in pairs if token < checkpoint.eot]
+    written = [token for token, _ in text]
+    return Decoded(
+        tokens=tuple(token for token, _ in pairs if token != checkpoint.eot),
+        ended=pairs[-1][0] == checkpoint.eot,
+        mean_log_prob=sum(log_prob for _, log_prob in pairs) / len(pairs),
+        text_log_prob=sum(log_prob for _, log_prob in text) / max(1, len(text)),
+        no_speech=no_speech,
+        compression=measure_compression(checkpoint.tokenizer.decode(written)),
+        circular=any(goes_round(written[:end]) for end in range(_LOOP, len(written) + 1)),
+        temperature=temperature,
+    )
 
 
 def _generate(
@@ -144,7 +175,7 @@ def _generate(
             token = int(torch.multinomial((logits / temperature).softmax(dim=-1).cpu(), 1, generator=generator))
         tokens.append(token)
         yield token, float(logits[token] - logits.logsumexp(dim=-1))
-        if token == rules.eot:
+        if token == rules.eot or goes_round([token for token in tokens if token < rules.eot]):
             return
         fed = [token]
 
@@ -184,3 +215,13 @@ def measure_compression(text: str) -> float:
     """How many times smaller zlib makes it: text that repeats itself is made much smaller."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
+
+
+def goes_round(tokens: Sequence[int]) -> bool:
+    """Whether the last tokens are the same few again and again."""
+    for period in range(1, len(tokens) // _ROUNDS + 1):
+        size = max(_LOOP, period * _ROUNDS)
+        tail = tokens[len(tokens) - size :]
+        if len(tokens) >= size and all(a == b for a, b in zip(tail, tail[period:], strict=False)):
+            return True
+    return False

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 FRAME = 0.02  # seconds of one of the encoder's frames
 MEDIAN_WIDTH = 7  # frames
 SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # languages that are written without spaces
+SHORTEST_PAUSE = 6  # frames; the closures of stops are shorter
+REACH = 8  # frames: an edge is off by as much
 _PREPENDED = "\"'“¿([{-"
 _APPENDED = "\"'.。,,!!??::”)]}、"
+
+Pause = tuple[int, int]  # its first frame, and the first after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +51,20 @@ def time_words(
     origin: float,
     limit: float,
     language: str | None = None,
+    pauses: Sequence[Pause] = (),
 ) -> list[Word]:
     """The words that the tokens spell, with their times, in order and apart; punctuation belongs to the word it
     stands at.
 
     tokens: those of text alone. attention, log_probs: as `attend` gives them for prompt and text. origin: seconds at
-    which the first frame begins. limit: seconds that no time may exceed.
+    which the first frame begins. limit: seconds that no time may exceed. language: Whisper's code. pauses: as
+    `list_pauses` finds them.
     """
     groups = merge_punctuation(split_words(checkpoint, tokens, language))
     if not groups:
         return []
     spans = find_spans([len(group) for _, group in groups], attention, log_probs)
-    return make_words([text.strip() for text, _ in groups], spans, origin, limit)
+    return make_words([text.strip() for text, _ in groups], leave_pauses(spans, pauses), origin, limit)
 
 
 def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit: float) -> list[Word]:
@@ -69,18 +75,55 @@ def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit
     return separate_words(words, origin, limit)
 
 
-def find_spans(counts: Sequence[int], attention: Tensor, log_probs: Tensor) -> list[Span]:
-    """counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames),
-    log_probs: (prompt + text - 1,), as `attend` gives them."""
+def find_spans(
+    counts: Sequence[int], attention: Tensor, log_probs: Tensor, first: int = 0, last: int | None = None
+) -> list[Span]:
+    """Where groups of tokens are heard, one after the other without gaps.
+
+    counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames), log_probs:
+    (prompt + text - 1,), as `attend` gives them. first, last: frames that all of them lie between, if that is known.
+
+    Where it is not known, the row before that of the first token takes up what is before it: with that of the first
+    token alone, as published, the first word begins with the first frame whatever there is. Medians of the first words
+    of tests/benchmarks/whisper_alignment.py, whose recordings begin with 175 ms of silence: 175 ms without, 55 with.
+    """
     total = sum(counts)
-    edges = find_edges(attention[-(total + 1) :].cpu().numpy())
+    led = first == 0 and len(attention) > total + 1
+    weights = attention[len(attention) - total - 1 - led :, first:last].cpu().numpy()
+    edges = first + find_edges(weights)[int(led) :]
     probabilities = log_probs[len(log_probs) - total :].float().exp()
-    spans, first = [], 0
+    spans, reached = [], 0
     for count in counts:
-        score = float(probabilities[first : first + count].mean())
-        spans.append(Span(int(edges[first]), int(edges[first + count]), score))
-        first += count
+        score = float(probabilities[reached : reached + count].mean())
+        spans.append(Span(int(edges[reached]), int(edges[reached + count]), score))
+        reached += count
     return spans
+
+
+def list_pauses(quiet: NDArray[np.bool_]) -> list[Pause]:
+    """The runs of quiet frames that are too long to be part of a word. quiet: (frames,)."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in changes.reshape(-1, 2) if end - start >= SHORTEST_PAUSE]
+
+
+def leave_pauses(spans: Sequence[Span], pauses: Sequence[Pause]) -> list[Span]:
+    """Ends and begins words where there is a pause at the edge between them, or no more than REACH frames from it.
+
+    Attention has no row for silence: it goes to a word beside it, most often to the one after it. stable-ts moves
+    words out of silence in the same way (https://github.com/jianfch/stable-ts, `suppress_silence`).
+    """
+    starts, ends = [span.start for span in spans], [span.end for span in spans]
+    edges = [spans[0].start, *ends]
+    for begin, over in pauses:
+        near = [i for i, edge in enumerate(edges) if begin - REACH <= edge <= over + REACH]
+        if not near:
+            continue
+        chosen = min(near, key=lambda i: (max(begin - edges[i], edges[i] - over, 0), -i))
+        if chosen > 0 and begin > starts[chosen - 1]:
+            ends[chosen - 1] = begin
+        if chosen < len(spans) and over < ends[chosen]:
+            starts[chosen] = over
+    return [Span(start, end, span.score) for span, start, end in zip(spans, starts, ends, strict=True)]
 
 
 def weigh_head(attention: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def spell_out(word: str) -> list[str]:
     """The word as it sounds, without case, accents and punctuation: none, one, or several.
 
     >>> spell_out("Twenty-one,"), spell_out("$21"), spell_out("(...)"), spell_out("don’t")
-    (['twenty', 'one'], ['twenty', 'one'], [], ["dont"])
+    (['twenty', 'one'], ['twenty', 'one'], [], ['dont'])
     """
     plain = re.sub(r"(?<=\d)[,.](?=\d{3}\b)", "", word)
     plain = _DIGITS.sub(lambda match: f" {_say_number(match[0])} ", plain)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from engines.document import Document, Timing, Utterance, Word
-from engines.spoken_numbers import spell_and, spell_numbers
+from engines.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
 _CODE = re.compile(r"[A-Z][A-Z0-9]{2,6}")
@@ -129,15 +129,17 @@ def _say(text: str, language: str) -> Sequence[str]:
     """A token as it is spoken: numbers and signs in words; letters that are named, such as p.m., joined as p_m."""
     if not language:
         return [text]
-    if text == "&":
-        return [spell_and(language)]
+    if text in ("&", "+", "=", "@"):
+        return [spell_sign(text, language)]
     if any(character.isdigit() or character == "%" for character in text):
         return spell_numbers(text, language) or ["xxx" if text.startswith("0") else text]
     if _LETTERS.fullmatch(text):
         return [text.strip(".").replace(".", "_")]
     if "&" in text.strip("&"):  # R&B
         parts = [part for part in text.split("&") if part]
-        return [said for index, part in enumerate(parts) for said in ([spell_and(language)] if index else []) + [part]]
+        return [
+            said for index, part in enumerate(parts) for said in ([spell_sign("&", language)] if index else []) + [part]
+        ]
     title = _TITLES.get(text.rstrip(".").lower()) if language == "eng" else None
     return [title] if (title and text[:1].isupper()) or title in ("etcetera", "versus") else [text]
 

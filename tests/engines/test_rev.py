@@ -24,7 +24,8 @@ import pytest
 
 from engines.base import InputError, Job, LoadError
 from engines.document import Document, Timing, Turn, Utterance, Word
-from engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber, read_transcript
+from engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
+from engines.rev_transcript import read_transcript
 
 pytest.importorskip("rev_ai", reason="needs Rev.ai's SDK, the extra [rev]")
 

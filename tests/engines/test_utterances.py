@@ -197,6 +197,7 @@ def test_whatever_is_heard_becomes_strict_chat_with_a_time_for_every_word(
         ("عندي 3 كتب، هل تريد؟", "ara", "عندي ثلاثة كتب , هل تريد ?"),
         ("मेरे पास 12 हैं।", "hin", "मेरे पास 12 हैं ."),
         ("call 0800", "hin", "call xxx ."),
+        ("two + two = four @ home +/.", "eng", "two plus two equals four at home ."),
         ("yes, --", "eng", "yes ."),
     ],
 )  # fmt: skip

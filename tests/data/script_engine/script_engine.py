@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,76 @@ class ScriptEngine(Engine):
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {"engine": self.name, "factor": self.factor}
+
+
+class Relay(Engine):
+    """A stage that has a model of its own: adds to each utterance's text what its weights say, and who did it."""
+
+    name = "relay"
+
+    def __init__(self, factor: float = 3.0) -> None:
+        self.factor = factor
+
+    def identify_model(self) -> Hashable:
+        return ("scale", self.factor)
+
+    def load(self) -> Any:
+        return {"scale": torch.full((1000,), self.factor)}
+
+    def split(self, job: Job, document: Document) -> Sequence[Segment]:
+        return [Segment(i, float(i), float(i + 1), len(u.text)) for i, u in enumerate(document.utterances)]
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        return {"length": torch.tensor([float(segment.content)])}
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        return [{"length": tensors["length"] * model["scale"][0]} for tensors in batch]
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        return f"{self.name} {float(output['length']):.0f}"
+
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        texts = [f"{u.text} {piece}" for u, piece in zip(document.utterances, pieces, strict=True)]
+        utterances = [replace(u, text=text) for u, text in zip(document.utterances, texts, strict=True)]
+        return replace(document, utterances=tuple(utterances), heard=(*document.heard, Word(str(os.getpid()))))
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"engine": self.name, "factor": self.factor}
+
+
+class Twin(Relay):
+    """The same model for another purpose; it must not be loaded twice."""
+
+    name = "twin"
+
+    def load(self) -> Any:
+        raise LoadError("twin: its model is there already; share it")
+
+
+class Collector(Engine):
+    """A stage without a model and without segments: all is done when they would be joined."""
+
+    name = "collect"
+    memory_stage = "speaker_alignment"
+
+    def load(self) -> Any:
+        return None
+
+    def split(self, job: Job, document: Document) -> Sequence[Segment]:
+        return []
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        raise AssertionError("there are no segments")
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        raise AssertionError("there are no segments")
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        raise AssertionError("there are no segments")
+
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        words = [Word(word) for word in document.utterances[0].text.split()] if document.utterances else []
+        return replace(document, warnings=(*document.warnings, f"{len(words)} words"))
 
 
 _kept: list[torch.Tensor] = []
