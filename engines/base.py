@@ -168,3 +168,28 @@ class Engine(ABC):
         An output made under another fingerprint is made again. Called after `setup`.
         """
         return {"engine": self.name}
+
+
+class HostEngine(Engine):
+    """An engine without a model: all its work is `join`."""
+
+    def load(self) -> None:
+        return None
+
+    def count_weights(self) -> int:
+        return 0
+
+    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002
+        return 0
+
+    def split(self, job: Job, document: Document) -> Sequence[Segment]:  # noqa: ARG002
+        return []
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        raise NotImplementedError(f"{self.name} has no segments")
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        raise NotImplementedError(f"{self.name} has no model")
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        raise NotImplementedError(f"{self.name} has no segments")

@@ -238,9 +238,10 @@ class CTCRecovery(Engine):
                 widened[index] = (first, last, confidence)
             elif all(unknown) and before and after:
                 between = loud[(loud > before[1]) & (loud < after[0])]
-                clear = len(between) >= shortest and (np.diff(between) <= 2 * breath).all()
-                if clear:
-                    widened[index] = (int(between[0]), int(between[-1]), 1.0)
+                stretches = np.split(between, np.flatnonzero(np.diff(between) > 2 * breath) + 1)
+                clear = [stretch for stretch in stretches if len(stretch) >= shortest]  # not a neighbour's last sound
+                if len(clear) == 1:
+                    widened[index] = (int(clear[0][0]), int(clear[0][-1]), 1.0)
         return widened
 
 

@@ -259,6 +259,7 @@ class PyannoteDiarizer(Engine):
         if not count.any():
             return (), ["no one speaks in this recording"]
         voices = np.concatenate([piece.voices for piece in pieces]).astype(np.float32)
+        voices[~np.isfinite(voices).all(axis=1) | ~voices.any(axis=1)] = np.nan  # a clustering leaves these out
         clusters, notes = self._cluster(active, voices)
         count = np.minimum(count, self._most or count.max())
         scores = _lay_out(pieces, active)
@@ -278,9 +279,9 @@ class PyannoteDiarizer(Engine):
         thin = max(1, math.ceil(len(voices) / _MOST_VECTORS))
         if thin > 1 and hasattr(clustering, "min_cluster_size"):
             clustering.min_cluster_size = max(1, round(clustering.min_cluster_size / thin))
-        dense = np.ones((*speaking.shape, voices.shape[1]), np.float32)[::thin]  # who is silent has any voice but none
         kept = np.zeros(speaking.shape, bool)
         kept[::thin] = True
+        dense = np.ones((*speaking[::thin].shape, voices.shape[1]), np.float32)  # who is silent may have any voice
         dense[speaking[::thin]] = voices[kept[speaking]]
         window = features.SlidingWindow(duration=self._chunk_seconds, step=thin * self._geometry.step / SAMPLE_RATE)
         segmentations = features.SlidingWindowFeature(active[::thin], window)

@@ -96,6 +96,8 @@ def import_pyannote(name: str) -> Any:
             warnings.simplefilter("ignore")  # that torchcodec has no FFmpeg: it reads no audio here
             return import_module(name)
     except ImportError as error:
+        if "pyannote.audio" not in sys.modules:
+            sys.modules.pop("pyannote.audio.telemetry", None)
         raise LoadError(f"speakers need pyannote.audio ({error}); install prefork[diarize]") from error
 
 
@@ -230,7 +232,12 @@ def _read_checkpoint(name: str, file: Path) -> dict[str, Any]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipped else []
         with torch.serialization.safe_globals([(known.get(found, _Unread), found) for found in names]):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        named = [line for line in str(error).splitlines() if "GLOBAL" in line]
+        _refuse(
+            name, f"{file.name} is no checkpoint, or would run code ({_shorten(named[0] if named else error)})", error
+        )
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError) as error:
         _refuse(name, f"{file.name} cannot be read as a checkpoint ({_shorten(error)})", error)
     if not isinstance(content, dict):
         _refuse(name, f"{file.name} is not a checkpoint of a model")

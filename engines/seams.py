@@ -15,9 +15,12 @@ def join_words(left: Sequence[Word], right: Sequence[Word], start: float, end: f
 
     start, end: seconds of the stretch that both heard; all words have times. The words are aligned by text and time
     (longest common subsequence); the left's hold up to the common one nearest to the middle, which both heard with
-    some context, the right's from there on. Without a common word the middle itself parts them.
+    some context, the right's from there on. Without a common word the middle itself parts them, unless one of the two
+    heard nothing there.
     """
     middle = (start + end) / 2
+    if not any(_middle(word) >= start for word in left) or not any(_middle(word) <= end for word in right):
+        return _part([*left], [*right])
     pairs = _match(left, right, start - _APART, end + _APART)
     if pairs:
         i, j = min(pairs, key=lambda pair: abs(_middle(left[pair[0]]) - middle))

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from engines.base import Engine, Job, LoadError, Segment, Tensors
+from engines.base import HostEngine, Job, LoadError, Segment
 from engines.document import Document, Turn, Word
 from engines.utterances import LONGEST, MOST_WORDS, PAUSE, compose_utterances
 
 REACH = 2.0  # seconds up to which a word outside all turns belongs to the nearest
-VIDEO_SUFFIXES = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp"])
 _SAME = 1e-6  # seconds; what differs by less is the same to sums of floats
 
 
-class SpeakerAssigner(Engine):
+class SpeakerAssigner(HostEngine):
     """Makes the transcript of `heard` and `turns`. It has no model."""
 
     name = "assign"
+    memory_stage = "speaker_alignment"
 
     def __init__(self, pause: float = PAUSE, reach: float = REACH) -> None:
         """pause: seconds of silence that end an utterance. reach: seconds up to which a word outside all turns belongs
@@ -33,33 +33,11 @@ class SpeakerAssigner(Engine):
         self.pause = pause
         self.reach = reach
 
-    def load(self) -> None:
-        return None
-
-    def count_weights(self) -> int:
-        return 0
-
-    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  the words of a day take a few megabytes
-        return 0
-
-    def split(self, job: Job, document: Document) -> list[Segment]:  # noqa: ARG002
-        return []
-
-    def prepare(self, job: Job, segment: Segment) -> Tensors:
-        raise NotImplementedError("assign has no segments")
-
-    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        raise NotImplementedError("assign has no model")
-
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
-        raise NotImplementedError("assign has no segments")
-
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         """The document with utterances instead of those it had; `heard` and `turns` stay."""
         speakers = assign_speakers(document.heard, document.turns, self.reach)
         utterances = compose_utterances(document.heard, speakers, pause=self.pause)
-        video = job.media is not None and job.media.suffix.lower() in VIDEO_SUFFIXES
-        return replace(document, utterances=utterances, video=video)
+        return replace(document, utterances=utterances)
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {

@@ -115,7 +115,7 @@ def plan_spans(levels: Levels, seconds: float) -> list[Span]:
     spans: list[Span] = []
     for start, end in _list_stretches(pauses, seconds):
         spans += _cut(start, end, pauses, _smooth(levels))
-    return spans
+    return [Span(round(span.start, 3), round(span.end, 3), span.overlaps) for span in spans]
 
 
 def _list_runs(marks: Marks) -> list[tuple[float, float]]:

@@ -15,7 +15,6 @@ from engines.document import Word
 from engines.footprint import estimate_encoder
 from engines.forced_aligner import ForcedAligner, Line
 from engines.model_folder import DTYPES
-from engines.speech_regions import find_quiet, measure_levels
 from engines.whisper_model import (
     FRAME,
     attend,
@@ -28,7 +27,7 @@ from engines.whisper_model import (
     load_whisper,
     open_whisper,
 )
-from engines.whisper_timing import SPACELESS, find_spans, leave_pauses, list_pauses, make_words
+from engines.whisper_timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -89,12 +88,16 @@ class WhisperAligner(ForcedAligner):
         return "whisper", str(self._checkpoint.folder), self._dtype
 
     def estimate_memory(self, segment: Segment) -> int:
-        """The encoder always hears 30 s; of the decoder, the logits of some tokens are the most."""
-        config = self._checkpoint.config
-        encoder = estimate_encoder(config, self._checkpoint.seconds, FRAME)
-        audio = 4 * (2 * SAMPLE_RATE * self._checkpoint.seconds + 4 * self._checkpoint.frames * config.num_mel_bins)
+        """The encoder always hears 30 s, and each layer of the decoder holds keys and values of these; of the rest, the
+        logits of some tokens and one head's attention, which a median filter takes seven times, are the most."""
+        checkpoint, config = self._checkpoint, self._checkpoint.config
+        encoder = estimate_encoder(config, checkpoint.seconds, FRAME)
+        decoder = 4 * 2 * checkpoint.frames * config.d_model * config.decoder_layers
         logits = 3 * 4 * _LOGIT_ROWS * config.vocab_size
-        return round(encoder + audio + logits)
+        frames = min(segment.seconds / FRAME, checkpoint.frames)
+        attention = 12 * 4 * checkpoint.most_tokens * frames
+        audio = 4 * (2 * SAMPLE_RATE * checkpoint.seconds + 6 * checkpoint.frames * config.num_mel_bins)
+        return round(max(encoder, decoder + logits + attention) + audio)
 
     def count_seconds_needed(self, words: Sequence[str]) -> float:
         """A frame for each letter or digit: nobody speaks so fast."""
@@ -135,7 +138,7 @@ class WhisperAligner(ForcedAligner):
         tokens += [token for group in self._spell(words, language) for token in group]
         return {
             "features": compute_features(self._checkpoint, waveform),
-            "quiet": torch.from_numpy(find_quiet(measure_levels([waveform.numpy()]))[:frames]),
+            "quiet": torch.from_numpy(find_quiet(waveform.numpy())[:frames]),
             "tokens": torch.tensor(tokens if len(tokens) <= self._checkpoint.most_tokens else []),
         }
 
@@ -177,7 +180,7 @@ class WhisperAligner(ForcedAligner):
         if not len(attention) or self.count_seconds_needed(words) > (last - first) * FRAME:
             return None
         counts = [len(group) for group in self._spell(words, self._choose_language(lines))]
-        spans = find_spans(counts, attention, log_probs, first, last)
+        spans = find_spans(counts, attention, log_probs, first, last, self._checkpoint.lag)
         pauses = list_pauses(output["quiet"].cpu().numpy())
         return make_words(words, leave_pauses(spans, pauses), segment.start, segment.end)
 

@@ -107,7 +107,7 @@ class _Whisper(Engine):
     def identify_model(self) -> Hashable:
         return ("whisper", str(self._checkpoint.folder), self._dtype)
 
-    def estimate_memory(self, segment: Segment) -> int:
+    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  all windows are alike
         """A window is 30 s however much of it is used: the encoder, what the decoder keeps of its output, and the
         attention of the alignment heads, which a median filter takes seven times."""
         config, checkpoint = self._checkpoint.config, self._checkpoint
@@ -270,7 +270,7 @@ class WhisperASR(_Whisper):
         if not bool(output["attention"].isfinite().all() and output["log_probs"].isfinite().all()):
             raise LoadError(f"{self._model}: it does not compute in {self._dtype}; try --dtype float32")
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:  # noqa: ARG002
         text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
         if not text and failed == _NEVER:
             return Heard()
@@ -335,14 +335,19 @@ class LanguageDetector(_Whisper):
         if not bool(output["languages"].isfinite().all()):
             raise LoadError(f"{self._model}: it does not compute in {self._dtype}; try --dtype float32")
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> tuple[tuple[str, float], ...]:
+    def finish(
+        self,
+        job: Job,  # noqa: ARG002
+        segment: Segment,  # noqa: ARG002
+        output: Tensors,
+    ) -> tuple[tuple[str, float], ...]:
         return self._rank_languages(output["languages"])
 
     def join(
         self,
-        job: Job,
+        job: Job,  # noqa: ARG002
         document: Document,
-        segments: Sequence[Segment],
+        segments: Sequence[Segment],  # noqa: ARG002
         pieces: Sequence[tuple[tuple[str, float], ...]],
     ) -> Document:
         if document.languages:

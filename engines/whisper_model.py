@@ -112,6 +112,11 @@ class WhisperCheckpoint:
         return self.frames * FRAME
 
     @property
+    def lag(self) -> int:
+        """Frames that its attention is late, as config.json's start_offset_seconds says; 0 where it does not."""
+        return round(-float(getattr(self.config, "start_offset_seconds", 0.0)) / FRAME)
+
+    @property
     def most_tokens(self) -> int:
         """How many tokens the decoder can have before it, prompt included: 448."""
         return int(self.config.max_target_positions)

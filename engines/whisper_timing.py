@@ -1,7 +1,13 @@
 """Words' times from where a Whisper decoder looked when it wrote them. Pure functions of tensors.
 
 The method is openai/whisper's, whisper/timing.py (find_alignment): the attention of the alignment heads, normalised
-over the tokens, smoothed by a median filter, averaged over the heads; then dynamic time warping.
+over the tokens, smoothed by a median filter, averaged over the heads; then dynamic time warping. Words are taken out of
+pauses afterwards, as stable-ts does.
+
+How late the attention is depends on the checkpoint, and nothing in it says so. whisper-tiny.en is 100 ms late where one
+word follows the other without a pause: on a synthesiser's words (tests/benchmarks/whisper_alignment.py), on those of
+jfk.flac and of four recordings of non-native speakers as the CTC aligner times them. A start_offset_seconds of -0.1 in
+its config.json takes that back; without one nothing is.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from torch.nn import functional as F
 
 from engines.alignment import separate_words
 from engines.document import Timing, Word
+from engines.speech_regions import measure_levels
 
 if TYPE_CHECKING:
     from engines.whisper_model import WhisperCheckpoint
@@ -27,7 +34,9 @@ FRAME = 0.02  # seconds of one of the encoder's frames
 MEDIAN_WIDTH = 7  # frames
 SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # languages that are written without spaces
 SHORTEST_PAUSE = 6  # frames; the closures of stops are shorter
-REACH = 8  # frames: an edge is off by as much
+REACH = 15  # frames that an edge may be off a pause
+_SMOOTH = 5  # frames
+_CONTRAST = 6.0  # dB from the quietest to the loudest frames, below which there is no telling speech from pauses
 _PREPENDED = "\"'“¿([{-"
 _APPENDED = "\"'.。,,!!??::”)]}、"
 
@@ -63,7 +72,7 @@ def time_words(
     groups = merge_punctuation(split_words(checkpoint, tokens, language))
     if not groups:
         return []
-    spans = find_spans([len(group) for _, group in groups], attention, log_probs)
+    spans = find_spans([len(group) for _, group in groups], attention, log_probs, lag=checkpoint.lag)
     return make_words([text.strip() for text, _ in groups], leave_pauses(spans, pauses), origin, limit)
 
 
@@ -76,12 +85,12 @@ def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit
 
 
 def find_spans(
-    counts: Sequence[int], attention: Tensor, log_probs: Tensor, first: int = 0, last: int | None = None
+    counts: Sequence[int], attention: Tensor, log_probs: Tensor, first: int = 0, last: int | None = None, lag: int = 0
 ) -> list[Span]:
     """Where groups of tokens are heard, one after the other without gaps.
 
-    counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames), log_probs:
-    (prompt + text - 1,), as `attend` gives them. first, last: frames that all of them lie between, if that is known.
+    counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames),
+    log_probs: (prompt + text - 1,), as `attend` gives them. first, last: frames that all of them lie between, if that is known. lag: frames that the checkpoint's attention is late.
 
     Where it is not known, the row before that of the first token takes up what is before it: with that of the first
     token alone, as published, the first word begins with the first frame whatever there is. Medians of the first words
@@ -91,6 +100,7 @@ def find_spans(
     led = first == 0 and len(attention) > total + 1
     weights = attention[len(attention) - total - 1 - led :, first:last].cpu().numpy()
     edges = first + find_edges(weights)[int(led) :]
+    edges[1:-1] = np.maximum(edges[1:-1] - lag, edges[0])
     probabilities = log_probs[len(log_probs) - total :].float().exp()
     spans, reached = [], 0
     for count in counts:
@@ -98,6 +108,18 @@ def find_spans(
         spans.append(Span(int(edges[reached]), int(edges[reached + count]), score))
         reached += count
     return spans
+
+
+def find_quiet(waveform: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(frames,) whether a frame's level, in dB, is nearer to that of the quietest frames than to that of the loudest.
+
+    waveform: (samples,) at 16 kHz, a window in which somebody speaks.
+    """
+    levels = measure_levels([waveform])
+    reach = _SMOOTH // 2
+    smooth = np.convolve(np.pad(levels, reach, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), "valid")
+    low, high = np.percentile(smooth, [10, 95])
+    return np.asarray(smooth < (low + high) / 2) & (high - low >= _CONTRAST)
 
 
 def list_pauses(quiet: NDArray[np.bool_]) -> list[Pause]:

@@ -28,6 +28,7 @@ from platform_matrix.canary import describe_exit
 from platform_matrix.matrix import Plan, Strategy, Verdict
 from prefork.child import ChildProcess
 from prefork.loading import Specification, make_environment
+from prefork.pipeline import find_owner
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
 PARALLEL = 20  # children at once
@@ -190,12 +191,14 @@ class Phase:
 
 
 def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Target]:
-    """The engines that are asked for; by default all that are installed, each once. Raises LoadError."""
+    """The engines that are asked for; by default all that are installed and have a model of their own on this machine,
+    each once. Raises LoadError."""
     if engines:
         for name in engines:
             registry.find(name)
         return [Target(name, name, options) for name in dict.fromkeys(engines)]
-    once = {registry.find(name).value: name for name in reversed(registry.names())}
+    names = [name for name in registry.names() if find_owner(name) == name]
+    once = {registry.find(name).value: name for name in reversed(names)}
     return [Target(name, name, options, required=False) for name in sorted(once.values())]
 
 
@@ -254,7 +257,8 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
     load = pickle.dumps(partial(call, target.load)) if target.load is not None else None
     engines = {target.engine: dict(target.options)} if target.engine else {}
     order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
-    child = ChildProcess("examination", make_environment(plan))
+    offline = {} if target.required else {"HF_HUB_OFFLINE": "1"}  # gigabytes that nobody asked for are not fetched
+    child = ChildProcess("examination", {**make_environment(plan), **offline})
     phase, began = Phase("load", LOAD_SECONDS, alone=True), time.monotonic()
     try:
         child.channel.post(order)

@@ -445,7 +445,8 @@ def matrix(
 def check(
     context: typer.Context,
     engines: Annotated[
-        list[str] | None, typer.Argument(metavar="[ENGINE ...]", help="By default all that can be loaded here.")
+        list[str] | None,
+        typer.Argument(metavar="[ENGINE ...]", help="By default all whose models are on this machine."),
     ] = None,
     model: Model = None,
     load: Annotated[

@@ -13,12 +13,8 @@ from pathlib import Path, PurePath
 from engines import formats
 from engines.audio import probe
 from engines.base import InputError, Job, Output
+from engines.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
 
-AUDIO_SUFFIXES = frozenset(
-    [".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".amr"]
-)
-VIDEO_SUFFIXES = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp"])
-MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
 _HEADER_BYTES = 16_384  # @Media stands among the first lines

@@ -142,13 +142,18 @@ def list_phases(pipeline: Pipeline) -> list[Pipeline]:
     phases: list[Pipeline] = []
     known = ""
     for stage in pipeline:
-        model = _MODELS.get(stage.engine, stage.engine)
+        model = find_owner(stage.engine)
         if phases and (not known or model in ("", known)):
             phases[-1] = (*phases[-1], stage)
         else:
             phases.append((stage,))
         known = model or known
     return phases
+
+
+def find_owner(engine: str) -> str:
+    """The engine whose model an engine uses: itself, another one, or none."""
+    return _MODELS.get(engine, engine)
 
 
 def _drop_none(options: Mapping[str, Any]) -> dict[str, Any]:

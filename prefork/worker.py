@@ -13,7 +13,7 @@ import traceback
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -232,8 +232,11 @@ def _join_job(
     engine = context.loaded.engines[name]
     known = _open(job, document)
     arguments = ([pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
-    alone = nullcontext() if segments else context.stage(Stage.PIPELINE)
-    with context.step(name, "join"), alone, nullcontext() if segments else context.stage_of(engine, []):
+    with ExitStack() as stages:
+        stages.enter_context(context.step(name, "join"))
+        if context.loaded.models[name] is None:  # then this is all the work
+            stages.enter_context(context.stage(Stage.PIPELINE))
+            stages.enter_context(context.stage_of(engine, []))
         made = engine.join(job, known, *arguments)
     if not writing:
         return made

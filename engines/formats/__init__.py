@@ -23,6 +23,7 @@ from engines.base import InputError, Job
 from engines.document import Document
 from engines.formats import chat, rttm, subtitles, tables, text, textgrid
 from engines.formats.chat_file import compose
+from engines.media import is_video
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,10 @@ def read(path: Path) -> Document:
 def open_document(job: Job) -> Document:
     """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError."""
     if job.source.suffix.lower() in READABLE:
-        return read(job.source)
-    return Document((), media=_name_media(job.source), seconds=job.seconds or None)
+        document = read(job.source)
+    else:
+        document = Document((), media=_name_media(job.source), seconds=job.seconds or None)
+    return replace(document, video=is_video(job.media))
 
 
 def _name_media(path: Path) -> str:

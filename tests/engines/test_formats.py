@@ -16,7 +16,7 @@ from rustling.srt import SRT
 from rustling.textgrid import TextGrid
 
 from engines import formats
-from engines.base import InputError
+from engines.base import InputError, Job
 from engines.document import Character, Document, Timing, Utterance, Word
 from engines.formats.textgrid import fill
 
@@ -105,13 +105,13 @@ def test_suffix_is_known_in_any_case(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["text", "praat", ""])
 def test_unknown_output_format_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match="there are chat, textgrid, srt, vtt, ctm, json"):
+    with pytest.raises(InputError, match="there are chat, textgrid, srt, vtt, ctm, rttm, json"):
         formats.render(make_dialogue(), name)
 
 
 def test_outputs_have_the_usual_suffixes() -> None:
     suffixes = [formats.find_suffix(name) for name in formats.OUTPUTS]
-    assert suffixes == [".cha", ".TextGrid", ".srt", ".vtt", ".ctm", ".json"]
+    assert suffixes == [".cha", ".TextGrid", ".srt", ".vtt", ".ctm", ".rttm", ".json"]
 
 
 def test_textgrid_has_tiers_of_utterances_words_and_characters_for_each_speaker() -> None:
@@ -218,3 +218,13 @@ def test_formats_start_no_threads_and_leave_torch_alone() -> None:
     root = Path(formats.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("talk.MP4", "video"), ("talk.wav", "audio")])
+def test_a_recording_with_pictures_is_told_from_one_without(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    document = formats.open_document(Job(name, path, path))
+    assert (document.media, document.utterances) == ("talk", ())
+    assert f"@Media:\ttalk, {kind}\n" in formats.render(document, "chat")
+    (tmp_path / "talk.txt").write_text("hello\n")
+    assert formats.open_document(Job("talk.txt", tmp_path / "talk.txt", path)).video == (kind == "video")

@@ -121,11 +121,6 @@ def test_the_transcript_replaces_the_empty_one_and_what_was_found_stays() -> Non
     assert engine.join(JOB, Document((), media="talk"), [], []).utterances == ()
 
 
-def test_a_recording_with_pictures_is_told_from_one_without() -> None:
-    job = Job("talk.MP4", Path("talk.MP4"), Path("talk.MP4"))
-    assert SpeakerAssigner().join(job, Document(()), [], []).video
-
-
 def test_threads_do_not_change_who_said_what() -> None:
     words = [make_word(i / 3, i / 3 + 0.25) for i in range(5000)]
     turns = [Turn(f"S{i % 5}", i * 0.7, i * 0.7 + 1.1) for i in range(2000)]

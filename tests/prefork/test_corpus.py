@@ -347,6 +347,44 @@ def test_missing_media_folder_and_unknown_format_are_refused_at_once(tmp_path: P
         find(tmp_path, "praat")
 
 
+def test_recordings_alone_are_what_goes_in_and_transcripts_stay_where_they_are(tmp_path: Path) -> None:
+    write_pair(tmp_path / "in" / "deep", "long", 0.3)
+    write_recording(tmp_path / "in" / "short.wav")
+    write_recording(tmp_path / "in" / "out" / "old.wav")
+    (tmp_path / "in" / "broken.wav").write_bytes(b"no sound")
+    corpus = find_jobs(tmp_path / "in", tmp_path / "in" / "out", ("chat", "rttm"), recordings=True)
+    assert get_ids(corpus) == ["deep/long.wav", "short.wav"]
+    job = corpus.jobs[0]
+    assert job.source == job.media == tmp_path / "in" / "deep" / "long.wav"
+    assert [output.path.as_posix() for output in job.outputs] == ["deep/long.cha", "deep/long.rttm"]
+    assert [problem.id for problem in corpus.problems] == ["broken.wav"]
+    assert corpus.notices == ()
+
+
+def test_a_single_recording_is_a_corpus_of_one(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_recording(tmp_path / name)
+    assert get_ids(find_jobs(tmp_path / "b.wav", tmp_path / "out", recordings=True)) == ["b.wav"]
+
+
+def test_two_recordings_for_one_output_are_told_apart(tmp_path: Path) -> None:
+    source = write_recording(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "a.WAV").write_bytes(source.read_bytes())
+    corpus = find_jobs(tmp_path / "in", tmp_path / "out", recordings=True)
+    assert get_ids(corpus) == ["a.WAV"]
+    assert "its output a.cha is already that of a.WAV" in get_reason(corpus, "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.cha", "no recording; give"), ("empty", "has no recordings"), ("gone", "no such file")]
+)
+def test_what_holds_no_recording_is_refused_at_once(tmp_path: Path, name: str, reason: str) -> None:
+    write_text(tmp_path / "a.cha")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=reason):
+        find_jobs(tmp_path / name, tmp_path / "out", recordings=True)
+
+
 def test_finding_jobs_leaves_torch_alone() -> None:
     script = "import sys, prefork.corpus; print('torch' in sys.modules)"
     root = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from engines.base import Engine, HostEngine, InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Timing, Utterance, Word
 
 
@@ -115,26 +115,11 @@ class Twin(Relay):
         raise LoadError("twin: its model is there already; share it")
 
 
-class Collector(Engine):
+class Collector(HostEngine):
     """A stage without a model and without segments: all is done when they would be joined."""
 
     name = "collect"
     memory_stage = "speaker_alignment"
-
-    def load(self) -> Any:
-        return None
-
-    def split(self, job: Job, document: Document) -> Sequence[Segment]:
-        return []
-
-    def prepare(self, job: Job, segment: Segment) -> Tensors:
-        raise AssertionError("there are no segments")
-
-    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        raise AssertionError("there are no segments")
-
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
-        raise AssertionError("there are no segments")
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
         words = [Word(word) for word in document.utterances[0].text.split()] if document.utterances else []
