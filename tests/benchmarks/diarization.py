@@ -32,7 +32,7 @@ from tests.engines.package_weights import fetch_segmentation, fetch_voice_encode
 from tests.engines.test_pyannote_diarizer import ask_pyannote, diarize, mix, round_turns, write_config, write_plda
 
 DIALOGUES = {
-    "man, woman": ["adult00", "adult03"],
+    "two adults (0)": ["adult00", "adult03"],
     "two adults": ["adult02", "adult05"],
     "two adults (2)": ["adult06", "adult09"],
     "two adults (3)": ["adult10", "adult11"],

@@ -225,6 +225,6 @@ def test_a_recording_with_pictures_is_told_from_one_without(tmp_path: Path, name
     path = tmp_path / name
     document = formats.open_document(Job(name, path, path))
     assert (document.media, document.utterances) == ("talk", ())
-    assert f"@Media:\ttalk, {kind}\n" in formats.render(document, "chat")
+    assert f"@Media:\ttalk, {kind}" in formats.render(document, "chat")
     (tmp_path / "talk.txt").write_text("hello\n")
     assert formats.open_document(Job("talk.txt", tmp_path / "talk.txt", path)).video == (kind == "video")

@@ -84,7 +84,7 @@ def model(engine: PyannoteDiarizer) -> SpeakerModels:
 
 @pytest.fixture(scope="module")
 def dialogue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, list[Turn]]:
-    """26 s: a man and a girl, two utterances each in turn; she begins before he has ended."""
+    """An adult and a child, two utterances each in turn, the next begun before the last has ended."""
     return mix(tmp_path_factory.mktemp("dialogue"), ["adult10", "child18"], 2, gap=-0.4)
 
 

@@ -48,8 +48,8 @@ def test_short_recording_is_one_span_without_the_silence_around_it() -> None:
 def test_spans_are_cut_at_the_longest_pause_within_reach() -> None:
     levels = make_levels((18, LOUD), (0.8, QUIET), (7, LOUD), (0.4, QUIET), (12, LOUD))
     first, second = plan(levels)
-    assert (first.start, first.end) == (0.0, pytest.approx(18.3, abs=0.1))
-    assert second.start == pytest.approx(18.5, abs=0.1)
+    assert (first.start, first.end) == (0.0, pytest.approx(18.3, abs=0.15))
+    assert second.start == pytest.approx(18.5, abs=0.15)
     assert second.end == pytest.approx(38.2, abs=0.03)
     assert not second.overlaps
 
