@@ -218,7 +218,8 @@ class CTCRecovery(Engine):
         frames: int,
     ) -> dict[int, tuple[int, int, float]]:
         """The places, with those of words that cannot be spelled: the stretch of speech at that end of the utterance,
-        up to its neighbour; for a whole utterance of them, all speech between its neighbours, if these were found."""
+        up to its neighbour; for a whole utterance of them, the one stretch of speech between its neighbours that is
+        apart from both, if these were found."""
         breath, shortest = (round(s / self._aligner.clock.frame) for s in (_BREATH, _SHORTEST))
         widened = dict(places)
         for position, index in enumerate(region.utterances):
@@ -239,7 +240,14 @@ class CTCRecovery(Engine):
             elif all(unknown) and before and after:
                 between = loud[(loud > before[1]) & (loud < after[0])]
                 stretches = np.split(between, np.flatnonzero(np.diff(between) > 2 * breath) + 1)
-                clear = [stretch for stretch in stretches if len(stretch) >= shortest]  # not a neighbour's last sound
+                # One that touches a neighbour is the rest of its last word, or the beginning of its first.
+                clear = [
+                    stretch
+                    for stretch in stretches
+                    if len(stretch) >= shortest
+                    and stretch[0] - before[1] > shortest
+                    and after[0] - stretch[-1] > shortest
+                ]
                 if len(clear) == 1:
                     widened[index] = (int(clear[0][0]), int(clear[0][-1]), 1.0)
         return widened

@@ -99,6 +99,7 @@ class PyannoteDiarizer(Engine):
     """
 
     name = "diarize"
+    memory_stage = "diarization"
 
     def __init__(
         self,
@@ -127,23 +128,20 @@ class PyannoteDiarizer(Engine):
         segmentation = load_segmentation(self._recipe)
         self._geometry: Geometry = _measure_model(segmentation, self._recipe.step)
         self._values = self._recipe.choose_segmentation_values(self._geometry.together > 0)
-        self._sizes = [_count_bytes(model) for model in (segmentation, load_embedding(self._recipe))]
+        parts = (segmentation, load_embedding(self._recipe), _make_powerset(self._geometry))
+        self._weights = sum(_count_bytes(part) for part in parts if part is not None)
 
     def load(self) -> SpeakerModels:
         segmentation, embedding = load_segmentation(self._recipe), load_embedding(self._recipe)
         geometry = self._geometry
-        powerset: Any = None
-        if geometry.together:
-            module = import_pyannote("pyannote.audio.utils.powerset")
-            powerset = module.Powerset(geometry.speakers, geometry.together)
         samples = _find_least_samples(embedding)
         least = math.ceil(geometry.frames * samples / geometry.chunk) if self._recipe.exclude_overlap else -1
         for model in (segmentation, embedding):
             model.requires_grad_(False)
-        return SpeakerModels(segmentation, embedding, powerset, least).eval()
+        return SpeakerModels(segmentation, embedding, _make_powerset(geometry), least).eval()
 
     def count_weights(self) -> int:
-        return sum(self._sizes)
+        return self._weights
 
     def estimate_memory(self, segment: Segment) -> int:
         """What a few chunks take inside the models, at 8 MB for each second that they hear, and a block's results."""
@@ -413,6 +411,12 @@ def _measure_model(model: Any, step: float) -> Geometry:
         frame_seconds=field.duration,
         frame_step=field.step,
     )
+
+
+def _make_powerset(geometry: Geometry) -> Any:
+    """What decodes the segmentation model's output; None if that needs no decoding."""
+    module = import_pyannote("pyannote.audio.utils.powerset")
+    return module.Powerset(geometry.speakers, geometry.together) if geometry.together else None
 
 
 def _find_least_samples(model: torch.nn.Module) -> int:

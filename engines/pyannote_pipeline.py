@@ -24,7 +24,13 @@ from typing import Any, NoReturn
 import torch
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from engines.base import LoadError
 from engines.ge2e import build_voice_encoder, is_voice_encoder
@@ -350,9 +356,11 @@ def _fetch(name: str, repository: str, revision: str | None, file: str | None = 
     except RepositoryNotFoundError as error:
         reason = f"there is no such folder, and no {repository} on the hub that this user may see"
         _refuse(name, f"{reason} (HF_TOKEN, `hf auth login`)", error)
-    except EntryNotFoundError as error:
-        _refuse(name, f"{repository} on the hub has no {file}", error)
-    except OSError as error:
+    except (EntryNotFoundError, OSError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(
+            error, LocalEntryNotFoundError
+        ):  # asked, and not there
+            _refuse(name, f"{repository} on the hub has no {file}", error)
         reason = f"{repository} is not here, and the hub cannot be reached; fetch it where there is a network"
         _refuse(name, f"{reason} ({_shorten(error)})", error)
 

@@ -104,6 +104,12 @@ class WhisperAligner(ForcedAligner):
         return FRAME * sum(max(1, sum(map(str.isalnum, word))) for word in words)
 
     def check_size(self, job: Job, words: Sequence[str], seconds: float) -> None:
+        most = self._checkpoint.most_tokens - len(compose_prompt(self._checkpoint, "en"))
+        if (count := sum(map(len, self._spell(words, None)))) > most and self.count_seconds_needed(words) <= seconds:
+            raise InputError(
+                f"{job.id}: {len(words)} words over {seconds:.0f} s are {count} tokens, and Whisper takes {most} at "
+                "once; check that the transcript is of this recording, or align with --engine ctc"
+            )
         if seconds > self._checkpoint.seconds:
             raise InputError(
                 f"{job.id}: {len(words)} words are somewhere within {seconds:.0f} s, and Whisper hears "
@@ -170,7 +176,13 @@ class WhisperAligner(ForcedAligner):
         return {"attention": attention, "log_probs": log_probs, "quiet": quiet}
 
     def align(
-        self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
+        self,
+        words: Sequence[str],
+        output: Tensors,
+        segment: Segment,
+        *,
+        before: bool,  # noqa: ARG002  the lines' own times say it better
+        after: bool,  # noqa: ARG002
     ) -> list[Word] | None:
         attention, log_probs = output["attention"], output["log_probs"]
         lines: tuple[Line, ...] = segment.content

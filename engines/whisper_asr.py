@@ -34,6 +34,7 @@ from engines.whisper_model import (
     open_whisper,
     time_words,
 )
+from engines.whisper_timing import find_quiet, list_pauses
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -124,7 +125,7 @@ class _Whisper(Engine):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 3000), "frames": of the encoder that are no padding, "language": its token or -1,
-        "most": tokens}."""
+        "most": tokens, "quiet": (frames,)}."""
         waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
         return self._make_tensors(waveform, segment.content.language)
 
@@ -136,6 +137,7 @@ class _Whisper(Engine):
             "frames": torch.tensor(frames),
             "language": torch.tensor(token),
             "most": torch.tensor(MOST_TOKENS),
+            "quiet": torch.from_numpy(find_quiet(waveform.numpy())),
         }
 
     def _plan(self, job: Job) -> tuple[list[Span], Any]:
@@ -215,8 +217,8 @@ class WhisperASR(_Whisper):
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
         """Of each window: {"text": (tokens,), "failed": the frame from which on nothing could be made out, or -1,
-        "attention": (heads, prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
-        (languages,) probabilities}."""
+        "attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
+        (languages,) probabilities, "quiet": (frames,)}."""
         return [self._transcribe(model, tensors) for tensors in batch]
 
     def _transcribe(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
@@ -257,6 +259,7 @@ class WhisperASR(_Whisper):
             "log_probs": log_probs,
             "language": torch.tensor(list(checkpoint.languages).index(language) if language else _DETECT),
             "languages": languages,
+            "quiet": tensors["quiet"],
         }
 
     def _tell_language(self, token: int, probabilities: Tensor) -> str | None:
@@ -277,7 +280,8 @@ class WhisperASR(_Whisper):
         language = None if index == _DETECT else list(self._checkpoint.languages)[index]
         end = segment.end if failed == _NEVER else segment.start + failed * FRAME
         timing = (output["attention"], output["log_probs"], segment.start, end, language)
-        timed = time_words(self._checkpoint, text, *timing) if text else []
+        pauses = list_pauses(output["quiet"].cpu().numpy())
+        timed = time_words(self._checkpoint, text, *timing, pauses) if text else []
         words = [word for word in timed if _is_spoken(word.text)]
         if failed != _NEVER:
             words.append(Word(UNTRANSCRIBED, end, segment.end, None, Timing.INTERPOLATED))

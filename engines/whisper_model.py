@@ -276,7 +276,8 @@ def compute_features(checkpoint: WhisperCheckpoint, waveform: Tensor) -> Tensor:
     waveform = F.pad(waveform.float()[:samples], (0, max(0, samples - len(waveform))))
     spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)[..., :-1]
     mel = (filters @ (spectrum.abs() ** 2).contiguous()).clamp(min=1e-10).log10()
-    return (torch.maximum(mel, mel.max() - DYNAMIC_RANGE) + 4.0) / 4.0
+    features: Tensor = (torch.maximum(mel, mel.max() - DYNAMIC_RANGE) + 4.0) / 4.0
+    return features
 
 
 def encode(model: WhisperForConditionalGeneration, features: Tensor) -> Tensor:
@@ -343,7 +344,8 @@ class AttentionTap:
             raise ValueError("the model has not run from its first token on while its attention was tapped")
         queries = torch.cat(self._queries[pair], dim=1).float()
         keys = self._keys[pair][:, :frames].float()
-        return (queries @ keys.transpose(1, 2) * self._attentions[pair[0]].scaling).softmax(dim=-1)
+        products: Tensor = queries @ keys.transpose(1, 2) * self._attentions[pair[0]].scaling
+        return products.softmax(dim=-1)
 
     def _keep_queries(self, layer: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         for pair in self._list_heads(layer):

@@ -35,6 +35,7 @@ MEDIAN_WIDTH = 7  # frames
 SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # languages that are written without spaces
 SHORTEST_PAUSE = 6  # frames; the closures of stops are shorter
 REACH = 15  # frames that an edge may be off a pause
+QUIET = 0.4  # of the way from the quietest to the loudest frames, in dB
 _SMOOTH = 5  # frames
 _CONTRAST = 6.0  # dB from the quietest to the loudest frames, below which there is no telling speech from pauses
 _PREPENDED = "\"'“¿([{-"
@@ -90,7 +91,8 @@ def find_spans(
     """Where groups of tokens are heard, one after the other without gaps.
 
     counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames),
-    log_probs: (prompt + text - 1,), as `attend` gives them. first, last: frames that all of them lie between, if that is known. lag: frames that the checkpoint's attention is late.
+    log_probs: (prompt + text - 1,), as `attend` gives them. first, last: frames that all of them lie
+    between, if that is known. lag: frames that the attention is late.
 
     Where it is not known, the row before that of the first token takes up what is before it: with that of the first
     token alone, as published, the first word begins with the first frame whatever there is. Medians of the first words
@@ -111,15 +113,18 @@ def find_spans(
 
 
 def find_quiet(waveform: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(frames,) whether a frame's level, in dB, is nearer to that of the quietest frames than to that of the loudest.
+    """(frames,) whether a frame is quiet beside the others.
 
-    waveform: (samples,) at 16 kHz, a window in which somebody speaks.
+    waveform: (samples,) at 16 kHz, a window in which somebody speaks. Of four recordings of non-native speakers, the
+    share of words after a pause that begin within 0.2 s of where the CTC aligner has them: 24 % with what is within
+    4 dB of the noise, 38 % with QUIET = 0.2, 63 % with 0.4, 65 % with 0.5,
+    which cuts into the words of a clean recording.
     """
     levels = measure_levels([waveform])
-    reach = _SMOOTH // 2
-    smooth = np.convolve(np.pad(levels, reach, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), "valid")
+    smooth = np.convolve(np.pad(levels, _SMOOTH // 2, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), "valid")
     low, high = np.percentile(smooth, [10, 95])
-    return np.asarray(smooth < (low + high) / 2) & (high - low >= _CONTRAST)
+    quiet: NDArray[np.bool_] = smooth < (low + QUIET * (high - low) if high - low >= _CONTRAST else -math.inf)
+    return quiet
 
 
 def list_pauses(quiet: NDArray[np.bool_]) -> list[Pause]:
@@ -136,7 +141,8 @@ def leave_pauses(spans: Sequence[Span], pauses: Sequence[Pause]) -> list[Span]:
     """
     starts, ends = [span.start for span in spans], [span.end for span in spans]
     edges = [spans[0].start, *ends]
-    for begin, over in pauses:
+    for pause in pauses:
+        begin, over = min(pause[0], edges[-1]), max(pause[1], edges[0])
         near = [i for i, edge in enumerate(edges) if begin - REACH <= edge <= over + REACH]
         if not near:
             continue

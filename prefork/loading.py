@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYANNOTE_METRICS_ENABLED": "0",
+    "MPLBACKEND": "Agg",  # pyannote imports matplotlib, which may look for a display
     # oneDNN keeps what it has prepared for each shape it has seen, 1,024 of them; every recording brings new ones. Over
     # 20 recordings: 237 MB in a worker, 52 MB with 16 kept, 34 MB with malloc_trim after each; equally fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",

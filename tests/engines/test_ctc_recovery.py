@@ -164,11 +164,36 @@ def test_reversed_times_are_looked_for_again_and_said(adult: Heard) -> None:
 
 def test_words_in_another_script_are_timed_only_between_neighbours(adult: Heard) -> None:
     foreign, lines = make_utterance("\u4f60\u597d \u4e16\u754c"), list(adult.document.utterances)
-    document = adult.recover(*lines[:4], foreign, *lines[5:])
-    print(document.utterances[4], adult.truth[4])
-    assert 0
+    for place in (4, 6):
+        document = adult.recover(*lines[:place], foreign, *lines[place + 1 :])
+        assert_within(document.utterances[place], adult.truth[place])
+    two = adult.recover(*lines[:4], foreign, foreign, *lines[6:])  # which of the two it is, nobody knows
+    assert [u.missing for u in two.utterances[4:6]] == [True, True]
+    nothing = adult.recover(*lines[:5], foreign, *lines[5:])  # no speech between these neighbours
+    assert nothing.utterances[5].missing and nothing.utterances[5].start is None
     alone = adult.recover(foreign, foreign)
     assert all(u.missing and u.start is None for u in alone.utterances)
+
+
+def test_neighbours_times_that_leave_no_room_or_overlap_do_not_hide_an_utterance(adult: Heard) -> None:
+    lines = [replace(u, start=a, end=b) for u, (a, b) in zip(adult.document.utterances, adult.truth, strict=True)]
+    lines[2] = adult.document.utterances[2]
+    late, early = replace(lines[1], end=12.0), replace(lines[3], start=adult.truth[2][0] + 0.2)
+    for document in (
+        adult.recover(*lines[:3], early, *lines[4:]),
+        adult.recover(replace(lines[0], end=12.0), replace(late, start=4.0), *lines[2:]),
+    ):
+        assert_within(document.utterances[2], adult.truth[2])
+    false = make_utterance("quarterly figures disappointed")
+    assert adult.recover(*lines[:1], false, *lines[1:]).utterances[1].missing
+
+
+def test_fifty_short_utterances_that_nobody_says_get_no_times(adult: Heard) -> None:
+    lines = adult.document.utterances
+    document = adult.recover(*lines[:5], *[make_utterance("yeah")] * 50, *lines[5:])
+    assert all(u.missing for u in document.utterances[5:55])
+    for utterance, truth in zip([*document.utterances[:5], *document.utterances[55:]], adult.truth, strict=True):
+        assert_within(utterance, truth)
 
 
 def test_a_transcript_ten_times_as_long_as_fits_gets_no_more_than_is_there(adult: Heard) -> None:

@@ -484,6 +484,17 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert "hf_secret" not in str(caught.value)
 
 
+def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(engines.pyannote_pipeline, "snapshot_download", refuse)
+    with pytest.raises(LoadError, match="hub cannot be reached"):
+        PyannoteDiarizer("somebody/pipeline").setup()
+
+
 def test_without_pyannote_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyannote.audio.pipelines.clustering", None)
     with pytest.raises(LoadError, match=r"install prefork\[diarize\]"):

@@ -1,0 +1,279 @@
+"""A Whisper checkpoint's files, features and attention: real weights, and small models made here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from engines.audio import read_audio
+from engines.base import LoadError
+from engines.checkpoint import open_checkpoint
+from engines.ctc_aligner import EMBEDDED
+from engines.model_folder import DTYPES
+from engines.whisper_model import (
+    AttentionTap,
+    WhisperCheckpoint,
+    attend,
+    compose_prompt,
+    compute_features,
+    count_whisper_weights,
+    encode,
+    find_language,
+    identify,
+    load_whisper,
+    open_whisper,
+    time_words,
+)
+from engines.whisper_timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
+from prefork.arena import Arena
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+TINY = SHARED / "models" / "whisper-tiny.en"
+SPEECH = SHARED / "data" / "jfk.flac"
+TEXT = " And so my fellow Americans, ask not what your country can do for you"
+
+pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="needs ../shared/models/whisper-tiny.en")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> WhisperCheckpoint:
+    return open_whisper(str(TINY))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: WhisperCheckpoint) -> Any:
+    return load_whisper(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def waveform() -> torch.Tensor:
+    return torch.from_numpy(read_audio(SPEECH, 0.0, 8.0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The checkpoint without its weights, and these linked."""
+    for file in TINY.iterdir():
+        if file.suffix == ".safetensors":
+            (tmp_path / file.name).symlink_to(file)
+        else:
+            shutil.copyfile(file, tmp_path / file.name)
+    return tmp_path
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def spell(checkpoint: WhisperCheckpoint, text: str) -> list[int]:
+    return list(checkpoint.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def test_the_checkpoint_says_what_its_tokens_and_heads_are(checkpoint: WhisperCheckpoint) -> None:
+    assert (checkpoint.sot, checkpoint.eot, checkpoint.no_timestamps) == (50257, 50256, 50362)
+    assert checkpoint.timestamp_begin == 50363 and checkpoint.no_speech == 50361
+    assert not checkpoint.multilingual and checkpoint.transcribe is None and not checkpoint.languages
+    assert checkpoint.alignment_heads[:2] == ((1, 0), (2, 0)) and not checkpoint.derived_heads
+    assert 1 in checkpoint.suppress_tokens and checkpoint.begin_suppress_tokens == (220, 50256)
+    assert compose_prompt(checkpoint) == [50257, 50362]
+    assert find_language(checkpoint, "eng") == "en" and find_language(checkpoint, "deu") is None
+
+
+@pytest.mark.parametrize("samples", [0, 3_200, 100_001, 480_000, 600_000])
+def test_features_are_those_of_transformers_bit_for_bit(
+    checkpoint: WhisperCheckpoint, waveform: torch.Tensor, samples: int
+) -> None:
+    audio = waveform.repeat(5)[:samples]
+    extractor: Any = WhisperFeatureExtractor()
+    expected = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
+    assert torch.equal(compute_features(checkpoint, audio), expected)
+
+
+@torch.inference_mode()
+def test_tapped_attention_is_that_of_the_model(checkpoint: WhisperCheckpoint, waveform: torch.Tensor) -> None:
+    """Beside what an eager model gives out, for one run over all tokens, and token by token with a cache."""
+    model: Any = load_whisper(checkpoint)
+    states = encode(model, compute_features(checkpoint, waveform))
+    tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT)]])
+    with AttentionTap(model, checkpoint.alignment_heads) as tap:
+        model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
+    with AttentionTap(model, checkpoint.alignment_heads) as stepwise:
+        cache = None
+        for token in tokens[0]:
+            arguments = {"input_ids": token.view(1, 1), "encoder_hidden_states": states, "past_key_values": cache}
+            cache = model.model.decoder(**arguments, use_cache=True).past_key_values
+    assert not any(module._forward_hooks for module in model.modules())
+    model.set_attn_implementation("eager")
+    attentions = model.model.decoder(
+        input_ids=tokens, encoder_hidden_states=states, output_attentions=True, use_cache=False
+    ).cross_attentions
+    expected = torch.stack([attentions[layer][0, head] for layer, head in checkpoint.alignment_heads])
+    assert torch.allclose(tap.collect()[0], expected, atol=1e-5)
+    assert torch.allclose(stepwise.collect()[0], expected, atol=1e-5)
+    assert tap.collect(400).shape == (1, 8, len(tokens[0]), 400)
+    assert torch.allclose(tap.collect(400).sum(-1), torch.ones(1))
+
+
+def test_a_tap_that_heard_nothing_says_so(checkpoint: WhisperCheckpoint, model: Any) -> None:
+    with AttentionTap(model, checkpoint.alignment_heads) as tap:
+        pass
+    with pytest.raises(ValueError, match="has not run"):
+        tap.collect()
+
+
+@torch.inference_mode()
+def test_words_of_a_text_are_found_in_real_speech(
+    checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
+) -> None:
+    states = encode(model, compute_features(checkpoint, waveform))
+    tokens = spell(checkpoint, TEXT)
+    attention, log_probs = attend(model, checkpoint, states, [*compose_prompt(checkpoint), *tokens], 400)
+    assert attention.shape == (len(tokens) + 2, 400) and log_probs.shape == (len(tokens) + 1,)
+    words = time_words(checkpoint, tokens, attention, log_probs, 10.0, 18.0)
+    assert [word.text for word in words] == TEXT.split()
+    starts = [word.start or 0 for word in words]
+    assert starts == sorted(starts) and starts[0] >= 10 and (words[-1].end or 0) <= 18
+    # The CTC aligner has them at 1.27, 5.61 and 6.89 s.
+    assert [starts[3], starts[8], starts[12]] == pytest.approx([11.27, 15.61, 16.89], abs=0.25)
+    assert all(word.score and 0 < word.score <= 1 for word in words)
+
+
+@torch.inference_mode()
+def test_likelihoods_are_those_of_the_models_logits(
+    checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
+) -> None:
+    states = encode(model, compute_features(checkpoint, waveform))
+    tokens = [*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 6)]  # more than are scored at a time
+    _, log_probs = attend(model, checkpoint, states, tokens, 400)
+    logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
+    expected = logits[1:, : checkpoint.eot].log_softmax(-1).gather(1, torch.tensor(tokens[2:])[:, None])[:, 0]
+    assert torch.allclose(log_probs[1:], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_how_large_the_weights_will_be_is_known_and_the_output_shares_the_embedding(
+    checkpoint: WhisperCheckpoint, dtype: str
+) -> None:
+    model: Any = load_whisper(checkpoint, dtype)
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    size = Arena.pack({"model": model}).size
+    assert size <= count_whisper_weights(checkpoint, dtype) <= 1.05 * size
+
+
+def test_a_checkpoint_without_alignment_heads_gets_those_of_its_later_layers(folder: Path) -> None:
+    change(folder / "generation_config.json", alignment_heads=None)
+    checkpoint = open_whisper(str(folder))
+    assert checkpoint.derived_heads
+    assert checkpoint.alignment_heads == tuple((layer, head) for layer in (2, 3) for head in range(6))
+    assert identify(checkpoint) != identify(open_whisper(str(TINY)))
+
+
+@pytest.mark.parametrize(
+    ("heads", "reason"),
+    [([[4, 0]], "head 0 of layer 4 .* 4 layers of 6 heads"), ([1, 2], "are not pairs of a layer and a head")],
+)
+def test_alignment_heads_that_the_model_does_not_have_are_refused(folder: Path, heads: Any, reason: str) -> None:
+    change(folder / "generation_config.json", alignment_heads=heads)
+    with pytest.raises(LoadError, match=reason):
+        open_whisper(str(folder))
+
+
+def test_a_ctc_model_is_sent_to_the_ctc_engine_and_whisper_to_whispers(folder: Path) -> None:
+    with pytest.raises(LoadError, match=r"a whisper-ctc model is not a Whisper model; use it with --engine ctc, or "):
+        open_whisper(str(EMBEDDED))
+    with pytest.raises(LoadError, match=r"a whisper model is not a CTC model; use it with --engine whisper, or "):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("remove", "reason"),
+    [
+        ("tokenizer.json", "it has no tokenizer"),
+        ("model.safetensors", "it has no safetensors weights"),
+        ("processor_config.json", "it has no preprocessor_config.json"),
+        ("config.json", "it has no config.json"),
+    ],
+)
+def test_a_folder_without_one_of_its_files_is_refused_by_name(folder: Path, remove: str, reason: str) -> None:
+    (folder / remove).unlink()
+    with pytest.raises(LoadError, match=reason) as caught:
+        open_whisper(str(folder))
+    assert str(caught.value).startswith(str(folder)) and str(caught.value).endswith("with --model PATH")
+
+
+def test_a_broken_or_foreign_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(LoadError, match="its tokenizer cannot be loaded"):
+        open_whisper(str(folder))
+
+
+def test_a_model_with_a_weight_missing_is_not_made_up(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 50}
+    config: Any = WhisperConfig(**sizes, **heads)  # type: ignore[arg-type]
+    small: Any = WhisperForConditionalGeneration(config)
+    small.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copyfile(TINY / name, tmp_path / name)
+    checkpoint = open_whisper(str(tmp_path))
+    assert load_whisper(checkpoint).config.d_model == 16
+    change(tmp_path / "config.json", decoder_layers=3)
+    with pytest.raises(LoadError, match="missing"):
+        load_whisper(open_whisper(str(tmp_path)))
+
+
+def test_the_path_through_a_matrix_is_the_best_there_is() -> None:
+    """Beside dynamic programming cell by cell."""
+    weights = np.random.default_rng(5).standard_normal((9, 31))
+    best = np.full(weights.shape, -np.inf)
+    for row in range(9):
+        for frame in range(31):
+            before = [best[i, j] for i, j in ((row - 1, frame - 1), (row - 1, frame), (row, frame - 1)) if i >= 0 <= j]
+            best[row, frame] = weights[row, frame] + max(before, default=0.0)
+    edges = find_edges(weights)
+    assert edges[0] == 0 and (np.diff(edges) >= 0).all()
+    ends = [*(max(edges[i], edges[i + 1] - 1) for i in range(8)), 30]
+    ways = []  # a row ends before the next one begins, or in the same frame
+    for choice in range(2**8):
+        over = [ends[i] + ((choice >> i & 1) if ends[i] < edges[i + 1] else 0) for i in range(8)] + [30]
+        ways.append(sum(weights[i, edges[i] : over[i] + 1].sum() for i in range(9)))
+    assert max(ways) == pytest.approx(best[-1, -1])
+
+
+def test_the_longest_text_takes_less_than_a_tenth_of_a_second() -> None:
+    weights = np.random.default_rng(5).standard_normal((448, 1500))
+    begin = time.process_time()
+    find_edges(weights)
+    assert time.process_time() - begin < 0.1
+
+
+def test_words_are_taken_out_of_pauses() -> None:
+    quiet = np.zeros(100, bool)
+    quiet[:12], quiet[40:60], quiet[80:83] = True, True, True  # the last is too short
+    pauses = list_pauses(quiet)
+    assert pauses == [(0, 12), (40, 60)]
+    spans = leave_pauses([Span(0, 42, 0.5), Span(42, 81, 0.5), Span(81, 99, 0.5)], pauses)
+    assert [(span.start, span.end) for span in spans] == [(12, 40), (60, 81), (81, 99)]
+    inside = leave_pauses([Span(43, 50, 0.5)], [(40, 60)])
+    assert [(span.start, span.end) for span in inside] == [(43, 50)]  # nothing is left of it outside
+
+
+def test_texts_are_split_into_words_as_their_languages_are(checkpoint: WhisperCheckpoint) -> None:
+    def split(text: str, language: str | None = None) -> list[str]:
+        tokens = spell(checkpoint, text)
+        groups = merge_punctuation(split_words(checkpoint, tokens, language))
+        assert [token for _, group in groups for token in group] == tokens
+        return [word for word, _ in groups]
+
+    assert split(' He said: "Well, (yes) 5%!"') == [" He", " said:", ' "Well,', " (yes)", ' 5%!"']
+    assert split(" naïve 你好 Straße.") == [" naïve", " 你好", " Straße."]
+    assert split("今天很好。", "zh") == ["今", "天", "很", "好。"]
+    assert split("") == []
