@@ -148,13 +148,12 @@ class CTCRecovery(Engine):
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Emission]) -> Document:
         seconds = measure(job)
         regions = self._plan(document, seconds)
-        if not regions:
-            return document
         columns: tuple[int, ...] = segments[0].content.columns if segments else ()
-        scores = self._put_together(segments, pieces, columns, seconds)
         found: dict[int, Place | None] = {}
-        for region in regions:
-            found |= self._find(document, region, scores, columns)
+        if regions:
+            scores = self._put_together(segments, pieces, columns, seconds)
+            for region in regions:
+                found |= self._find(document, region, scores, columns)
         return give_times(document, found, seconds)
 
     def _put_together(

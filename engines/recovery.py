@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engines.document import Document, Utterance
+from engines.document import Document, Recovery, Utterance
 
 _MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, may be off
 _LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less
@@ -88,8 +88,9 @@ def _make_region(
 def give_times(document: Document, found: Mapping[int, Place | None], seconds: float) -> Document:
     """The document with the places of the utterances that were looked for; those without one are missing.
 
-    found: for the index of each of them, its place or None. seconds: length of the recording.
+    found: for the index of each of them, its place or None; empty if all have times. seconds: length of the recording.
     """
+    timed = sum(bool(u.words) and is_timed(u) and index not in found for index, u in enumerate(document.utterances))
     utterances = list(document.utterances)
     warnings = []
     for index, place in found.items():
@@ -110,4 +111,10 @@ def give_times(document: Document, found: Mapping[int, Place | None], seconds: f
             f"{missing} of {len(found)} utterances were not found in the recording; "
             "check that the transcript is of this recording"
         )
-    return replace(document, utterances=tuple(utterances), seconds=seconds, warnings=(*document.warnings, *warnings))
+    return replace(
+        document,
+        utterances=tuple(utterances),
+        seconds=seconds,
+        warnings=(*document.warnings, *warnings),
+        recovery=Recovery(timed, len(found) - missing, missing),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ import torch
 
 from engines.audio import SAMPLE_RATE
 from engines.base import InputError, Job, LoadError, Segment, Tensors
-from engines.document import Word
+from engines.document import Document, Word
 from engines.footprint import estimate_encoder
-from engines.forced_aligner import ForcedAligner, Line
+from engines.forced_aligner import ForcedAligner, Line, Piece
 from engines.model_folder import DTYPES
 from engines.whisper_model import (
     FRAME,
@@ -21,6 +22,7 @@ from engines.whisper_model import (
     compose_prompt,
     compute_features,
     count_whisper_weights,
+    doubt_heads,
     encode,
     find_language,
     identify,
@@ -116,6 +118,10 @@ class WhisperAligner(ForcedAligner):
                 f"{self._checkpoint.seconds:.0f} s at once; find the utterances first with --utr ctc, or align with "
                 "--engine ctc"
             )
+
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Piece]) -> Document:
+        joined = super().join(job, document, segments, pieces)
+        return replace(joined, warnings=(*joined.warnings, *doubt_heads(self._checkpoint)))
 
     def example(self) -> Tensors:
         """A rising tone: every frame is different from the one before."""

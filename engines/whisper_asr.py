@@ -16,8 +16,9 @@ from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Timing, Word
 from engines.footprint import estimate_encoder
 from engines.forced_aligner import find_media, measure
-from engines.languages import get_long_code, get_short_code
+from engines.languages import get_long_code
 from engines.model_folder import DTYPES
+from engines.recovery import is_timed
 from engines.seams import join_words
 from engines.speech_regions import Span, find_loudest, plan_spans, read_levels
 from engines.whisper_decoding import MOST_TOKENS, Decoder, decode, listen
@@ -28,7 +29,9 @@ from engines.whisper_model import (
     compose_prompt,
     compute_features,
     count_whisper_weights,
+    doubt_heads,
     encode,
+    find_language,
     identify,
     load_whisper,
     open_whisper,
@@ -90,14 +93,12 @@ class _Whisper(Engine):
 
     def _find_language(self, language: str) -> str:
         """Whisper's code of a language that the checkpoint knows. Raises ValueError if it does not."""
-        known = self._checkpoint.languages if self._checkpoint.multilingual else {"en": 0}
-        code = get_short_code(language)
-        code = "jw" if code == "jv" and "jw" in known else code
-        if code in known:
+        if (code := find_language(self._checkpoint, language)) is not None:
             return code
         if not self._checkpoint.multilingual:
             raise ValueError(f"it hears English only, not {language!r}; give a multilingual checkpoint with --model")
-        raise ValueError(f"it does not know the language {language!r}; it knows {', '.join(sorted(known))}")
+        known = ", ".join(sorted(self._checkpoint.languages))
+        raise ValueError(f"it does not know the language {language!r}; it knows {known}")
 
     def load(self) -> WhisperForConditionalGeneration:
         return load_whisper(self._checkpoint, self._dtype)
@@ -110,12 +111,12 @@ class _Whisper(Engine):
 
     def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  all windows are alike
         """A window is 30 s however much of it is used: the encoder, what the decoder keeps of its output, and the
-        attention of the alignment heads, which a median filter takes seven times."""
+        attention of one head at a time, which a median filter takes seven times."""
         config, checkpoint = self._checkpoint.config, self._checkpoint
         encoder = estimate_encoder(config, checkpoint.seconds, FRAME)
         decoder = 4 * 2 * config.decoder_layers * checkpoint.frames * config.d_model + 4 * 8 * config.vocab_size
-        attention = 4 * 12 * len(checkpoint.alignment_heads) * MOST_TOKENS * checkpoint.frames
-        return round(encoder + decoder + attention)
+        attention = 4 * 12 * MOST_TOKENS * checkpoint.frames
+        return round(max(encoder, decoder + attention))
 
     def example(self) -> Tensors:
         """A rising tone."""
@@ -174,6 +175,7 @@ class WhisperASR(_Whisper):
     """
 
     name = "whisper"
+    memory_stage = "transcription"
 
     def __init__(
         self,
@@ -199,7 +201,7 @@ class WhisperASR(_Whisper):
     def _is_done(self, document: Document) -> bool:
         """Whether the transcript needs no times."""
         spoken = [utterance for utterance in document.utterances if utterance.words]
-        return self._only_untimed and bool(spoken) and all(utterance.start is not None for utterance in spoken)
+        return self._only_untimed and bool(spoken) and all(map(is_timed, spoken))
 
     def _choose_language(self, job: Job, document: Document) -> str | None:
         """The language as stated, or the first of the document's that the checkpoint knows."""
@@ -293,7 +295,7 @@ class WhisperASR(_Whisper):
         words = join_heard(segments, pieces)
         stated = self._choose_language(job, document)
         languages, warnings = self._judge_languages(stated, pieces)
-        warnings += _judge_words(words, segments, pieces)
+        warnings += [*_judge_words(words, segments, pieces), *doubt_heads(self._checkpoint)]
         return replace(
             document,
             heard=tuple(words),

@@ -39,6 +39,7 @@ __all__ = [
     "compose_prompt",
     "compute_features",
     "count_whisper_weights",
+    "doubt_heads",
     "encode",
     "find_language",
     "identify",
@@ -239,6 +240,16 @@ def find_language(checkpoint: WhisperCheckpoint, language: str) -> str | None:
     known = checkpoint.languages if checkpoint.multilingual else {"en": 0}
     code = get_short_code(language)
     return next((name for name in (code, "jw" if code == "jv" else code) if name in known), None)
+
+
+def doubt_heads(checkpoint: WhisperCheckpoint) -> list[str]:
+    """What there is to say about word times if the checkpoint does not name the heads that they come from."""
+    if not checkpoint.derived_heads:
+        return []
+    return [
+        f"{checkpoint.name} names no alignment heads in its generation_config.json: word times come from the upper "
+        "half of its decoder, and may be off"
+    ]
 
 
 def compose_prompt(

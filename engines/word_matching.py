@@ -6,7 +6,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from engines.anchors import Integers, find_anchors
-from engines.base import Engine, Job, Segment, Tensors
+from engines.base import HostEngine, Job, Segment
 from engines.document import Document, Word
 from engines.forced_aligner import measure
-from engines.recovery import Place, Region, give_times, is_timed, plan_regions
+from engines.recovery import Place, Region, give_times, plan_regions
 
 _LEAST = 0.05  # seconds that a word takes at the very least
 _SEEDS = ((3, 4.0), (2, 3.0))  # words of an n-gram, and of a chain that is trusted
@@ -41,42 +41,25 @@ class _Token:
     owner: int
 
 
-class WordMatcher(Engine):
-    """Aligns `Document.heard` with the words of the utterances without times. There is no model.
+class WordMatcher(HostEngine):
+    """Aligns `Document.heard`, which is then used up, with the words of the utterances without times.
 
     An utterance of which too little was heard gets no times: it is `missing`, and the document's warnings say so.
     """
 
     name = "match"
 
-    def load(self) -> None:
-        return None
-
     def fingerprint(self) -> Mapping[str, Any]:
         return {"engine": self.name, "version": version("prefork")}
 
-    def split(self, job: Job, document: Document) -> list[Segment]:  # noqa: ARG002
-        return []
-
-    def prepare(self, job: Job, segment: Segment) -> Tensors:
-        raise NotImplementedError("there are no segments to prepare")
-
-    def infer(self, model: Any, batch: Sequence[Tensors]) -> list[Tensors]:
-        raise NotImplementedError("there is no model")
-
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
-        raise NotImplementedError("there are no segments to finish")
-
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
-        if all(is_timed(u) or u.missing or not u.words for u in document.utterances):
-            return document
         seconds = measure(job)
         least = [_LEAST * len(utterance.words) for utterance in document.utterances]
         found: dict[int, Place | None] = {}
         heard = [word for word in document.heard if word.start is not None and word.end is not None]
         for region in plan_regions(document.utterances, least, seconds):
             found |= _find(document, region, heard, seconds)
-        return give_times(document, found, seconds)
+        return replace(give_times(document, found, seconds), heard=())
 
 
 def _find(document: Document, region: Region, heard: Sequence[Word], seconds: float) -> dict[int, Place | None]:

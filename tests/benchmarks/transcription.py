@@ -31,7 +31,7 @@ from engines.whisper_decoding import TEMPERATURES
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 JFK = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
 
-normalize = EnglishTextNormalizer({})
+normalize: Callable[[str], str] = EnglishTextNormalizer({})  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -84,7 +84,7 @@ def transcribe(engine: WhisperASR, model: Any, path: Path) -> Document:
 @torch.inference_mode()
 def transcribe_whole(folder: Path, model: Any, tokenizer: Any, path: Path) -> str:
     """By transformers' sequential decoding of 30 s after 30 s, from where the last timestamp was."""
-    extractor: Any = WhisperFeatureExtractor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    extractor: Any = WhisperFeatureExtractor.from_pretrained(folder)
     waveform = read_audio(path, 0.0, float("inf"))
     long = len(waveform) > 30 * SAMPLE_RATE
     options: dict[str, Any] = {"truncation": False, "padding": "longest"} if long else {}

@@ -18,7 +18,7 @@ from engines import formats
 from engines.base import Job, Segment
 from engines.ctc_aligner import CTCAligner
 from engines.ctc_recovery import CTCRecovery
-from engines.document import Document, Utterance, Word
+from engines.document import Document, Recovery, Utterance, Word
 from engines.sparse_alignment import FIRST, FLOOR, QUIET, find_units
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -145,7 +145,9 @@ def test_a_transcript_with_all_its_times_is_left_alone(adult: Heard) -> None:
     timed = [replace(u, start=a, end=b) for u, (a, b) in zip(adult.document.utterances, adult.truth, strict=True)]
     document = Document((replace(timed[0], end=9.0), *timed[1:]))  # overlaps the second
     assert adult.engine.split(adult.job, document) == []
-    assert adult.engine.join(adult.job, document, [], []) is document
+    joined = adult.engine.join(adult.job, document, [], [])
+    assert (joined.utterances, joined.warnings) == (document.utterances, ())
+    assert joined.recovery == Recovery(timed=len(timed))
 
 
 def test_only_windows_with_utterances_to_find_are_listened_to(adult: Heard) -> None:

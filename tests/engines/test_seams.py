@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from engines.document import Word
 from engines.seams import join_words
 
@@ -43,7 +45,7 @@ def test_times_stay_in_order() -> None:
     left, right = [*say("a b", 0), Word("c", 1.0, 2.6)], say("c d e", 1.1)
     words = join_words(left, right, 1.0, 2.6)
     assert read(words) == "a b c d e"
-    assert all(a.end <= b.start for a, b in zip(words, words[1:], strict=False) if a.end and b.start)
+    assert all(a.end <= b.start for a, b in itertools.pairwise(words) if a.end and b.start)
 
 
 def test_one_side_may_be_silent() -> None:

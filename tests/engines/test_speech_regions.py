@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def test_short_recording_is_one_span_without_the_silence_around_it() -> None:
 def test_spans_are_cut_at_the_longest_pause_within_reach() -> None:
     levels = make_levels((18, LOUD), (0.8, QUIET), (7, LOUD), (0.4, QUIET), (12, LOUD))
     first, second = plan(levels)
-    assert (first.start, first.end) == (0.0, pytest.approx(18.3, abs=0.15))
+    assert first.start == 0.0
+    assert first.end == pytest.approx(18.3, abs=0.15)
     assert second.start == pytest.approx(18.5, abs=0.15)
     assert second.end == pytest.approx(38.2, abs=0.03)
     assert not second.overlaps
@@ -57,7 +59,7 @@ def test_spans_are_cut_at_the_longest_pause_within_reach() -> None:
 def test_without_a_pause_spans_overlap() -> None:
     spans = plan(make_levels((100, LOUD)))
     assert [span.overlaps for span in spans] == [False] + [True] * (len(spans) - 1)
-    for last, span in zip(spans, spans[1:], strict=False):
+    for last, span in itertools.pairwise(spans):
         assert last.end - span.start == pytest.approx(OVERLAP, abs=0.01)
     assert spans[-1].end == pytest.approx(100)
 
@@ -81,7 +83,7 @@ def test_everything_loud_is_in_a_span_and_no_span_is_too_long(seed: int) -> None
         assert span.end - span.start <= LONGEST + FRAME
         covered[round(span.start / FRAME) : round(span.end / FRAME)] = True
     assert covered[levels > LOUD].all()
-    for last, span in zip(spans, spans[1:], strict=False):
+    for last, span in itertools.pairwise(spans):
         assert span.overlaps or span.start >= last.end
 
 

@@ -19,7 +19,30 @@ from engines.base import Engine, InputError, Job, LoadError, Segment
 from engines.document import Document, Utterance, Word
 from engines.whisper_asr import Heard, LanguageDetector, Slice, WhisperASR, join_heard
 
-JFK = "and so my fellow americans ask not what your country can do for you ask what you can do for your country".split()
+JFK = [
+    "and",
+    "so",
+    "my",
+    "fellow",
+    "americans",
+    "ask",
+    "not",
+    "what",
+    "your",
+    "country",
+    "can",
+    "do",
+    "for",
+    "you",
+    "ask",
+    "what",
+    "you",
+    "can",
+    "do",
+    "for",
+    "your",
+    "country",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -161,8 +184,8 @@ def test_what_cannot_be_made_out_is_marked(engine: WhisperASR, speech: Any, tmp_
 
 def test_words_of_overlapping_segments_are_there_once() -> None:
     segments = [Segment(0, 0.0, 28.0, Slice()), Segment(1, 23.0, 40.0, Slice(overlap=5.0))]
-    first = [Word(text, 24.0 + i, 25.0 + i) for i, text in enumerate("one two three four".split())]
-    second = [Word(text, 24.1 + i, 25.0 + i) for i, text in enumerate("one two three four five".split())]
+    first = [Word(text, 24.0 + i, 25.0 + i) for i, text in enumerate(["one", "two", "three", "four"])]
+    second = [Word(text, 24.1 + i, 25.0 + i) for i, text in enumerate(["one", "two", "three", "four", "five"])]
     heard = join_heard(segments, [Heard(tuple(first)), Heard(tuple(second))])
     assert [word.text for word in heard] == ["one", "two", "three", "four", "five"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.base import Job
-from engines.document import Document, Timing, Utterance, Word
+from engines.document import Document, Recovery, Timing, Utterance, Word
 from engines.word_matching import WordMatcher, align_texts, spell_out
 
 LINES = ["the boy looked from the hand to her", "I walked up to my room", "she is 21 and has a new house"]
@@ -52,6 +52,7 @@ def test_the_transcript_of_another_recording_gets_no_times(heard: tuple[Word, ..
     document = match(Document(tuple(map(make_utterance, LINES)), heard=heard))
     assert all(u.missing and u.start is None for u in document.utterances)
     assert "3 of 3 utterances were not found" in document.warnings[-1]
+    assert document.recovery == Recovery(missing=3)
 
 
 def test_times_in_the_transcript_are_kept() -> None:
@@ -60,7 +61,10 @@ def test_times_in_the_transcript_are_kept() -> None:
     assert document.utterances[0] == timed
     assert document.utterances[1].start == 4.0
     whole = Document((timed, make_utterance(LINES[1], 4.0, 6.0)), heard=hear(LINES[0]))
-    assert match(whole) is whole
+    assert match(whole).utterances == whole.utterances
+    assert match(whole).recovery == Recovery(timed=2)
+    assert document.recovery == Recovery(timed=1, found=1)
+    assert document.heard == ()
 
 
 def test_a_short_utterance_counts_only_near_one_that_is_sure() -> None:
@@ -97,4 +101,4 @@ def test_reversed_times_are_looked_for_again_and_said() -> None:
     assert "reversed" in document.warnings[0]
     missing = replace(document.utterances[0], start=None, end=None, missing=True)
     again = Document((missing,), heard=hear(LINES[0]))
-    assert match(again) is again
+    assert match(again).utterances == (missing,)
