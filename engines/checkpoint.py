@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoFeatureExtractor, AutoModelForCTC
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
-import engines.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from engines.alignment import Clock, Vocabulary
 from engines.audio import SAMPLE_RATE
 from engines.model_folder import DTYPES, FILES, ModelFolder, shorten

@@ -21,6 +21,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
+import engines.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from engines.audio import SAMPLE_RATE
 from engines.base import LoadError
 from engines.quantization import quantize_linears
