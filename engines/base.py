@@ -91,6 +91,8 @@ class Engine(ABC):
     name: ClassVar[str]
     memory_stage: ClassVar[str] = ""  # of the memory monitor's stages, the one that this is: transcription, diarization
 
+    suspicion: ClassVar[str] = ""  # why one may doubt that a process with this model can fork; a canary decides
+
     def setup(self) -> None:  # noqa: B027  not every engine needs it
         """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -45,6 +46,7 @@ class ForcedAligner(Engine):
     through the model together."""
 
     max_segment: float
+    low: ClassVar[float]  # mean score of an utterance's words below which these are probably not what is said
 
     @abstractmethod
     def count_seconds_needed(self, words: Sequence[str]) -> float:
@@ -123,7 +125,23 @@ class ForcedAligner(Engine):
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
                     warnings.append(f"{what} do not fit into {line.end - line.start:.1f} s; their times are guessed")
         apart = keep_apart(document.utterances, utterances)
+        warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
+
+
+def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
+    """What there is to say about utterances whose words' mean score is low."""
+    scores = {i: [w.score for w in u.words if w.score is not None] for i, u in enumerate(utterances)}
+    means = {index: sum(found) / len(found) for index, found in scores.items() if found}
+    warnings = [
+        f"utterance {index + 1} ({utterances[index].text[:40].strip()}): low confidence ({mean:.2f}); check its times"
+        for index, mean in means.items()
+        if mean < low
+    ]
+    if len(warnings) * 2 > len(means) > 1:
+        reason = f"{len(warnings)} of {len(means)} utterances have a low confidence"
+        warnings.append(f"{reason}; check that the transcript is of this recording")
+    return warnings
 
 
 def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[Utterance]:

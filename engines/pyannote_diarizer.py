@@ -100,6 +100,7 @@ class PyannoteDiarizer(Engine):
 
     name = "diarize"
     memory_stage = "diarization"
+    suspicion = "pyannote.audio and what it imports start threads of their own"
 
     def __init__(
         self,

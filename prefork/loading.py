@@ -83,6 +83,7 @@ class Inventory:
     tf32: bool | None = None  # whether matrix products use it; None on devices that do not have it
     private: int | None = None  # bytes that a worker's own are estimated to be at its peak
     manifest: bytes | None = None  # for processes that are to share these weights
+    suspicions: Mapping[str, str] = field(default_factory=dict)  # by engine: why one may doubt that this can fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         names=tuple(loaded.models),
         tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
+        suspicions={name: engine.suspicion for name, engine in loaded.engines.items() if engine.suspicion},
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
     )
 

@@ -105,12 +105,15 @@ def transcribe(
     diarize_model: str | None = None,
     speakers: int | None = None,
 ) -> Pipeline:
-    """Words with times from recordings; with diarize, and who said them. Raises LoadError."""
+    """Words with times from recordings; with diarize, or what only it needs, and who said them. Raises LoadError."""
+    diarize = diarize or diarize_model is not None or speakers is not None
     if engine not in RECOGNISERS:
         raise LoadError(f"transcribe takes --engine {' or '.join(RECOGNISERS)}, not {engine!r}")
     if engine == "rev":
         if model is not None or dtype is not None:
             raise LoadError("Rev.ai brings its own model; leave --model and --dtype out")
+        if speakers is not None and diarize_model is None:
+            raise LoadError("Rev.ai counts speakers itself; leave --speakers out, or give a --diarize-model")
         recogniser = [Stage("rev", _drop_none({"language": language, "diarize": diarize and diarize_model is None}))]
     else:
         options = _drop_none({"model": model, "dtype": dtype})

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
-from platform_matrix.matrix import Plan
+from platform_matrix.matrix import Plan, Strategy
 from prefork import memlog, performance
 from prefork.corpus import Corpus, find_jobs
 from prefork.governor import Tally, describe_subjects
@@ -173,7 +173,17 @@ class Run:
         if self._signals:
             return False
         self._runtime.wait_until_loaded()
+        self._say_whether_it_is_safe(self._runtime)
         return True
+
+    def _say_whether_it_is_safe(self, runtime: Runtime) -> None:
+        """Before the first fork: what was doubted, and has been tried."""
+        inventory = runtime.supervisor.inventory
+        if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
+            return
+        for engine, reason in inventory.suspicions.items():
+            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none is there now"
+            self._report.note(f"{engine}: {reason} ({threads}); a canary has computed with it: safe to fork here")
 
     def _end_runtime(self, at_once: bool = False) -> None:
         runtime, self._runtime = self._runtime, None
@@ -342,7 +352,7 @@ class Run:
             shrinks=tally.shrinks,
             starved=tally.kills,
             deaths=account.deaths,
-            recovery=self._recovery,
+            recovery=dict(self._recovery),
             target=str(self._request.target),
         )
 

@@ -225,11 +225,13 @@ def _render_block(block: Sequence[_Tier], newline: str, utterance: Utterance, pa
 
 
 def _set_bullet(main: str, utterance: Utterance) -> str:
-    """The main line with the utterance's times; the same, if it has none."""
+    """The main line with the utterance's times; the same, if it has none, but for times that are not to be believed."""
     bullet = _make_bullet(utterance.start, utterance.end)
+    known = _FINAL_BULLET.search(main)
+    if known is not None and utterance.missing:
+        return main[: known.start()].rstrip() + main[known.end() :]
     if not bullet:
         return main
-    known = _FINAL_BULLET.search(main)
     if known is None:
         body = main.rstrip()
         return f"{body} {bullet}{main[len(body) :]}"

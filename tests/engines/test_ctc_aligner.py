@@ -90,6 +90,21 @@ def align(engine: CTCAligner, model: Any, job: Job) -> Document:
     return engine.join(job, formats.read(job.source), segments, pickle.loads(pickle.dumps(pieces)))
 
 
+def test_words_that_nobody_says_get_a_low_confidence(
+    aligner: CTCAligner, model: Any, folder: Path, speech: Any
+) -> None:
+    right = align(aligner, model, write_job(folder, speech, " ".join(WORDS)))
+    assert right.warnings == ()
+    text = "nobody in this world has ever spoken of purple elephants\nnor would we like to hear about them"
+    wrong = align(aligner, model, write_job(folder, speech, text))
+    assert [warning.partition(":")[0].partition(" (")[0] for warning in wrong.warnings[:2]] == [
+        "utterance 1",
+        "utterance 2",
+    ]
+    assert "low confidence (0." in wrong.warnings[0]
+    assert "2 of 2 utterances have a low confidence; check that the transcript is of this recording" in wrong.warnings
+
+
 def list_words(document: Document) -> list[Word]:
     return [word for utterance in document.utterances for word in utterance.words]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_models_that_take_turns_give_the_same_as_models_that_stay(tmp_path: Path
     assert (whole.done, whole.failed.keys()) == (turns.done, turns.failed.keys()) == (3, {"bad.txt"})
     assert turns.weights < whole.weights
     again = Silent()
-    assert run(request, lambda: again) == 1
+    assert run(replace(request, residency=Residency.ALL), lambda: again) == 1
     assert again.summary is not None and again.summary.skipped == 3
 
 
@@ -128,6 +129,7 @@ def test_phases_are_cut_where_another_model_begins() -> None:
         (transcribe(), "language whisper assign"),
         (transcribe(language="en", diarize=True), "whisper diarize assign"),
         (transcribe("rev", diarize=True), "rev assign"),
+        (transcribe(language="en", speakers=2), "whisper diarize assign"),
         (transcribe("rev", diarize=True, diarize_model="here"), "rev diarize assign"),
     ],
 )
@@ -149,6 +151,7 @@ def test_recovery_takes_the_aligners_model_where_it_is_of_the_same_kind() -> Non
     [
         (lambda: align(utr="never"), "--utr takes auto, ctc, whisper, rev, off, not 'never'"),
         (lambda: transcribe("ctc"), "transcribe takes --engine whisper or rev, not 'ctc'"),
+        (lambda: transcribe("rev", speakers=2), "Rev.ai counts speakers itself"),
         (lambda: transcribe("rev", "tiny"), "Rev.ai brings its own model"),
     ],
 )

@@ -88,6 +88,7 @@ def test_recordings_become_transcripts_whoever_runs_what_and_whatever_is_in_memo
     assert "*" not in outputs["silence.cha"].decode()
     assert "warning silence.wav: no speech was heard" in one.stdout
     assert "failed  broken.wav: " in one.stdout
+    assert "a canary has computed with it: safe to fork here" in one.stdout
 
     log = (tmp_path / "one" / ".prefork" / "log.txt").read_text()
     order = [line[len("[Host Memory] ") :].partition(":")[0] for line in log.splitlines() if "[Host Memory] " in line]
