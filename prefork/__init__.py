@@ -6,13 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.base import Engine, InputError, Job, LoadError, Output, Segment
+    from engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
+    from engines.document import Document
     from prefork.jobs import JobResult
+    from prefork.pipeline import Stage
     from prefork.runtime import Runtime
     from prefork.tasks import HangLimit, Stopped, WorkerDied
 
 _HOMES = {
+    "Document": "engines.document",
     "Engine": "engines.base",
+    "HostEngine": "engines.base",
     "InputError": "engines.base",
     "Job": "engines.base",
     "LoadError": "engines.base",
@@ -20,13 +24,16 @@ _HOMES = {
     "Segment": "engines.base",
     "JobResult": "prefork.jobs",
     "Runtime": "prefork.runtime",
+    "Stage": "prefork.pipeline",
     "HangLimit": "prefork.tasks",
     "Stopped": "prefork.tasks",
     "WorkerDied": "prefork.tasks",
 }
 __all__ = [
+    "Document",
     "Engine",
     "HangLimit",
+    "HostEngine",
     "InputError",
     "Job",
     "JobResult",
@@ -34,6 +41,7 @@ __all__ = [
     "Output",
     "Runtime",
     "Segment",
+    "Stage",
     "Stopped",
     "WorkerDied",
 ]

@@ -204,13 +204,6 @@ def test_places_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_a_model_that_is_no_ctc_model_is_refused(tmp_path: Path, shared: Path) -> None:
-    copy_sample(tmp_path / "in", "child15")
-    done = run("align", tmp_path / "in", tmp_path / "out", "--model", shared / "models" / "whisper-tiny.en")
-    assert done.returncode == 2
-    assert "a whisper model is not a CTC model" in done.stderr
-
-
 @pytest.mark.usefixtures("script_engine")
 def test_force_cpu_goes_before_and_after_the_command_and_into_the_environment(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "good", "say x")
