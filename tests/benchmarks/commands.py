@@ -120,7 +120,7 @@ def _write_hour(folder: Path, seconds: float) -> list[tuple[float, float, float,
         while position < seconds * SAMPLE_RATE:
             for index, name in enumerate(random.sample(sorted(known), len(known))):
                 sound = samples[name]
-                for utterance in known[name]["utterances"] if index % 5 else []:
+                for utterance in known[name]["utterances"] if index % 5 != 4 else []:
                     start, end = (utterance[edge] / 1000 for edge in ("start_ms", "end_ms"))
                     if position / SAMPLE_RATE + end < seconds:
                         offset = position / SAMPLE_RATE
