@@ -18,7 +18,7 @@ import numpy as np
 
 from engines.anchors import Chain, Integers, find_anchors
 
-Scores = np.ndarray[Any, np.dtype[np.float32]]
+Scores = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 QUIET, LOUD = 0, 1  # columns of the scores: neither character nor noise; the best of all characters
@@ -62,7 +62,7 @@ def find_units(scores: Scores, units: Sequence[Sequence[int]]) -> list[Span | No
 
     scores: (frames, columns) log-probabilities less the frame's largest one; the columns are QUIET, LOUD and the
     characters. units: each the columns of its characters, a few words long and with one character at least; LOUD stands
-    for a word that cannot be spelled. Memory: beside the scores, MOST_TABLE bits.
+    for a word that cannot be spelled. Memory: beside the scores, which may be in half precision, MOST_TABLE bits.
     """
     found: list[Span | None] = [None] * len(units)
     lengths = np.array([len(unit) for unit in units])
@@ -158,7 +158,7 @@ def _search(scores: Scores, units: Sequence[Sequence[int]], corridor: Sequence[_
     table = _Table(units)
     traces = []
     for rectangle in corridor:
-        traces.append(table.run(rectangle, scores[rectangle.start : rectangle.end]))
+        traces.append(table.run(rectangle, scores[rectangle.start : rectangle.end].astype(np.float32)))
     return _trace_back(table, corridor, traces, scores)
 
 

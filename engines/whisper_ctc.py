@@ -54,6 +54,21 @@ class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     activation_dropout: float = 0.0
 
 
+def make_mel_tables(bins: int, sampling_rate: int) -> dict[str, Tensor]:
+    """What Whisper's log-mel spectrogram is made with: filters, (bins, N_FFT // 2 + 1), and window, (N_FFT,)."""
+    filters = mel_filter_bank(
+        num_frequency_bins=N_FFT // 2 + 1,
+        num_mel_filters=bins,
+        min_frequency=0.0,
+        max_frequency=sampling_rate / 2,
+        sampling_rate=sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    window = torch.hann_window(N_FFT, dtype=torch.float32)  # the default is another while such a model is loaded
+    return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": window}
+
+
 class LogMel(nn.Module):
     """(batch, samples) to Whisper's log-mel spectrogram, (batch, bins, samples // 160); in float32, whatever the
     model's weights are: a spectrum spans more than half precision can tell apart."""
@@ -70,17 +85,7 @@ class LogMel(nn.Module):
 
     def tables(self) -> dict[str, Tensor]:
         """The buffers' values. They are not in the weights' file, so the model's initialisation needs them too."""
-        filters = mel_filter_bank(
-            num_frequency_bins=N_FFT // 2 + 1,
-            num_mel_filters=self.bins,
-            min_frequency=0.0,
-            max_frequency=self.sampling_rate / 2,
-            sampling_rate=self.sampling_rate,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        window = torch.hann_window(N_FFT, dtype=torch.float32)  # the default is another while such a model is loaded
-        return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": window}
+        return make_mel_tables(self.bins, self.sampling_rate)
 
     def forward(self, waveform: Tensor) -> Tensor:
         spectrum = torch.view_as_real(

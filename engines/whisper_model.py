@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
-from transformers.audio_utils import mel_filter_bank
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from engines.audio import SAMPLE_RATE
 from engines.languages import get_short_code
 from engines.model_folder import FILES, ModelFolder, shorten
 from engines.quantization import quantize_linears
+from engines.whisper_ctc import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
 from engines.whisper_timing import time_words, weigh_head
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ __all__ = [
     "time_words",
 ]
 
-HOP = 160  # samples from one mel frame to the next
-N_FFT = 400  # samples under one window
 FRAME = 2 * HOP / SAMPLE_RATE  # seconds of one of the encoder's frames: its second convolution halves
-DYNAMIC_RANGE = 8.0  # log10 units below a waveform's loudest mel value
 _ROWS = 64  # of logits at a time: those of 448 tokens at once would be 93 MB
 _FILES = (
     *FILES,
@@ -263,18 +260,8 @@ def compose_prompt(
 
 
 @functools.cache
-def _make_tables(bins: int) -> tuple[Tensor, Tensor]:
-    """The mel filters, (bins, N_FFT // 2 + 1), and the window, (N_FFT,)."""
-    filters = mel_filter_bank(
-        num_frequency_bins=N_FFT // 2 + 1,
-        num_mel_filters=bins,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters.T).float(), torch.hann_window(N_FFT, dtype=torch.float32)
+def _make_tables(bins: int) -> dict[str, Tensor]:
+    return make_mel_tables(bins, SAMPLE_RATE)
 
 
 def compute_features(checkpoint: WhisperCheckpoint, waveform: Tensor) -> Tensor:
@@ -282,7 +269,8 @@ def compute_features(checkpoint: WhisperCheckpoint, waveform: Tensor) -> Tensor:
 
     waveform: (samples,) at 16 kHz; silence is appended up to 30 s, and what is beyond is left out.
     """
-    filters, window = (table.to(waveform.device) for table in _make_tables(int(checkpoint.config.num_mel_bins)))
+    tables = _make_tables(int(checkpoint.config.num_mel_bins))
+    filters, window = (tables[name].to(waveform.device) for name in ("filters", "window"))
     samples = checkpoint.frames * 2 * HOP
     waveform = F.pad(waveform.float()[:samples], (0, max(0, samples - len(waveform))))
     spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)[..., :-1]
