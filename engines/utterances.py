@@ -142,7 +142,7 @@ def _ends_sentence(last: _Token, following: _Token, silence: float) -> bool:
     core = body.rstrip(_STOPS).lstrip(_OPENING)
     rested = silence >= _SHORT_PAUSE
     first = following.word.text.lstrip("'\u2019")[:1]
-    if body.endswith(("..", "\u2026")) or first.islower():
+    if body.endswith(("..", "\u2026")) or (first.islower() and following.word.text != _UNTRANSCRIBED):
         return rested or (body.endswith(("..", "\u2026")) and first.isupper())
     if core.lower() in _ABBREVIATIONS:
         return False

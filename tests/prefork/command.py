@@ -57,6 +57,7 @@ def _runs(pid: int) -> bool:
 
 
 def write_wav(path: Path, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(os.fspath(path), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * round(16_000 * seconds)))

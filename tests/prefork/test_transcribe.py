@@ -14,6 +14,8 @@ from rustling.chat import CHAT
 from engines.audio import read_audio
 from prefork.monitor import CHECKPOINTS
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
+from tests.engines.test_rev import Service
+from tests.engines.test_rev import service as rev_service  # noqa: F401  a fixture
 from tests.prefork.command import SAMPLES, read_outputs, run, write_wav
 
 CONFIG = """pipeline:
@@ -135,3 +137,29 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert reason in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_rev_transcribes_and_finds_utterances_without_times(rev_service: Service, tmp_path: Path) -> None:  # noqa: F811
+    """rev_service: as Rev.ai's documentation says; the commands find its address and the key in the environment."""
+    rev_service.polls = 0
+    write_wav(tmp_path / "in" / "talk.wav", 5.0)
+    done = run("transcribe", tmp_path / "in", tmp_path / "out", "--engine", "rev", "--diarize")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "out" / "talk.cha").read_text()
+    CHAT.from_strs([text], parallel=False, strict=True)
+    assert "*PAR0:\tMy well-known country . \x15500_1800\x15" in text
+    assert "*PAR1:\tNo . \x152000_2250\x15" in text
+    assert rev_service.deleted == ["job1"]
+
+    (tmp_path / "in" / "talk.txt").write_text("my well-known country\nnobody ever says a thing like this\n")
+    options = ("--utr", "rev", "--engine", "ctc", "--format", "json")
+    done = run("align", tmp_path / "in", tmp_path / "aligned", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 2 without were found in the recordings" in " ".join(done.stdout.split())
+    first, second = json.loads((tmp_path / "aligned" / "talk.json").read_text())["utterances"]
+    assert first["start"] is not None and second["start"] is None
+
+    done = run("transcribe", tmp_path / "in", tmp_path / "no", "--engine", "rev", REV_API_KEY="wrong")
+    assert done.returncode == 2
+    assert "Rev.ai does not take the access token in REV_API_KEY" in done.stderr
+    assert "wrong" not in done.stderr
