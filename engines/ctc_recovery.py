@@ -175,7 +175,8 @@ class CTCRecovery(Engine):
     ) -> dict[int, Place | None]:
         clock = self._aligner.clock
         origin, limit = math.floor(region.start / clock.frame), math.ceil(region.end / clock.frame)
-        emitted = scores[origin:limit].astype(np.float16) / np.float16(-_STEPS)  # eighths down to -6 are exact
+        emitted = scores[origin:limit].astype(np.float16)  # in which eighths down to -6 are exact
+        emitted /= -_STEPS
         units = [unit for index in region.utterances for unit in self._cut(document, index, columns)]
         spans = find_units(emitted, [unit.columns for unit in units])
         places = _gather(units, spans, round(_PAUSE / clock.frame))

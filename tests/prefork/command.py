@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -35,6 +35,16 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*PREFORK, *map(_text, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def run_apart(function: Callable[[Path], None], folder: Path) -> None:
+    """A test in a process of its own: what this one has in memory, other tests' libraries and models, would count."""
+    module = f"tests.prefork.{function.__module__.rpartition('.')[2]}"
+    code = f"import sys, pathlib; from {module} import {function.__name__} as function; "
+    command = [sys.executable, "-c", f"{code}function(pathlib.Path(sys.argv[1]))", os.fspath(folder)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _text(argument: object) -> str:

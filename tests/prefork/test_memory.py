@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from prefork import Job, Runtime
 from prefork.memlog import read_log
 from prefork.tasks import OutOfMemory
 from tests.limits import MemoryGroup, NotAllowed
-from tests.prefork.command import PREFORK, read_outputs, run, write_script
+from tests.prefork.command import PREFORK, read_outputs, run, run_apart, write_script
 
 MB = 1_000_000
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
@@ -36,14 +34,6 @@ def _align(source: Path, target: Path, *options: object, group: MemoryGroup) -> 
     command = [*PREFORK, "align", str(source), str(target), "--engine", "script", "--json", *map(str, options)]
     done = subprocess.run(group.wrap(command), stdout=subprocess.PIPE, text=True, timeout=120, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def _run_apart(function: Callable[[Path], None], folder: Path) -> None:
-    """In a process of its own: what this one has in memory, other tests' libraries and models, counts as the run's."""
-    code = f"import sys, pathlib; from tests.prefork.test_memory import {function.__name__} as function; "
-    command = [sys.executable, "-c", f"{code}function(pathlib.Path(sys.argv[1]))", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_set_aside(tmp_path: Path) -> None:
@@ -68,7 +58,7 @@ def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_se
 
 
 def test_a_limit_of_the_users_is_kept_although_nobody_knew_what_the_jobs_would_take(tmp_path: Path) -> None:
-    _run_apart(_keep_a_limit, tmp_path)
+    run_apart(_keep_a_limit, tmp_path)
 
 
 def _keep_a_limit(tmp_path: Path) -> None:
@@ -86,7 +76,7 @@ def _keep_a_limit(tmp_path: Path) -> None:
 
 
 def test_the_next_run_knows_what_the_jobs_take_and_starts_no_more_than_fit(tmp_path: Path) -> None:
-    _run_apart(_learn_from_a_run, tmp_path)
+    run_apart(_learn_from_a_run, tmp_path)
 
 
 def _learn_from_a_run(tmp_path: Path) -> None:
@@ -106,7 +96,7 @@ def _learn_from_a_run(tmp_path: Path) -> None:
 
 
 def test_a_job_that_does_not_fit_is_tried_alone_and_set_aside_with_the_figures(tmp_path: Path) -> None:
-    _run_apart(_try_what_does_not_fit, tmp_path)
+    run_apart(_try_what_does_not_fit, tmp_path)
 
 
 def _try_what_does_not_fit(tmp_path: Path) -> None:

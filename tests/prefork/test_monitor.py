@@ -29,6 +29,7 @@ from prefork.monitor import (
     Stage,
     measure_recovery,
 )
+from tests.prefork.command import run_apart
 
 GB = 1 << 30
 MB = 1 << 20
@@ -371,7 +372,11 @@ def test_a_thread_that_cannot_read_says_so_and_the_stage_goes_on(caplog: pytest.
     assert _names(caplog) == ["Before Audio Preprocessing", "After Audio Preprocessing"]
 
 
-def test_the_host_meter_sees_what_this_process_allocates_and_what_the_machine_has() -> None:
+def test_the_host_meter_sees_what_this_process_allocates_and_what_the_machine_has(tmp_path: Path) -> None:
+    run_apart(_allocate_and_look, tmp_path)
+
+
+def _allocate_and_look(_: Path) -> None:
     meter = HostMeter()
     before = meter.read()  # just now made, so a glance starts from there
     tensor = _fill()
