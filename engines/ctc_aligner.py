@@ -15,7 +15,8 @@ from engines.base import InputError, Job, LoadError, Segment, Tensors
 from engines.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from engines.document import Word
 from engines.footprint import estimate_encoder
-from engines.forced_aligner import ForcedAligner
+from engines.forced_aligner import ForcedAligner, make_tone
+from engines.model_folder import check_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,8 +44,7 @@ class CTCAligner(ForcedAligner):
     def __init__(self, model: str | None = None, max_segment: float = 12.0, dtype: str = "float32") -> None:
         if not 0 < max_segment < float("inf"):
             raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
-        if dtype not in DTYPES:
-            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        check_dtype(dtype)
         self._model = str(EMBEDDED) if model is None else model
         self.max_segment = max_segment
         self._dtype = dtype
@@ -94,9 +94,7 @@ class CTCAligner(ForcedAligner):
         return float(frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4)
 
     def example(self) -> Tensors:
-        """A rising tone: every frame is different from the one before."""
-        seconds = torch.arange(_EXAMPLE_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
-        return {"waveform": 0.1 * torch.sin(2 * torch.pi * (100 + 500 * seconds) * seconds)}
+        return {"waveform": make_tone(_EXAMPLE_SECONDS)}
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model's frames are not as long as its configuration says."""

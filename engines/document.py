@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -41,6 +41,13 @@ class Word:
     score: float | None = None
     timing: Timing = Timing.NONE
     characters: tuple[Character, ...] = ()
+
+    def end_by(self, time: float) -> Word:
+        """The word, ended at that time if it goes on beyond; the same without times. time: seconds."""
+        if self.start is None or self.end is None or self.end <= time:
+            return self
+        characters = tuple(replace(c, start=min(c.start, time), end=min(c.end, time)) for c in self.characters)
+        return replace(self, start=min(self.start, time), end=time, characters=characters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,12 @@ class ForcedAligner(Engine):
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
 
 
+def make_tone(seconds: float) -> torch.Tensor:
+    """(samples,) of a rising tone, for examples: every frame is different from the one before."""
+    times = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return 0.1 * torch.sin(2 * torch.pi * (100 + 500 * times) * times)
+
+
 def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
     """What there is to say about utterances whose words' mean score is low."""
     scores = {i: [w.score for w in u.words if w.score is not None] for i, u in enumerate(utterances)}
@@ -157,16 +163,9 @@ def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[
         ends, begins = before[i].end, before[i + 1].start
         overlap = ends is not None and begins is not None and begins < ends
         if not overlap and utterance.start < following.start < utterance.end:
-            words = tuple(_end_by(word, following.start) for word in utterance.words)
+            words = tuple(word.end_by(following.start) for word in utterance.words)
             result[i] = replace(utterance, words=words, end=following.start)
     return result
-
-
-def _end_by(word: Word, time: float) -> Word:
-    if word.start is None or word.end is None or word.end <= time:
-        return word
-    characters = tuple(replace(c, start=min(c.start, time), end=min(c.end, time)) for c in word.characters)
-    return replace(word, start=min(word.start, time), end=time, characters=characters)
 
 
 def _make_line(utterance: Utterance, index: int, window: Window, language: str | None) -> Line:

@@ -58,6 +58,12 @@ _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are 
 Quantize = Callable[["nn.Module"], None]
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises LoadError if weights cannot be held in it."""
+    if dtype not in DTYPES:
+        raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
     """name: of the model, as the user gave it. files: patterns of what is read of the folder. remedy: the end of every

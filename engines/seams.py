@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from engines.document import Word
 
@@ -33,13 +32,7 @@ def _part(left: list[Word], right: list[Word]) -> list[Word]:
     first = min((word.start for word in right if word.start is not None), default=None)
     if first is None:
         return [*left, *right]
-    return [*(_end_by(word, first) for word in left), *right]
-
-
-def _end_by(word: Word, time: float) -> Word:
-    if word.start is None or word.end is None or word.end <= time:
-        return word
-    return replace(word, start=min(word.start, time), end=time)
+    return [*(word.end_by(first) for word in left), *right]
 
 
 def _match(left: Sequence[Word], right: Sequence[Word], start: float, end: float) -> list[tuple[int, int]]:

@@ -14,8 +14,8 @@ from engines.audio import SAMPLE_RATE
 from engines.base import InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Word
 from engines.footprint import estimate_encoder
-from engines.forced_aligner import ForcedAligner, Line, Piece
-from engines.model_folder import DTYPES
+from engines.forced_aligner import ForcedAligner, Line, Piece, make_tone
+from engines.model_folder import check_dtype
 from engines.whisper_model import (
     FRAME,
     attend,
@@ -65,8 +65,7 @@ class WhisperAligner(ForcedAligner):
                 f"max_segment must be a number of seconds above 0 and at most {LONGEST:g}, not {max_segment}: "
                 "Whisper hears 30 s at once"
             )
-        if dtype not in DTYPES:
-            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        check_dtype(dtype)
         self._model = DEFAULT if model is None else model
         self.max_segment = max_segment
         self._dtype = dtype
@@ -125,10 +124,7 @@ class WhisperAligner(ForcedAligner):
         return replace(joined, warnings=(*joined.warnings, *doubt_heads(self._checkpoint)))
 
     def example(self) -> Tensors:
-        """A rising tone: every frame is different from the one before."""
-        seconds = torch.arange(_EXAMPLE_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
-        waveform = 0.1 * torch.sin(2 * torch.pi * (100 + 500 * seconds) * seconds)
-        return self._compose(waveform, _EXAMPLE_TEXT.split(), None)
+        return self._compose(make_tone(_EXAMPLE_SECONDS), _EXAMPLE_TEXT.split(), None)
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model's attention is not over the frames it was given, or is no number."""

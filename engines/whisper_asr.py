@@ -15,9 +15,9 @@ from engines.audio import SAMPLE_RATE, read_audio
 from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Timing, Word
 from engines.footprint import estimate_encoder
-from engines.forced_aligner import find_media, measure
+from engines.forced_aligner import find_media, make_tone, measure
 from engines.languages import get_long_code
-from engines.model_folder import DTYPES
+from engines.model_folder import check_dtype
 from engines.recovery import is_timed
 from engines.seams import join_words
 from engines.speech_regions import Span, find_loudest, plan_spans, read_levels
@@ -77,8 +77,7 @@ class _Whisper(Engine):
     639-3, None for that of the document, or if there is none, what the model says."""
 
     def __init__(self, model: str | None = None, dtype: str = "float32", language: str | None = None) -> None:
-        if dtype not in DTYPES:
-            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        check_dtype(dtype)
         self._model = DEFAULT if model is None else model
         self._dtype = dtype
         self._language = language
@@ -119,10 +118,7 @@ class _Whisper(Engine):
         return round(max(encoder, decoder + attention))
 
     def example(self) -> Tensors:
-        """A rising tone."""
-        seconds = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
-        tone = 0.1 * torch.sin(2 * torch.pi * (100 + 500 * seconds) * seconds)
-        return self._make_tensors(tone, None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
+        return self._make_tensors(make_tone(2.0), None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 3000), "frames": of the encoder that are no padding, "language": its token or -1,

@@ -170,7 +170,8 @@ def open_engines(specification: Specification) -> dict[str, Engine]:
 
 def survey(specification: Specification, engines: Mapping[str, Engine]) -> int | None:
     """Bytes that the weights will take, from the models' headers; None if that is not known before they are loaded."""
-    sizes = [engine.count_weights() for engine in _tell_apart(engines).values()]
+    distinct = {_find_model_key(name, engine): engine for name, engine in engines.items()}
+    sizes = [engine.count_weights() for engine in distinct.values()]
     known = [size for size in sizes if size is not None]
     return None if specification.load is not None or len(known) < len(sizes) else sum(known)
 
@@ -208,22 +209,22 @@ def load(specification: Specification) -> Loaded:
     return loaded
 
 
-def _tell_apart(engines: Mapping[str, Engine]) -> dict[str, Engine]:
-    """Those whose models differ."""
-    found: dict[Hashable, tuple[str, Engine]] = {}
-    for name, engine in engines.items():
-        identity = engine.identify_model()
-        found.setdefault(name if identity is None else (identity,), (name, engine))
-    return dict(found.values())
+def _find_model_key(name: str, engine: Engine) -> Hashable:
+    """Engines with the same one share a model."""
+    identity = engine.identify_model()
+    return name if identity is None else (identity,)
 
 
 def _load_models(engines: Mapping[str, Engine]) -> dict[str, Any]:
-    """By engine. Those that identify theirs alike get the same one."""
-    loaded = {name: engine.load() for name, engine in _tell_apart(engines).items()}
-    shared = {engines[name].identify_model(): model for name, model in loaded.items()}
-    return {
-        name: loaded[name] if name in loaded else shared[engine.identify_model()] for name, engine in engines.items()
-    }
+    """By engine. Those that identify theirs alike get the same one, which the first of them loads."""
+    loaded: dict[Hashable, Any] = {}
+    models = {}
+    for name, engine in engines.items():
+        key = _find_model_key(name, engine)
+        if key not in loaded:
+            loaded[key] = engine.load()
+        models[name] = loaded[key]
+    return models
 
 
 def _call_load(load: bytes) -> Any:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from platform_matrix.memory import read_memory
 from prefork.process import Memory, MemoryProbe, measure_memory, release_free_memory
@@ -37,7 +37,6 @@ EXPECTED = 95.0  # percent of what a stage has added that its cleanups should fr
 TOLERATED = 10.0  # percent of it that may stay
 NOTABLE = 32 << 20  # bytes; libraries and malloc add and keep as much for reasons of their own
 
-T = TypeVar("T")
 _logger = logging.getLogger("prefork.memory")
 
 

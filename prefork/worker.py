@@ -36,8 +36,6 @@ from prefork.tasks import pickle_error
 
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
 _ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
-
-
 _MOST_UNUSED = 0.1  # of a GPU's memory that torch may keep between two segments
 
 
