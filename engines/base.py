@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 
+SECONDS_PER_WORD = 0.4  # what a word counts where there is no recording: 150 words a minute
 BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the most of all models that were measured
 
 
@@ -51,7 +52,8 @@ class Job:
 
     id: unique in a run and the same in the next one; what the user sees.
     source: the transcript, or the recording where there is no transcript.
-    media: the recording that belongs to `source`. seconds: its length, 0 if unknown.
+    media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
+    would take to say what the source holds, roughly.
     """
 
     id: str
@@ -65,7 +67,8 @@ class Job:
 class Segment:
     """One piece of a job that goes through the model; the unit of batching and of splitting.
 
-    start, end: seconds in the recording. content: what the engine needs to know about it beyond that.
+    start, end: seconds in the recording, or of speech at its usual speed (SECONDS_PER_WORD) where there is none.
+    content: what the engine needs to know about it beyond that.
     """
 
     index: int
@@ -90,6 +93,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
     memory_stage: ClassVar[str] = ""  # of the memory monitor's stages, the one that this is: transcription, diarization
+
+    batch_seconds: ClassVar[float] = 0.0  # of segments, those of several jobs too, that `infer` takes at once; 0: one
 
     suspicion: ClassVar[str] = ""  # why one may doubt that a process with this model can fork; a canary decides
 

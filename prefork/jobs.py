@@ -98,6 +98,7 @@ class JobRun:
         take: Callable[[bytes], None],
         items: Sequence[bytes] | None = None,
         size: float = 0.0,
+        seconds: float = 0.0,
         closing: bool = False,
     ) -> Task:
         def done(result: bytes | None, error: BaseException | None) -> None:
@@ -108,13 +109,14 @@ class JobRun:
 
         task = Task(
             name,
-            (self._stage.engine, self._job, *arguments),
+            (self._stage.engine, *((self._job, *arguments) if items is None else ())),
             done,
             order=(self._rank, self._number, index),
             label=self._job.id,
             engine=self._stage.engine,
-            items=items,
+            items=None if items is None else [(self._job, item) for item in items],
             size=size,
+            seconds=seconds,
             segment=step if items is not None else 0.0,
             audio=self._job.seconds,
             step=step,
@@ -142,8 +144,8 @@ class JobRun:
             step = max(seconds for seconds, _, _ in described[start:end])
             size = max(size for _, size, _ in described[start:end])
             take = partial(self._take_chunk, number)
-            items = self._segments[start:end]
-            self._waiting[number] = self._submit("run", (), number, step, take, items, size)
+            items, seconds = self._segments[start:end], sum(length for length, _, _ in described[start:end])
+            self._waiting[number] = self._submit("run", (), number, step, take, items, size, seconds)
 
     def _take_chunk(self, number: int, _: bytes) -> None:
         self._pieces[number] = self._waiting[number].finished

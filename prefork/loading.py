@@ -84,6 +84,7 @@ class Inventory:
     private: int | None = None  # bytes that a worker's own are estimated to be at its peak
     manifest: bytes | None = None  # for processes that are to share these weights
     suspicions: Mapping[str, str] = field(default_factory=dict)  # by engine: why one may doubt that this can fork
+    batches: Mapping[str, float] = field(default_factory=dict)  # by engine: seconds of audio that it takes in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
         suspicions={name: engine.suspicion for name, engine in loaded.engines.items() if engine.suspicion},
+        batches={name: engine.batch_seconds for name, engine in loaded.engines.items()},
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
     )
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engines.base import LoadError
@@ -20,7 +21,7 @@ from prefork.governor import Governor
 from prefork.loading import Inventory, Specification
 from prefork.loop import Loop
 from prefork.process import Memory, Usage
-from prefork.tasks import ATTEMPTS, HangLimit, OutOfMemory, Stopped, Task, TaskQueue, WorkerDied, unpickle_error
+from prefork.tasks import ATTEMPTS, HangLimit, OutOfMemory, Stopped, Task, TaskQueue, WorkerDied, bundle, unpickle_error
 
 _TICK_SECONDS = 0.25
 _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
@@ -240,8 +241,7 @@ class Supervisor:
     def _take_piece(self, worker: Worker, position: float, piece: bytes) -> None:
         if worker.task is not None:
             worker.task.position = position
-            worker.task.finished.append(piece)
-            worker.task.attempts = 0
+            worker.task.take(piece)
             self._crew.note_success()
 
     def _take_result(self, worker: Worker, kind: str, result: bytes) -> None:
@@ -261,7 +261,10 @@ class Supervisor:
         else:
             error = unpickle_error(result)
             self.governor.lose(task, str(error), starved=False)
-            task.done(None, error)
+            if len(task.parts) > 1:
+                self._separate(task)
+            else:
+                task.done(None, error)
 
     def _take_measure(self, worker: Worker, usage: Usage | None, steps: dict[tuple[str, str], float]) -> None:
         """What its last task took, and what it has kept of it."""
@@ -284,6 +287,10 @@ class Supervisor:
         self.governor.lose(task, reason, starved)
         if task.cancelled:
             return
+        if len(task.parts) > 1:
+            self._notice(f"{task.label}: {reason}; trying each by itself")
+            self._separate(task)
+            return
         task.attempts += not starved
         if starved and not task.alone:
             task.alone = True
@@ -296,6 +303,15 @@ class Supervisor:
             self._queue.push_again(task)
         else:
             task.done(None, WorkerDied(f"{reason}, and so did another worker before it"))
+
+    def _separate(self, task: Task) -> None:
+        """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
+        for part in task.parts:
+            if part.is_finished and not part.cancelled:
+                part.done(b"", None)
+            elif not part.cancelled:
+                part.single = True
+                self._queue.push_again(part)
 
     # -- the tasks -------------------------------------------------------------------------------------------
 
@@ -333,17 +349,54 @@ class Supervisor:
         """Gives one of the idle workers the next task that may start; False if none may."""
         fresh = next((worker for worker in idle if worker.tasks == 0), None)
         worker = fresh or idle[0]
-        task = self._queue.pop(fresh is not None, self._drain_until is not None, self._select)
+        closing = self._drain_until is not None
+        task = self._queue.pop(fresh is not None, closing, self._select)
+        if task is None and not self._crew.list_busy():  # then nobody makes more of what others wait for
+            task = self._queue.pop(fresh is not None, closing, partial(self._select, waiting=False))
         if task is None:
             return False
         if task.begin():
             idle.remove(worker)
             self._starving = None
-            self._give(worker, task)
+            self._give(worker, self._join_others(task))
         return True
 
-    def _select(self, tasks: Iterator[Task]) -> Task | None:
-        """One that must run alone has to wait for all others, and they for it."""
+    def _join_others(self, task: Task) -> Task:
+        """The task, with others of its engine that it takes in one go. Towards the end of a run every worker gets a
+        share of what is left."""
+        most = self._find_batch(task)
+        if not most or not task.can_join:
+            return task
+        assert self.plan is not None
+        if not self._queue.splits[task.engine]:
+            most = min(most, (task.seconds + self._queue.seconds[task.engine]) / self.plan.workers)
+        parts = [task, *self._queue.pop_more(task, most)]
+        while len(parts) > 1:
+            joined = bundle(parts)
+            if self.governor.select(iter([joined]), self._list_holders()) is not None:
+                return joined
+            half = len(parts) // 2
+            self._queue.push(*parts[half:])
+            parts = parts[:half]
+        return task
+
+    def _find_batch(self, task: Task) -> float:
+        """Seconds of audio that the task's engine takes in one go; 0 if it does one segment after the other."""
+        batches = self.inventory.batches if self.inventory is not None else {}
+        return batches.get(task.engine, 0.0) if task.items is not None else 0.0
+
+    def _can_wait(self, task: Task) -> bool:
+        """Whether the task would be done in one go with others, and more of them are about to come."""
+        most = self._find_batch(task)
+        if not most or not task.can_join or self._queue.seconds[task.engine] >= most:
+            return False
+        coming = (worker.task for worker in self._crew.list_busy())
+        return bool(self._queue.splits[task.engine]) or any(
+            other is not None and (other.name, other.engine) == ("split", task.engine) for other in coming
+        )
+
+    def _select(self, tasks: Iterator[Task], waiting: bool = True) -> Task | None:
+        """One that must run alone has to wait for all others, and they for it. waiting: for fuller batches."""
         if self._drain_until is not None:  # only what saves the work that is done, and takes next to nothing
             return next(tasks, None)
         busy = self._crew.list_busy()
@@ -353,8 +406,11 @@ class Supervisor:
             settling = any(worker.settling for worker in self._crew.workers.values())
             wait = busy or settling or self.governor.level > Level.EASY
             return None if wait else next((task for task in tasks if task.alone), None)
-        holders = [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in busy]
-        return self.governor.select(tasks, holders)
+        ready = (task for task in tasks if not (waiting and self._can_wait(task)))
+        return self.governor.select(ready, self._list_holders())
+
+    def _list_holders(self) -> list[Holder]:
+        return [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in self._crew.list_busy()]
 
     def _start_unfit(self, worker: Worker) -> None:
         """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever. After that, one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import pickle
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,16 +57,19 @@ class Task:
     order: tuple[int, ...] = ()
     label: str = ""
     engine: str = ""
-    items: Sequence[bytes] | None = None
+    items: Sequence[Any] | None = None
     finished: list[bytes] = field(default_factory=list)
     size: float = 0.0
     segment: float = 0.0
     audio: float = 0.0
+    seconds: float = 0.0
     step: float | None = None
     closing: bool = False
     begin: Callable[[], bool] = lambda: True
     attempts: int = 0
     alone: bool = False
+    parts: Sequence[Task] = ()
+    single: bool = False
     passed: float | None = None
     peak: int = 0
     position: float = 0.0  # seconds in the recording
@@ -76,6 +79,53 @@ class Task:
         """What the worker is sent: the task's name and its arguments."""
         rest = () if self.items is None else (self.items[len(self.finished) :],)
         return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
+
+    def take(self, piece: bytes) -> None:
+        """What came of the next one of its items."""
+        self.finished.append(piece)
+        self.attempts = 0
+        for part in self.parts:
+            if not part.is_finished:
+                part.take(piece)
+                return
+
+    @property
+    def is_finished(self) -> bool:
+        return self.items is not None and len(self.finished) == len(self.items)
+
+    @property
+    def can_join(self) -> bool:
+        """Whether it may be done in one go with others of its kind."""
+        return self.items is not None and not (self.parts or self.single or self.alone or self.attempts)
+
+
+def bundle(parts: Sequence[Task]) -> Task:
+    """One task that does the work of several of a kind, whose items a worker then gets together."""
+
+    def done(result: bytes | None, error: BaseException | None) -> None:
+        for part in parts:
+            if part.is_finished and not part.cancelled:
+                part.done(result or b"", None)
+            elif not part.cancelled:
+                part.done(None, error)
+
+    first, others = parts[0], len(parts) - 1
+    seconds = sum(part.seconds for part in parts)
+    return Task(
+        first.name,
+        first.arguments,
+        done,
+        order=first.order,
+        label=f"{first.label} and {others} more" if others else first.label,
+        engine=first.engine,
+        items=[item for part in parts for item in part.items or ()],
+        size=sum(part.size for part in parts),
+        segment=max(part.segment for part in parts),
+        audio=seconds,
+        seconds=seconds,
+        step=seconds,
+        parts=parts,
+    )
 
 
 Select = Callable[[Iterator[Task]], Task | None]
@@ -92,10 +142,17 @@ class TaskQueue:
         self._waiting: list[tuple[tuple[int, ...], int, Task]] = []  # sorted
         self._again: deque[Task] = deque()
         self._numbers = itertools.count()
+        self.splits: Counter[str] = Counter()  # that wait, by engine
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # of audio in tasks that wait and may be joined
 
     def push(self, *tasks: Task) -> None:
         for task in tasks:
             bisect.insort(self._waiting, (task.order, next(self._numbers), task))
+            self._count(task, 1)
+
+    def _count(self, task: Task, sign: int) -> None:
+        self.splits[task.engine] += sign * (task.name == "split")
+        self.seconds[task.engine] += sign * task.seconds
 
     def push_again(self, task: Task) -> None:
         """A task that was begun, and whose worker is gone."""
@@ -104,8 +161,8 @@ class TaskQueue:
     def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.
         closing: only tasks that save what has been done. select: takes one of those that may start, in their order."""
-        gone = next((i for i, (_, _, task) in enumerate(self._waiting) if not task.cancelled), len(self._waiting))
-        del self._waiting[:gone]
+        while self._waiting and self._waiting[0][2].cancelled:
+            self._remove(0)
         again = (task for task in self._again if fresh or not task.attempts)
         ready = itertools.chain(again, (task for _, _, task in self._waiting))
         found = select(task for task in ready if not task.cancelled and (task.closing or not closing))
@@ -114,7 +171,24 @@ class TaskQueue:
         if found in self._again:
             self._again.remove(found)
         else:
-            del self._waiting[next(i for i, entry in enumerate(self._waiting) if entry[2] is found)]
+            self._remove(next(i for i, entry in enumerate(self._waiting) if entry[2] is found))
+        return found
+
+    def _remove(self, place: int) -> None:
+        self._count(self._waiting.pop(place)[2], -1)
+
+    def pop_more(self, task: Task, seconds: float) -> list[Task]:
+        """Those that can be done in one go with a task that was popped, in their order: so many seconds of audio with
+        it at most."""
+        left, found = seconds - task.seconds, list[Task]()
+        for _, _, other in self._waiting:
+            if (other.name, other.engine) == (task.name, task.engine) and other.can_join and not other.cancelled:
+                left -= other.seconds
+                if left < 0:
+                    break
+                found.append(other)
+        for other in found:
+            self._remove(next(i for i, entry in enumerate(self._waiting) if entry[2] is other))
         return found
 
     def clear(self) -> list[Task]:
@@ -122,6 +196,8 @@ class TaskQueue:
         tasks = list(self)
         self._again.clear()
         self._waiting.clear()
+        self.splits.clear()
+        self.seconds.clear()
         return tasks
 
     def __iter__(self) -> Iterator[Task]:

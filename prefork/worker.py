@@ -192,28 +192,33 @@ def _split_job(context: Context, name: str, job: Job, document: bytes | None) ->
         return [(s.seconds, engine.estimate_memory(s), pickle.dumps(s)) for s in segments]
 
 
-def _run_segments(context: Context, name: str, job: Job, segments: Sequence[bytes]) -> None:
-    """prepare, infer and finish for each segment. What comes of it does not depend on who runs it, or what ran before,
-    and is reported at once: if this worker dies, what it has done is not lost."""
+def _run_segments(context: Context, name: str, items: Sequence[tuple[Job, bytes]]) -> None:
+    """prepare, infer and finish for segments, of several jobs where the engine takes them in one go. What comes of each
+    does not depend on who runs it, or what ran before, and is reported at once: if this worker dies, what it has done
+    is not lost."""
     if context.loaded.arena is not None:
         context.loaded.arena.populate()
-    for segment in map(pickle.loads, segments):
-        reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
-        with context.stage(Stage.PIPELINE), torch.inference_mode():
-            piece = _run_segment(context, name, job, segment)
-        context.progress(segment.end, piece)
+    asked = [(job, pickle.loads(segment)) for job, segment in items]
+    size = len(asked) if context.loaded.engines[name].batch_seconds else 1
+    for start in range(0, len(asked), size):
+        _run_batch(context, name, asked[start : start + size])
         _release(context.loaded.device)
 
 
-def _run_segment(context: Context, name: str, job: Job, segment: Segment) -> bytes:
+def _run_batch(context: Context, name: str, batch: Sequence[tuple[Job, Segment]]) -> None:
     engine = context.loaded.engines[name]
-    with context.step(name, "prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
-        prepared = [engine.prepare(job, segment)]
-    with context.stage_of(engine, prepared) as outputs:
-        with context.step(name, "infer"):
-            outputs.extend(context.loaded.infer(name, prepared))
-        with context.step(name, "finish"):
-            return pickle.dumps(engine.finish(job, segment, outputs[0]))
+    job, segment = batch[0]
+    reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
+    with context.stage(Stage.PIPELINE), torch.inference_mode():
+        with context.step(name, "prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
+            prepared = [engine.prepare(job, segment) for job, segment in batch]
+        with context.stage_of(engine, prepared) as outputs:
+            with context.step(name, "infer"):
+                outputs.extend(context.loaded.infer(name, prepared))
+            for number, (job, segment) in enumerate(batch):
+                with context.step(name, "finish"):
+                    piece = pickle.dumps(engine.finish(job, segment, outputs[number]))
+                context.progress(segment.end, piece)
 
 
 def _join_job(
