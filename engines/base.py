@@ -94,7 +94,7 @@ class Engine(ABC):
     name: ClassVar[str]
     memory_stage: ClassVar[str] = ""  # of the memory monitor's stages, the one that this is: transcription, diarization
 
-    batch_seconds: ClassVar[float] = 0.0  # of segments, those of several jobs too, that `infer` takes at once; 0: one
+    batch_seconds: float = 0.0  # of segments, those of several jobs too, that `infer` takes at once; 0: one segment
 
     suspicion: ClassVar[str] = ""  # why one may doubt that a process with this model can fork; a canary decides
 

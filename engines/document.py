@@ -51,11 +51,60 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class SyntacticWord:
+    """A word of Universal Dependencies: what has a part of speech and a place in the tree.
+
+    upos, feats, deprel: as CoNLL-U writes them; feats sorted, empty without any. head: the number of the word that it
+    depends on, among the utterance's syntactic words from 1; 0 for the root.
+    """
+
+    form: str
+    lemma: str
+    upos: str
+    xpos: str = ""
+    feats: str = ""
+    head: int = 0
+    deprel: str = "root"
+
+
+class TokenKind(StrEnum):
+    """What a token is to the grammar."""
+
+    WORD = "word"
+    SEPARATOR = "separator"  # CHAT's , „ ‡ and other punctuation within the utterance
+    TERMINATOR = "terminator"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What of an utterance takes part in its grammar: one item of CHAT's %mor, one token of CoNLL-U.
+
+    text: as it is to be analysed: `because` where CHAT has `(be)cause`, `going` and `to` where it has `gonna [: going
+    to]`. language: ISO 639-3 code, if it is not the utterance's. marker: CHAT's special form marker without its `@`
+    (`l`, `s:spa`). words: the analysis; several where one token holds more (don't: do, n't); none as long as it was not
+    analysed. run: tokens of the same run, a number from 1, stand side by side in the transcript and may be cut and
+    joined with one another; those of run 0 stay as they are. source: first and last + 1 of the transcript's tokens,
+    counted from 0, that this one comes from, if they were cut or joined in this utterance; those with the same stand
+    for it together.
+    """
+
+    text: str
+    kind: TokenKind = TokenKind.WORD
+    language: str = ""
+    marker: str = ""
+    words: tuple[SyntacticWord, ...] = ()
+    run: int = 0
+    source: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One turn: a CHAT main line, or a line of a plain text.
 
     text: the line as it is written, without speaker and times. start, end: seconds, None without times. missing: it
-    was looked for in the recording and is not there; it stays without times.
+    was looked for in the recording and is not there; it stays without times. tokens: what its grammar is made of; none
+    where the text has yet to be tokenised. language: ISO 639-3 code, if it is not the document's first. analysed:
+    the transcript has its grammar already, in a %mor tier, which goes if this is taken back.
     """
 
     text: str
@@ -64,6 +113,9 @@ class Utterance:
     start: float | None = None
     end: float | None = None
     missing: bool = False
+    tokens: tuple[Token, ...] = ()
+    language: str = ""
+    analysed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +156,8 @@ class Document:
     turns: tuple[Turn, ...] = ()
     recovery: Recovery | None = None  # what became of utterances without times, if that was looked for
     video: bool = False  # whether the recording is one with pictures
+
+    def count_tagged(self) -> dict[str, int]:
+        """How many utterances, and words of them, have an analysis."""
+        tagged = [[t for t in u.tokens if t.words and t.kind is TokenKind.WORD] for u in self.utterances]
+        return {"utterances": sum(map(bool, tagged)), "words": sum(map(len, tagged))}

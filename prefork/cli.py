@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefork import pipeline as pipelines
-from prefork.pipeline import Pipeline
+from prefork.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
     from prefork.report import Report
@@ -51,10 +51,9 @@ StrategyName = Annotated[
     ),
 ]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")]
-Formats = Annotated[
-    list[str] | None,
-    typer.Option("--format", metavar="NAME", help="chat, textgrid, srt, vtt, ctm, rttm or json; may be given again."),
-]
+Formats = list[str] | None  # which ones, depends on the command
+_TIMED = ("chat", "textgrid", "srt", "vtt", "ctm", "rttm", "json")
+_TAGGED = ("chat", "conllu", "json")
 Language = Annotated[
     str | None, typer.Option("--lang", metavar="CODE", help="What is spoken: en, de, zh ... Default: found out.")
 ]
@@ -161,13 +160,18 @@ def _run_jobs(
     no_mps: NoMPS = False,
     *,
     pipeline: Callable[[], Pipeline],
-    recordings: bool,
+    intake: Intake,
     usual: str,
+    known: Sequence[str],
 ) -> None:
-    """What every command that makes outputs takes, and does. usual: the output format."""
+    """What every command that makes outputs takes, and does. usual: the output format, empty if that depends on what
+    goes in. known: those that there are."""
     from prefork.run import Request
     from prefork.tasks import HangLimit
 
+    names = tuple(name for text in formats or usual.split() for name in text.replace(",", " ").split())
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"--format takes {', '.join(known)}, not {', '.join(map(repr, unknown))}")
     if residency not in list(pipelines.Residency):
         raise typer.BadParameter(f"--residency takes {' or '.join(pipelines.Residency)}, not {residency!r}")
     hiding: Hiding = context.obj.add(force_cpu, no_mps)
@@ -177,9 +181,9 @@ def _run_jobs(
             target=target,
             command=str(context.info_name),
             pipeline=pipeline(),
-            recordings=recordings,
+            intake=intake,
             residency=pipelines.Residency(residency),
-            formats=tuple(name for text in formats or (usual,) for name in text.replace(",", " ").split()),
+            formats=names,
             media=media,
             workers=parse_count("--workers", workers),
             threads=parse_count("--threads", threads),
@@ -210,8 +214,9 @@ def _plan_jobs(
     no_mps: NoMPS = False,
     *,
     pipeline: Callable[[], Pipeline],
-    recordings: bool,
+    intake: Intake,
     usual: str,  # noqa: ARG001  nothing is written
+    known: Sequence[str],  # noqa: ARG001
 ) -> None:
     """The same, but nothing is run."""
     import json
@@ -234,7 +239,7 @@ def _plan_jobs(
             memory_limit=parse_size("--memory-limit", memory_limit),
         )
         command = str(context.info_name)
-        plan, work = plan_run(command, source, media, pipeline(), request, facts, refresh, recordings)
+        plan, work = plan_run(command, source, media, pipeline(), request, facts, refresh, intake)
         if as_json:
             print(json.dumps(to_dict(plan), indent=2))
         else:
@@ -242,26 +247,31 @@ def _plan_jobs(
     raise typer.Exit(2 if plan.refusal else 0)
 
 
-def _command(recordings: bool, usual: str) -> Callable[[Callable[..., Pipeline]], Callable[..., Pipeline]]:
-    """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
-    which options of its own. recordings: they are what goes in, not transcripts. usual: the output format."""
+Declaration = Callable[..., Pipeline]
 
-    def register(declare: Callable[..., Pipeline]) -> Callable[..., Pipeline]:
-        what = "recordings, or one recording" if recordings else "transcripts and recordings, or one transcript"
-        source = Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {what}.")]
+
+def _command(intake: Intake, usual: str, known: Sequence[str]) -> Callable[[Declaration], Declaration]:
+    """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
+    which options of its own. usual: the output format, empty if that depends on what goes in. known: those that there
+    are."""
+
+    def register(declare: Declaration) -> Declaration:
+        source = Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {intake}.")]
+        listed = f"{', '.join(known[:-1])} or {known[-1]}; may be given again."
+        written = Annotated[Formats, typer.Option("--format", metavar="NAME", help=listed)]
         own = inspect.signature(declare, eval_str=True).parameters
         for group, act in ((app, _run_jobs), (plan_app, _plan_jobs)):
             common = inspect.signature(act, eval_str=True).parameters
-            shared = [
-                p for p in common.values() if p.kind is not p.KEYWORD_ONLY and not (recordings and p.name == "media")
-            ]
-            shared = [p.replace(annotation=source) if p.name == "source" else p for p in shared]
+            unused = {"media"} if intake is not Intake.PAIRS else set()
+            shared = [p for p in common.values() if p.kind is not p.KEYWORD_ONLY and p.name not in unused]
+            special = {"source": source, "formats": written}
+            shared = [p.replace(annotation=special.get(p.name, p.annotation)) for p in shared]
             first = [p for p in shared if p.default is p.empty]
             signature = inspect.Signature([*first, *own.values(), *(p for p in shared if p not in first)])
 
             def call(*, _act: Callable[..., None] = act, **values: Any) -> None:
                 options = {name: values.pop(name) for name in own}
-                _act(**values, pipeline=partial(declare, **options), recordings=recordings, usual=usual)
+                _act(**values, pipeline=partial(declare, **options), intake=intake, usual=usual, known=known)
 
             call.__signature__ = signature  # type: ignore[attr-defined]
             call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
@@ -276,7 +286,7 @@ def _command(recordings: bool, usual: str) -> Callable[[Callable[..., Pipeline]]
 _PLANNED = "Strategy, workers, threads and memory, and every reason. Exit code: 0 if it would run, 2 if not."
 
 
-@_command(recordings=False, usual="chat")
+@_command(Intake.PAIRS, usual="chat", known=_TIMED)
 def align(
     engine: Annotated[str, typer.Option(metavar="ctc|whisper", help="Which engine aligns.")] = "ctc",
     model: Model = None,
@@ -310,7 +320,7 @@ def align(
     )
 
 
-@_command(recordings=True, usual="chat")
+@_command(Intake.RECORDINGS, usual="chat", known=_TIMED)
 def transcribe(
     engine: Annotated[str, typer.Option(metavar="whisper|rev", help="Which engine listens.")] = "whisper",
     model: Annotated[
@@ -331,7 +341,7 @@ def transcribe(
     )
 
 
-@_command(recordings=True, usual="rttm")
+@_command(Intake.RECORDINGS, usual="rttm", known=_TIMED)
 def diarize(
     model: DiarizeModel = None,
     speakers: Speakers = None,
@@ -343,6 +353,37 @@ def diarize(
     RTTM comes out, or what --format says. The same command given again goes on where it stopped. Exit codes as align.
     """
     return pipelines.find_speakers(model, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers)
+
+
+@_command(Intake.TEXTS, usual="", known=_TAGGED)
+def morphotag(
+    lang: Annotated[
+        str | None,
+        typer.Option("--lang", metavar="CODE", help="Of files that do not say it by @Languages. Default: eng."),
+    ] = None,
+    model_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="stanza's models; nothing is fetched. Default: stanza's own folder."),
+    ] = None,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of stanza's packages, such as default. Default: for English a small one within prefork.",
+        ),
+    ] = None,
+    retokenize: Annotated[
+        bool, typer.Option("--retokenize", help="Change the words of the transcript to stanza's tokens.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave utterances alone that have a %mor tier.")] = False,
+) -> Pipeline:
+    """Tag the words of transcripts: parts of speech, lemmas, dependencies.
+
+    CHAT in, CHAT out with %mor and %gra tiers; plain text (.txt, .lab: one utterance a line) and CoNLL-U in, CoNLL-U
+    out; or what --format says: chat, conllu, json. The same command given again goes on where it stopped. Exit codes as
+    align.
+    """
+    return pipelines.morphotag(lang, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep)
 
 
 def parse_count(option: str, value: str) -> int | None:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -14,6 +15,7 @@ from engines import formats
 from engines.audio import probe
 from engines.base import InputError, Job, Output
 from engines.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from prefork.pipeline import Intake
 
 _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
@@ -21,6 +23,10 @@ _HEADER_BYTES = 16_384  # @Media stands among the first lines
 _LINK = "is a symbolic link that leads elsewhere and is not followed; copy it here"
 _LOCKED = "cannot be read; change its permissions"
 _PROBERS = 4  # threads that look at recordings' headers
+_LANGUAGES_HEADER = re.compile(rb"^@Languages:[ \t]*([^\r\n]*)", re.MULTILINE)
+_BYTES_PER_SECOND = 15  # of text, as it is usually spoken
+_NOTES = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "notes", "0readme"})
+_NOTE = "looks like a note about the others; give it alone, or under another name, if it is not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +75,26 @@ def find_jobs(
     target: Path | None,
     names: Sequence[str] = (),
     media: Path | None = None,
-    recordings: bool = False,
+    intake: Intake = Intake.PAIRS,
 ) -> Corpus:
     """The jobs that a folder, or a single file, makes.
 
-    target: where the outputs will be, None if there will be none. names: output formats, by default CHAT. media: where
-    recordings are that do not lie beside their transcripts. recordings: they alone are what goes in, and transcripts
-    are left where they are. Raises InputError where nothing can be done at all.
+    target: where the outputs will be, None if there will be none. names: output formats, by default CHAT; of texts,
+    CHAT for CHAT and CoNLL-U for all others. media: where recordings are that do not lie beside their transcripts.
+    intake: what else lies there is left where it is. Raises InputError where nothing can be done at all.
     """
-    _check_places(source, target, media, recordings)
-    outputs = [(name, formats.find_suffix(name)) for name in dict.fromkeys(names or ("chat",))]
+    _check_places(source, target, media, intake)
+    outputs = _name_outputs(names or ("chat",))
     skip = os.path.realpath(target) if target is not None else ""
     single = not source.is_dir()
-    found = _walk(source.parent if single else source, skip, deep=not single)
-    if recordings:
-        return _find_recordings(found, PurePath(source.name) if single else None, outputs)
-    elsewhere = _walk(media, skip) if media is not None else None
+    known = formats.READABLE if intake is Intake.TEXTS else formats.TRANSCRIPTS
+    found = _walk(source.parent if single else source, skip, known, deep=not single)
+    only = PurePath(source.name) if single else None
+    if intake is Intake.RECORDINGS:
+        return _find_recordings(found, only, outputs)
+    if intake is Intake.TEXTS:
+        return _find_texts(found, only, outputs if names else None)
+    elsewhere = _walk(media, skip, known) if media is not None else None
     if single:
         found.transcripts = [Path(source.name)]
         found.refused = {path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES}
@@ -95,13 +105,67 @@ def find_jobs(
     if strays and not paired and not problems:
         raise InputError(f"{source}: no recording goes with any of its transcripts: {strays[0].id}: {strays[0].reason}")
     if not paired and not problems:
-        raise InputError(f"{source}: has no transcripts; those that can be read end in {', '.join(formats.READABLE)}")
+        raise InputError(
+            f"{source}: has no transcripts; those that can be read end in {', '.join(formats.TRANSCRIPTS)}"
+        )
     distinct, collisions = _refuse_collisions(paired)
     jobs, unheard = _probe(distinct)
     problems += [*collisions, *unheard]
     notices = [] if single else sorted([*strays, *_list_unused(found, paired, problems)], key=_get_id)
     jobs.sort(key=lambda job: (-job.seconds, job.id))
     return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(notices))
+
+
+def _name_outputs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Formats, and the suffixes of files in them."""
+    return [(name, formats.find_suffix(name)) for name in dict.fromkeys(names)]
+
+
+def _find_texts(found: _Found, single: PurePath | None, outputs: Sequence[tuple[str, str]] | None) -> Corpus:
+    """A job for each transcript or text, or for a single one. outputs: by default what each file is itself."""
+    own = {".cha": _name_outputs(["chat"])}
+    texts = [path for path in found.transcripts if single is None or path == single]
+    notes = [path for path in texts if single is None and path.suffix == ".txt" and path.stem.lower() in _NOTES]
+    wanted: list[Job] = []
+    problems = [
+        _explain(path, why)
+        for path, why in found.refused.items()
+        if (single is None and _may_hide_transcripts(path, why)) or path == single
+    ]
+    for path in texts:
+        if path in notes:
+            continue
+        chosen = outputs if outputs is not None else own.get(path.suffix.lower(), _name_outputs(["conllu"]))
+        try:
+            seconds = (found.root / path).stat().st_size / _BYTES_PER_SECOND
+        except OSError as error:
+            problems.append(_explain(path, f"cannot be read: {error.strerror}; check the file"))
+            continue
+        files = tuple(Output(name, path.with_suffix(suffix)) for name, suffix in chosen)
+        wanted.append(Job(path.as_posix(), found.root / path, None, files, seconds))
+    if not wanted and not problems:
+        raise InputError(f"{found.root}: has no texts; those that can be read end in {', '.join(formats.READABLE)}")
+    jobs, collisions = _refuse_collisions(wanted)
+    jobs.sort(key=lambda job: (-job.seconds, job.id))
+    notices = tuple(Problem(path.as_posix(), _NOTE) for path in notes)
+    return Corpus(tuple(jobs), tuple(sorted([*problems, *collisions], key=_get_id)), notices)
+
+
+def find_languages(source: Path) -> tuple[str, ...]:
+    """The languages that the CHAT files of a folder, or a single one, say they are in: a look at their first lines.
+
+    What cannot be read names none: it is complained about when its turn comes.
+    """
+    found: dict[str, None] = {}
+    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    for path in paths:
+        if path.suffix.lower() != ".cha":
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            header = _LANGUAGES_HEADER.search(file.read(_HEADER_BYTES))
+            names = header[1].decode("utf-8", "replace").replace(",", " ").split() if header else []
+            found |= dict.fromkeys(names)
+    return tuple(found)
 
 
 def _find_recordings(found: _Found, single: PurePath | None, outputs: Sequence[tuple[str, str]]) -> Corpus:
@@ -132,9 +196,12 @@ def _find_recordings(found: _Found, single: PurePath | None, outputs: Sequence[t
     return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)))
 
 
-def _check_places(source: Path, target: Path | None, media: Path | None, recordings: bool) -> None:
-    suffixes = MEDIA_SUFFIXES if recordings else formats.READABLE.keys()
-    what, known = ("recording", _MEDIA_KNOWN) if recordings else ("transcript", ", ".join(suffixes))
+def _check_places(source: Path, target: Path | None, media: Path | None, intake: Intake) -> None:
+    suffixes, what, known = {
+        Intake.PAIRS: (formats.TRANSCRIPTS.keys(), "transcript", ", ".join(formats.TRANSCRIPTS)),
+        Intake.RECORDINGS: (MEDIA_SUFFIXES, "recording", _MEDIA_KNOWN),
+        Intake.TEXTS: (formats.READABLE.keys(), "transcript or text", ", ".join(formats.READABLE)),
+    }[intake]
     if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
     if not source.is_dir() and (not source.is_file() or source.suffix.lower() not in suffixes):
@@ -158,8 +225,10 @@ def _check_target(source: Path, root: Path, target: Path) -> None:
         raise InputError(f"{target}: holds IN, whose files could be written over; give an OUT beside IN, or in it")
 
 
-def _walk(root: Path, skip: str, deep: bool = True) -> _Found:
-    """What lies in a folder, and below it if deep; but for hidden files, links out, and what lies below `skip`."""
+def _walk(root: Path, skip: str, known: Iterable[str], deep: bool = True) -> _Found:
+    """What lies in a folder, and below it if deep; but for hidden files, links out, and what lies below `skip`. known:
+    the suffixes of transcripts."""
+    wanted = MEDIA_SUFFIXES | set(known)
     found = _Found(root)
     inside = Path(os.path.realpath(root))
 
@@ -177,7 +246,7 @@ def _walk(root: Path, skip: str, deep: bool = True) -> _Found:
         folders[:] = [name for name in visible if name not in links]
         for name in sorted(files):
             path = here / name
-            if not name.startswith(".") and path.suffix.lower() in MEDIA_SUFFIXES | formats.READABLE.keys():
+            if not name.startswith(".") and path.suffix.lower() in wanted:
                 _sort_in(found, path, inside)
     return found
 

@@ -3,6 +3,7 @@
     align       [asr -> match | ctc-recovery ->] ctc | whisper-aligner
     transcribe  [language ->] whisper | rev -> [diarize ->] assign
     diarize     diarize
+    morphotag   stanza
 
 Every stage is an engine: it gets the document that the one before it has made, and adds to it. A new command is one
 more function here.
@@ -10,13 +11,21 @@ more function here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from engines import registry
 from engines.base import LoadError
+
+
+class Intake(StrEnum):
+    """What a command takes in."""
+
+    PAIRS = "transcripts and recordings, or one transcript"
+    RECORDINGS = "recordings, or one recording"
+    TEXTS = "transcripts or texts, or one of them"
 
 
 class Residency(StrEnum):
@@ -43,10 +52,12 @@ RECOVERIES = ("auto", "ctc", "whisper", "rev", "off")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One engine of a pipeline, with its options."""
+    """One engine of a pipeline, with its options. by_language: it has a model for each language, and wants to be told
+    which ones there are, as the option `languages`."""
 
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    by_language: bool = False
 
     @property
     def is_remote(self) -> bool:
@@ -134,6 +145,30 @@ def find_speakers(
     """Who speaks when."""
     counts = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
     return (Stage("diarize", _drop_none({"model": model, **counts})),)
+
+
+def morphotag(
+    language: str | None = None,
+    *,
+    model_dir: str | None = None,
+    package: str | None = None,
+    retokenize: bool = False,
+    keep: bool = False,
+) -> Pipeline:
+    """Parts of speech, lemmas and dependencies for the words of transcripts and texts.
+
+    language: of files that do not say theirs. The rest as `StanzaTagger` has it.
+    """
+    options = {"language": language, "model_dir": model_dir, "package": package}
+    return (Stage("stanza", {**_drop_none(options), "retokenize": retokenize, "keep": keep}, by_language=True),)
+
+
+def choose_languages(pipeline: Pipeline, find_languages: Callable[[], Sequence[str]]) -> Pipeline:
+    """The pipeline, its stages told which languages there are. find_languages: called if one wants to know."""
+    if not any(stage.by_language for stage in pipeline):
+        return pipeline
+    known = {"languages": tuple(find_languages())}
+    return tuple(replace(s, options={**s.options, **known}) if s.by_language else s for s in pipeline)
 
 
 def list_phases(pipeline: Pipeline) -> list[Pipeline]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from engines import registry
 from engines.base import LoadError
 from platform_matrix.matrix import Plan, Request, decide
 from prefork.child import ChildProcess
-from prefork.corpus import find_jobs
+from prefork.corpus import find_jobs, find_languages
 from prefork.governor import Governor
 from prefork.loading import Specification, make_environment
 from prefork.machine import find_facts
-from prefork.pipeline import Pipeline
+from prefork.pipeline import Intake, Pipeline, choose_languages
 from prefork.report import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
@@ -39,21 +40,24 @@ def plan_run(
     request: Request,
     facts: Path | None,
     refresh: bool,
-    recordings: bool = False,
+    intake: Intake = Intake.PAIRS,
 ) -> tuple[Plan, list[tuple[str, str]]]:
     """The plan, and what it would be for: names and values. Raises InputError, LoadError."""
+    for stage in pipeline:
+        if not stage.is_remote:
+            registry.find(stage.engine)
+    corpus = find_jobs(source, None, media=media, intake=intake)
+    pipeline = choose_languages(pipeline, partial(find_languages, source))
     engines = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
-    for engine in engines:
-        registry.find(engine)
-    corpus = find_jobs(source, None, media=media, recordings=recordings)
     seconds = [job.seconds for job in corpus.jobs]
     work = [
         (
             "files",
             f"{len(seconds)}, and {len(corpus.problems)} that cannot be used" if corpus.problems else f"{len(seconds)}",
         ),
-        ("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"),
     ]
+    if intake is not Intake.TEXTS:
+        work.append(("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"))
     plan = decide(find_facts(facts, refresh), replace(request, engines=tuple(engines)))
     found = survey(Specification(engines, plan=plan))
     plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))

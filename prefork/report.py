@@ -32,6 +32,8 @@ class Summary:
     notices: Mapping[str, str]  # inputs that were not used, and why; no errors
     warnings: Mapping[str, Sequence[str]]  # by job: what to look at in its output
     audio_seconds: float
+    utterances: int  # and
+    words: int  # whose grammar was analysed
     wall_seconds: float
     load_seconds: float
     strategy: str  # fork, spawn ...
@@ -53,8 +55,8 @@ class Summary:
 
     @property
     def speed(self) -> float:
-        """Audio seconds per second, loading included."""
-        return self.audio_seconds / self.wall_seconds if self.wall_seconds else 0.0
+        """Audio seconds per second, or, without audio, words; loading included."""
+        return (self.audio_seconds or self.words) / self.wall_seconds if self.wall_seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class View:
     audio_total: float  # seconds
     files_done: int
     files_total: int
+    timed: bool = True  # False: there is no audio, and its seconds stand for text
 
 
 class Report:
@@ -110,7 +113,8 @@ class JSONReport(Report):
             return
         warnings = list(result.document.warnings) if result.document else []
         files = [file.path for file in result.files]
-        self._print(event="done", id=result.job.id, audio_seconds=result.job.seconds, files=files, warnings=warnings)
+        seconds = result.job.seconds if result.job.media is not None else 0.0
+        self._print(event="done", id=result.job.id, audio_seconds=seconds, files=files, warnings=warnings)
 
     def end(self, summary: Summary) -> None:
         self._print(event="summary", **asdict(summary), speed=summary.speed)
@@ -140,7 +144,7 @@ class PlainReport(Report):
             return
         warnings = len(result.document.warnings) if result.document else 0
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
-        self.say(f"done    {result.job.id}  {clock(result.job.seconds)}{more}")
+        self.say(f"done    {result.job.id}  {_measure(result)}{more}")
 
     def end(self, summary: Summary) -> None:
         for job, warnings in summary.warnings.items():
@@ -184,7 +188,7 @@ def draw(view: View, elapsed: float) -> Group:
     table = Table.grid(padding=(0, 2))
     for worker in view.workers:
         memory = f"{worker.memory.uss / MEGABYTE:.0f} MB" if worker.memory else ""
-        position = clock(worker.position) if worker.label else ""
+        position = clock(worker.position) if worker.label and view.timed else ""
         label = Text(show(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
         table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
     left = elapsed * (view.audio_total - view.audio_done) / view.audio_done if view.audio_done else None
@@ -192,7 +196,7 @@ def draw(view: View, elapsed: float) -> Group:
     bar.add_row(
         ProgressBar(total=max(view.audio_total, 1e-9), completed=view.audio_done, width=40),
         f"{view.files_done}/{view.files_total} files",
-        f"{clock(view.audio_done)} of {clock(view.audio_total)}",
+        f"{clock(view.audio_done)} of {clock(view.audio_total)}" if view.timed else "",
         f"{clock(left)} left" if left is not None else "",
     )
     return Group(table, bar)
@@ -203,10 +207,11 @@ def tabulate(summary: Summary) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
     rows = [
         ("files", _count_files(summary)),
-        ("audio", f"{summary.audio_seconds / 60:.1f} min"),
+        *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds or not summary.words else []),
+        *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
         *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
         ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
-        ("speed", f"{summary.speed:.0f} audio seconds per second"),
+        ("speed", f"{summary.speed:.0f} {'audio seconds' if summary.audio_seconds else 'words'} per second"),
         ("workers", _count_workers(summary)),
         ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {'once for all workers' if summary.shared else 'for each'}"),
         ("private", _describe_private(summary)),
@@ -217,6 +222,13 @@ def tabulate(summary: Summary) -> Table:
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _measure(result: JobResult) -> str:
+    """How long a job's recording is, or how many words there were to analyse."""
+    if result.job.media is not None or result.document is None:
+        return clock(result.job.seconds)
+    return f"{result.document.count_tagged()['words']:,} words"
 
 
 def _describe_recovery(recovery: Mapping[str, int]) -> str:

@@ -16,13 +16,13 @@ from typing import Any
 from engines.base import InputError, Job, LoadError
 from platform_matrix.matrix import Plan, Strategy
 from prefork import memlog, performance
-from prefork.corpus import Corpus, find_jobs
+from prefork.corpus import Corpus, find_jobs, find_languages
 from prefork.governor import Tally, describe_subjects
 from prefork.jobs import Course, JobResult, divide
 from prefork.journal import FOLDER, Journal
 from prefork.loading import Inventory, Specification
 from prefork.outputs import OutputFolder
-from prefork.pipeline import Pipeline, Residency, list_phases
+from prefork.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.planning import survey
 from prefork.report import Report, Summary, View
 from prefork.runtime import Runtime
@@ -41,7 +41,7 @@ class Request:
     target: Path
     command: str
     pipeline: Pipeline
-    recordings: bool = False  # whether they are what goes in, not transcripts
+    intake: Intake = Intake.PAIRS
     residency: Residency = Residency.ALL
     formats: tuple[str, ...] = ()
     media: Path | None = None
@@ -90,7 +90,8 @@ class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
     def __init__(self, request: Request, report: Report) -> None:
-        self._request = request
+        pipeline = choose_languages(request.pipeline, lambda: find_languages(request.source))
+        request = self._request = replace(request, pipeline=pipeline)
         self._report = report
         self._started = time.monotonic()
         self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
@@ -104,6 +105,7 @@ class Run:
         self._failed: dict[str, str] = {}
         self._warnings: dict[str, tuple[str, ...]] = {}
         self._recovery: Counter[str] = Counter()
+        self._tagged: Counter[str] = Counter()
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
 
@@ -148,7 +150,7 @@ class Run:
 
     def _execute(self) -> Summary:
         request = self._request
-        corpus = find_jobs(request.source, request.target, request.formats, request.media, request.recordings)
+        corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
         self._failed |= {problem.id: strip_name(problem.id, problem.reason) for problem in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder)
@@ -264,6 +266,8 @@ class Run:
                 self._warnings[job.id] = result.document.warnings
             if result.document is not None and result.document.recovery is not None:
                 self._recovery.update(asdict(result.document.recovery))
+            if result.document is not None:
+                self._tagged.update(result.document.count_tagged())
             self._report.finish_job(result, None)
             return
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -281,7 +285,8 @@ class Run:
         finished = len(self._done) + sum(job.id in self._failed for job in jobs)
         total = sum(job.seconds for job in jobs)
         workers = self._runtime.supervisor.status() if self._runtime is not None else []
-        return View(workers, min(self._audio_begun, total), total, finished, len(jobs))
+        timed = self._request.intake is not Intake.TEXTS
+        return View(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
 
     @contextmanager
     def _listen(self) -> Iterator[None]:
@@ -335,7 +340,9 @@ class Run:
             unfinished=len(corpus.jobs) - skipped - len(self._done) - failed,
             notices={notice.id: notice.reason for notice in corpus.notices},
             warnings=self._warnings,
-            audio_seconds=sum(result.job.seconds for result in self._done),
+            audio_seconds=sum(result.job.seconds for result in self._done if result.job.media is not None),
+            utterances=self._tagged["utterances"],
+            words=self._tagged["words"],
             wall_seconds=time.monotonic() - self._started,
             load_seconds=account.load_seconds,
             strategy=plan.strategy if plan else "",

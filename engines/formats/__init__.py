@@ -4,6 +4,7 @@
 
     chat      .cha        in and out   times and %wor tiers; everything else stays byte for byte
     text      .txt .lab   in           one utterance a line
+    conllu    .conllu     in and out   Universal Dependencies: a sentence is an utterance; nothing to align
     textgrid  .TextGrid   out          Praat: per speaker a tier of utterances, of words, of characters
     srt       .srt        out          subtitles, one for each utterance
     vtt       .vtt        out          the same, with word times
@@ -21,18 +22,20 @@ from pathlib import Path
 
 from engines.base import InputError, Job
 from engines.document import Document
-from engines.formats import chat, rttm, subtitles, tables, text, textgrid
+from engines.formats import chat, conllu, rttm, subtitles, tables, text, textgrid
 from engines.formats.chat_file import compose
 from engines.media import is_video
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """suffixes: the first is the one that outputs get. parse: text of a file, and its name, to a document."""
+    """suffixes: the first is the one that outputs get. parse: text of a file, and its name, to a document. spoken: a
+    file in this format may be what is said in a recording, and be aligned with it."""
 
     suffixes: tuple[str, ...]
     render: Callable[[Document], str] | None = None
     parse: Callable[[str, str], Document] | None = None
+    spoken: bool = True
 
 
 def _render_chat(document: Document) -> str:
@@ -42,6 +45,7 @@ def _render_chat(document: Document) -> str:
 FORMATS = {
     "chat": Format((".cha",), _render_chat, chat.parse),
     "text": Format((".txt", ".lab"), None, text.parse),
+    "conllu": Format((".conllu",), conllu.render, conllu.parse, spoken=False),
     "textgrid": Format((".TextGrid",), textgrid.render),
     "srt": Format((".srt",), subtitles.render_srt),
     "vtt": Format((".vtt",), subtitles.render_vtt),
@@ -51,6 +55,7 @@ FORMATS = {
 }
 OUTPUTS = tuple(name for name, format in FORMATS.items() if format.render)
 READABLE = {suffix: format for format in FORMATS.values() if format.parse for suffix in format.suffixes}
+TRANSCRIPTS = {suffix: format for suffix, format in READABLE.items() if format.spoken}  # of recordings
 
 
 def find_suffix(name: str) -> str:
@@ -79,7 +84,7 @@ def read(path: Path) -> Document:
         raise InputError(f"{path.name}: is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
     document = format.parse(content, path.name)
     if not any(utterance.words for utterance in document.utterances):
-        raise InputError(f"{path.name}: has no words; there is nothing to align")
+        raise InputError(f"{path.name}: has no words; there is nothing to do")
     return document if document.media else replace(document, media=_name_media(path))
 
 

@@ -1,7 +1,8 @@
 """CHAT, TalkBank's transcripts (https://talkbank.org/0info/manuals/CHAT.html).
 
 rustling parses and judges; what is written is the source itself, with nothing touched but the bullets of main lines
-and the %wor tiers, and `unlinked` in @Media, which CHECK refuses in a transcript that has bullets.
+and the %wor tiers, and `unlinked` in @Media, which CHECK refuses in a transcript that has bullets; and, if there is an
+analysis, the %mor and %gra tiers, each in one line, right behind the main line, and words of it that were cut anew.
 
 Words are everything that the speaker utters: retraced words, fillers (&-um), fragments (&+fr), nonwords (&~gaga),
 untranscribed speech (xxx, yyy, www), and of `gonna [: going to]` and `(be)cause` what was said: gonna, cause. They all
@@ -27,7 +28,17 @@ from rustling.chat import CHAT
 from rustling.chat import Utterance as Parsed
 
 from engines.base import InputError
-from engines.document import Document, Utterance, Word
+from engines.document import Document, Token, Utterance, Word
+from engines.formats.chat_grammar import (
+    TIERS,
+    WORD_TIERS,
+    is_analysed,
+    list_tokens,
+    place_tokens,
+    retokenize_main,
+    settle,
+)
+from engines.mor import render_gra, render_mor
 
 BULLET = "\x15"
 _BULLET = re.compile(rf"{BULLET}(\d{{1,12}})_(\d{{1,12}})-?{BULLET}")
@@ -85,9 +96,24 @@ def parse(source: str, name: str) -> Document:
             "remove the white space"
         )
     header = chat.headers()[0]
-    utterances = tuple(_make_utterance(tier, utterance) for tier, utterance in zip(mains, parsed, strict=True))
+    languages = tuple(header.languages)
+    utterances = tuple(
+        _make_utterance(tier, dependents, utterance, languages)
+        for (tier, dependents), utterance in zip(_list_mains(tiers), parsed, strict=True)
+    )
     media = header.media.get("filename") if header.media else None
-    return Document(utterances, source, "chat", media, tuple(header.languages))
+    return Document(utterances, source, "chat", media, languages)
+
+
+def _list_mains(tiers: Sequence[_Tier]) -> list[tuple[_Tier, set[str]]]:
+    """The main lines, and the names of their dependent tiers."""
+    mains: list[tuple[_Tier, set[str]]] = []
+    for tier in tiers:
+        if tier.is_main:
+            mains.append((tier, set()))
+        elif tier.name.startswith("%") and mains:
+            mains[-1][1].add(tier.name)
+    return mains
 
 
 def _read_strictly(tiers: Sequence[_Tier], name: str) -> CHAT:
@@ -107,11 +133,15 @@ def _read(tiers: Sequence[_Tier]) -> CHAT:
 
 def _make_readable(main: str) -> str:
     """A main line whose words rustling tells as they are wanted here, without the reversed bullets that it refuses."""
-    main = _BULLET.sub(lambda bullet: bullet[0] if int(bullet[1]) < int(bullet[2]) else " ", main)
+    main = _drop_reversed(main)
     main = re.sub(r"(?<!\w)&[+~](?=\S)", _SOUND, main)
     main = re.sub(r"&\*\w+:[\w:+-]*", "&=said", main)
     main = re.sub(r"\[x \d+\]", "[= times]", main)
     return re.sub(r"([⌈⌉⌊⌋])[2-9](?!\d)", r"\1", main)  # the number of an overlap, which may touch a word
+
+
+def _drop_reversed(main: str) -> str:
+    return _BULLET.sub(lambda bullet: bullet[0] if int(bullet[1]) < int(bullet[2]) else " ", main)
 
 
 def _explain(error: ValueError) -> str:
@@ -138,10 +168,14 @@ def _list_utterances(chat: CHAT) -> list[Parsed]:
     return [utterance for utterance in chat.utterances() if utterance.changeable_header is None]
 
 
-def _make_utterance(tier: _Tier, parsed: Parsed) -> Utterance:
+def _make_utterance(tier: _Tier, dependents: set[str], parsed: Parsed, languages: Sequence[str]) -> Utterance:
     words = tuple(Word(token.text) for token in _list_tokens(parsed) if token.kind in (_Kind.WORD, _Kind.SOUND))
     text = " ".join(_BULLET.sub(" ", tier.text.partition(":")[2]).split())
-    return Utterance(text, words, parsed.participant, *_find_times(tier.text))
+    tokens, language = list_tokens(tier.text, languages, fixed=not dependents.isdisjoint(WORD_TIERS))
+    start, end = _find_times(tier.text)
+    return Utterance(
+        text, words, parsed.participant, start, end, tokens=tokens, language=language, analysed="%mor" in dependents
+    )
 
 
 def _find_times(main: str) -> tuple[float, float] | tuple[None, None]:
@@ -187,9 +221,10 @@ def _clean(token: str) -> str:
 
 
 def render(document: Document) -> str:
-    """The source of a CHAT document with the document's times."""
+    """The source of a CHAT document with the document's times and grammar."""
     tiers = list(_list_tiers(document.source))
-    pairs = iter(zip(document.utterances, _list_utterances(_read(tiers)), strict=True))
+    parsed = iter(_list_utterances(_read(tiers)))
+    pairs = iter(zip(document.utterances, parsed, _list_grammar(document, tiers), strict=True))
     linked = any(_make_bullet(utterance.start, utterance.end) for utterance in document.utterances)
     result: list[str] = []
     newline = _get_line_end(tiers[0].text) if tiers else ""
@@ -209,19 +244,90 @@ def render(document: Document) -> str:
     return "".join(result)
 
 
-def _render_block(block: Sequence[_Tier], newline: str, utterance: Utterance, parsed: Parsed) -> str:
-    texts = [_set_bullet(block[0].text, utterance), *(tier.text for tier in block[1:])]
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    """What is to stand in a main line's block. main: the line, if its words were cut anew."""
+
+    mor: str
+    gra: str
+    main: str | None = None
+
+
+def _list_grammar(document: Document, tiers: Sequence[_Tier]) -> Iterator[_Grammar | None]:
+    """For each utterance its tiers, without the line ends; None where there is nothing to write."""
+    analysed = [is_analysed(utterance.tokens) for utterance in document.utterances]
+    left = find_uncountable(document) if any(analysed) else frozenset()
+    mains = [tier.text for tier in tiers if tier.is_main]
+    for number, (main, utterance) in enumerate(zip(mains, document.utterances, strict=True)):
+        if analysed[number] and number not in left:
+            yield _make_grammar(main, utterance.tokens, document.languages)
+        else:
+            yield None
+
+
+def _make_grammar(main: str, tokens: Sequence[Token], languages: Sequence[str]) -> _Grammar:
+    placed, language = place_tokens(main, languages)
+    cut = any(token.source is not None for token in tokens)
+    if cut:
+        tokens = settle([one.token for one in placed], tokens)
+    elif len(tokens) != len(placed):
+        raise ValueError(f"{len(tokens)} tokens without a source for the {len(placed)} of {main!r}")
+    mor = render_mor(tokens, language or (languages[0] if languages else ""))
+    written = retokenize_main(main, placed, tokens) if cut else None
+    return _Grammar(f"%mor:\t{mor}", f"%gra:\t{render_gra(tokens)}", written)
+
+
+def find_uncountable(document: Document) -> frozenset[int]:
+    """Utterances, counted from 0, that get no %mor: rustling's strict reader would want another number of items than
+    TalkBank's rules. These are lines with contours or marks of their own (`↗`, `+≈`, `°xxx°`), or that are no CHAT.
+    """
+    tiers = list(_list_tiers(document.source))
+    source = "".join(_drop_reversed(tier.text) if tier.is_main else tier.text for tier in tiers).lstrip("\ufeff")
+    try:
+        chat = CHAT.from_strs([source], parallel=False, strict=True, mor_tier=None, gra_tier=None)
+    except ValueError:  # it is CHAT to `parse` alone, and no reader's count is to be met
+        return frozenset()
+    mains = [tier.text for tier in tiers if tier.is_main]
+    return frozenset(
+        number
+        for number, (main, read) in enumerate(zip(mains, _list_utterances(chat), strict=True))
+        if len(list_tokens(main, document.languages)[0]) != len(read.tokens or ())
+    )
+
+
+def _render_block(
+    block: Sequence[_Tier], newline: str, utterance: Utterance, parsed: Parsed, grammar: _Grammar | None
+) -> str:
+    main = grammar.main if grammar and grammar.main is not None else block[0].text
+    texts = [_set_bullet(main, utterance), *(tier.text for tier in block[1:])]
+    names = [tier.name for tier in block]
     wor = _make_wor(utterance, _list_tokens(parsed), block[0].text)
-    if wor is None:
+    if wor is not None:
+        known = names.index("%wor") if "%wor" in names else None
+        if known is not None:
+            texts[known] = wor + _get_line_end(texts[known])
+        else:
+            last = max(index for index, text in enumerate(texts) if text.strip())
+            _insert(texts, last + 1, wor, newline)
+            names.insert(last + 1, "%wor")
+    if grammar is None and (utterance.analysed or "%mor" not in names):
         return "".join(texts)
-    known = [index for index, tier in enumerate(block) if tier.name == "%wor"]
-    if known:
-        texts[known[0]] = wor + _get_line_end(texts[known[0]])
-        return "".join(texts)
-    last = max(index for index, text in enumerate(texts) if text.strip())
-    end = _get_line_end(texts[last])
-    texts.insert(last + 1, wor + end if end else newline + wor)
-    return "".join(texts)
+    ended = _get_line_end(texts[-1])
+    texts = [text for text, name in zip(texts, names, strict=True) if name not in TIERS]
+    if grammar is not None:
+        _insert(texts, 1, grammar.mor, newline)
+        _insert(texts, 2, grammar.gra, newline)
+    result = "".join(texts)
+    return result if ended else result[: len(result) - len(_get_line_end(result))]
+
+
+def _insert(texts: list[str], index: int, tier: str, newline: str) -> None:
+    """Puts a tier behind those before it, of which the last may end with the file, and not with its line."""
+    end = _get_line_end(texts[index - 1])
+    if end:
+        texts.insert(index, tier + end)
+    else:
+        texts.insert(index, newline + tier)
 
 
 def _set_bullet(main: str, utterance: Utterance) -> str:

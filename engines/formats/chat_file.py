@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from engines.document import Document, Timing, Utterance, Word
+from engines.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
+from engines.formats.chat_grammar import is_analysed, list_tokens
 from engines.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
@@ -21,6 +22,8 @@ _TERMINATORS = {
     "+...": "\u2026",
 }  # what is none of these ends with a full stop
 _COMMAS = ",\uff0c\u3001\u060c"
+_TAG_MARKERS = frozenset(",\u201e\u2021")
+_UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
 _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could not be understood
 _LETTERS = re.compile(r"(?:[^\W\d_]\.){2,}|(?:[^\W\d_]\.)+[^\W\d_]")  # p.m., U.S.A
 _TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint", "vs": "versus",
@@ -34,20 +37,39 @@ def compose(document: Document) -> Document:
     CHAT words have letters, digits, hyphens, apostrophes and decimal points; other characters are left out, and so
     are words that mean something else to CHAT: those that begin with 0 are words that were not said. Numbers are spelt
     out where the language is known, and has words for them here; the words of one number share its time.
+
+    Of an analysed utterance the tokens are the words, so that %mor has an item for each of the main line: what the
+    line cannot hold leaves the tree, and what depended on it goes to its head; the words of a number are `flat`.
     """
     language = document.languages[0] if document.languages else ""
     codes = _name_speakers(document.utterances)
     heard = bool(document.heard)
-    utterances = [_make_utterance(u, codes[u.speaker], language, heard=heard) for u in document.utterances]
+    utterances = [
+        _write_tokens(u, codes[u.speaker], u.language or language)
+        if is_analysed(u.tokens)
+        else _make_utterance(u, codes[u.speaker], language, heard=heard)
+        for u in document.utterances
+    ]
     utterances = [utterance for utterance in utterances if utterance.words]
     used = list(dict.fromkeys(u.speaker for u in utterances if u.speaker)) or [_NOBODY]
+    languages = document.languages or ("eng",)
+    spoken = [u.language or languages[0] for u in utterances if is_analysed(u.tokens)]
+    document = replace(document, languages=tuple(dict.fromkeys([*languages, *spoken])))
+    utterances = [_mark_language(utterance, languages[0]) for utterance in utterances]
     mains = [f"*{utterance.speaker}:\t{utterance.text}" for utterance in utterances]
     source = "\n".join([*_list_headers(document, sorted(used), utterances), *mains, "@End", ""])
     return replace(document, utterances=tuple(utterances), source=source, format="chat")
 
 
+def _mark_language(utterance: Utterance, language: str) -> Utterance:
+    """language: the first of the file's."""
+    if not is_analysed(utterance.tokens) or utterance.language in ("", language):
+        return utterance
+    return replace(utterance, text=f"[- {utterance.language}] {utterance.text}")
+
+
 def _list_headers(document: Document, codes: Sequence[str], utterances: Sequence[Utterance]) -> list[str]:
-    languages = document.languages or ("eng",)
+    languages = document.languages
     roles = {code: "Unidentified" if code == _NOBODY else "Participant" for code in codes}
     people = [f"{code} {'Speaker ' if code == _NOBODY else ''}{role}" for code, role in roles.items()]
     headers = ["@UTF8", "@Begin", f"@Languages:\t{', '.join(languages)}", f"@Participants:\t{', '.join(people)}"]
@@ -83,6 +105,110 @@ def _make_utterance(utterance: Utterance, code: str, language: str, *, heard: bo
         parts.pop()
     text = " ".join([*parts, _find_terminator(utterance.text, heard=heard)])
     return replace(utterance, text=text, words=tuple(words), speaker=code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What of a token goes into the main line. text: empty if it cannot be there. token: none if it does not take
+    part in the grammar. numbers: of its syntactic words in the tree as it was; none of what was added to it."""
+
+    text: str
+    token: Token | None
+    numbers: tuple[int, ...] = ()
+
+
+def _write_tokens(utterance: Utterance, code: str, language: str) -> Utterance:
+    """An analysed utterance as a main line."""
+    pieces = list(_list_pieces(utterance.tokens, language))
+    words = {place for place, piece in enumerate(pieces) if piece.token is None or piece.token.kind is TokenKind.WORD}
+    pieces = [
+        piece
+        for place, piece in enumerate(pieces)
+        if piece.text != "," or (place - 1 in words and place < max(words))  # between words
+    ]
+    texts = [piece.text for piece in pieces]
+    spoken = tuple(Word(piece.text) for piece in pieces if piece.text not in _TAG_MARKERS)
+    end = _find_terminator(utterance.text, heard=False)
+    last = sum(len(token.words) for token in utterance.tokens[:-1])
+    closing = utterance.tokens[-1]
+    if closing.kind is TokenKind.TERMINATOR:
+        numbers = tuple(range(last + 1, last + 1 + len(closing.words)))
+        pieces.append(_Piece(end, replace(closing, text=end), numbers))
+    else:
+        pieces.append(_Piece(end, Token(end, TokenKind.TERMINATOR)))
+    tokens = _renumber([word for token in utterance.tokens for word in token.words], pieces)
+    return replace(utterance, text=" ".join([*texts, end]), words=spoken, speaker=code, tokens=tokens)
+
+
+def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
+    """Those that stand before the terminator."""
+    number = 0
+    for token in tokens:
+        numbers = tuple(range(number + 1, number + 1 + len(token.words)))
+        number += len(token.words)
+        if token.kind is TokenKind.SEPARATOR and (token.text in _COMMAS or token.text in _TAG_MARKERS):
+            text = "," if token.text in _COMMAS else token.text
+            yield _Piece(text, replace(token, text=text), numbers)
+        elif token.kind is TokenKind.WORD:
+            yield from _spell_token(token, numbers, language)
+
+
+def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_Piece]:
+    said = _say(token.text, language)
+    texts = [text.lower() if text.lower() in _UNTRANSCRIBED else text for part in said if (text := _spell(part, "-_"))]
+    begun = False
+    for text in texts:
+        if len(list_tokens(f":\t{text} .", (language,))[0]) < 2:  # not a word to the grammar
+            yield _Piece(text, None)
+        elif not begun:
+            begun = True
+            words = token.words
+            if list(said) != [token.text] and len(words) == 1:
+                words = (replace(words[0], form=text, lemma=text.lower()),)
+            yield _Piece(text, replace(token, text=text, words=words), numbers)
+        else:
+            word = replace(token.words[0], form=text, lemma=text.lower(), head=numbers[0], deprel="flat")
+            yield _Piece(text, replace(token, text=text, words=(word,)))
+
+
+def _renumber(words: Sequence[SyntacticWord], pieces: Sequence[_Piece]) -> tuple[Token, ...]:
+    """The tokens of what is left, with the heads by its numbers. words: the tree as it was."""
+    left: dict[int, int] = {}
+    count = 0
+    for piece in pieces:
+        for place in range(len(piece.token.words) if piece.token else 0):
+            count += 1
+            if piece.numbers:
+                left[piece.numbers[place]] = count
+    top = [number for number in left if _climb(number, words, left) == 0]
+    root = min(top, key=lambda number: (words[number - 1].upos == "PUNCT", number), default=0)
+    tokens = []
+    for piece in pieces:
+        if piece.token is None:
+            continue
+        changed = []
+        for place, word in enumerate(piece.token.words):
+            if not piece.numbers:
+                changed.append(replace(word, head=left[word.head]))
+                continue
+            number = piece.numbers[place]
+            if number == root:
+                changed.append(replace(word, head=0, deprel="root"))
+            else:
+                head = _climb(number, words, left) or root
+                changed.append(replace(word, head=left[head]))
+        tokens.append(replace(piece.token, words=tuple(changed)))
+    return tuple(tokens)
+
+
+def _climb(number: int, words: Sequence[SyntacticWord], left: dict[int, int]) -> int:
+    """The next word above that is left; 0 if there is none."""
+    head = words[number - 1].head
+    for _ in words:
+        if head == 0 or head in left:
+            return head
+        head = words[head - 1].head
+    return 0
 
 
 def _find_commas(utterance: Utterance) -> list[bool]:

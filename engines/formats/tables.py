@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
-from engines.document import Document, Utterance, Word
+from engines.document import Document, Token, Utterance, Word
 
 
 def render_ctm(document: Document) -> str:
@@ -29,7 +30,8 @@ def render_ctm(document: Document) -> str:
 
 
 def render_json(document: Document) -> str:
-    """Times in seconds, scores from 0 to 1; null where there is none. `turns` only where speakers were looked for."""
+    """Times in seconds, scores from 0 to 1; null where there is none. `turns` only where speakers were looked for,
+    `tokens` only in utterances that were analysed, `language` only in those in another than the document's first."""
     content: dict[str, Any] = {
         "media": document.media,
         "seconds": _round(document.seconds),
@@ -45,12 +47,28 @@ def render_json(document: Document) -> str:
 
 
 def _describe_utterance(utterance: Utterance) -> dict[str, Any]:
-    return {
+    content: dict[str, Any] = {
         "speaker": utterance.speaker,
         "text": utterance.text,
         "start": _round(utterance.start),
         "end": _round(utterance.end),
         "words": [_describe_word(word) for word in utterance.words],
+    }
+    if utterance.language:
+        content["language"] = utterance.language
+    if any(token.words for token in utterance.tokens):
+        content["tokens"] = [_describe_token(token) for token in utterance.tokens]
+    return content
+
+
+def _describe_token(token: Token) -> dict[str, Any]:
+    """`head` is the number of a syntactic word of the utterance, from 1, and 0 for the root."""
+    return {
+        "text": token.text,
+        "kind": token.kind.value,
+        "language": token.language or None,
+        "marker": token.marker or None,
+        "words": [asdict(word) for word in token.words],
     }
 
 

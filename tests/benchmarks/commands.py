@@ -30,7 +30,7 @@ from engines.audio import SAMPLE_RATE, read_audio
 from platform_matrix.matrix import Plan, Request
 from prefork import Runtime
 from prefork.corpus import find_jobs
-from prefork.pipeline import transcribe
+from prefork.pipeline import Intake, transcribe
 from prefork.process import measure_memory
 from tests.prefork.command import read_outputs, run
 
@@ -64,7 +64,7 @@ def measure_workers() -> Iterator[Row]:
 
 def measure_memory_of_four() -> Iterator[Row]:
     """Four workers that transcribe: forked, spawned with one copy of the weights mapped, spawned with a copy each."""
-    jobs = find_jobs(SPEECH, None, recordings=True).jobs[-8:]  # the shortest
+    jobs = find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs[-8:]  # the shortest
     totals = {}
     for name, strategy, copies in (("forked", "fork", False), ("mapped", "spawn", False), ("copies", "spawn", True)):
         prefork.runtime.make_plan = lambda request, copies=copies: _make_plan(replace(request, copies=copies))

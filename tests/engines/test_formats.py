@@ -105,13 +105,13 @@ def test_suffix_is_known_in_any_case(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["text", "praat", ""])
 def test_unknown_output_format_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match="there are chat, textgrid, srt, vtt, ctm, rttm, json"):
+    with pytest.raises(InputError, match="there are chat, conllu, textgrid, srt, vtt, ctm, rttm, json"):
         formats.render(make_dialogue(), name)
 
 
 def test_outputs_have_the_usual_suffixes() -> None:
     suffixes = [formats.find_suffix(name) for name in formats.OUTPUTS]
-    assert suffixes == [".cha", ".TextGrid", ".srt", ".vtt", ".ctm", ".rttm", ".json"]
+    assert suffixes == [".cha", ".conllu", ".TextGrid", ".srt", ".vtt", ".ctm", ".rttm", ".json"]
 
 
 def test_textgrid_has_tiers_of_utterances_words_and_characters_for_each_speaker() -> None:

@@ -168,7 +168,7 @@ def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path)
         (["--workers", "many"], "whole number of at least 1, not 'many'"),
         (["--threads", "1.5"], "whole number of at least 1, not '1.5'"),
         (["--hang-limit", "0"], "a number of seconds above 0"),
-        (["--format", "pdf"], "no output format 'pdf'; there are chat"),
+        (["--format", "pdf"], "--format takes chat"),
         (["--media", "nowhere"], "nowhere: no such folder"),
         (["--engine", "ctx"], "no engine named 'ctx'"),
         (["--model", "./nowhere"], "there is no such folder"),

@@ -13,6 +13,7 @@ import pytest
 
 from engines.base import InputError, Output
 from prefork.corpus import Corpus, find_jobs
+from prefork.pipeline import Intake
 
 CHAT = "@UTF8\n@Begin\n@Languages:\teng\n@Media:\t{}, {}\n*CHI:\tgo .\n@End\n"
 
@@ -77,6 +78,16 @@ def test_single_transcript_is_a_corpus_of_one(tmp_path: Path) -> None:
     assert get_ids(corpus) == ["a.txt"]
     assert corpus.jobs[0].outputs == (Output("chat", Path("a.cha")),)
     assert (corpus.problems, corpus.notices) == ((), ())
+
+
+def test_treebank_beside_a_recording_is_not_aligned(tmp_path: Path) -> None:
+    write_pair(tmp_path / "in", "talk")
+    write_text(tmp_path / "in" / "talk.conllu")
+    corpus = find(tmp_path)
+    assert get_ids(corpus) == ["talk.txt"]
+    assert (corpus.problems, corpus.notices) == ((), ())
+    with pytest.raises(InputError, match=r"talk\.conllu: no transcript; .* ends in \.cha, \.txt, \.lab$"):
+        find_jobs(tmp_path / "in" / "talk.conllu", tmp_path / "out")
 
 
 def test_single_transcript_does_not_walk_the_folders_beside_it(tmp_path: Path) -> None:
@@ -343,7 +354,7 @@ def test_missing_media_folder_and_unknown_format_are_refused_at_once(tmp_path: P
     write_pair(tmp_path / "in", "a")
     with pytest.raises(InputError, match="check --media"):
         find(tmp_path, media=tmp_path / "gone")
-    with pytest.raises(InputError, match="there are chat, textgrid"):
+    with pytest.raises(InputError, match="there are chat, conllu"):
         find(tmp_path, "praat")
 
 
@@ -352,7 +363,7 @@ def test_recordings_alone_are_what_goes_in_and_transcripts_stay_where_they_are(t
     write_recording(tmp_path / "in" / "short.wav")
     write_recording(tmp_path / "in" / "out" / "old.wav")
     (tmp_path / "in" / "broken.wav").write_bytes(b"no sound")
-    corpus = find_jobs(tmp_path / "in", tmp_path / "in" / "out", ("chat", "rttm"), recordings=True)
+    corpus = find_jobs(tmp_path / "in", tmp_path / "in" / "out", ("chat", "rttm"), intake=Intake.RECORDINGS)
     assert get_ids(corpus) == ["deep/long.wav", "short.wav"]
     job = corpus.jobs[0]
     assert job.source == job.media == tmp_path / "in" / "deep" / "long.wav"
@@ -364,13 +375,13 @@ def test_recordings_alone_are_what_goes_in_and_transcripts_stay_where_they_are(t
 def test_a_single_recording_is_a_corpus_of_one(tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav"):
         write_recording(tmp_path / name)
-    assert get_ids(find_jobs(tmp_path / "b.wav", tmp_path / "out", recordings=True)) == ["b.wav"]
+    assert get_ids(find_jobs(tmp_path / "b.wav", tmp_path / "out", intake=Intake.RECORDINGS)) == ["b.wav"]
 
 
 def test_two_recordings_for_one_output_are_told_apart(tmp_path: Path) -> None:
     source = write_recording(tmp_path / "in" / "a.wav")
     (tmp_path / "in" / "a.WAV").write_bytes(source.read_bytes())
-    corpus = find_jobs(tmp_path / "in", tmp_path / "out", recordings=True)
+    corpus = find_jobs(tmp_path / "in", tmp_path / "out", intake=Intake.RECORDINGS)
     assert get_ids(corpus) == ["a.WAV"]
     assert "its output a.cha is already that of a.WAV" in get_reason(corpus, "a.wav")
 
@@ -382,7 +393,7 @@ def test_what_holds_no_recording_is_refused_at_once(tmp_path: Path, name: str, r
     write_text(tmp_path / "a.cha")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=reason):
-        find_jobs(tmp_path / name, tmp_path / "out", recordings=True)
+        find_jobs(tmp_path / name, tmp_path / "out", intake=Intake.RECORDINGS)
 
 
 def test_finding_jobs_leaves_torch_alone() -> None:
