@@ -36,7 +36,11 @@ from engines.stanza_models import MissingModel, Package
 DEFAULT_LANGUAGE = "eng"
 LONGEST = 1000  # words of an utterance: the parser compares each with each
 _BYTES_PER_WORD = 40_000  # what a pass takes, and
-_BYTES_PER_PAIR = 600  # what the parser takes for each pair of words of an utterance
+_BYTES_PER_PAIR = 1200  # what the parser takes for each pair of words of an utterance that it looks at alone
+_LONG = 150  # words from which it does
+# What speech and informal writing run together, and tokenisers are not sure of. They hold several words wherever they
+# stand, unlike French `des`; and only if the language's package knows how to expand them.
+_SEVERAL = {"en": frozenset(["cannot", "dunno", "gimme", "gonna", "gotta", "lemme", "outta", "wanna"])}
 _EXAMPLE = ("I", "'m", "going", "home", ".")
 
 
@@ -75,7 +79,7 @@ class StanzaTagger(Engine):
         package: str | None = None,
         retokenize: bool = False,
         keep: bool = False,
-        batch_words: int = 4000,
+        batch_words: int = 2000,
         segment_words: int = 200,
     ) -> None:
         self._language = get_long_code(language) if language else DEFAULT_LANGUAGE
@@ -111,7 +115,7 @@ class StanzaTagger(Engine):
     def estimate_memory(self, segment: Segment) -> int:
         words = segment.seconds / SECONDS_PER_WORD
         longest = max((len(asked.words) for asked in segment.content or ()), default=20)
-        return round(_BYTES_PER_WORD * words + _BYTES_PER_PAIR * longest**2)
+        return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
     def example(self) -> Tensors:
         languages = list(self._packages)
@@ -277,7 +281,7 @@ def _analyse(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Any
     sentences = _tokenize(pipeline, asked)
     entries = [
         [
-            {"id": (number,), "text": token.text, **({"misc": "MWT=Yes"} if token.several else {})}
+            {"id": (number,), "text": token.text, "misc": "MWT=Yes" if _holds_several(pipeline, token) else None}
             for number, token in enumerate(sentence, start=1)
         ]
         for sentence in sentences
@@ -311,6 +315,13 @@ def _mend_deprel(word: Any) -> str:
         return "root"
     relation = word.deprel or ""
     return relation if relation.partition(":")[0] in RELATIONS - {"root"} else "dep"
+
+
+def _holds_several(pipeline: stanza.Pipeline, token: Recut) -> bool:
+    if token.several or token.text.lower() not in _SEVERAL.get(pipeline.lang, ()):
+        return token.several
+    mwt = pipeline.processors.get("mwt")
+    return mwt is not None and token.text.lower() in mwt.trainer.expansion_dict
 
 
 def _tokenize(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Recut]]:

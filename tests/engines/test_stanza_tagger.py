@@ -1,0 +1,326 @@
+"""stanza's models on real sentences: which words are kept, which are cut, and what is said of all else."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rustling.chat import CHAT
+from stanza.resources import common
+
+from engines import formats
+from engines.base import InputError, Job, LoadError, Output
+from engines.document import Document, TokenKind
+from engines.formats import chat
+from engines.mor import check_tree
+from engines.stanza_models import EMBEDDED, MissingModel, Package
+from engines.stanza_tagger import LONGEST, StanzaTagger
+
+HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child\n@ID:\teng|x|CHI|||||Target_Child|||\n"
+JOB = Job("a.cha", Path("a.cha"))
+LINES = (
+    "I'm going to the store .",
+    "he didn't eat the cookie , did he ?",
+    "the dog's bone is in mommy's car !",
+    "okay .",
+    "I cannot see it +...",
+    "where is the big red ball that we bought yesterday ?",
+    "(be)cause &-um the the [/] boy [* s] fell down .",
+)
+
+
+def make(*lines: str, languages: str = "eng") -> Document:
+    mains = "".join(line + "\n" if line.startswith("%") else f"*CHI:\t{line}\n" for line in lines)
+    return chat.parse(f"{HEAD.format(languages)}{mains}@End\n", "a.cha")
+
+
+@functools.cache
+def load() -> Any:
+    torch.set_num_threads(1)
+    tagger = StanzaTagger()
+    tagger.setup()
+    model = tagger.load()
+    with torch.inference_mode():
+        tagger.verify(tagger.infer(model, [tagger.example()])[0])
+    return model
+
+
+def open_tagger(**options: Any) -> StanzaTagger:
+    tagger = StanzaTagger(**options)
+    tagger.setup()
+    return tagger
+
+
+def analyse(document: Document, job: Job = JOB, together: bool = True, **options: Any) -> Document:
+    tagger = open_tagger(**options)
+    segments = tagger.split(job, document)
+    prepared = [tagger.prepare(job, segment) for segment in segments]
+    with torch.inference_mode():
+        if together:
+            outputs = tagger.infer(load(), prepared)
+        else:
+            outputs = [tagger.infer(load(), [tensors])[0] for tensors in prepared]
+    pieces = [tagger.finish(job, segment, output) for segment, output in zip(segments, outputs, strict=True)]
+    return tagger.join(job, document, segments, pieces)
+
+
+def get_tier(text: str, name: str) -> list[str]:
+    return [line.partition("\t")[2] for line in text.splitlines() if line.startswith(f"%{name}:")]
+
+
+def test_words_of_a_transcript_are_kept_and_told_apart() -> None:
+    document = analyse(make(*LINES))
+    first = document.utterances[0].tokens
+    assert [token.text for token in first] == ["I'm", "going", "to", "the", "store", "."]
+    assert [[word.form for word in token.words] for token in first[:2]] == [["I", "'m"], ["going"]]
+    assert [word.upos for word in first[0].words] == ["PRON", "AUX"]
+    assert [word.lemma for token in first for word in token.words][1:3] == ["be", "go"]
+    assert [[w.form for w in t.words] for t in document.utterances[4].tokens[:2]] == [["I"], ["can", "not"]]
+    for utterance in document.utterances:
+        check_tree([word for token in utterance.tokens for word in token.words])
+
+
+def test_what_chat_marks_as_not_counting_is_not_analysed() -> None:
+    last = analyse(make(*LINES)).utterances[-1]
+    assert [token.text for token in last.tokens] == ["because", "the", "boy", "fell", "down", "."]
+    assert all(token.words for token in last.tokens)
+
+
+def test_rendering_changes_neither_tree_nor_tags(shared: Path) -> None:
+    document = Document(formats.read(shared / "data" / "ud-english-ewt" / "en_ewt-ud-test.conllu").utterances[:300:3])
+    made = analyse(chat.parse(formats.render(replace(document, languages=("eng",), media="a"), "chat"), "a.cha"))
+    read = CHAT.from_strs([chat.render(made)], strict=True).utterances()
+    pairs = [(u, r) for u, r in zip(made.utterances, read, strict=True) if any(t.words for t in u.tokens)]
+    assert len(pairs) > 90
+    for utterance, found in pairs:
+        words = [word for token in utterance.tokens for word in token.words]
+        relations = [token.gra for token in found.tokens or () if token.gra]
+        wanted = [(i, w.head, w.deprel.upper().replace(":", "-")) for i, w in enumerate(words, start=1)]
+        assert [(gra.dep, gra.head, gra.rel) for gra in relations] == wanted
+
+
+def test_an_utterance_does_not_depend_on_its_company(shared: Path) -> None:
+    source = formats.read(shared / "data" / "ud-english-ewt" / "en_ewt-ud-test.conllu")
+    document = replace(source, utterances=tuple(source.utterances[:120]))
+    alone = analyse(document, together=False, segment_words=0)
+    assert analyse(document) == alone
+    turned = replace(document, utterances=document.utterances[::-1])
+    assert analyse(turned).utterances[::-1] == alone.utterances
+
+
+def test_plain_text_is_tokenised() -> None:
+    document = formats.FORMATS["text"].parse("I don't know, she said.\n\nReally?\n", "a.txt")  # type: ignore[misc]
+    first, second = analyse(document).utterances
+    assert [token.text for token in first.tokens] == ["I", "don't", "know", ",", "she", "said", "."]
+    kinds = [token.kind for token in first.tokens]
+    assert (kinds[3], kinds[-1]) == (TokenKind.SEPARATOR, TokenKind.TERMINATOR)
+    assert [word.form for word in first.tokens[1].words] == ["do", "n't"]
+    assert [token.text for token in second.tokens] == ["Really", "?"]
+
+
+def test_words_are_cut_anew_only_if_that_is_wanted() -> None:
+    source = make("he said no-one's here .", "a@l no-one's@c .")
+    kept = chat.render(analyse(source))
+    assert "*CHI:\the said no-one's here .\n%mor:" in kept
+    cut = chat.render(analyse(source, retokenize=True))
+    CHAT.from_strs([cut], strict=True)
+    assert "*CHI:\ta@l no-one's@c .\n%mor:" in cut
+
+
+def test_utterances_in_a_language_without_a_model_are_left(tmp_path: Path) -> None:
+    document = analyse(make("I see [= text] .", "[- spa] quiero agua .", languages="eng, spa"))
+    (warning,) = document.warnings
+    assert "1 utterance in 'spa' not analysed" in warning
+    lines = chat.render(document).splitlines()
+    assert lines[lines.index("*CHI:\t[- spa] quiero agua .") + 1] == "@End"
+    assert len(get_tier(chat.render(document), "mor")) == 1
+
+
+def test_a_file_in_a_language_without_a_model_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a\.cha: no model for language 'spa' was loaded"):
+        analyse(make("quiero agua .", languages="spa"))
+
+
+def test_long_utterances_are_analysed_and_too_long_ones_refused() -> None:
+    (utterance,) = analyse(make(" ".join(["the old dog sleeps and"] * 40) + " dreams .")).utterances
+    words = [word for token in utterance.tokens for word in token.words]
+    assert len(words) == 202
+    check_tree(words)
+    with pytest.raises(InputError, match=r"utterance 2 has 1002 words; at most 1000"):
+        analyse(make("okay .", f"{'no ' * (LONGEST + 1)}."))
+
+
+def test_utterances_without_words_get_no_tiers() -> None:
+    text = chat.render(analyse(make("0 .", "xxx .", "&=laughs .", "%mor:\tco|okay .", "okay .")))
+    assert len(get_tier(text, "mor")) == 1
+    assert text.index("*CHI:\tokay .") < text.index("%mor")  # that of nothing but laughter is gone
+
+
+@pytest.mark.parametrize("line", ["שלום עולם .", "مرحبا بالعالم !", "我 要 饼干 .", "eñe ﬁn e\u0301 .", "👍 okay ."])
+def test_any_script_gets_an_analysis(line: str) -> None:
+    text = chat.render(analyse(make(line)))
+    CHAT.from_strs([text], strict=True)
+    assert len(get_tier(text, "mor")) == len(get_tier(text, "gra")) == 1
+
+
+def test_tiers_that_are_there_are_kept_or_replaced() -> None:
+    document = make("okay .", "%mor:\tco|okay .", "%gra:\t1|0|ROOT 2|1|PUNCT", "hello .")
+    assert get_tier(chat.render(analyse(document)), "mor") == ["intj|okay .", "intj|hello ."]
+    assert get_tier(chat.render(analyse(document, keep=True)), "mor") == ["co|okay .", "intj|hello ."]
+
+
+def test_lines_whose_words_readers_count_differently_are_named() -> None:
+    job = replace(JOB, outputs=(Output("chat", Path("a.cha")),))
+    (warning,) = analyse(make("okay .", "I see °xxx° it ."), job).warnings
+    assert "no %mor for 1 utterance (2)" in warning
+
+
+# models
+
+
+def copy_models(folder: Path) -> Path:
+    shutil.copytree(EMBEDDED["eng"], folder)
+    return folder
+
+
+def test_models_can_lie_in_any_folder(tmp_path: Path) -> None:
+    folder = copy_models(tmp_path / "models")
+    tagger = open_tagger(model_dir=str(folder))
+    assert tagger.count_weights() == sum(file.stat().st_size for file in folder.rglob("*.pt"))
+    assert tagger.fingerprint()["models"] == open_tagger().fingerprint()["models"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "no such folder; check --model-dir"),
+        (lambda folder: (folder / "resources.json").unlink(), "has no resources.json"),
+        (lambda folder: (folder / "resources.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "resources.json").write_text('{"de": {"packages": {}}}'), "only for deu"),
+        (lambda folder: shutil.rmtree(folder / "en" / "pos"), "are not whole: en lacks pos/"),
+        (lambda folder: shutil.rmtree(folder / "en" / "pretrain"), "are not whole: en lacks pretrain/"),
+    ],
+)
+def test_models_that_are_not_there_are_named(tmp_path: Path, spoil: Any, message: str) -> None:
+    folder = copy_models(tmp_path / "models")
+    spoil(folder)
+    with pytest.raises(LoadError, match=message) as caught:
+        open_tagger(model_dir=str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_damaged_are_named(tmp_path: Path) -> None:
+    folder = copy_models(tmp_path / "models")
+    (file,) = (folder / "en" / "pos").glob("*.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(LoadError, match="cannot be loaded"):
+        open_tagger(model_dir=str(folder)).load()
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    folder = copy_models(tmp_path / "models")
+    (file,) = (folder / "en" / "pos").glob("*.pt")
+    torch.save({"model": Harmful(str(tmp_path / "harm"))}, file)
+    with pytest.raises(LoadError, match="cannot be loaded"):
+        open_tagger(model_dir=str(folder)).load()
+    assert not (tmp_path / "harm").exists()
+
+
+class Harmful:
+    """What unpickling it would do is to make a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+def test_a_package_that_stanza_does_not_have_is_named() -> None:
+    with pytest.raises(LoadError, match="stanza's package 'huge' for en"):
+        open_tagger(package="huge", model_dir=str(EMBEDDED["eng"]))
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """stanza's index and models, as its downloader asks for them."""
+
+    asked: Sequence[str] = ()
+
+    def log_message(self, *_: Any) -> None:
+        type(self).asked = [*self.asked, self.path]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    root = tmp_path / "hub"
+    copy_models(root)
+    handler = functools.partial(Hub, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        index = json.loads((root / "resources.json").read_text())
+        index["url"] = address + "/{lang}/{filename}"
+        for file in (root / "en").rglob("*.pt"):
+            index["en"][file.parent.name][file.stem]["md5"] = hashlib.md5(file.read_bytes()).hexdigest()
+        (root / f"resources_{common.DEFAULT_RESOURCES_VERSION}.json").write_text(json.dumps(index))
+        yield address
+        server.shutdown()
+        thread.join()
+
+
+FETCH = """
+import sys
+from engines.stanza_models import MissingModel, Package
+try:
+    package = Package.find("eng", sys.argv[1])
+    print(len(package.files), package.folder)
+except MissingModel as error:
+    print("missing:", error)
+"""
+
+
+def fetch(name: str, folder: Path, **environment: str) -> str:
+    """stanza reads its settings when it is imported, so this takes a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, name],
+        env={**os.environ, "STANZA_RESOURCES_DIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_models_are_fetched_by_stanza_itself(tmp_path: Path, hub: str) -> None:
+    folder = tmp_path / "stanza"
+    assert fetch("default", folder, STANZA_RESOURCES_URL=hub) == f"6 {folder}"
+    for file in EMBEDDED["eng"].rglob("*.pt"):
+        assert (folder / file.relative_to(EMBEDDED["eng"])).read_bytes() == file.read_bytes()
+    assert fetch("default", folder, STANZA_RESOURCES_URL="http://127.0.0.1:9") == f"6 {folder}"  # nobody is asked again
+
+
+def test_models_that_cannot_be_fetched_are_explained(tmp_path: Path) -> None:
+    said = fetch("default", tmp_path / "stanza", STANZA_RESOURCES_URL="http://127.0.0.1:9")
+    assert said.startswith("missing: stanza's models are not in") and "give a --model-dir" in said
+    said = fetch("default", tmp_path / "stanza", HF_HUB_OFFLINE="1")
+    assert "has no resources.json" in said
+
+
+def test_languages_without_a_model_are_told_apart() -> None:
+    with pytest.raises(MissingModel, match=r"there is no model for language 'deu' in .*, only for eng"):
+        Package.find("deu", folder=EMBEDDED["eng"])
