@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,6 @@ class Package:
                 "remove them to have them fetched again, or give another --model-dir"
             ) from error
 
-    def count_weights(self) -> int:
-        """Bytes, about: the files hold the vocabularies too."""
-        return sum(file.stat().st_size for file in self.files)
-
     def identify(self) -> dict[str, str]:
         """What tells these models from others."""
         digest = hashlib.sha256()
@@ -92,7 +89,7 @@ class Package:
 
 def _choose(language: str, name: str, folder: Path, *, download: bool) -> Package:
     code = _STANZA_CODES.get(language, get_short_code(language))
-    resources = _read_index(folder, download)
+    resources = _read_index(language, folder, download)
     while isinstance(resources.get(code), dict) and "alias" in resources[code]:
         code = resources[code]["alias"]
     if not isinstance(resources.get(code), dict) or "packages" not in resources[code]:
@@ -105,7 +102,7 @@ def _choose(language: str, name: str, folder: Path, *, download: bool) -> Packag
     files = tuple(folder / code / processor / f"{package}.pt" for processor, package in wanted)
     absent = [pair for pair, file in zip(wanted, files, strict=True) if not file.is_file()]
     if absent and download:
-        _download(absent, resources, code, folder)
+        _download(language, absent, resources, code, folder)
     elif absent:
         named = ", ".join(f"{processor}/{package}.pt" for processor, package in absent)
         raise MissingModel(
@@ -115,7 +112,7 @@ def _choose(language: str, name: str, folder: Path, *, download: bool) -> Packag
     return Package(language, code, folder, name, files)
 
 
-def _read_index(folder: Path, download: bool) -> Mapping[str, Any]:
+def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any]:
     path = folder / "resources.json"
     try:
         if not path.is_file() and download:
@@ -129,7 +126,7 @@ def _read_index(folder: Path, download: bool) -> Mapping[str, Any]:
     except ValueError as error:
         raise MissingModel(f"{path} cannot be read ({error}); remove it to have it fetched again") from error
     except OSError as error:
-        raise _explain_network(error) from error
+        raise _explain_network(language, error) from error
     return resources
 
 
@@ -153,17 +150,20 @@ def _list_files(resources: Mapping[str, Any], code: str, name: str, folder: Path
     return sorted((kind, package) for kind, package in pairs if package in resources[code].get(kind, {}))
 
 
-def _download(absent: Sequence[tuple[str, str]], resources: Mapping[str, Any], code: str, folder: Path) -> None:
+def _download(
+    language: str, absent: Sequence[tuple[str, str]], resources: Mapping[str, Any], code: str, folder: Path
+) -> None:
     try:
         common.download_models([list(pair) for pair in absent], resources, code, str(folder), log_info=False)
     except (OSError, ValueError) as error:
-        raise _explain_network(error) from error
+        raise _explain_network(language, error) from error
 
 
-def _explain_network(error: Exception) -> MissingModel:
-    reason = " ".join(str(error).split())[:200]
+def _explain_network(language: str, error: Exception) -> MissingModel:
+    host = re.search(r"host='([^']+)'", str(error))  # requests says much more, which helps nobody
+    reason = f"{host[1]} cannot be reached" if host else " ".join(str(error).split())[:200]
     where = os.environ.get("STANZA_RESOURCES_DIR", common.DEFAULT_MODEL_DIR)
     return MissingModel(
-        f"stanza's models are not in {where}, and cannot be fetched ({reason}); fetch them where there is a network, "
-        "or give a --model-dir"
+        f"stanza's models are not in {where}, and those for {language!r} cannot be fetched ({reason}); correct "
+        "@Languages or --lang, fetch them where there is a network, or give a --model-dir"
     )

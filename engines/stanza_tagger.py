@@ -38,6 +38,7 @@ LONGEST = 1000  # words of an utterance: the parser compares each with each
 _BYTES_PER_WORD = 40_000  # what a pass takes, and
 _BYTES_PER_PAIR = 1200  # what the parser takes for each pair of words of an utterance that it looks at alone
 _LONG = 150  # words from which it does
+_LONGEST_WORD = 200  # characters that models are shown of one: lemmatisers take minutes for what is none
 # What speech and informal writing run together, and tokenisers are not sure of. They hold several words wherever they
 # stand, unlike French `des`; and only if the language's package knows how to expand them.
 _SEVERAL = {"en": frozenset(["cannot", "dunno", "gimme", "gonna", "gotta", "lemme", "outta", "wanna"])}
@@ -62,11 +63,11 @@ class Pipelines:
 class StanzaTagger(Engine):
     """Grammar for transcripts.
 
-    languages: ISO 639-3 codes of the models that are loaded. language: of files that do not say theirs. model_dir:
-    stanza's model folder, by default its own. package: of stanza's for each language, by default the one that comes
-    with prefork, else `default`. retokenize: stanza's tokens instead of the transcript's words. keep: utterances that
-    have a %mor tier are left as they are. batch_words: that go through the models at once; 0: those of one segment.
-    segment_words: of one file, that go together; 0: each utterance alone.
+    languages: ISO 639 codes of the models that are loaded; an empty one stands for `language`. language: of files that
+    do not say theirs. model_dir: stanza's model folder, by default its own. package: of stanza's for each language, by
+    default the one that comes with prefork, else `default`. retokenize: stanza's tokens instead of the transcript's
+    words. keep: utterances that have a %mor tier are left as they are. batch_words: that go through the models at once;
+    0: those of one segment. segment_words: of one file, that go together; 0: each utterance alone.
     """
 
     name = "stanza"
@@ -83,7 +84,8 @@ class StanzaTagger(Engine):
         segment_words: int = 200,
     ) -> None:
         self._language = get_long_code(language) if language else DEFAULT_LANGUAGE
-        self._languages = tuple(dict.fromkeys(languages)) or (self._language,)
+        named = (get_long_code(one) if one else self._language for one in languages)
+        self._languages = tuple(dict.fromkeys(named)) or (self._language,)
         self._model_dir = Path(model_dir).expanduser() if model_dir is not None else None
         self._package = package
         self._retokenize = retokenize
@@ -114,7 +116,7 @@ class StanzaTagger(Engine):
 
     def estimate_memory(self, segment: Segment) -> int:
         words = segment.seconds / SECONDS_PER_WORD
-        longest = max((len(asked.words) for asked in segment.content or ()), default=20)
+        longest = max((asked.weight for asked in segment.content or ()), default=20)
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
     def example(self) -> Tensors:
@@ -145,7 +147,7 @@ class StanzaTagger(Engine):
 
     def _explain_missing(self, language: str) -> str:
         return self._missing.get(language) or (
-            f"no model for language {language!r} was loaded, because no @Languages names it; add it there"
+            f"no model for language {language!r} was loaded, because no @Languages names it; add it there, or give --lang"
         )
 
     def _ask(self, job: Job, number: int, utterance: Utterance, languages: Sequence[str]) -> Asked | None:
@@ -187,7 +189,7 @@ class StanzaTagger(Engine):
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         found = {number: answer for piece in pieces for number, answer in piece}
         utterances = tuple(
-            replace(utterance, tokens=fill(utterance.tokens, found[number]))
+            replace(utterance, tokens=fill(utterance.tokens, found[number]), analysed=False)
             if number in found
             else replace(
                 utterance, analysed=utterance.analysed and self._keep
@@ -230,6 +232,11 @@ class Asked:
     words: tuple[str, ...]
     runs: tuple[int, ...]
 
+    @property
+    def weight(self) -> int:
+        """Words; of scripts that do not put spaces between them, more than are known yet."""
+        return sum(1 + len(word) // 10 for word in self.words)
+
     def describe(self) -> list[Any]:
         return [self.number, self.language, self.words, self.runs]
 
@@ -267,21 +274,27 @@ def _cut(asked: Sequence[Asked], most: int) -> Iterator[Segment]:
     """Segments of so many words at most, or of one utterance. Their times are those of speech at its usual speed."""
     start, total, position, index = 0, 0, 0, 0
     for place, one in enumerate([*asked, None]):
-        if place > start and (one is None or total + len(one.words) > most):
+        if place > start and (one is None or total + one.weight > most):
             times = (position * SECONDS_PER_WORD, (position + total) * SECONDS_PER_WORD)
             yield Segment(index, *times, tuple(asked[start:place]))
             start, position, total, index = place, position + total, 0, index + 1
         if one is not None:
-            total += len(one.words)
+            total += one.weight
 
 
 def _analyse(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Any]]:
     """For each utterance its tokens: text, first and last + 1 of the words that they come from, and for each of their
     words form, lemma, upos, xpos, feats, head, deprel."""
     sentences = _tokenize(pipeline, asked)
+    if (longest := max(map(len, sentences))) > LONGEST:  # of a script without spaces, this is not known before
+        raise InputError(f"an utterance has {longest} words; at most {LONGEST} can be parsed: cut it into utterances")
     entries = [
         [
-            {"id": (number,), "text": token.text, "misc": "MWT=Yes" if _holds_several(pipeline, token) else None}
+            {
+                "id": (number,),
+                "text": token.text[:_LONGEST_WORD],
+                "misc": "MWT=Yes" if _holds_several(pipeline, token) else None,
+            }
             for number, token in enumerate(sentence, start=1)
         ]
         for sentence in sentences
@@ -292,16 +305,23 @@ def _analyse(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Any
             document = pipeline.processors[name].process(document)
     return [
         [
-            [token.text, token.first, token.last, [_describe(word) for word in parsed.words]]
+            [
+                token.text,
+                token.first,
+                token.last,
+                [_describe(word, token.text[_LONGEST_WORD:]) for word in parsed.words],
+            ]
             for token, parsed in zip(sentence, found.tokens, strict=True)
         ]
         for sentence, found in zip(sentences, document.sentences, strict=True)
     ]
 
 
-def _describe(word: Any) -> list[Any]:
-    lemma = word.lemma if word.lemma not in (None, "", "_") else word.text
-    return [word.text, lemma, _mend_upos(word), word.xpos or "", word.feats or "", word.head, _mend_deprel(word)]
+def _describe(word: Any, rest: str) -> list[Any]:
+    """rest: what the models were not shown of it."""
+    form = word.text + rest
+    lemma = form if rest or word.lemma in (None, "", "_") else word.lemma
+    return [form, lemma, _mend_upos(word), word.xpos or "", word.feats or "", word.head, _mend_deprel(word)]
 
 
 def _mend_upos(word: Any) -> str:
@@ -318,6 +338,8 @@ def _mend_deprel(word: Any) -> str:
 
 
 def _holds_several(pipeline: stanza.Pipeline, token: Recut) -> bool:
+    if len(token.text) > _LONGEST_WORD:
+        return False
     if token.several or token.text.lower() not in _SEVERAL.get(pipeline.lang, ()):
         return token.several
     mwt = pipeline.processors.get("mwt")
@@ -344,7 +366,8 @@ def _run_tokenizer(pipeline: stanza.Pipeline, texts: Sequence[str]) -> list[list
             place = bisect_right(starts, token.start_char) - 1
             several = "MWT=Yes" in (token.misc or "")
             start, end = token.start_char - starts[place], token.end_char - starts[place]
-            found[place].append(Piece(token.text, start, end, several))
+            text = texts[place][start:end]  # token.text is <UNK> from 1,000 characters
+            found[place].append(Piece(text, start, end, several))
     return found
 
 

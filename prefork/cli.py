@@ -82,7 +82,8 @@ HangSeconds = Annotated[
     float,
     typer.Option(
         metavar="SECONDS",
-        help="Without progress for so long, and 20 s for each second of audio, a worker is replaced.",
+        help="Without progress for so long, and 20 s for each second of audio or 0.4 s for each word of text, a worker "
+        "is replaced.",
     ),
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="Make every output again.")]
@@ -167,8 +168,9 @@ def _run_jobs(
     """What every command that makes outputs takes, and does. usual: the output format, empty if that depends on what
     goes in. known: those that there are."""
     from prefork.run import Request
-    from prefork.tasks import HangLimit
+    from prefork.tasks import PER_AUDIO_SECOND, PER_TEXT_SECOND, HangLimit
 
+    pace = PER_TEXT_SECOND if intake is Intake.TEXTS else PER_AUDIO_SECOND
     names = tuple(name for text in formats or usual.split() for name in text.replace(",", " ").split())
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"--format takes {', '.join(known)}, not {', '.join(map(repr, unknown))}")
@@ -193,7 +195,7 @@ def _run_jobs(
             memory_limit=parse_size("--memory-limit", memory_limit),
             mem_guard=mem_guard,
             memory_checkpoints=memory_checkpoints,
-            hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit)),
+            hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit), pace),
             redo=redo,
         )
     raise typer.Exit(_run(request, quiet, as_json))

@@ -125,7 +125,7 @@ def _find_texts(found: _Found, single: PurePath | None, outputs: Sequence[tuple[
     """A job for each transcript or text, or for a single one. outputs: by default what each file is itself."""
     own = {".cha": _name_outputs(["chat"])}
     texts = [path for path in found.transcripts if single is None or path == single]
-    notes = [path for path in texts if single is None and path.suffix == ".txt" and path.stem.lower() in _NOTES]
+    notes = [path for path in texts if single is None and _is_note(path)]
     wanted: list[Job] = []
     problems = [
         _explain(path, why)
@@ -151,21 +151,37 @@ def _find_texts(found: _Found, single: PurePath | None, outputs: Sequence[tuple[
     return Corpus(tuple(jobs), tuple(sorted([*problems, *collisions], key=_get_id)), notices)
 
 
-def find_languages(source: Path) -> tuple[str, ...]:
-    """The languages that the CHAT files of a folder, or a single one, say they are in: a look at their first lines.
+def _is_note(path: PurePath) -> bool:
+    return path.suffix.lower() == ".txt" and path.stem.lower() in _NOTES
 
-    What cannot be read names none: it is complained about when its turn comes.
+
+def find_languages(source: Path, target: Path | None = None) -> tuple[str, ...]:
+    """The languages that the texts of a folder, or a single one, are in: a look at their first lines. An empty one
+    stands for those that do not say it.
+
+    target: where the outputs are, which are not looked at. What cannot be read names none: it is complained about when
+    its turn comes.
     """
-    found: dict[str, None] = {}
-    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    skip = os.path.realpath(target) if target is not None else ""
+    paths = [source] if os.path.isfile(source) else []  # noqa: PTH113  unlike Path.is_file it never raises
+    if source.is_dir():
+        with suppress(InputError):
+            found = _walk(source, skip, formats.READABLE)
+            paths = [source / path for path in found.transcripts if not _is_note(path)]
+    names: dict[str, None] = {}
     for path in paths:
-        if path.suffix.lower() != ".cha":
-            continue
-        with suppress(OSError), path.open("rb") as file:
-            header = _LANGUAGES_HEADER.search(file.read(_HEADER_BYTES))
-            names = header[1].decode("utf-8", "replace").replace(",", " ").split() if header else []
-            found |= dict.fromkeys(names)
-    return tuple(found)
+        with suppress(OSError):
+            names |= dict.fromkeys(_read_languages(path))
+    return tuple(names)
+
+
+def _read_languages(path: Path) -> Sequence[str]:
+    """Raises OSError."""
+    if path.suffix.lower() != ".cha":
+        return [""]
+    with path.open("rb") as file:
+        header = _LANGUAGES_HEADER.search(file.read(_HEADER_BYTES))
+    return (header[1].decode("utf-8", "replace").replace(",", " ").split() if header else []) or [""]
 
 
 def _find_recordings(found: _Found, single: PurePath | None, outputs: Sequence[tuple[str, str]]) -> Corpus:

@@ -178,8 +178,12 @@ def survey(specification: Specification, engines: Mapping[str, Engine]) -> int |
 
 
 def estimate_private(engines: Mapping[str, Engine]) -> int | None:
-    """Bytes of a worker's own while it runs a segment of usual length; None if there are no engines to say it."""
-    sizes = [engine.estimate_memory(Segment(0, 0.0, _USUAL_SECONDS)) for engine in engines.values()]
+    """Bytes of a worker's own while it runs a segment of usual length, or as many as an engine takes in one go; None
+    if there are no engines to say it."""
+    sizes = [
+        engine.estimate_memory(Segment(0, 0.0, max(_USUAL_SECONDS, engine.batch_seconds)))
+        for engine in engines.values()
+    ]
     return BASE + max(sizes) if sizes else None
 
 

@@ -207,7 +207,7 @@ def tabulate(summary: Summary) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
     rows = [
         ("files", _count_files(summary)),
-        *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds or not summary.words else []),
+        *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
         *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
         *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
         ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -90,7 +91,7 @@ class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
     def __init__(self, request: Request, report: Report) -> None:
-        pipeline = choose_languages(request.pipeline, lambda: find_languages(request.source))
+        pipeline = choose_languages(request.pipeline, partial(find_languages, request.source, request.target))
         request = self._request = replace(request, pipeline=pipeline)
         self._report = report
         self._started = time.monotonic()

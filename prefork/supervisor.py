@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -261,7 +261,7 @@ class Supervisor:
         else:
             error = unpickle_error(result)
             self.governor.lose(task, str(error), starved=False)
-            if len(task.parts) > 1:
+            if task.parts:
                 self._separate(task)
             else:
                 task.done(None, error)
@@ -287,7 +287,7 @@ class Supervisor:
         self.governor.lose(task, reason, starved)
         if task.cancelled:
             return
-        if len(task.parts) > 1:
+        if task.parts:
             self._notice(f"{task.label}: {reason}; trying each by itself")
             self._separate(task)
             return
@@ -364,7 +364,7 @@ class Supervisor:
     def _join_others(self, task: Task) -> Task:
         """The task, with others of its engine that it takes in one go. Towards the end of a run every worker gets a
         share of what is left."""
-        most = self._find_batch(task)
+        most = self._batches.get(task.engine, 0.0)
         if not most or not task.can_join:
             return task
         assert self.plan is not None
@@ -380,20 +380,17 @@ class Supervisor:
             parts = parts[:half]
         return task
 
-    def _find_batch(self, task: Task) -> float:
-        """Seconds of audio that the task's engine takes in one go; 0 if it does one segment after the other."""
-        batches = self.inventory.batches if self.inventory is not None else {}
-        return batches.get(task.engine, 0.0) if task.items is not None else 0.0
+    @property
+    def _batches(self) -> Mapping[str, float]:
+        """By engine: seconds of audio that it takes in one go; 0 if it does one segment after the other."""
+        return self.inventory.batches if self.inventory is not None else {}
 
-    def _can_wait(self, task: Task) -> bool:
-        """Whether the task would be done in one go with others, and more of them are about to come."""
-        most = self._find_batch(task)
-        if not most or not task.can_join or self._queue.seconds[task.engine] >= most:
-            return False
-        coming = (worker.task for worker in self._crew.list_busy())
-        return bool(self._queue.splits[task.engine]) or any(
-            other is not None and (other.name, other.engine) == ("split", task.engine) for other in coming
-        )
+    def _list_filling(self) -> set[str]:
+        """Engines whose next batch is not full yet, while more for it is about to come."""
+        queue = self._queue
+        splitting = {w.task.engine for w in self._crew.list_busy() if w.task and w.task.name == "split"}
+        coming = (engine for engine in self._batches if queue.splits[engine] or engine in splitting)
+        return {engine for engine in coming if queue.seconds[engine] < self._batches[engine]}
 
     def _select(self, tasks: Iterator[Task], waiting: bool = True) -> Task | None:
         """One that must run alone has to wait for all others, and they for it. waiting: for fuller batches."""
@@ -406,7 +403,8 @@ class Supervisor:
             settling = any(worker.settling for worker in self._crew.workers.values())
             wait = busy or settling or self.governor.level > Level.EASY
             return None if wait else next((task for task in tasks if task.alone), None)
-        ready = (task for task in tasks if not (waiting and self._can_wait(task)))
+        filling = self._list_filling() if waiting else set()
+        ready = (task for task in tasks if not (task.engine in filling and task.can_join))
         return self.governor.select(ready, self._list_holders())
 
     def _list_holders(self) -> list[Holder]:

@@ -25,12 +25,16 @@ class Stopped(Exception):
     """The run was stopped before the task was done."""
 
 
+PER_AUDIO_SECOND = 20.0  # a large model on one slow core stays well below that
+PER_TEXT_SECOND = 1.0  # the same for text, whose seconds are those that it would take to say it
+
+
 @dataclass(frozen=True, slots=True)
 class HangLimit:
     """Seconds without progress after which a worker counts as hung, as a function of the audio it works on."""
 
     base: float = 60.0
-    per_audio_second: float = 20.0  # a large model on one slow core stays well below that
+    per_audio_second: float = PER_AUDIO_SECOND
 
     def seconds(self, audio: float) -> float:
         return self.base + self.per_audio_second * audio
@@ -44,11 +48,12 @@ class Task:
     the model's configuration suggests; segment, audio: seconds of that segment, and of the whole recording. step:
     seconds of audio between two signs of life, None for a task that gives none and may take for ever. items: what it
     goes through one by one, the last of its arguments; what came of each is kept in `finished`, and after a death only
-    the others are done again. attempts: deaths since the last sign of life. alone: nothing may run beside it, because
-    it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own, the most that was
-    seen. closing: still started while the run drains, because it saves what has been done. begin: asked before it is
-    given to a worker; False if nobody wants it any more. done: called with the pickled result, or an exception. Both in
-    the supervisor's thread.
+    the others are done again. parts: the tasks whose items these are, if it is a bundle. single: it was part of one
+    that failed, and is no more to be part of any. attempts: deaths since the last sign of life. alone: nothing may run
+    beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
+    the most that was seen. closing: still started while the run drains, because it saves what has been done. begin:
+    asked before it is given to a worker; False if nobody wants it any more. done: called with the pickled result, or an
+    exception. Both in the supervisor's thread.
     """
 
     name: str
@@ -77,8 +82,13 @@ class Task:
 
     def describe(self) -> bytes:
         """What the worker is sent: the task's name and its arguments."""
-        rest = () if self.items is None else (self.items[len(self.finished) :],)
+        rest = () if self.items is None else (self.rest,)
         return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
+
+    @property
+    def rest(self) -> Sequence[Any]:
+        """Its items that are not done."""
+        return () if self.items is None else self.items[len(self.finished) :]
 
     def take(self, piece: bytes) -> None:
         """What came of the next one of its items."""
@@ -109,16 +119,16 @@ def bundle(parts: Sequence[Task]) -> Task:
             elif not part.cancelled:
                 part.done(None, error)
 
-    first, others = parts[0], len(parts) - 1
+    first = parts[0]
     seconds = sum(part.seconds for part in parts)
     return Task(
         first.name,
         first.arguments,
         done,
         order=first.order,
-        label=f"{first.label} and {others} more" if others else first.label,
+        label=f"{first.label} and {len(parts) - 1} more",
         engine=first.engine,
-        items=[item for part in parts for item in part.items or ()],
+        items=[item for part in parts for item in part.rest],
         size=sum(part.size for part in parts),
         segment=max(part.segment for part in parts),
         audio=seconds,

@@ -31,6 +31,7 @@ from engines.base import InputError
 from engines.document import Document, Token, Utterance, Word
 from engines.formats.chat_grammar import (
     TIERS,
+    UNTRANSCRIBED,
     WORD_TIERS,
     is_analysed,
     list_tokens,
@@ -49,7 +50,6 @@ _UNLINKED = re.compile(r",[ \t]*unlinked\b")
 _LINE_END = re.compile(r"\n(?![ \t])")  # the next line continues this one if it begins with white space
 _TERMINATOR = re.compile(r"[.?!]|\+[./?!\"]+")
 _TAG_MARKERS = frozenset(",„‡")
-_UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
 _SOUND = "\ufdd0"  # a character that no text has; marks what is a sound, but no word of %wor
 _IN_WORDS = frozenset("'\u2019-_.·\u200c\u200d")  # besides letters, their marks, and digits
 
@@ -89,12 +89,7 @@ def parse(source: str, name: str) -> Document:
     mains = [tier for tier in tiers if tier.is_main]
     parsed = _list_utterances(chat)
     if [tier.name for tier in mains] != [f"*{utterance.participant}" for utterance in parsed]:
-        indented = re.search(r"^[ \t]+\*", source, re.MULTILINE)
-        where = f"line {source.count(chr(10), 0, indented.start()) + 1}" if indented else "somewhere a line"
-        raise InputError(
-            f"{name}: is not valid CHAT: {where}: begins a turn, but with white space, as if it went on from above; "
-            "remove the white space"
-        )
+        raise InputError(f"{name}: is not valid CHAT: {_explain_turns(source, mains)}")
     header = chat.headers()[0]
     languages = tuple(header.languages)
     utterances = tuple(
@@ -103,6 +98,18 @@ def parse(source: str, name: str) -> Document:
     )
     media = header.media.get("filename") if header.media else None
     return Document(utterances, source, "chat", media, languages)
+
+
+def _explain_turns(source: str, mains: Sequence[_Tier]) -> str:
+    """Why there are other turns than lines that begin with `*`."""
+    indented = re.search(r"^[ \t]+\*", source, re.MULTILINE)
+    if indented:
+        line = source.count("\n", 0, indented.start()) + 1
+        return f"line {line}: begins a turn, but with white space, as if it went on from above; remove the white space"
+    bare = next((tier.line for tier in mains if not re.match(r"\*\w+:", tier.text)), None)
+    if bare is not None:
+        return f"line {bare}: a turn without a colon behind its speaker; put it there"
+    return "its turns cannot be told from its other lines; mend it, CLAN's CHECK shows how"
 
 
 def _list_mains(tiers: Sequence[_Tier]) -> list[tuple[_Tier, set[str]]]:
@@ -199,7 +206,7 @@ def _list_tokens(parsed: Parsed) -> list[_Token]:
         if text.startswith(("&", "{", "}")):  # events, and the ends of long features
             continue
         if word:
-            sound = _SOUND in text or word in _UNTRANSCRIBED
+            sound = _SOUND in text or word in UNTRANSCRIBED
             tokens.append(_Token(word, _Kind.SOUND if sound else _Kind.WORD))
         elif text in _TAG_MARKERS:
             tokens.append(_Token(text, _Kind.TAG_MARKER))

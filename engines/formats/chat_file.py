@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from engines.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
-from engines.formats.chat_grammar import is_analysed, list_tokens
+from engines.formats.chat_grammar import UNTRANSCRIBED, is_analysed, list_tokens
 from engines.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
@@ -23,7 +23,6 @@ _TERMINATORS = {
 }  # what is none of these ends with a full stop
 _COMMAS = ",\uff0c\u3001\u060c"
 _TAG_MARKERS = frozenset(",\u201e\u2021")
-_UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
 _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could not be understood
 _LETTERS = re.compile(r"(?:[^\W\d_]\.){2,}|(?:[^\W\d_]\.)+[^\W\d_]")  # p.m., U.S.A
 _TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint", "vs": "versus",
@@ -74,8 +73,9 @@ def _list_headers(document: Document, codes: Sequence[str], utterances: Sequence
     people = [f"{code} {'Speaker ' if code == _NOBODY else ''}{role}" for code, role in roles.items()]
     headers = ["@UTF8", "@Begin", f"@Languages:\t{', '.join(languages)}", f"@Participants:\t{', '.join(people)}"]
     headers += [f"@ID:\t{languages[0]}|prefork|{code}|||||{role}|||" for code, role in roles.items()]
-    if document.media and not re.search(r"[,\"\x00-\x1f\ufffd]", document.media):
-        timed = any(utterance.start is not None and utterance.end is not None for utterance in utterances)
+    timed = any(utterance.start is not None and utterance.end is not None for utterance in utterances)
+    tagged = not (timed or document.heard) and any(is_analysed(utterance.tokens) for utterance in utterances)
+    if document.media and not tagged and not re.search(r"[,\"\x00-\x1f\ufffd]", document.media):
         kind = "video" if document.video else "audio"
         headers.append(f"@Media:\t{document.media}, {kind}{'' if timed else ', unlinked'}")
     return headers
@@ -155,7 +155,7 @@ def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
 
 def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_Piece]:
     said = _say(token.text, language)
-    texts = [text.lower() if text.lower() in _UNTRANSCRIBED else text for part in said if (text := _spell(part, "-_"))]
+    texts = [text.lower() if text.lower() in UNTRANSCRIBED else text for part in said if (text := _spell(part, "-_"))]
     begun = False
     for text in texts:
         if len(list_tokens(f":\t{text} .", (language,))[0]) < 2:  # not a word to the grammar

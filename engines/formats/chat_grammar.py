@@ -34,7 +34,7 @@ TIERS = frozenset({"%mor", "%gra", "%umor", "%ugra"})  # those with u are what b
 # Tiers that have an item for each word of the main line; they would no longer agree with a line that is cut anew.
 WORD_TIERS = frozenset({"%wor", "%pho", "%mod", "%sin", "%xphosyl", "%xmodsyl", "%xphoaln", "%xphoint"})
 
-_UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
+UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
 _ENDS = r"\+(?:\.\.[.?]|//?[.?]|!\?|\"/?\.|\.)|\.\.\.|[.?!]"
 _LEXEME = re.compile(
     rf"""
@@ -103,7 +103,7 @@ def list_tokens(main: str, languages: Sequence[str], *, fixed: bool = False) -> 
     """
     plain = _PLAIN_MAIN.fullmatch(main)
     words = plain[1].split(" ") if plain else []
-    if plain and _UNTRANSCRIBED.isdisjoint(words):
+    if plain and UNTRANSCRIBED.isdisjoint(words):
         run = 0 if fixed else 1
         return (*[_make_plain(word, run) for word in words], _make_terminator(plain[2])), ""
     placed, language = place_tokens(main, languages)
@@ -179,7 +179,7 @@ def _make_token(text: str, language: str, languages: Sequence[str]) -> Token | N
     ('because', None)
     """
     if text.isalpha() and not any(mark in text for mark in _LETTER_MARKS):
-        return None if text in _UNTRANSCRIBED else Token(text)
+        return None if text in UNTRANSCRIBED else Token(text)
     text = _OVERLAP.sub("", _REPEATED_SOUNDS.sub("", text)).translate(_MARKS)
     if _GREEK_MARKS.search(text) and not _GREEK.search(text):
         text = _GREEK_MARKS.sub("", text)
@@ -188,7 +188,7 @@ def _make_token(text: str, language: str, languages: Sequence[str]) -> Token | N
     body, _, marker = text.partition("@")
     body, marker = _PART_OF_SPEECH.sub("", body), _PART_OF_SPEECH.sub("", marker)
     body = _LENGTH.sub("", body.translate(_WORD_MARKS)).strip(_QUOTES)
-    if not body or body in _UNTRANSCRIBED:
+    if not body or body in UNTRANSCRIBED:
         return None
     return Token(body, language=_find_word_language(marker, language, languages), marker=marker)
 
@@ -281,7 +281,7 @@ def fits_main(text: str) -> bool:
     >>> [fits_main(text) for text in ("n't", "'s", "gon", "-", "0is", "xxx")]
     [True, True, True, False, False, False]
     """
-    return bool(_FITTING.fullmatch(text)) and text.lower() not in _UNTRANSCRIBED
+    return bool(_FITTING.fullmatch(text)) and text.lower() not in UNTRANSCRIBED
 
 
 def retokenize_main(main: str, old: Sequence[Placed], new: Sequence[Token]) -> str:

@@ -226,19 +226,18 @@ def _measure(runtime: Runtime) -> list[Memory]:
 def _preload(folder: str, used: str, count: int) -> int:
     """How many children of a process that has preloaded stanza answer in time."""
     command = [sys.executable, "-c", PRELOAD, folder, used, str(count)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    said, forked = "", 0.0
-    while not forked or time.monotonic() < forked + DEADLINE:
-        said += process.stdout.read() or ""
-        if "forked" in said and not forked:
-            forked = time.monotonic()
-        if len(said.splitlines()) == count + 1 or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with tempfile.NamedTemporaryFile("w") as output:
+        process = subprocess.Popen(command, stdout=output, start_new_session=True)
+        said, forked = "", 0.0
+        while not forked or time.monotonic() < forked + DEADLINE:
+            said = Path(output.name).read_text()
+            if "forked" in said and not forked:
+                forked = time.monotonic()
+            if len(said.splitlines()) == count + 1 or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return len(said.splitlines()) - ("forked" in said)
 
 

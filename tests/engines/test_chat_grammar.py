@@ -514,8 +514,10 @@ def test_analysed_text_becomes_a_chat_file_with_an_item_for_each_word() -> None:
     utterance = Utterance(line, tuple(Word(word) for word in line.split()), tokens=analyse(tokens))
     spanish = Utterance("hola", (Word("hola"),), tokens=analyse([Token("hola")]), language="spa")
     silent = Utterance("...", (), tokens=analyse([Token("...", TokenKind.TERMINATOR)]))
-    result = formats.render(Document((utterance, spanish, silent), languages=("eng",)), "chat")
+    document = Document((utterance, spanish, silent), media="talk", languages=("eng",))
+    result = formats.render(document, "chat")
     read_strictly(result)
+    assert "@Media" not in result  # there is no recording
     assert "@Languages:\teng, spa\n" in result
     assert re.findall(r"^\*SPK:\t(.*)", result, re.MULTILINE) == [
         "Hi , there , twenty five don't !",

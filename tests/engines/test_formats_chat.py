@@ -232,6 +232,7 @@ def test_any_transcript_is_accepted_again_with_the_same_words(
         (make("*CHI:\tfine .\n*CHI:\tno end"), "line 9", "CHECK"),
         (make(f'*CHI:\tgo . {B}%snd:"a"_1_2{B}'), "line 8: a bullet of the old form", "FIXBULLETS"),
         (make("*CHI:\tgo .\n  *MOT:\tno ."), "line 9: begins a turn, but with white space", "remove"),
+        (make("*CHI:\tgo .\n*MOT\tno ."), "line 9: a turn without a colon", "put it there"),
         (HEAD, "has no words", "nothing to do"),
         (make("*CHI:\t0 ."), "has no words", "nothing to do"),
         (make("*CHI:\tpâté .").encode("latin-1"), "not UTF-8 (line 8, byte 173)", "save it as UTF-8"),

@@ -176,6 +176,15 @@ def test_any_script_gets_an_analysis(line: str) -> None:
     assert len(get_tier(text, "mor")) == len(get_tier(text, "gra")) == 1
 
 
+def test_words_longer_than_models_are_shown_are_not_changed() -> None:
+    address = "https://example.com/" + "a" * 1000
+    document = analyse(formats.FORMATS["text"].parse(f"see {address} now .\n", "a.txt"))  # type: ignore[misc]
+    token = document.utterances[0].tokens[1]
+    assert [token.text, token.words[0].form, token.words[0].lemma] == [address] * 3
+    (tier,) = get_tier(chat.render(analyse(make(f"see {'ab' * 300} now ."))), "mor")
+    assert f"|{'ab' * 300}" in tier
+
+
 def test_tiers_that_are_there_are_kept_or_replaced() -> None:
     document = make("okay .", "%mor:\tco|okay .", "%gra:\t1|0|ROOT 2|1|PUNCT", "hello .")
     assert get_tier(chat.render(analyse(document)), "mor") == ["intj|okay .", "intj|hello ."]
@@ -186,6 +195,8 @@ def test_lines_whose_words_readers_count_differently_are_named() -> None:
     job = replace(JOB, outputs=(Output("chat", Path("a.cha")),))
     (warning,) = analyse(make("okay .", "I see °xxx° it ."), job).warnings
     assert "no %mor for 1 utterance (2)" in warning
+    old = make("I see °xxx° it .", "%mor:\tpro|I v|see pro|it .")
+    assert [len(get_tier(chat.render(analyse(old, keep=keep)), "mor")) for keep in (False, True)] == [0, 1]
 
 
 # models
@@ -317,6 +328,7 @@ def test_models_are_fetched_by_stanza_itself(tmp_path: Path, hub: str) -> None:
 def test_models_that_cannot_be_fetched_are_explained(tmp_path: Path) -> None:
     said = fetch("default", tmp_path / "stanza", STANZA_RESOURCES_URL="http://127.0.0.1:9")
     assert said.startswith("missing: stanza's models are not in") and "give a --model-dir" in said
+    assert "those for 'eng' cannot be fetched (127.0.0.1 cannot be reached)" in said
     said = fetch("default", tmp_path / "stanza", HF_HUB_OFFLINE="1")
     assert "has no resources.json" in said
 

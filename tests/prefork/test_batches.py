@@ -67,6 +67,13 @@ def test_a_segment_that_fails_costs_its_job_alone(tmp_path: Path, line: str, err
     assert [result.error for result in results.values()] == [None] * 4
 
 
+def test_a_job_that_fails_does_so_once_wherever_its_other_chunk_is(tmp_path: Path) -> None:
+    jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
+    results = _run([*jobs, _write(tmp_path, "bad", "raise", *["say one"] * 21)], workers=2)
+    assert "cannot be processed" in str(results.pop("bad.txt").error)
+    assert [result.error for result in results.values()] == [None] * 4
+
+
 def test_a_segment_that_kills_its_worker_costs_its_job_alone(tmp_path: Path) -> None:
     jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(3)]
     results = _run([*jobs, _write(tmp_path, "bad", "kill")])
@@ -99,6 +106,28 @@ def test_a_bundle_hands_its_pieces_out_in_order() -> None:
     whole.done(None, failure)
     assert parts[0].finished == [b"1", b"2"]
     assert log == [("a", b"", None), ("b", None, failure)]
+
+
+def test_a_task_that_was_begun_brings_only_what_is_left_of_it() -> None:
+    parts = [_make_task("a", 2.0, 2, []), _make_task("b", 1.0, 1, [])]
+    parts[0].take(b"1")
+    whole = bundle(parts)
+    assert whole.items is not None and len(whole.items) == 2
+    whole.take(b"2")
+    whole.take(b"3")
+    assert [part.finished for part in parts] == [[b"1", b"2"], [b"3"]]
+
+
+def test_who_has_cancelled_a_part_of_a_bundle_hears_nothing_of_it() -> None:
+    log: list[tuple[str, bytes | None, object]] = []
+    parts = [_make_task(name, 1.0, 1, log) for name in "abc"]
+    whole = bundle(parts)
+    parts[1].cancelled = True
+    for piece in (b"1", b"2", b"3"):
+        whole.take(piece)
+    whole.done(b"", None)
+    assert [name for name, _, _ in log] == ["a", "c"]
+    assert parts[2].finished == [b"3"]
 
 
 def test_the_queue_counts_what_waits_to_be_joined() -> None:

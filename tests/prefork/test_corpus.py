@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import InputError, Output
-from prefork.corpus import Corpus, find_jobs
+from prefork.corpus import Corpus, find_jobs, find_languages
 from prefork.pipeline import Intake
 
 CHAT = "@UTF8\n@Begin\n@Languages:\teng\n@Media:\t{}, {}\n*CHI:\tgo .\n@End\n"
@@ -394,6 +394,38 @@ def test_what_holds_no_recording_is_refused_at_once(tmp_path: Path, name: str, r
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=reason):
         find_jobs(tmp_path / name, tmp_path / "out", intake=Intake.RECORDINGS)
+
+
+def test_texts_come_out_as_what_they_are_and_notes_about_them_stay(tmp_path: Path) -> None:
+    for name in ("a.cha", "sub/b.txt", "c.conllu", "README.TXT", "d.wav"):
+        write_text(tmp_path / "in" / name, "something to say\n" * (1 if name == "a.cha" else 2))
+    corpus = find_jobs(tmp_path / "in", tmp_path / "out", intake=Intake.TEXTS)
+    outputs = {job.id: [(output.format, output.path.as_posix()) for output in job.outputs] for job in corpus.jobs}
+    assert outputs == {
+        "a.cha": [("chat", "a.cha")],
+        "c.conllu": [("conllu", "c.conllu")],
+        "sub/b.txt": [("conllu", "sub/b.conllu")],
+    }
+    assert corpus.jobs[-1].id == "a.cha"  # the shortest
+    assert [notice.id for notice in corpus.notices] == ["README.TXT"]
+    assert not corpus.problems
+    single = find_jobs(tmp_path / "in" / "README.TXT", tmp_path / "out", ["json"], intake=Intake.TEXTS)
+    assert [output.path.as_posix() for job in single.jobs for output in job.outputs] == ["README.json"]
+
+
+def test_languages_are_those_of_the_headers_and_an_empty_one_where_none_says_it(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_text(folder / "a.cha", "@UTF8\n@Begin\n@Languages:\tdeu, tur\n@End\n")
+    write_text(folder / "sub" / "b.cha", "@UTF8\r\n@Begin\r\n@Languages:\tspa\r\n@End\r\n")
+    write_text(folder / "README.txt")
+    write_text(folder / "out" / "a.conllu")
+    os.mkfifo(folder / "pipe.cha")
+    assert find_languages(folder, folder / "out") == ("deu", "tur", "spa")
+    assert find_languages(folder / "a.cha") == ("deu", "tur")
+    write_text(folder / "c.txt")
+    assert find_languages(folder, folder / "out") == ("deu", "tur", "", "spa")
+    assert find_languages(folder / "c.txt") == ("",)
+    assert find_languages(folder / "pipe.cha") == find_languages(folder / "none.cha") == ()
 
 
 def test_finding_jobs_leaves_torch_alone() -> None:
