@@ -1,7 +1,7 @@
 """Where a tokeniser and a transcript do not agree: whose tokens stand, and what each comes from.
 
-Words of the same run (`Token.run`) may be cut and joined with one another; all others are kept as they are, whatever
-the tokeniser makes of them.
+Words of the same run (`Token.run`) may be cut and joined with one another; those of run 0 are kept as they are,
+whatever the tokeniser makes of them; WHOLE ones do not even hold several syntactic words.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.document import SyntacticWord, Token, TokenKind
+
+WHOLE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Recut:
     first: int
     last: int
     several: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,13 @@ def merge(words: Sequence[str], runs: Sequence[int], found: Sequence[Piece]) -> 
         inside = [piece for piece in found if places[first].start <= piece.start < places[last - 1].end]
         changed = [piece.text for piece in inside] != list(words[first:last])
         run = set(runs[first:last])
-        if inside and changed and len(run) == 1 and run != {0}:
+        if inside and changed and len(run) == 1 and max(run) > 0:
             yield from (Recut(piece.text, first, last, piece.several) for piece in inside)
             continue
         for number in range(first, last):
             place = places[number]
-            yield Recut(place.text, number, number + 1, (place.start, place.end) in several)
+            whole = runs[number] == WHOLE
+            yield Recut(place.text, number, number + 1, (place.start, place.end) in several and not whole, whole)
 
 
 def _place(words: Sequence[str]) -> list[Piece]:

@@ -13,7 +13,9 @@ Where there are none yet (plain text), or they are not to be kept (--retokenize)
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from engines.formats.chat import find_uncountable
 from engines.formats.chat_grammar import is_analysed
 from engines.languages import get_long_code
 from engines.mor import PARTS_OF_SPEECH, RELATIONS
-from engines.retokenization import Analysis, Piece, Recut, fill, merge
+from engines.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
 from engines.stanza_models import MissingModel, Package
 
 DEFAULT_LANGUAGE = "eng"
@@ -42,6 +44,7 @@ _LONGEST_WORD = 200  # characters that models are shown of one: lemmatisers take
 # What speech and informal writing run together, and tokenisers are not sure of. They hold several words wherever they
 # stand, unlike French `des`; and only if the language's package knows how to expand them.
 _SEVERAL = {"en": frozenset(["cannot", "dunno", "gimme", "gonna", "gotta", "lemme", "outta", "wanna"])}
+_CODE = re.compile(r"[a-z]{2,3}(?:[-_]\w+)?", re.IGNORECASE)
 _EXAMPLE = ("I", "'m", "going", "home", ".")
 
 
@@ -83,7 +86,9 @@ class StanzaTagger(Engine):
         batch_words: int = 2000,
         segment_words: int = 200,
     ) -> None:
-        self._language = get_long_code(language) if language else DEFAULT_LANGUAGE
+        if language is not None and not _CODE.fullmatch(language):
+            raise LoadError(f"--lang takes a language's code of two or three letters, such as eng, not {language!r}")
+        self._language = get_long_code(language) if language is not None else DEFAULT_LANGUAGE
         named = (get_long_code(one) if one else self._language for one in languages)
         self._languages = tuple(dict.fromkeys(named)) or (self._language,)
         self._model_dir = Path(model_dir).expanduser() if model_dir is not None else None
@@ -116,7 +121,7 @@ class StanzaTagger(Engine):
 
     def estimate_memory(self, segment: Segment) -> int:
         words = segment.seconds / SECONDS_PER_WORD
-        longest = max((asked.weight for asked in segment.content or ()), default=20)
+        longest = min(LONGEST, max((asked.weight for asked in segment.content or ()), default=20))
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
     def example(self) -> Tensors:
@@ -136,10 +141,10 @@ class StanzaTagger(Engine):
                 )
 
     def split(self, job: Job, document: Document) -> Sequence[Segment]:
-        languages = self._find_languages(document)
-        if languages[0] not in self._packages:
-            raise InputError(f"{job.source.name}: {self._explain_missing(languages[0])}")
-        asked = [self._ask(job, number, utterance, languages) for number, utterance in enumerate(document.utterances)]
+        language = self._find_languages(document)[0]
+        asked = [self._ask(number, utterance, language) for number, utterance in enumerate(document.utterances)]
+        if language not in self._packages and not any(asked):
+            raise InputError(f"{job.source.name}: {self._explain_missing(language)}")
         return list(_cut([one for one in asked if one is not None], self._segment_words))
 
     def _find_languages(self, document: Document) -> tuple[str, ...]:
@@ -147,24 +152,22 @@ class StanzaTagger(Engine):
 
     def _explain_missing(self, language: str) -> str:
         return self._missing.get(language) or (
-            f"no model for language {language!r} was loaded, because no @Languages names it; add it there, or give --lang"
+            f"no model for language {language!r} was loaded, because no @Languages names it; add it there, or give "
+            "--lang"
         )
 
-    def _ask(self, job: Job, number: int, utterance: Utterance, languages: Sequence[str]) -> Asked | None:
-        """What stanza is to be asked about an utterance; nothing, if there is nothing to say about it."""
-        language = get_long_code(utterance.language) if utterance.language else languages[0]
+    def _ask(self, number: int, utterance: Utterance, language: str) -> Asked | None:
+        """What stanza is to be asked about an utterance; nothing, if there is nothing to say about it. language: of
+        the file."""
+        language = get_long_code(utterance.language or language)
         if language not in self._packages or (self._keep and utterance.analysed):
             return None
         tokens = utterance.tokens or tuple(Token(text, run=1) for text in utterance.text.split())
         if not any(token.kind is TokenKind.WORD for token in tokens):
             return None
-        if len(tokens) > LONGEST:
-            raise InputError(
-                f"{job.source.name}: utterance {number + 1} has {len(tokens)} words; at most {LONGEST} can be parsed: "
-                "cut it into utterances"
-            )
         free = self._retokenize or not utterance.tokens
-        return Asked(number, language, tuple(map(_say, tokens)), tuple(token.run * free for token in tokens))
+        runs = (WHOLE if token.marker else token.run * free for token in tokens)
+        return Asked(number, language, tuple(map(_say, tokens)), tuple(runs))
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:  # noqa: ARG002
         return _encode([asked.describe() for asked in segment.content])
@@ -187,7 +190,8 @@ class StanzaTagger(Engine):
         return [(asked.number, answer) for asked, answer in zip(segment.content, answers, strict=True)]
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
-        found = {number: answer for piece in pieces for number, answer in piece}
+        answers = {number: answer for piece in pieces for number, answer in piece}
+        found = {number: answer for number, answer in answers.items() if answer}
         utterances = tuple(
             replace(utterance, tokens=fill(utterance.tokens, found[number]), analysed=False)
             if number in found
@@ -197,19 +201,21 @@ class StanzaTagger(Engine):
             for number, utterance in enumerate(document.utterances)
         )
         made = replace(document, utterances=utterances, languages=self._find_languages(document))
-        in_chat = any(output.format == "chat" for output in job.outputs)
-        return replace(made, warnings=(*made.warnings, *self._warn(made), *(_warn_of_lines(made) if in_chat else ())))
+        warnings = [*made.warnings, *self._warn(made, sorted(answers.keys() - found.keys()))]
+        if any(output.format == "chat" for output in job.outputs):
+            warnings += _warn_of_lines(made)
+        return replace(made, warnings=tuple(warnings))
 
-    def _warn(self, document: Document) -> Iterator[str]:
-        """Of utterances in languages that nothing was loaded for."""
-        left: dict[str, int] = {}
-        for utterance in document.utterances:
-            language = get_long_code(utterance.language)
-            if utterance.language and language not in self._packages:
-                left[language] = left.get(language, 0) + 1
-        for language, count in left.items():
-            many = f"{count} utterance{'s' * (count != 1)} in {language!r}"
-            yield f"{many} not analysed: {self._explain_missing(language)}"
+    def _warn(self, document: Document, long: Sequence[int]) -> Iterator[str]:
+        """Of utterances in languages that nothing was loaded for, and of those that are too long."""
+        own = self._find_languages(document)[0]
+        languages = [get_long_code(utterance.language or own) for utterance in document.utterances if utterance.words]
+        for language, count in Counter(languages).items():
+            if language not in self._packages:
+                many = f"{count} utterance{'s' * (count != 1)} in {language!r}"
+                yield f"{many} not analysed: {self._explain_missing(language)}"
+        for number in long:
+            yield f"utterance {number + 1} has more than {LONGEST} words and is not analysed: cut it into utterances"
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {
@@ -224,8 +230,8 @@ class StanzaTagger(Engine):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An utterance as stanza is asked about it. number: its place in the document. runs: for each word, as `Token.run`:
-    words of the same run are stanza's to cut and join, those of run 0 are to be kept."""
+    """An utterance as stanza is asked about it. number: its place in the document. runs: for each word, as `Token.run`,
+    or WHOLE."""
 
     number: int
     language: str
@@ -255,7 +261,8 @@ def _warn_of_lines(document: Document) -> Iterator[str]:
         named = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
         yield (
             f"no %mor for {len(places)} utterance{'s' * (len(places) != 1)} ({named}): programs that read CHAT do not "
-            "agree how many words there are; marks that stand alone (↗ ≈ °) may be attached to a word"
+            "agree how many words they have; a mark that stands alone (↗ ≈ °) belongs to a word, one that does not "
+            "(„ ‡) has spaces around it"
         )
 
 
@@ -284,37 +291,31 @@ def _cut(asked: Sequence[Asked], most: int) -> Iterator[Segment]:
 
 def _analyse(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Any]]:
     """For each utterance its tokens: text, first and last + 1 of the words that they come from, and for each of their
-    words form, lemma, upos, xpos, feats, head, deprel."""
+    words form, lemma, upos, xpos, feats, head, deprel. None for those that are too long."""
     sentences = _tokenize(pipeline, asked)
-    if (longest := max(map(len, sentences))) > LONGEST:  # of a script without spaces, this is not known before
-        raise InputError(f"an utterance has {longest} words; at most {LONGEST} can be parsed: cut it into utterances")
+    places = [place for place, sentence in enumerate(sentences) if len(sentence) <= LONGEST]
+    answers: list[list[Any]] = [[] for _ in sentences]
+    if not places:
+        return answers
     entries = [
-        [
-            {
-                "id": (number,),
-                "text": token.text[:_LONGEST_WORD],
-                "misc": "MWT=Yes" if _holds_several(pipeline, token) else None,
-            }
-            for number, token in enumerate(sentence, start=1)
-        ]
-        for sentence in sentences
+        [_make_entry(pipeline, number, token) for number, token in enumerate(sentences[place], start=1)]
+        for place in places
     ]
     document = StanzaDocument(entries)
     for name in ("mwt", "pos", "lemma", "depparse"):
         if name in pipeline.processors:
             document = pipeline.processors[name].process(document)
-    return [
-        [
-            [
-                token.text,
-                token.first,
-                token.last,
-                [_describe(word, token.text[_LONGEST_WORD:]) for word in parsed.words],
-            ]
-            for token, parsed in zip(sentence, found.tokens, strict=True)
-        ]
-        for sentence, found in zip(sentences, document.sentences, strict=True)
-    ]
+    for place, found in zip(places, document.sentences, strict=True):
+        for token, parsed in zip(sentences[place], found.tokens, strict=True):
+            words = [_describe(word, token.text[_LONGEST_WORD:]) for word in parsed.words]
+            answers[place].append([token.text, token.first, token.last, words])
+    return answers
+
+
+def _make_entry(pipeline: stanza.Pipeline, number: int, token: Recut) -> dict[str, Any]:
+    """The token as stanza's documents have it."""
+    several = "MWT=Yes" if _holds_several(pipeline, token) else None
+    return {"id": (number,), "text": token.text[:_LONGEST_WORD], "misc": several}
 
 
 def _describe(word: Any, rest: str) -> list[Any]:
@@ -340,7 +341,7 @@ def _mend_deprel(word: Any) -> str:
 def _holds_several(pipeline: stanza.Pipeline, token: Recut) -> bool:
     if len(token.text) > _LONGEST_WORD:
         return False
-    if token.several or token.text.lower() not in _SEVERAL.get(pipeline.lang, ()):
+    if token.several or token.whole or token.text.lower() not in _SEVERAL.get(pipeline.lang, ()):
         return token.several
     mwt = pipeline.processors.get("mwt")
     return mwt is not None and token.text.lower() in mwt.trainer.expansion_dict

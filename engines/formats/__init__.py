@@ -65,8 +65,8 @@ def find_suffix(name: str) -> str:
     return FORMATS[name].suffixes[0]
 
 
-def read(path: Path) -> Document:
-    """Reads a transcript; one that does not name its recording shares its name.
+def read(path: Path, *, empty: bool = False) -> Document:
+    """Reads a transcript; one that does not name its recording shares its name. empty: CHAT may be without words.
 
     Raises InputError if it cannot be read, is not UTF-8, is not what its suffix says, or has no words.
     """
@@ -83,7 +83,7 @@ def read(path: Path) -> Document:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name}: is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
     document = format.parse(content, path.name)
-    if not any(utterance.words for utterance in document.utterances):
+    if not (empty and document.format == "chat") and not any(utterance.words for utterance in document.utterances):
         raise InputError(f"{path.name}: has no words; there is nothing to do")
     return document if document.media else replace(document, media=_name_media(path))
 
@@ -91,7 +91,7 @@ def read(path: Path) -> Document:
 def open_document(job: Job) -> Document:
     """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError."""
     if job.source.suffix.lower() in READABLE:
-        document = read(job.source)
+        document = read(job.source, empty=job.media is None)  # there may be nothing to tag, but is it to get lost?
     else:
         document = Document((), media=_name_media(job.source), seconds=job.seconds or None)
     return replace(document, video=is_video(job.media))

@@ -149,6 +149,21 @@ def test_utterances_in_a_language_without_a_model_are_left(tmp_path: Path) -> No
     assert len(get_tier(chat.render(document), "mor")) == 1
 
 
+def test_marked_words_are_not_told_apart() -> None:
+    (utterance,) = analyse(make("gimme@q it's@s:spa and it's .", languages="eng, spa")).utterances
+    assert [len(token.words) for token in utterance.tokens] == [1, 1, 1, 2, 1]
+
+
+def test_a_file_is_done_if_some_of_it_can_be() -> None:
+    document = analyse(
+        make("quiero agua .", "[- eng] I want it .", languages="spa, eng"),
+        languages=("spa", "eng"),
+        model_dir=str(EMBEDDED["eng"]),
+    )
+    assert [bool(utterance.tokens[0].words) for utterance in document.utterances] == [False, True]
+    assert "1 utterance in 'spa' not analysed: there is no model for language 'spa'" in document.warnings[0]
+
+
 def test_a_file_in_a_language_without_a_model_is_refused() -> None:
     with pytest.raises(InputError, match=r"a\.cha: no model for language 'spa' was loaded"):
         analyse(make("quiero agua .", languages="spa"))
@@ -159,8 +174,9 @@ def test_long_utterances_are_analysed_and_too_long_ones_refused() -> None:
     words = [word for token in utterance.tokens for word in token.words]
     assert len(words) == 202
     check_tree(words)
-    with pytest.raises(InputError, match=r"utterance 2 has 1002 words; at most 1000"):
-        analyse(make("okay .", f"{'no ' * (LONGEST + 1)}."))
+    document = analyse(make("okay .", f"{'no ' * (LONGEST + 1)}."))
+    assert [bool(utterance.tokens[0].words) for utterance in document.utterances] == [True, False]
+    assert document.warnings == ("utterance 2 has more than 1000 words and is not analysed: cut it into utterances",)
 
 
 def test_utterances_without_words_get_no_tiers() -> None:
@@ -331,6 +347,12 @@ def test_models_that_cannot_be_fetched_are_explained(tmp_path: Path) -> None:
     assert "those for 'eng' cannot be fetched (127.0.0.1 cannot be reached)" in said
     said = fetch("default", tmp_path / "stanza", HF_HUB_OFFLINE="1")
     assert "has no resources.json" in said
+
+
+@pytest.mark.parametrize("language", ["English", "", "e"])
+def test_what_is_no_code_of_a_language_is_refused(language: str) -> None:
+    with pytest.raises(LoadError, match="such as eng, not"):
+        StanzaTagger(language=language)
 
 
 def test_languages_without_a_model_are_told_apart() -> None:

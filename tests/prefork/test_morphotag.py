@@ -73,6 +73,7 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     (folder / "prose.cha").write_text("Once upon a time.\n")
     (folder / "latin.txt").write_bytes("café\n".encode("latin-1"))
     (folder / "table.conllu").write_text("1\tone\n")
+    write_talk(folder, "laugh", "*CHI:\t&=laughs .")
     (folder / "story.txt").write_text("It wasn't me!\nWho was it?\n")
     (folder / "README.txt").write_text("Recorded in 1999.\n")
     done = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
@@ -80,7 +81,6 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     summary = json.loads(done.stdout.splitlines()[-1])
     wanted = {
         "spanish.cha": "has no resources.json",
-        "long.cha": "utterance 1 has 1101 words",
         "prose.cha": "is not CHAT",
         "latin.txt": "is not UTF-8",
         "table.conllu": "line 1",
@@ -88,14 +88,15 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     assert summary["failed"].keys() == wanted.keys()
     for name, reason in wanted.items():
         assert reason in summary["failed"][name]
-    assert summary["done"] == 3
+    assert summary["done"] == 5
+    assert "utterance 1 has more than 1000 words" in summary["warnings"]["long.cha"][0]
     assert "'spa' not analysed" in summary["warnings"]["both.cha"][0]
     assert "README.txt" in summary["notices"]
-    assert sorted(read_outputs(tmp_path / "out")) == ["both.cha", "good.cha", "story.conllu"]
+    assert sorted(read_outputs(tmp_path / "out")) == ["both.cha", "good.cha", "laugh.cha", "long.cha", "story.conllu"]
     story = (tmp_path / "out" / "story.conllu").read_text()
     assert "2-3\twasn't\t" in story and "# text = Who was it?" in story
     again = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
-    assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 3
+    assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 5
 
 
 def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> None:
