@@ -73,9 +73,10 @@ class Package:
                 depparse_batch_size=_PARSED_TOGETHER,
             )
         except Exception as error:  # whatever is wrong with a file, torch and stanza have many words for it
+            reason = re.split(r"[.\n]\s", f"{type(error).__name__}: {error}")[0]  # the rest is advice not to follow
             raise LoadError(
-                f"stanza's {self.code} models in {self.folder} cannot be loaded ({type(error).__name__}: {error}); "
-                "remove them to have them fetched again, or give another --model-dir"
+                f"stanza's {self.code} models in {self.folder} cannot be loaded ({reason}); remove them to have them "
+                "fetched again, or give another --model-dir"
             ) from error
 
     def identify(self) -> dict[str, str]:

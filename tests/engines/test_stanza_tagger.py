@@ -28,6 +28,8 @@ from engines.formats import chat
 from engines.mor import check_tree
 from engines.stanza_models import EMBEDDED, MissingModel, Package
 from engines.stanza_tagger import LONGEST, StanzaTagger
+from tests.engines.stanza_packages import write_charlm_package
+from tests.prefork.command import run
 
 HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child\n@ID:\teng|x|CHI|||||Target_Child|||\n"
 JOB = Job("a.cha", Path("a.cha"))
@@ -261,8 +263,9 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     folder = copy_models(tmp_path / "models")
     (file,) = (folder / "en" / "pos").glob("*.pt")
     torch.save({"model": Harmful(str(tmp_path / "harm"))}, file)
-    with pytest.raises(LoadError, match="cannot be loaded"):
+    with pytest.raises(LoadError, match="cannot be loaded") as caught:
         open_tagger(model_dir=str(folder)).load()
+    assert "weights_only" not in str(caught.value)  # no advice to trust it
     assert not (tmp_path / "harm").exists()
 
 
@@ -274,6 +277,19 @@ class Harmful:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (self.path,)
+
+
+def test_what_several_models_use_is_there_once_and_works_read_only(tmp_path: Path) -> None:
+    write_charlm_package(tmp_path / "models")
+    model = open_tagger(model_dir=str(tmp_path / "models")).load()
+    tagger, parser = (model.by_language["eng"].processors[name].trainer.model for name in ("pos", "depparse"))
+    assert tagger.charmodel_forward is parser.charmodel_forward
+    assert tagger.charmodel_backward is parser.charmodel_backward
+    assert tagger.pretrained_emb.weight.data_ptr() == parser.pretrained_emb.weight.data_ptr()
+    (tmp_path / "a.txt").write_text("I want a cookie.\n")
+    done = run("morphotag", tmp_path / "a.txt", tmp_path / "out", "--model-dir", tmp_path / "models")
+    assert done.returncode == 0, done.stdout + done.stderr  # a write to a weight would have killed the worker
+    assert len((tmp_path / "out" / "a.conllu").read_text().splitlines()) == 8
 
 
 def test_a_package_that_stanza_does_not_have_is_named() -> None:
