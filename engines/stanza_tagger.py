@@ -141,10 +141,10 @@ class StanzaTagger(Engine):
                 )
 
     def split(self, job: Job, document: Document) -> Sequence[Segment]:
-        language = self._find_languages(document)[0]
-        asked = [self._ask(number, utterance, language) for number, utterance in enumerate(document.utterances)]
-        if language not in self._packages and not any(asked):
-            raise InputError(f"{job.source.name}: {self._explain_missing(language)}")
+        languages = self._find_languages(document)
+        asked = [self._ask(number, utterance, languages) for number, utterance in enumerate(document.utterances)]
+        if languages[0] not in self._packages and not any(asked):
+            raise InputError(f"{job.source.name}: {self._explain_missing(languages[0])}")
         return list(_cut([one for one in asked if one is not None], self._segment_words))
 
     def _find_languages(self, document: Document) -> tuple[str, ...]:
@@ -152,15 +152,15 @@ class StanzaTagger(Engine):
 
     def _explain_missing(self, language: str) -> str:
         return self._missing.get(language) or (
-            f"no model for language {language!r} was loaded, because no @Languages names it; add it there, or give "
-            "--lang"
+            f"no model for language {language!r} was loaded for it, because its @Languages does not name it; add it "
+            "there"
         )
 
-    def _ask(self, number: int, utterance: Utterance, language: str) -> Asked | None:
-        """What stanza is to be asked about an utterance; nothing, if there is nothing to say about it. language: of
-        the file."""
-        language = get_long_code(utterance.language or language)
-        if language not in self._packages or (self._keep and utterance.analysed):
+    def _ask(self, number: int, utterance: Utterance, languages: Sequence[str]) -> Asked | None:
+        """What stanza is to be asked about an utterance; nothing, if there is nothing to say about it. languages: of
+        the file, the only ones that count: what comes out does not depend on what other files there are."""
+        language = get_long_code(utterance.language or languages[0])
+        if language not in self._packages or language not in languages or (self._keep and utterance.analysed):
             return None
         tokens = utterance.tokens or tuple(Token(text, run=1) for text in utterance.text.split())
         if not any(token.kind is TokenKind.WORD for token in tokens):
@@ -208,10 +208,10 @@ class StanzaTagger(Engine):
 
     def _warn(self, document: Document, long: Sequence[int]) -> Iterator[str]:
         """Of utterances in languages that nothing was loaded for, and of those that are too long."""
-        own = self._find_languages(document)[0]
-        languages = [get_long_code(utterance.language or own) for utterance in document.utterances if utterance.words]
-        for language, count in Counter(languages).items():
-            if language not in self._packages:
+        own = self._find_languages(document)
+        spoken = [get_long_code(utterance.language or own[0]) for utterance in document.utterances if utterance.words]
+        for language, count in Counter(spoken).items():
+            if language not in self._packages or language not in own:
                 many = f"{count} utterance{'s' * (count != 1)} in {language!r}"
                 yield f"{many} not analysed: {self._explain_missing(language)}"
         for number in long:

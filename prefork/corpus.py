@@ -168,19 +168,18 @@ def find_languages(source: Path, target: Path | None = None) -> tuple[str, ...]:
         with suppress(InputError):
             found = _walk(source, skip, formats.READABLE)
             paths = [source / path for path in found.transcripts if not _is_note(path)]
-    names: dict[str, None] = {}
-    for path in paths:
-        with suppress(OSError):
-            names |= dict.fromkeys(_read_languages(path))
-    return tuple(names)
+    return tuple(dict.fromkeys(name for path in paths for name in read_languages(path)))
 
 
-def _read_languages(path: Path) -> Sequence[str]:
-    """Raises OSError."""
+def read_languages(path: Path) -> Sequence[str]:
+    """Those of one text; none if it cannot be read."""
     if path.suffix.lower() != ".cha":
         return [""]
-    with path.open("rb") as file:
-        header = _LANGUAGES_HEADER.search(file.read(_HEADER_BYTES))
+    try:
+        with path.open("rb") as file:
+            header = _LANGUAGES_HEADER.search(file.read(_HEADER_BYTES))
+    except OSError:
+        return []
     return (header[1].decode("utf-8", "replace").replace(",", " ").split() if header else []) or [""]
 
 

@@ -15,9 +15,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
+from engines.languages import get_long_code
 from platform_matrix.matrix import Plan, Strategy
 from prefork import memlog, performance
-from prefork.corpus import Corpus, find_jobs, find_languages
+from prefork.corpus import Corpus, find_jobs, find_languages, read_languages
 from prefork.governor import Tally, describe_subjects
 from prefork.jobs import Course, JobResult, divide
 from prefork.journal import FOLDER, Journal
@@ -206,6 +207,17 @@ class Run:
             known = {**known, **survey(Specification(later, plan=runtime.supervisor.plan)).fingerprints}
         return {"stages": [known[stage.engine] for stage in self._request.pipeline]}
 
+    def _narrow(self, fingerprint: Mapping[str, Any], job: Job) -> Mapping[str, Any]:
+        """Without the models of languages that the job is not in: a corpus may come to have more of them."""
+        stages = list(fingerprint["stages"])
+        for place, stage in enumerate(self._request.pipeline):
+            if stage.by_language:
+                names = read_languages(job.source)
+                own = {get_long_code(name) if name else stages[place]["language"] for name in names}
+                models = {language: model for language, model in stages[place]["models"].items() if language in own}
+                stages[place] = {**stages[place], "models": models}
+        return {**fingerprint, "stages": stages}
+
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
         """Runs what is still to do; the number of jobs that an earlier run has done.
 
@@ -213,7 +225,8 @@ class Run:
         ends in between.
         """
         fingerprint = self._find_fingerprint()
-        jobs = [job for job in corpus.jobs if self._request.redo or not journal.is_done(job, fingerprint)]
+        redo = self._request.redo
+        jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, self._narrow(fingerprint, job))]
         self._report.begin(lambda: self._look(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
@@ -261,7 +274,7 @@ class Run:
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None:
-            journal.record(job, fingerprint, result.files)
+            journal.record(job, self._narrow(fingerprint, job), result.files)
             self._done.append(JobResult(job, files=result.files))
             if result.document is not None and result.document.warnings:
                 self._warnings[job.id] = result.document.warnings
@@ -275,7 +288,7 @@ class Run:
         reason = strip_name(job.id, text)
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
-        journal.record(job, fingerprint, error=reason)
+        journal.record(job, self._narrow(fingerprint, job), error=reason)
         self._failed[job.id] = reason
         self._report.finish_job(result, reason)
 

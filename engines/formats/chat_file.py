@@ -165,6 +165,8 @@ def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Itera
             words = token.words
             if list(said) != [token.text] and len(words) == 1:
                 words = (replace(words[0], form=text, lemma=text.lower()),)
+            elif text != token.text:  # nor has the lemma what the line cannot hold
+                words = tuple(replace(word, lemma=_spell(word.lemma, "-_") or text) for word in words)
             yield _Piece(text, replace(token, text=text, words=words), numbers)
         else:
             word = replace(token.words[0], form=text, lemma=text.lower(), head=numbers[0], deprel="flat")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from rustling.chat import CHAT
 
+from engines.stanza_models import EMBEDDED
 from tests.prefork.command import read_outputs, run
 
 HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child, MOT Mother\n"
@@ -97,6 +99,22 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     assert "2-3\twasn't\t" in story and "# text = Who was it?" in story
     again = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
     assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 5
+
+
+def test_another_language_in_the_corpus_does_not_have_everything_made_again(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(EMBEDDED["eng"], models)
+    shutil.copytree(models / "en", models / "de")
+    index = json.loads((models / "resources.json").read_text())
+    (models / "resources.json").write_text(json.dumps({**index, "de": index["en"]}))
+    command = ("morphotag", tmp_path / "in", tmp_path / "out", "--model-dir", models, "--json")
+    write_talk(tmp_path / "in", "english")
+    assert run(*command).returncode == 0
+    write_talk(tmp_path / "in", "german", "*CHI:\tich will [- eng] .", "*MOT:\t[- eng] okay .", languages="deu")
+    done = run(*command)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["skipped"], summary["done"], summary["utterances"]) == (1, 1, 1), done.stdout
+    assert "1 utterance in 'eng' not analysed" in summary["warnings"]["german.cha"][0]  # whatever else is in the corpus
 
 
 def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> None:
