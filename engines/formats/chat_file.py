@@ -155,7 +155,7 @@ def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
 
 def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_Piece]:
     said = _say(token.text, language)
-    texts = [text.lower() if text.lower() in UNTRANSCRIBED else text for part in said if (text := _spell(part, "-_"))]
+    texts = [text for part in said if (text := _spell(part, "-_"))]
     begun = False
     for text in texts:
         if len(list_tokens(f":\t{text} .", (language,))[0]) < 2:  # not a word to the grammar
@@ -279,5 +279,6 @@ def _spell(text: str, edges: str) -> str:
     text = re.sub("[\u2010\u2011]", "-", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
     kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMN" or c in "'-._\u200c\u200d").strip(edges)
+    kept = kept.lower() if kept.lower() in UNTRANSCRIBED else kept  # CHAT has no XXX
     spoken = any(character.isalnum() for character in kept)
     return kept if spoken and not kept.startswith("0") and kept.lower() not in _OBSOLETE else ""

@@ -15,7 +15,7 @@ from rustling.chat import CHAT
 
 from engines import formats
 from engines.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
-from engines.formats import chat
+from engines.formats import FORMATS, chat
 from engines.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
 from engines.retokenization import Analysis, Piece, fill, merge
 
@@ -555,3 +555,10 @@ def test_any_analysed_text_becomes_a_chat_file_that_the_strict_reader_takes(
     read = read_strictly(result).utterances()
     assert get_tier(result, "mor")
     assert all(token.gra for token in read[0].tokens or ())
+
+
+def test_what_means_something_in_small_letters_gets_them() -> None:
+    document = FORMATS["text"].parse("XXX said Www .\n", "a.txt")  # type: ignore[misc]
+    written = FORMATS["chat"].render(replace(document, languages=("eng",), media="a"))  # type: ignore[misc]
+    assert "*SPK:\txxx said www ." in written
+    CHAT.from_strs([written], strict=True)
