@@ -7,7 +7,6 @@ are read with `weights_only`: they can run no code.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +35,14 @@ class MissingModel(Exception):
 @dataclass(frozen=True, slots=True)
 class Package:
     """One language's models. code: as stanza calls the language. folder: stanza's model folder. name: of stanza's
-    package. files: what is loaded of the folder."""
+    package. files: what is loaded of the folder. download: whether stanza may fetch what else they need."""
 
     language: str  # ISO 639-3
     code: str
     folder: Path
     name: str
     files: tuple[Path, ...]
+    download: bool
 
     @classmethod
     def find(cls, language: str, name: str | None = None, folder: Path | None = None) -> Package:
@@ -58,7 +58,6 @@ class Package:
 
     def load(self, cache: FoundationCache) -> stanza.Pipeline:
         """cache: what several packages use: word vectors, character models. Raises LoadError."""
-        offline = HF_HUB_OFFLINE or self.folder != Path(common.DEFAULT_MODEL_DIR)
         try:
             return stanza.Pipeline(
                 self.code,
@@ -66,7 +65,7 @@ class Package:
                 package=self.name,
                 processors=PROCESSORS,
                 device="cpu",
-                download_method=None if offline else stanza.DownloadMethod.REUSE_RESOURCES,
+                download_method=stanza.DownloadMethod.REUSE_RESOURCES if self.download else None,
                 foundation_cache=cache,
                 verbose=False,
                 tokenize_no_ssplit=True,
@@ -110,7 +109,7 @@ def _choose(language: str, name: str, folder: Path, *, download: bool) -> Packag
             f"the models for {language!r} in {folder} are not whole: {code} lacks {named}; fetch them where there is a "
             f"network: stanza.download({code!r}, model_dir={str(folder)!r})"
         )
-    return Package(language, code, folder, name, files)
+    return Package(language, code, folder, name, files, download)
 
 
 def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any]:
@@ -163,8 +162,7 @@ def _download(
 def _explain_network(language: str, error: Exception) -> MissingModel:
     host = re.search(r"host='([^']+)'", str(error))  # requests says much more, which helps nobody
     reason = f"{host[1]} cannot be reached" if host else " ".join(str(error).split())[:200]
-    where = os.environ.get("STANZA_RESOURCES_DIR", common.DEFAULT_MODEL_DIR)
     return MissingModel(
-        f"stanza's models are not in {where}, and those for {language!r} cannot be fetched ({reason}); correct "
-        "@Languages or --lang, fetch them where there is a network, or give a --model-dir"
+        f"stanza's models are not in {common.DEFAULT_MODEL_DIR}, and those for {language!r} cannot be fetched "
+        f"({reason}); correct @Languages or --lang, fetch them where there is a network, or give a --model-dir"
     )

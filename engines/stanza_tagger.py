@@ -29,7 +29,7 @@ from stanza.models.common.foundation_cache import FoundationCache
 from engines.base import SECONDS_PER_WORD, Engine, InputError, Job, LoadError, Segment, Tensors
 from engines.document import Document, Token, TokenKind, Utterance
 from engines.formats.chat import find_uncountable
-from engines.formats.chat_grammar import is_analysed
+from engines.formats.chat_grammar import TAG_MARKERS, is_analysed
 from engines.languages import get_long_code
 from engines.mor import PARTS_OF_SPEECH, RELATIONS
 from engines.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
@@ -125,13 +125,8 @@ class StanzaTagger(Engine):
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
     def example(self) -> Tensors:
-        languages = list(self._packages)
-        return _encode(
-            [
-                Asked(index, language, _EXAMPLE, (0,) * len(_EXAMPLE)).describe()
-                for index, language in enumerate(languages)
-            ]
-        )
+        asked = (Asked(number, name, _EXAMPLE, (0,) * len(_EXAMPLE)) for number, name in enumerate(self._packages))
+        return _encode([one.describe() for one in asked])
 
     def verify(self, output: Tensors) -> None:
         for language, tokens in zip(self._packages, _decode(output), strict=True):
@@ -192,12 +187,10 @@ class StanzaTagger(Engine):
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         answers = {number: answer for piece in pieces for number, answer in piece}
         found = {number: answer for number, answer in answers.items() if answer}
-        utterances = tuple(
+        utterances = tuple(  # with --keep, old tiers stay where nothing takes their place
             replace(utterance, tokens=fill(utterance.tokens, found[number]), analysed=False)
             if number in found
-            else replace(
-                utterance, analysed=utterance.analysed and self._keep
-            )  # a tier that nothing takes the place of
+            else replace(utterance, analysed=utterance.analysed and self._keep)
             for number, utterance in enumerate(document.utterances)
         )
         made = replace(document, utterances=utterances, languages=self._find_languages(document))
@@ -271,7 +264,7 @@ def _say(token: Token) -> str:
     if token.kind is TokenKind.WORD:
         return token.text
     if token.kind is TokenKind.SEPARATOR:
-        return "," if token.text in ("„", "‡") else token.text
+        return "," if token.text in TAG_MARKERS else token.text
     if not token.text.startswith("+"):
         return token.text
     return "..." if token.text == "+..." else next((mark for mark in "?!" if mark in token.text), ".")

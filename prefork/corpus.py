@@ -123,7 +123,6 @@ def _name_outputs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 def _find_texts(found: _Found, single: PurePath | None, outputs: Sequence[tuple[str, str]] | None) -> Corpus:
     """A job for each transcript or text, or for a single one. outputs: by default what each file is itself."""
-    own = {".cha": _name_outputs(["chat"])}
     texts = [path for path in found.transcripts if single is None or path == single]
     notes = [path for path in texts if single is None and _is_note(path)]
     wanted: list[Job] = []
@@ -135,7 +134,7 @@ def _find_texts(found: _Found, single: PurePath | None, outputs: Sequence[tuple[
     for path in texts:
         if path in notes:
             continue
-        chosen = outputs if outputs is not None else own.get(path.suffix.lower(), _name_outputs(["conllu"]))
+        chosen = outputs or _name_outputs(["chat" if path.suffix.lower() == ".cha" else "conllu"])
         try:
             seconds = (found.root / path).stat().st_size / _BYTES_PER_SECOND
         except OSError as error:

@@ -53,7 +53,8 @@ RECOVERIES = ("auto", "ctc", "whisper", "rev", "off")
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One engine of a pipeline, with its options. by_language: it has a model for each language, and wants to be told
-    which ones there are, as the option `languages`."""
+    which ones there are, as the option `languages`; its fingerprint has `models` by language, and the `language` of
+    texts that do not say theirs."""
 
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -21,7 +21,18 @@ from prefork.governor import Governor
 from prefork.loading import Inventory, Specification
 from prefork.loop import Loop
 from prefork.process import Memory, Usage
-from prefork.tasks import ATTEMPTS, HangLimit, OutOfMemory, Stopped, Task, TaskQueue, WorkerDied, bundle, unpickle_error
+from prefork.tasks import (
+    ATTEMPTS,
+    HangLimit,
+    OutOfMemory,
+    Stopped,
+    Task,
+    TaskQueue,
+    WorkerDied,
+    bundle,
+    end_finished,
+    unpickle_error,
+)
 
 _TICK_SECONDS = 0.25
 _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
@@ -306,12 +317,9 @@ class Supervisor:
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
-        for part in task.parts:
-            if part.is_finished and not part.cancelled:
-                part.done(b"", None)
-            elif not part.cancelled:
-                part.single = True
-                self._queue.push_again(part)
+        for part in end_finished(task.parts):
+            part.single = True
+            self._queue.push_again(part)
 
     # -- the tasks -------------------------------------------------------------------------------------------
 

@@ -112,12 +112,9 @@ class Task:
 def bundle(parts: Sequence[Task]) -> Task:
     """One task that does the work of several of a kind, whose items a worker then gets together."""
 
-    def done(result: bytes | None, error: BaseException | None) -> None:
-        for part in parts:
-            if part.is_finished and not part.cancelled:
-                part.done(result or b"", None)
-            elif not part.cancelled:
-                part.done(None, error)
+    def done(_: bytes | None, error: BaseException | None) -> None:
+        for part in end_finished(parts):
+            part.done(None, error)
 
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
@@ -136,6 +133,15 @@ def bundle(parts: Sequence[Task]) -> Task:
         step=seconds,
         parts=parts,
     )
+
+
+def end_finished(parts: Sequence[Task]) -> list[Task]:
+    """Gives the parts of a bundle that are finished their end; those that are not, and still wanted."""
+    wanted = [part for part in parts if not part.cancelled]
+    for part in wanted:
+        if part.is_finished:
+            part.done(b"", None)
+    return [part for part in wanted if not part.is_finished]
 
 
 Select = Callable[[Iterator[Task]], Task | None]

@@ -30,6 +30,7 @@ from rustling.chat import Utterance as Parsed
 from engines.base import InputError
 from engines.document import Document, Token, Utterance, Word
 from engines.formats.chat_grammar import (
+    TAG_MARKERS,
     TIERS,
     UNTRANSCRIBED,
     WORD_TIERS,
@@ -49,7 +50,6 @@ _LANGUAGE = re.compile(r"^[^:]*:\s*(\[- [^\]]+\])")
 _UNLINKED = re.compile(r",[ \t]*unlinked\b")
 _LINE_END = re.compile(r"\n(?![ \t])")  # the next line continues this one if it begins with white space
 _TERMINATOR = re.compile(r"[.?!]|\+[./?!\"]+")
-_TAG_MARKERS = frozenset(",„‡")
 _SOUND = "\ufdd0"  # a character that no text has; marks what is a sound, but no word of %wor
 _IN_WORDS = frozenset("'\u2019-_.·\u200c\u200d")  # besides letters, their marks, and digits
 
@@ -208,7 +208,7 @@ def _list_tokens(parsed: Parsed) -> list[_Token]:
         if word:
             sound = _SOUND in text or word in UNTRANSCRIBED
             tokens.append(_Token(word, _Kind.SOUND if sound else _Kind.WORD))
-        elif text in _TAG_MARKERS:
+        elif text in TAG_MARKERS:
             tokens.append(_Token(text, _Kind.TAG_MARKER))
         elif index == len(texts) - 1 and _TERMINATOR.fullmatch(text):
             tokens.append(_Token(text, _Kind.TERMINATOR))

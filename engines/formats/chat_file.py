@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from engines.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
-from engines.formats.chat_grammar import UNTRANSCRIBED, is_analysed, list_tokens
+from engines.formats.chat_grammar import TAG_MARKERS, UNTRANSCRIBED, is_analysed, list_tokens
 from engines.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
@@ -22,7 +22,6 @@ _TERMINATORS = {
     "+...": "\u2026",
 }  # what is none of these ends with a full stop
 _COMMAS = ",\uff0c\u3001\u060c"
-_TAG_MARKERS = frozenset(",\u201e\u2021")
 _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could not be understood
 _LETTERS = re.compile(r"(?:[^\W\d_]\.){2,}|(?:[^\W\d_]\.)+[^\W\d_]")  # p.m., U.S.A
 _TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint", "vs": "versus",
@@ -127,7 +126,7 @@ def _write_tokens(utterance: Utterance, code: str, language: str) -> Utterance:
         if piece.text != "," or (place - 1 in words and place < max(words))  # between words
     ]
     texts = [piece.text for piece in pieces]
-    spoken = tuple(Word(piece.text) for piece in pieces if piece.text not in _TAG_MARKERS)
+    spoken = tuple(Word(piece.text) for piece in pieces if piece.text not in TAG_MARKERS)
     end = _find_terminator(utterance.text, heard=False)
     last = sum(len(token.words) for token in utterance.tokens[:-1])
     closing = utterance.tokens[-1]
@@ -146,7 +145,7 @@ def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
     for token in tokens:
         numbers = tuple(range(number + 1, number + 1 + len(token.words)))
         number += len(token.words)
-        if token.kind is TokenKind.SEPARATOR and (token.text in _COMMAS or token.text in _TAG_MARKERS):
+        if token.kind is TokenKind.SEPARATOR and (token.text in _COMMAS or token.text in TAG_MARKERS):
             text = "," if token.text in _COMMAS else token.text
             yield _Piece(text, replace(token, text=text), numbers)
         elif token.kind is TokenKind.WORD:

@@ -34,6 +34,7 @@ TIERS = frozenset({"%mor", "%gra", "%umor", "%ugra"})  # those with u are what b
 # Tiers that have an item for each word of the main line; they would no longer agree with a line that is cut anew.
 WORD_TIERS = frozenset({"%wor", "%pho", "%mod", "%sin", "%xphosyl", "%xmodsyl", "%xphoaln", "%xphoint"})
 
+TAG_MARKERS = frozenset(",„‡")
 UNTRANSCRIBED = frozenset({"xxx", "yyy", "www"})
 _ENDS = r"\+(?:\.\.[.?]|//?[.?]|!\?|\"/?\.|\.)|\.\.\.|[.?!]"
 _LEXEME = re.compile(

@@ -18,16 +18,7 @@ from engines.document import Document, SyntacticWord, Token, TokenKind, Utteranc
 from engines.formats import FORMATS, chat
 from engines.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
 from engines.retokenization import Analysis, Piece, fill, merge
-
-B = "\x15"
-HEAD = (
-    "@UTF8\n@Begin\n@Languages:\teng, spa\n@Participants:\tCHI Target_Child, MOT Mother\n"
-    "@ID:\teng|x|CHI|2;03.||||Target_Child|||\n@ID:\teng|x|MOT|||||Mother|||\n@Media:\tfoo, audio\n"
-)
-
-
-def make(body: str) -> str:
-    return f"{HEAD}{body}\n@End\n"
+from tests.engines.chat_files import HEAD, B, make
 
 
 def analyse(tokens: Sequence[Token]) -> tuple[Token, ...]:

@@ -13,16 +13,7 @@ from rustling.chat import CHAT
 from engines import formats
 from engines.base import InputError
 from engines.document import Document, Timing, Utterance, Word
-
-B = "\x15"
-HEAD = (
-    "@UTF8\n@Begin\n@Languages:\teng, spa\n@Participants:\tCHI Target_Child, MOT Mother\n"
-    "@ID:\teng|x|CHI|2;03.||||Target_Child|||\n@ID:\teng|x|MOT|||||Mother|||\n@Media:\tfoo, audio\n"
-)
-
-
-def make(body: str) -> str:
-    return f"{HEAD}{body}\n@End\n"
+from tests.engines.chat_files import HEAD, B, make
 
 
 def read(tmp_path: Path, source: str | bytes, name: str = "a.cha") -> Document:
