@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 SECONDS_PER_WORD = 0.4  # what a word counts where there is no recording: 150 words a minute
+ELEMENTS_PER_SECOND = 16_000  # of a batch: samples of audio at the rate that engines have it in
 BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the most of all models that were measured
 
 
@@ -125,6 +126,10 @@ class Engine(ABC):
         than too little: it decides alone until something was measured. After that, only what it says of one segment
         compared to another matters."""
         return round(BYTES_PER_SECOND * segment.seconds)
+
+    def count_elements(self, segment: Segment) -> int:
+        """What a segment takes up of a batch: samples at 16 kHz, whatever it is made of."""
+        return max(1, round(segment.seconds * ELEMENTS_PER_SECOND))
 
     def example(self) -> Tensors | None:
         """A small prepared segment, always the same; None if there is none.

@@ -17,6 +17,7 @@ from engines.document import Word
 from engines.footprint import estimate_encoder
 from engines.forced_aligner import ForcedAligner, make_tone
 from engines.model_folder import check_dtype
+from engines.padding import choose_padding, compute_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +54,7 @@ class CTCAligner(ForcedAligner):
         self._checkpoint: Checkpoint = open_checkpoint(self._model)
         self._vocabulary = self._checkpoint.vocabulary
         self._clock = self._checkpoint.clock
+        self._padding = choose_padding(self._checkpoint.config)
         self._hop = round(self._clock.frame * SAMPLE_RATE)  # samples from one frame to the next
 
     @property
@@ -106,42 +108,59 @@ class CTCAligner(ForcedAligner):
             )
 
     def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:
-        """{"log_probs": (frames, vocabulary)} of each waveform."""
-        return [{"log_probs": self._emit(model, tensors["waveform"])} for tensors in batch]
+        """{"log_probs": (frames, vocabulary)} of each waveform.
+
+        A waveform goes through the model in windows, as many of them at once as the batch has waveforms: what the model
+        takes grows with the batch and its longest window, not with how long a waveform is.
+        """
+        cut = [self._cut(tensors["waveform"]) for tensors in batch]
+        windows = [window for parts in cut for window in parts]
+        emissions = iter(self._emit(model, windows, len(batch)))
+        return [{"log_probs": self._merge([next(emissions) for _ in parts])} for parts in cut]
 
     def count_window_frames(self) -> tuple[int, int]:
         """Frames of what the model is given at a time, and of the context at each of its ends."""
         return round(WINDOW_SECONDS * SAMPLE_RATE / self._hop), round(CONTEXT_SECONDS * SAMPLE_RATE / self._hop)
 
-    def _emit(self, model: PreTrainedModel, waveform: torch.Tensor) -> torch.Tensor:
-        """(frames, vocabulary) log-probabilities, a window at a time: the model's memory does not grow with it."""
+    def _cut(self, waveform: torch.Tensor) -> list[torch.Tensor]:
         size, context = (frames * self._hop for frames in self.count_window_frames())
         if len(waveform) <= size:
-            return self._forward(model, waveform)
-        parts = []
-        for start in range(0, len(waveform) - 2 * context, size - 2 * context):
-            emission = self._forward(model, waveform[start : start + size])
-            first = context // self._hop if start else 0
-            last = None if start + size >= len(waveform) else (size - context) // self._hop
-            parts.append(emission[first:last])
-        return torch.cat(parts)
+            return [waveform]
+        return [waveform[first : first + size] for first in range(0, len(waveform) - 2 * context, size - 2 * context)]
 
-    def _forward(self, model: PreTrainedModel, waveform: torch.Tensor) -> torch.Tensor:
+    def _merge(self, emissions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(frames, vocabulary) of the whole waveform from those of its windows, without their contexts."""
+        if len(emissions) == 1:
+            return emissions[0]
+        size, context = self.count_window_frames()
+        last = len(emissions) - 1
+        return torch.cat(
+            [e[context if i else 0 : None if i == last else size - context] for i, e in enumerate(emissions)]
+        )
+
+    def _emit(self, model: PreTrainedModel, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
+        """(frames, vocabulary) log-probabilities of each window. together: how many go through the model at once."""
         dtype = getattr(model, "input_dtype", DTYPES[self._dtype])
-        encoded = {name: values.to(dtype) for name, values in self._encode(waveform).items()}
-        logits: torch.Tensor = model(**encoded).logits[0]
-        return logits.float().log_softmax(dim=-1)
+        order = sorted(range(len(windows)), key=lambda index: len(windows[index]))  # the least padding
+        emissions: dict[int, torch.Tensor] = {}
+        for first in range(0, len(order), together):
+            some = order[first : first + together]
+            logits = compute_logits(model, [self._encode(windows[index]).to(dtype) for index in some], self._padding)
+            emissions.update(
+                (index, rows.float().log_softmax(dim=-1)) for index, rows in zip(some, logits, strict=True)
+            )
+        return [emissions[index] for index in range(len(windows))]
 
-    def _encode(self, waveform: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """The model's input: the waveform, or the features of the extractor that came with it."""
+    def _encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The model's input: the waveform, (samples,), or the features of the extractor that came with it."""
         if self._checkpoint.extractor is not None:
             features = self._checkpoint.extractor(
                 waveform.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
             )
-            return {"input_features": features["input_features"].to(waveform.device)}
+            return features["input_features"][0].to(waveform.device)  # type: ignore[no-any-return]
         if self._checkpoint.normalize:
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
-        return {"input_values": waveform[None]}
+        return waveform
 
     def align(
         self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool

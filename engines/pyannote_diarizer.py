@@ -38,6 +38,7 @@ from engines.pyannote_pipeline import (
 
 BLOCK_SECONDS = 120.0  # from the first chunk of a block to the first of the next
 _SECONDS_TOGETHER = 20.0  # of chunks that go through a model at once
+_SECONDS_TOGETHER_ON_DEVICE = 160.0  # the same where there is more to be kept busy than a processor's cores
 _MOST_VECTORS = 6_000  # that are clustered: the distances between them take 144 MB
 _EXAMPLE_CHUNKS = 2
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
@@ -203,12 +204,18 @@ class PyannoteDiarizer(Engine):
     def infer(self, model: SpeakerModels, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"active": (chunks, frames, speakers) 0 or 1, "scores": the same before that was decided, of models that have
         them, "voices": (n, dimension)} of each waveform."""
-        return [self._hear(model, tensors["waveform"]) for tensors in batch]
+        sliding = [tensors["waveform"].unfold(0, self._geometry.chunk, self._geometry.step) for tensors in batch]
+        heard = self._hear(model, sliding)
+        chunks = [len(rows) for rows in sliding]
+        voices = [int(active.any(dim=1).sum()) for active in torch.split(heard["active"], chunks)]
+        parts = {name: torch.split(values, voices if name == "voices" else chunks) for name, values in heard.items()}
+        return [{name: found[index] for name, found in parts.items()} for index in range(len(batch))]
 
-    def _hear(self, model: SpeakerModels, waveform: torch.Tensor) -> Tensors:
+    def _hear(self, model: SpeakerModels, sliding: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs of all waveforms one after the other. sliding: (chunks, samples) of each."""
         parts: dict[str, list[torch.Tensor]] = {"active": [], "voices": []}
-        sliding = waveform.unfold(0, self._geometry.chunk, self._geometry.step)
-        for chunks in torch.split(sliding, max(1, int(_SECONDS_TOGETHER / self._chunk_seconds))):
+        seconds = _SECONDS_TOGETHER if sliding[0].device.type == "cpu" else _SECONDS_TOGETHER_ON_DEVICE
+        for chunks in take_chunks(sliding, max(1, int(seconds / self._chunk_seconds))):
             scores = model.segmentation(chunks[:, None])
             if model.powerset is None:
                 parts.setdefault("scores", []).append(scores.half())
@@ -336,6 +343,22 @@ class PyannoteDiarizer(Engine):
             "speakers": [self._least, self._most],
             "pyannote.audio": version("pyannote.audio"),
         }
+
+
+def take_chunks(sliding: Sequence[torch.Tensor], most: int) -> Iterator[torch.Tensor]:
+    """All chunks in their order, `most` at a time. sliding: (chunks, samples) of each waveform."""
+    taken: list[torch.Tensor] = []
+    for chunks in sliding:
+        rest = chunks
+        while len(rest):
+            room = most - sum(len(part) for part in taken)
+            taken.append(rest[:room])
+            rest = rest[room:]
+            if len(taken[-1]) == room:
+                yield taken[0] if len(taken) == 1 else torch.cat(taken)
+                taken = []
+    if taken:
+        yield taken[0] if len(taken) == 1 else torch.cat(taken)
 
 
 def count_speakers(active: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:

@@ -101,6 +101,9 @@ class WhisperAligner(ForcedAligner):
         audio = 4 * (2 * SAMPLE_RATE * checkpoint.seconds + 6 * checkpoint.frames * config.num_mel_bins)
         return round(max(encoder, decoder + logits + attention) + audio)
 
+    def count_elements(self, segment: Segment) -> int:  # noqa: ARG002
+        return round(self._checkpoint.seconds * SAMPLE_RATE)  # Whisper hears a whole window however long it is
+
     def count_seconds_needed(self, words: Sequence[str]) -> float:
         """A frame for each letter or digit: nobody speaks so fast."""
         return FRAME * sum(max(1, sum(map(str.isalnum, word))) for word in words)
@@ -168,15 +171,20 @@ class WhisperAligner(ForcedAligner):
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "quiet": (frames,)} of each
         segment; the first two are empty for one with more tokens than the decoder takes."""
-        return [self._attend(model, tensors) for tensors in batch]
-
-    def _attend(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
-        tokens, quiet = tensors["tokens"].tolist(), tensors["quiet"]
-        if not tokens:
-            return {"attention": torch.zeros(0, len(quiet)), "log_probs": torch.zeros(0), "quiet": quiet}
-        states = encode(model, tensors["features"])
-        attention, log_probs = attend(model, self._checkpoint, states, tokens, len(quiet))
-        return {"attention": attention, "log_probs": log_probs, "quiet": quiet}
+        texts: list[list[int]] = [tensors["tokens"].tolist() for tensors in batch]
+        chosen = [index for index, tokens in enumerate(texts) if tokens]
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        if chosen:
+            states = encode(model, torch.stack([batch[index]["features"] for index in chosen]))
+            frames = [len(batch[index]["quiet"]) for index in chosen]
+            attended = attend(model, self._checkpoint, states, [texts[index] for index in chosen], frames)
+            found = dict(zip(chosen, attended, strict=True))
+        outputs: list[Tensors] = []
+        for index, tensors in enumerate(batch):
+            nothing = torch.zeros(0, len(tensors["quiet"])), torch.zeros(0)
+            attention, log_probs = found.get(index, nothing)
+            outputs.append({"attention": attention, "log_probs": log_probs, "quiet": tensors["quiet"]})
+        return outputs
 
     def align(
         self,

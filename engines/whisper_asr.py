@@ -21,12 +21,11 @@ from engines.model_folder import check_dtype
 from engines.recovery import is_timed
 from engines.seams import join_words
 from engines.speech_regions import Span, find_loudest, plan_spans, read_levels
-from engines.whisper_decoding import MOST_TOKENS, Decoder, decode, listen
+from engines.whisper_decoding import MOST_TOKENS, Decoder, listen
 from engines.whisper_model import (
     FRAME,
     WhisperCheckpoint,
     attend,
-    compose_prompt,
     compute_features,
     count_whisper_weights,
     doubt_heads,
@@ -38,15 +37,13 @@ from engines.whisper_model import (
     time_words,
 )
 from engines.whisper_timing import find_quiet, list_pauses
+from engines.whisper_windows import DETECT, NEVER, transcribe
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 DEFAULT = "openai/whisper-large-v3-turbo"
 UNTRANSCRIBED = "xxx"  # CHAT: speech that could not be made out
-_NEVER = -1  # in place of a frame
-_UNHEARD = 3.0  # seconds after the last timestamp that are looked at again
-_DETECT = -1  # in place of a language's token
 _EXAMPLE_TOKENS = 8
 _WINDOWS = 3  # that the language is told by
 _CERTAIN = 0.9  # probability
@@ -108,6 +105,9 @@ class _Whisper(Engine):
     def identify_model(self) -> Hashable:
         return ("whisper", str(self._checkpoint.folder), self._dtype)
 
+    def count_elements(self, segment: Segment) -> int:  # noqa: ARG002
+        return round(self._checkpoint.seconds * SAMPLE_RATE)  # Whisper hears a whole window however much of it is used
+
     def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  all windows are alike
         """A window is 30 s however much of it is used: the encoder, what the decoder keeps of its output, and the
         attention of one head at a time, which a median filter takes seven times."""
@@ -128,7 +128,7 @@ class _Whisper(Engine):
 
     def _make_tensors(self, waveform: Tensor, language: str | None) -> dict[str, Tensor]:
         frames = min(self._checkpoint.frames, max(1, round(len(waveform) / SAMPLE_RATE / FRAME)))
-        token = self._checkpoint.languages.get(language or "", _DETECT)
+        token = self._checkpoint.languages.get(language or "", DETECT)
         return {
             "features": compute_features(self._checkpoint, waveform),
             "frames": torch.tensor(frames),
@@ -217,54 +217,25 @@ class WhisperASR(_Whisper):
         """Of each window: {"text": (tokens,), "failed": the frame from which on nothing could be made out, or -1,
         "attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
         (languages,) probabilities, "quiet": (frames,)}."""
-        return [self._transcribe(model, tensors) for tensors in batch]
-
-    def _transcribe(self, model: WhisperForConditionalGeneration, tensors: Tensors) -> Tensors:
         checkpoint = self._checkpoint
-        frames = int(tensors["frames"])
-        encoded = encode(model, tensors["features"])
-        decoder = Decoder(model, encoded)
-        opening = listen(decoder, checkpoint)
-        languages = opening.languages
-        language = self._tell_language(int(tensors["language"]), languages)
-        prompt = compose_prompt(checkpoint, language)
-        room = checkpoint.most_tokens - len(prompt)
-        text: list[int] = []
-        failed, first = _NEVER, 0
-        while room > len(text):
-            most = min(int(tensors["most"]), room - len(text))
-            decoded = decode(decoder, checkpoint, opening.no_speech, language, most)
-            written = [token for token in decoded.tokens if token < checkpoint.eot]
-            if decoded.silent or not written:
-                break
-            if not (decoded.sound or decoded.tolerable):
-                failed = first
-                break
-            text += written
-            # The model may stop before the speech does, which goes on up to the end of a segment.
-            reached = max(token for token in decoded.tokens if token >= checkpoint.timestamp_begin)
-            step = reached - checkpoint.timestamp_begin
-            first += step
-            if step * FRAME < 1.0 or (frames - first) * FRAME < _UNHEARD:
-                break
-            decoder = Decoder(model, encode(model, _shift(tensors["features"], first)))
-            opening = listen(decoder, checkpoint)
-        attention, log_probs = attend(model, checkpoint, encoded, [*prompt, *text], frames)
-        return {
-            "text": torch.tensor(text, dtype=torch.long),
-            "failed": torch.tensor(failed),
-            "attention": attention,
-            "log_probs": log_probs,
-            "language": torch.tensor(list(checkpoint.languages).index(language) if language else _DETECT),
-            "languages": languages,
-            "quiet": tensors["quiet"],
-        }
-
-    def _tell_language(self, token: int, probabilities: Tensor) -> str | None:
-        if not self._checkpoint.multilingual:
-            return None
-        codes = {number: code for code, number in self._checkpoint.languages.items()}
-        return codes[token] if token != _DETECT else list(self._checkpoint.languages)[int(probabilities.argmax())]
+        features = torch.stack([tensors["features"] for tensors in batch])
+        languages, frames, most = (_read(batch, name) for name in ("language", "frames", "most"))
+        encoded = encode(model, features)
+        windows = transcribe(model, checkpoint, features, encoded, languages, frames, most)
+        attended = attend(model, checkpoint, encoded, [window.compose(checkpoint) for window in windows], frames)
+        codes = list(checkpoint.languages)
+        return [
+            {
+                "text": torch.tensor(window.text, dtype=torch.long),
+                "failed": torch.tensor(window.failed),
+                "attention": attention,
+                "log_probs": log_probs,
+                "language": torch.tensor(codes.index(window.language) if window.language else DETECT),
+                "languages": window.languages,
+                "quiet": tensors["quiet"],
+            }
+            for window, (attention, log_probs), tensors in zip(windows, attended, batch, strict=True)
+        ]
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
@@ -273,17 +244,17 @@ class WhisperASR(_Whisper):
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:  # noqa: ARG002
         text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
-        if not text and failed == _NEVER:
+        if not text and failed == NEVER:
             return Heard()
-        language = None if index == _DETECT else list(self._checkpoint.languages)[index]
-        end = segment.end if failed == _NEVER else segment.start + failed * FRAME
+        language = None if index == DETECT else list(self._checkpoint.languages)[index]
+        end = segment.end if failed == NEVER else segment.start + failed * FRAME
         timing = (output["attention"], output["log_probs"], segment.start, end, language)
         pauses = list_pauses(output["quiet"].cpu().numpy())
         timed = time_words(self._checkpoint, text, *timing, pauses) if text else []
         words = [word for word in timed if _is_spoken(word.text)]
-        if failed != _NEVER:
+        if failed != NEVER:
             words.append(Word(UNTRANSCRIBED, end, segment.end, None, Timing.INTERPOLATED))
-        return Heard(tuple(words), failed != _NEVER, self._rank_languages(output["languages"]))
+        return Heard(tuple(words), failed != NEVER, self._rank_languages(output["languages"]))
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Heard]) -> Document:
         if self._is_done(document):
@@ -329,8 +300,8 @@ class LanguageDetector(_Whisper):
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"languages": (languages,) probabilities} of each window."""
-        decoders = (Decoder(model, encode(model, tensors["features"])) for tensors in batch)
-        return [{"languages": listen(decoder, self._checkpoint).languages} for decoder in decoders]
+        decoder = Decoder(model, encode(model, torch.stack([tensors["features"] for tensors in batch])))
+        return [{"languages": opening.languages} for opening in listen(decoder, self._checkpoint)]
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
@@ -367,11 +338,10 @@ class LanguageDetector(_Whisper):
         return replace(document, languages=(best,), warnings=warnings)
 
 
-def _shift(features: Tensor, frames: int) -> Tensor:
-    """A window's features from a frame of the encoder on, with silence after them."""
-    rest = features[:, 2 * frames :]
-    silence = (features.min()).expand(features.shape[0], features.shape[1] - rest.shape[1])
-    return torch.cat([rest, silence], dim=1)
+def _read(batch: Sequence[Tensors], name: str) -> list[int]:
+    """A whole number of each window, in one copy."""
+    numbers: list[int] = torch.stack([tensors[name] for tensors in batch]).tolist()
+    return numbers
 
 
 def join_heard(segments: Sequence[Segment], pieces: Sequence[Heard]) -> list[Word]:

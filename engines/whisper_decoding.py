@@ -1,4 +1,7 @@
-"""Whisper's decoding: tokens of one window, greedy first, sampled where that does not hold up.
+"""Whisper's decoding: tokens of windows, greedy first, sampled where that does not hold up.
+
+Windows are decoded together and begin together: a step of the decoder writes one token of each. One whose text is
+written leaves the others; those that have to be written again, at a higher temperature, do so together.
 
 The rules and thresholds are those of Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 4.5, as
 https://github.com/openai/whisper (decoding.py, transcribe.py, v20250625) has them. transformers' `generate` is not
@@ -7,10 +10,9 @@ used: it changes the model's generation config, pads windows that share a batch,
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from engines.whisper_model import WhisperCheckpoint, compose_prompt
+from engines.whisper_rules import TimestampRules, place
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -30,7 +33,6 @@ _HOPELESS = -1.5  # mean of the tokens; below, it is no text of this recording
 _ROUNDS = 4  # times that a loop goes round, at least
 _LOOP = 16  # tokens of a loop in all, at least: people repeat themselves too
 _MOST_NO_SPEECH = 0.6
-_LATEST_BEGIN = 50  # steps of 0.02 s before which the first timestamp has to lie
 _SEED = 0
 
 
@@ -68,34 +70,86 @@ class Decoded:
         """The text may be wrong, but is better than none."""
         return not self.circular and self.ended and self.mean_log_prob >= _HOPELESS
 
+    @property
+    def repeatable(self) -> bool:
+        """A higher temperature may do better; after samples that are hopeless, those to come are less likely still."""
+        return not (self.silent or self.sound) and not (self.temperature and self.mean_log_prob < _HOPELESS)
+
 
 class Decoder:
-    """The decoder over one encoded window: its keys and values of the audio are computed once.
+    """The decoder over encoded windows: its keys and values of the audio are computed once.
 
-    encoded: (1, frames, hidden).
+    Its rows are those of the windows that are being written. A window that leaves changes places with the last one, and
+    the rows before it stay as they are: none is copied but these two, and all of them can be started anew.
+
+    encoded: (windows, frames, hidden).
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, encoded: Tensor) -> None:
         self._decoder: Any = model.model.decoder
         self._project: Any = model.proj_out
         self._encoded = encoded
-        self._heard = DynamicCache()
-        self._said = DynamicCache()
+        self._heard: Any = DynamicCache()  # of the rows
+        self._memory: list[tuple[Tensor, Tensor]] = []  # of all windows, keys and values of each layer
+        self._said: Any = DynamicCache()
+        self._order = list(range(len(encoded)))
+        self._rows = len(encoded)
 
-    def start(self) -> None:
-        self._said = DynamicCache()
+    @property
+    def device(self) -> torch.device:
+        return self._encoded.device
 
-    def feed(self, tokens: Sequence[int]) -> Tensor:
-        """(vocabulary,) logits of what follows the tokens, which follow those fed since `start`."""
-        cache = EncoderDecoderCache(self._said, self._heard)
+    @property
+    def windows(self) -> list[int]:
+        """The window of each row."""
+        return self._order[: self._rows]
+
+    def start(self, windows: Collection[int] | None = None) -> None:
+        """Begins to write the windows anew; all of them by default, as it has to be for the first time."""
+        if windows is not None and not self._memory:
+            raise ValueError("all windows have to be heard before some of them are written")
+        self._said = DynamicCache()
+        self._rows = len(self._order)
+        self._keep(self._order if windows is None else windows)
+
+    def drop(self, windows: Collection[int]) -> None:
+        """Leaves out windows that are written."""
+        self._keep(set(self.windows).difference(windows))
+
+    def feed(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, vocabulary) logits of what follows the tokens, which follow those fed since `start`. tokens: of each
+        row, as many of all."""
         output = self._decoder(
-            input_ids=torch.tensor([tokens], device=self._encoded.device),
+            input_ids=place(tokens, self.device),
             encoder_hidden_states=self._encoded,
-            past_key_values=cache,
+            past_key_values=EncoderDecoderCache(self._said, self._heard),
             use_cache=True,
         )
-        logits: Tensor = self._project(output.last_hidden_state[:, -1])[0]
+        if not self._memory:
+            self._memory = [(layer.keys, layer.values) for layer in self._heard.layers]
+        logits: Tensor = self._project(output.last_hidden_state[:, -1])
         return logits.float()
+
+    def _keep(self, windows: Collection[int]) -> None:
+        said = [tensor for layer in self._said.layers for tensor in (layer.keys, layer.values)]
+        tensors = [tensor for pair in self._memory for tensor in pair] + said
+        for row in reversed(range(self._rows)):
+            if self._order[row] not in windows:
+                self._rows -= 1
+                self._exchange(tensors, row, self._rows)
+        for layer, (keys, values) in zip(self._heard.layers, self._memory, strict=True):
+            layer.keys, layer.values = keys[: self._rows], values[: self._rows]
+        for layer in self._said.layers:
+            layer.keys, layer.values = layer.keys[: self._rows], layer.values[: self._rows]
+
+    def _exchange(self, tensors: Sequence[Tensor], row: int, other: int) -> None:
+        if row == other:
+            return
+        self._order[row], self._order[other] = self._order[other], self._order[row]
+        for tensor in tensors:
+            kept = tensor[row].clone()
+            tensor[row] = tensor[other]
+            tensor[other] = kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,38 +161,51 @@ class Opening:
     languages: Tensor
 
 
-def listen(decoder: Decoder, checkpoint: WhisperCheckpoint) -> Opening:
+def listen(decoder: Decoder, checkpoint: WhisperCheckpoint) -> list[Opening]:
+    """What each window begins with."""
     decoder.start()
-    logits = decoder.feed([checkpoint.sot])
-    no_speech = 0.0 if checkpoint.no_speech is None else float(logits.softmax(dim=-1)[checkpoint.no_speech])
-    tokens = torch.tensor(list(checkpoint.languages.values()), dtype=torch.long, device=logits.device)
-    return Opening(no_speech, logits[tokens].softmax(dim=-1))
+    logits = decoder.feed([[checkpoint.sot]] * len(decoder.windows))
+    silences = [0.0] * len(logits)
+    if checkpoint.no_speech is not None:
+        silences = logits.softmax(dim=-1)[:, checkpoint.no_speech].tolist()
+    tokens = place(list(checkpoint.languages.values()), logits.device)
+    languages = logits[:, tokens].softmax(dim=-1)
+    found = {window: Opening(silences[row], languages[row]) for row, window in enumerate(decoder.windows)}
+    return [found[window] for window in range(len(found))]
 
 
 def decode(
     decoder: Decoder,
     checkpoint: WhisperCheckpoint,
-    no_speech: float,
-    language: str | None = None,
-    most: int = MOST_TOKENS,
-) -> Decoded:
-    """Decodes at rising temperatures until the text is sound; the likeliest attempt if none is.
+    no_speech: Sequence[float],
+    languages: Sequence[str | None] | None = None,
+    most: Sequence[int] | None = None,
+) -> list[Decoded]:
+    """Decodes each window at rising temperatures until its text is sound; the likeliest attempt if none is.
 
-    language: a code of checkpoint.languages. most: tokens at most. Samples are drawn from a generator of their own: the
-    same window gives the same text, whatever was decoded before it.
+    languages: codes of checkpoint.languages. most: tokens at most, 1 or more. Samples of each window are drawn from a
+    generator of its own: the same window gives the same text, whatever was decoded before it or with it.
     """
-    prompt = compose_prompt(checkpoint, language, timestamps=True)
-    rules = TimestampRules(checkpoint)
-    attempts: list[Decoded] = []
+    count = len(no_speech)
+    languages, most = languages or [None] * count, most or [MOST_TOKENS] * count
+    prompts = [compose_prompt(checkpoint, language, timestamps=True) for language in languages]
+    rules = TimestampRules(checkpoint, decoder.device)
+    attempts: list[list[Decoded]] = [[] for _ in range(count)]
+    pending = list(range(count))
     for temperature in TEMPERATURES:
-        decoder.start()
-        pairs = list(_generate(decoder, rules, prompt, temperature, most))
-        attempts.append(_judge(checkpoint, pairs, no_speech, temperature))
-        last = attempts[-1]
-        if last.silent or last.sound:
-            return last
-        if temperature and last.mean_log_prob < _HOPELESS:  # those to come are less likely still
+        written = _write(decoder, rules, {window: prompts[window] for window in pending}, temperature, most)
+        for window in pending:
+            attempts[window].append(_judge(checkpoint, written[window], no_speech[window], temperature))
+        pending = [window for window in pending if attempts[window][-1].repeatable]
+        if not pending:
             break
+    return [_choose(of_window) for of_window in attempts]
+
+
+def _choose(attempts: Sequence[Decoded]) -> Decoded:
+    last = attempts[-1]
+    if last.silent or last.sound:
+        return last
     return max(attempts, key=lambda attempt: (attempt.tolerable, attempt.mean_log_prob))
 
 
@@ -160,55 +227,65 @@ def _judge(
     )
 
 
-def _generate(
-    decoder: Decoder, rules: TimestampRules, prompt: Sequence[int], temperature: float, most: int
-) -> Iterator[tuple[int, float]]:
-    """Each token with its log-probability, the end included."""
-    generator = torch.Generator().manual_seed(_SEED)
-    tokens: list[int] = []
-    fed = prompt
-    while len(tokens) < most:
-        logits = rules.apply(decoder.feed(fed), tokens)
-        if temperature == 0:
-            token = int(logits.argmax())
-        else:
-            token = int(torch.multinomial((logits / temperature).softmax(dim=-1).cpu(), 1, generator=generator))
-        tokens.append(token)
-        yield token, float(logits[token] - logits.logsumexp(dim=-1))
-        if token == rules.eot or goes_round([token for token in tokens if token < rules.eot]):
-            return
-        fed = [token]
+@dataclass(slots=True)
+class _Draft:
+    """What is being written of a window. generator: what its samples are drawn with."""
+
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(_SEED))
+
+    def add(self, token: int, log_prob: float, eot: int) -> bool:
+        """Whether there is more to write."""
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        if token < eot:
+            self.text.append(token)
+        return token != eot and not goes_round(self.text)
 
 
-class TimestampRules:
-    """Which tokens may follow: timestamps come in pairs, except before the end, begin in the first second and do not go
-    back; and one has to come where it is likelier than any word."""
+def _write(
+    decoder: Decoder,
+    rules: TimestampRules,
+    prompts: Mapping[int, Sequence[int]],
+    temperature: float,
+    most: Sequence[int],
+) -> dict[int, list[tuple[int, float]]]:
+    """The tokens of each window with their log-probabilities, the end included.
 
-    def __init__(self, checkpoint: WhisperCheckpoint) -> None:
-        self.begin, self.eot = checkpoint.timestamp_begin, checkpoint.eot
-        special = range(self.eot + 1, self.begin)
-        self._never = torch.tensor(sorted({*checkpoint.suppress_tokens, *special} - {self.eot}))
-        self._first = torch.tensor(checkpoint.begin_suppress_tokens, dtype=torch.long)
+    prompts: of the windows to be written, all equally long. most: tokens at most, of all windows.
+    """
+    drafts = {window: _Draft() for window in prompts}
+    decoder.start(drafts)
+    fed = [prompts[window] for window in decoder.windows]
+    while rows := [drafts[window] for window in decoder.windows]:
+        logits = rules.apply(decoder.feed(fed), [draft.tokens for draft in rows])
+        found = zip(decoder.windows, rows, *_pick(logits, rows, temperature), strict=True)
+        done = [
+            window
+            for window, draft, token, log_prob in found
+            if not draft.add(token, log_prob, rules.eot) or len(draft.tokens) >= most[window]
+        ]
+        decoder.drop(done)
+        fed = [[drafts[window].tokens[-1]] for window in decoder.windows]
+    return {window: list(zip(draft.tokens, draft.log_probs, strict=True)) for window, draft in drafts.items()}
 
-    def apply(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
-        """logits: (vocabulary,), of what follows the tokens; changed in place. tokens: without the prompt."""
-        begin, eot = self.begin, self.eot
-        logits[self._never.to(logits.device)] = -math.inf
-        if not tokens:
-            logits[self._first.to(logits.device)] = -math.inf
-            logits[:begin] = -math.inf
-            logits[begin + _LATEST_BEGIN + 1 :] = -math.inf
-            return logits
-        stamped = [token >= begin for token in tokens[-2:]]
-        if stamped[-1] and all(stamped):  # a pair, or the first one: a word has to follow
-            logits[begin:] = -math.inf
-        elif stamped[-1]:  # one that ends a sentence: the next begins, or the end
-            logits[:eot] = -math.inf
-        last = max((token for token in tokens if token >= begin), default=begin - 1)
-        logits[begin : last if stamped[-1] and not all(stamped) else last + 1] = -math.inf
-        if logits[begin:].logsumexp(dim=-1) > logits[:begin].max():
-            logits[:begin] = -math.inf
-        return logits
+
+def _pick(logits: Tensor, drafts: Sequence[_Draft], temperature: float) -> tuple[list[int], list[float]]:
+    """The next token of each row with its log-probability. logits: (rows, vocabulary)."""
+    if temperature == 0:
+        tokens = logits.argmax(dim=-1, keepdim=True)
+    else:
+        shares = (logits / temperature).softmax(dim=-1).cpu()
+        drawn = [
+            torch.multinomial(share, 1, generator=draft.generator) for share, draft in zip(shares, drafts, strict=True)
+        ]
+        tokens = torch.stack(drawn).to(logits.device, non_blocking=True)
+    log_probs = logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
+    # Both at once, in the one copy of a step that the device is waited for; a float32 holds any token's number.
+    numbers = torch.stack([tokens[:, 0].to(log_probs.dtype), log_probs]).tolist()
+    return [int(number) for number in numbers[0]], numbers[1]
 
 
 def measure_compression(text: str) -> float:
@@ -220,6 +297,8 @@ def measure_compression(text: str) -> float:
 def goes_round(tokens: Sequence[int]) -> bool:
     """Whether the last tokens are the same few again and again."""
     for period in range(1, len(tokens) // _ROUNDS + 1):
+        if tokens[-1] != tokens[-1 - period]:
+            continue
         size = max(_LOOP, period * _ROUNDS)
         tail = tokens[len(tokens) - size :]
         if len(tokens) >= size and all(a == b for a, b in zip(tail, tail[period:], strict=False)):

@@ -282,11 +282,12 @@ def compute_features(checkpoint: WhisperCheckpoint, waveform: Tensor) -> Tensor:
 def encode(model: WhisperForConditionalGeneration, features: Tensor) -> Tensor:
     """What the decoder looks at. features: (batch, mel bins, 3000), or of one window without `batch`.
 
-    (batch, 1500, d_model), in the type that the model computes in.
+    (batch, 1500, d_model), in the type that the model computes in, where its weights are.
     """
     encoder: Any = model.model.encoder
     features = features if features.ndim == 3 else features[None]
-    states: Tensor = encoder(features.to(encoder.conv1.weight.dtype)).last_hidden_state
+    weight: Tensor = encoder.conv1.weight
+    states: Tensor = encoder(features.to(weight.device, weight.dtype)).last_hidden_state
     return states
 
 
@@ -330,19 +331,23 @@ class AttentionTap:
         over all of them without it. Heads are in the order they were given."""
         return torch.stack([self._attend(pair, frames) for pair in self._heads], dim=1)
 
-    def weigh(self, frames: int | None = None) -> Tensor:
-        """(batch, tokens, frames) float32: how much more each token looks at a frame than the others do, on the average
-        of the heads. One head at a time is in memory: a checkpoint without alignment heads has hundreds of them."""
-        total = weigh_head(self._attend(self._heads[0], frames))
+    def weigh(self, window: int = 0, tokens: int | None = None, frames: int | None = None) -> Tensor:
+        """(tokens, frames) float32: how much more each token of a window looks at a frame than the others do, on the
+        average of the heads. tokens, frames: the first ones, which alone are looked at; all without them. One head is
+        in memory at a time: a checkpoint without alignment heads has hundreds of them."""
+        rows = slice(window, window + 1)
+        total = weigh_head(self._attend(self._heads[0], frames, rows, tokens))
         for pair in self._heads[1:]:
-            total += weigh_head(self._attend(pair, frames))
-        return total / len(self._heads)
+            total += weigh_head(self._attend(pair, frames, rows, tokens))
+        return (total / len(self._heads))[0]
 
-    def _attend(self, pair: tuple[int, int], frames: int | None) -> Tensor:
+    def _attend(
+        self, pair: tuple[int, int], frames: int | None, rows: slice = slice(None), tokens: int | None = None
+    ) -> Tensor:
         if pair not in self._keys or not self._queries[pair]:
             raise ValueError("the model has not run from its first token on while its attention was tapped")
-        queries = torch.cat(self._queries[pair], dim=1).float()
-        keys = self._keys[pair][:, :frames].float()
+        queries = torch.cat([part[rows] for part in self._queries[pair]], dim=1)[:, :tokens].float()
+        keys = self._keys[pair][rows, :frames].float()
         products: Tensor = queries @ keys.transpose(1, 2) * self._attentions[pair[0]].scaling
         return products.softmax(dim=-1)
 
@@ -367,30 +372,44 @@ def attend(
     model: WhisperForConditionalGeneration,
     checkpoint: WhisperCheckpoint,
     encoder_states: Tensor,
-    tokens: Sequence[int],
-    frames: int,
-) -> tuple[Tensor, Tensor]:
-    """Where the alignment heads look when the decoder is given the tokens one after the other, and how likely each is.
+    tokens: Sequence[Sequence[int]],
+    frames: Sequence[int],
+) -> list[tuple[Tensor, Tensor]]:
+    """Where the alignment heads look when the decoder is given each window's tokens one after the other, and how likely
+    each token is.
 
-    encoder_states: (1, 1500, d_model). tokens: prompt and text, no more than checkpoint.most_tokens. frames: of
-    encoder_states, those that are not padding. Returns the attention as `AttentionTap.weigh` has it, (tokens, frames)
-    float32, of which row i is from where token i + 1 is written, and the log-probabilities, (tokens - 1,) float32, of
-    token 1 and so on: of a token of text among those of text, as openai/whisper's timing.py counts it, of any other
-    among all.
+    encoder_states: (windows, 1500, d_model). tokens: of each window, prompt and text, no more than
+    checkpoint.most_tokens. frames: of each window, those that are not padding. Returns of each window the attention as
+    `AttentionTap.weigh` has it, (tokens, frames) float32, of which row i is from where token i + 1 is written, and the
+    log-probabilities, (tokens - 1,) float32, of token 1 and so on: of a token of text among those of text, as
+    openai/whisper's timing.py counts it, of any other among all.
+
+    Shorter texts are filled up on the right, where nothing that the decoder is given tells on what was before it.
     """
     model_: Any = model
-    inputs = torch.tensor([list(tokens)], device=encoder_states.device)
+    longest = max(map(len, tokens))
+    filled = [[*of_window, *[checkpoint.eot] * (longest - len(of_window))] for of_window in tokens]
+    inputs = torch.tensor(filled, device=encoder_states.device)
     with AttentionTap(model, checkpoint.alignment_heads) as tap:
         hidden = model_.model.decoder(
             input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False
-        ).last_hidden_state[0]
-    scores = [
-        _score(
-            model_.proj_out(hidden[start : start + _ROWS]).float(), inputs[0, start + 1 : start + 1 + _ROWS], checkpoint
+        ).last_hidden_state
+    return [
+        (
+            tap.weigh(window, length, frames[window]),
+            _score_text(model_.proj_out, checkpoint, hidden[window, :length], inputs[window, :length]),
         )
+        for window, length in enumerate(map(len, tokens))
+    ]
+
+
+def _score_text(project: nn.Module, checkpoint: WhisperCheckpoint, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """(tokens - 1,) log-probabilities. hidden: (tokens, d_model), what the decoder makes of the tokens, (tokens,)."""
+    scores = [
+        _score(project(hidden[start : start + _ROWS]).float(), tokens[start + 1 : start + 1 + _ROWS], checkpoint)
         for start in range(0, len(tokens) - 1, _ROWS)
     ]
-    return tap.weigh(frames)[0], torch.cat(scores) if scores else encoder_states.new_zeros(0).float()
+    return torch.cat(scores) if scores else hidden.new_zeros(0).float()
 
 
 def _score(logits: Tensor, following: Tensor, checkpoint: WhisperCheckpoint) -> Tensor:

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import psutil
 
@@ -26,6 +27,7 @@ from platform_matrix.cache import Cache
 from platform_matrix.canary import describe_exit
 
 KINDS = ("cuda", "rocm", "mps")
+MODES = ("", "exclusive", "prohibited")
 MOST_BYTES = 1 << 60  # more than any machine has
 _CUDA_ERROR_NOT_INITIALIZED = 3  # cuda.h
 _METAL_DRIVERS = (
@@ -53,7 +55,10 @@ class Device:
     """A GPU, or an instance of one. memory, free: bytes; of the whole machine for mps.
 
     free: when it was asked, in this run; 0 if an earlier run asked (only that of mps is always known).
-    capability: "9.0" of cuda, "gfx90a" of rocm.
+    capability: "9.0" of cuda, "gfx90a" of rocm. uuid: without what NVIDIA writes before it. busy: why it could not be
+    used when it was asked, in this run; empty if it could, or nobody asked. mode: "exclusive" if only one process may
+    compute on it, "prohibited" if none, "" if many may, or nobody asked. visible: what CUDA_VISIBLE_DEVICES calls it,
+    where that does not follow from the uuid.
     """
 
     kind: str
@@ -63,11 +68,16 @@ class Device:
     capability: str = ""
     uuid: str = ""
     mig: bool = False
+    mode: str = ""
+    busy: str = ""
+    visible: str = ""
 
     def find_fault(self) -> str:
         """What cannot be true of any device; empty if nothing."""
         if self.kind not in KINDS:
             return f"kind is {reprlib.repr(self.kind)}, none of {', '.join(KINDS)}"
+        if self.mode not in MODES:
+            return f"mode is {reprlib.repr(self.mode)}, none of {', '.join(map(repr, MODES))}"
         return find_excess("memory", self.memory, 1, MOST_BYTES) or find_excess("free", self.free, 0, self.memory)
 
 
@@ -75,13 +85,15 @@ class Device:
 class Devices:
     """What torch can compute on besides the CPU. torch: its version, empty if it is not installed.
 
-    built: the backends it was built with. error: why it could not be asked, a line.
+    built: the backends it was built with. error: why it could not be asked, a line. limited: what of the environment
+    says which GPUs of NVIDIA are seen at all; empty if nothing does.
     """
 
     torch: str = ""
     built: tuple[str, ...] = ()
     present: tuple[Device, ...] = ()
     error: str = ""
+    limited: str = ""
 
     def find_fault(self) -> str:
         """What cannot be true of any machine; empty if nothing."""
@@ -130,15 +142,25 @@ def main() -> None:
 
     The answer goes to stdout, which torch and what it loads do not get to see.
     """
-    faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)  # nobody else may be left to end it
-    answer = os.dup(1)
-    os.dup2(2, 1)
+    answer = prepare_answer()
     try:
         devices = _look()
     except BaseException as error:  # noqa: BLE001  whatever torch raises, SystemExit included, is the answer
         devices = Devices(error=_make_line(f"{type(error).__name__}: {error}"))
-    os.write(answer, json.dumps(asdict(devices)).encode())
-    os._exit(0)  # a driver's clean-up can hang too
+    answer(asdict(devices))
+
+
+def prepare_answer() -> Callable[[object], NoReturn]:
+    """In a process that was started to ask: what gives the answer and ends it."""
+    faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)  # nobody else may be left to end it
+    out = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(content: object) -> NoReturn:
+        os.write(out, json.dumps(content).encode())
+        os._exit(0)  # a driver's clean-up can hang too
+
+    return answer
 
 
 Made = TypeVar("Made", bound="_Checked")
@@ -237,27 +259,36 @@ def _load(key: str) -> Devices | None:
     except ValueError:  # none yet, or one of another version
         return None
     available = psutil.virtual_memory().available
-    present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0) for d in devices.present]
+    present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0, busy="") for d in devices.present]
     return replace(devices, present=tuple(present))
 
 
-def _ask(timeout: float) -> Devices:
+class NoAnswer(Exception):
+    """A process that was to ask a driver has not answered. Says why, in a line."""
+
+
+def interrogate(whom: str, module: str, timeout: float, environment: Mapping[str, str] | None = None) -> Any:
+    """What a module's `main`, run in a process of its own, says as JSON. Raises NoAnswer, ValueError for what is no
+    JSON. whom: in messages. environment: in place of this process's own."""
     try:
         with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
-            return _run(timeout, answer, words)
+            return _run(whom, module, timeout, environment, (answer, words))
     except OSError as error:
-        return Devices(error=f"no process can be started to ask torch: {error.strerror}")
+        raise NoAnswer(f"no process can be started to ask {whom}: {error.strerror}") from error
 
 
-def _run(timeout: float, answer: IO[bytes], words: IO[bytes]) -> Devices:
-    """answer, words: files for what the process writes; a pipe could be held open by what it starts."""
-    code = "import sys; sys.path.append(sys.argv[1]); from platform_matrix.devices import main; main()"
+def _run(
+    whom: str, module: str, timeout: float, environment: Mapping[str, str] | None, files: tuple[IO[bytes], IO[bytes]]
+) -> Any:
+    """files: for what the process writes to stdout and stderr; a pipe could be held open by what it starts."""
+    code = f"import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
     command = [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), str(timeout + 10)]
-    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words)
+    answer, words = files
+    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=environment)
     try:
         status = asking.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return Devices(error=f"torch gave no answer within {timeout:g} s")
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswer(f"{whom} gave no answer within {timeout:g} s") from error
     finally:
         asking.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a broken driver can keep it in the kernel for ever
@@ -266,9 +297,15 @@ def _run(timeout: float, answer: IO[bytes], words: IO[bytes]) -> Devices:
     words.seek(0)
     if status != 0:
         said = _make_line(words.read().decode(errors="replace"))
-        return Devices(error=f"the process that asked torch {describe_exit(status)}{': ' * bool(said)}{said}")
+        raise NoAnswer(f"the process that asked {whom} {describe_exit(status)}{': ' * bool(said)}{said}")
+    return json.loads(answer.read())
+
+
+def _ask(timeout: float) -> Devices:
     try:
-        return build(Devices, json.loads(answer.read()))
+        return build(Devices, interrogate("torch", "platform_matrix.devices", timeout))
+    except NoAnswer as error:
+        return Devices(error=str(error))
     except ValueError as error:
         return Devices(error=_make_line(f"torch gave an answer that makes no sense: {error}"))
 
@@ -288,7 +325,9 @@ def _look() -> Devices:
         built.append("rocm" if torch.version.hip else "cuda")
     if torch.backends.mps.is_built():
         built.append("mps")
-    devices = Devices(str(torch.__version__), tuple(built))
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") if built[:1] == ["cuda"] else None
+    limited = "" if names is None else f"CUDA_VISIBLE_DEVICES={reprlib.repr(names)}"
+    devices = Devices(str(torch.__version__), tuple(built), limited=limited)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -304,13 +343,17 @@ def _look() -> Devices:
 def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
     found = torch.cuda.get_device_properties(index)
     try:
-        free = torch.cuda.mem_get_info(index)[0]
-    except RuntimeError:  # another process has it for itself alone
-        free = 0
+        free, busy = torch.cuda.mem_get_info(index)[0], ""
+    except RuntimeError as error:  # another process has it for itself alone
+        free, busy = 0, _make_line(str(error))
     capability = f"{found.major}.{found.minor}" if kind == "cuda" else found.gcnArchName.partition(":")[0]
-    mig = "MIG" in found.name.split() or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    name = names[index] if index < len(names) else ""
+    mig = "MIG" in found.name.split() or name.startswith("MIG-")
     uuid = str(getattr(found, "uuid", ""))
-    return Device(kind, found.name, found.total_memory, min(free, found.total_memory), capability, uuid, mig)
+    visible = name if name.startswith("MIG-") or not uuid else ""
+    memory = found.total_memory
+    return Device(kind, found.name, memory, min(free, memory), capability, uuid, mig, busy=busy, visible=visible)
 
 
 def ask_cuda_driver() -> bool | None:

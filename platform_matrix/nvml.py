@@ -1,25 +1,40 @@
-"""How busy the GPUs are, from NVIDIA's management library (extra `gpu`: nvidia-ml-py). It initialises no CUDA."""
+"""How busy GPUs are, from NVIDIA's management library (extra `gpu`: nvidia-ml-py). It initialises no CUDA."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of one GPU over the last sampling period of its driver. busy: percent. used: bytes of its memory."""
+    """Of one GPU over the last sampling period of its driver. busy: percent. used: bytes of its memory, whoever has
+    them."""
 
     busy: float
     used: int
 
 
-class LoadMeter:
-    """Reads the load of the machine's GPUs. Where that cannot be had, `missing` says why, and nothing is read."""
+def list_watched(names: Sequence[str]) -> list[int]:
+    """Which of these devices have a load to be read: for MIG instances, the driver counts no utilisation. names: as in
+    CUDA_VISIBLE_DEVICES."""
+    return [place for place, name in enumerate(names) if not name.startswith("MIG-")]
 
-    def __init__(self) -> None:
+
+class LoadMeter:
+    """Reads the load of GPUs. Where that cannot be had, `missing` says why, and nothing is read.
+
+    names: as in CUDA_VISIBLE_DEVICES; MIG instances are left out. None for all GPUs of the machine.
+    """
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
         self.missing = ""
         self._library: Any = None
+        self._handles: list[Any] = []
+        watched = None if names is None else [names[place] for place in list_watched(names)]
+        if watched is not None and not watched:
+            return
         try:
             import pynvml  # type: ignore[import-not-found]
         except ImportError:
@@ -27,14 +42,14 @@ class LoadMeter:
             return
         try:
             pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        except pynvml.NVMLError as error:
+            self._library = pynvml
+            self._handles = self._find_all() if watched is None else [self._find(name) for name in watched]
+        except (pynvml.NVMLError, LookupError) as error:
             self.missing = f"NVML: {error}"
-            return
-        self._library = pynvml
+            self._library = None
 
     def read(self) -> list[Load]:
-        """By the driver's order of GPUs, which CUDA_VISIBLE_DEVICES does not change; empty if it cannot be had."""
+        """By the order of the names, or else of the driver; empty if it cannot be had."""
         if self._library is None:
             return []
         try:
@@ -42,6 +57,18 @@ class LoadMeter:
         except self._library.NVMLError as error:
             self.missing = f"NVML: {error}"
             return []
+
+    def _find_all(self) -> list[Any]:
+        return [self._library.nvmlDeviceGetHandleByIndex(index) for index in range(self._library.nvmlDeviceGetCount())]
+
+    def _find(self, name: str) -> Any:
+        """Raises NVMLError, LookupError."""
+        if name.startswith("GPU-"):
+            return self._library.nvmlDeviceGetHandleByUUID(name)
+        handles = self._find_all()
+        if len(handles) != 1:  # NVML counts by PCI bus, CUDA by speed: the same number may be another GPU
+            raise LookupError(f"which of {len(handles)} GPUs is number {name} of CUDA is not known")
+        return handles[0]
 
     def _read(self, handle: Any) -> Load:
         used = int(self._library.nvmlDeviceGetMemoryInfo(handle).used)

@@ -6,13 +6,15 @@ import ctypes
 import gc
 import mmap
 import os
+import re
 import sys
 import types
 import warnings
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ _MADV_PAGEOUT = 21  # linux/mman.h
 _MADV_POPULATE_READ = 22  # linux/mman.h
 _PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
+
+_PACKED = re.compile(r"\.classes\.(quantized|rnn|mkldnn|xnnpack|sparse)\.")  # C++ objects that keep weights
 
 # What is never walked through in search of tensors: it leads to the whole interpreter, not to the model.
 _OPAQUE = (
@@ -154,11 +158,38 @@ class Arena:
 
     def _bind(self, storage: _Storage, region: Region) -> None:
         """Has the tensors of a storage look into the arena."""
-        shared = torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset)
-        for tensor in storage.tensors:
-            start = tensor.storage_offset() - storage.low // tensor.element_size()
-            strided = torch.empty(0, dtype=tensor.dtype)
-            tensor.data = strided.set_(shared.untyped_storage(), start, tensor.size(), tensor.stride())
+        _look(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
+
+    def rebind(self, models: Mapping[str, Any], buffer: torch.Tensor) -> list[str]:
+        """Has every tensor of the models that looks into the arena look into a copy of it, at the same place.
+
+        buffer: (size,) uint8 on any device, with the bytes of the arena's file. Tensors keep their identity, shape,
+        strides and ties; the models are searched anew, since nothing is kept of who looks where. Empty tensors and
+        those that were made after the models were packed (a table that the first inference has cached) are moved to
+        the buffer's device too, as memory of this process's own. Once per process, sealed or not, forked or not.
+
+        Gives the names of what stays on the CPU: sparse and quantised tensors, tensor subclasses with tensors inside,
+        and C++ objects such as the packed weights of torch.ao.quantization, which only the CPU can compute with.
+        Raises ValueError if a tensor lies on a GPU already, or if the buffer is of another size.
+
+        A tensor's `data` may be replaced by one of another device where torch says that the two are compatible, which
+        the CPU and CUDA are: torch.nn.Module.to does the same (torch/nn/modules/module.py, _apply). "meta" is not.
+        """
+        if (buffer.dtype, tuple(buffer.shape)) != (torch.uint8, (self.size,)):
+            raise ValueError(f"{_describe(buffer)} {buffer.dtype} is no copy of the arena's {self.size} bytes")
+        found = {owner: list(_visit(model)) for owner, model in models.items()}
+        left = [f"{owner}: {name}" for owner, things in found.items() for name, thing in things if _must_stay(thing)]
+        for storage in _join(_group(owner, _keep_tensors(things)) for owner, things in found.items()):
+            source = storage.read()
+            offset = source.data_ptr() - self.address
+            inside = 0 <= offset < self.size
+            _look(storage, buffer[offset : offset + source.numel()] if inside else source.to(buffer.device, copy=True))
+        for tensor in [tensor for things in found.values() for _, tensor in _keep_tensors(things)]:
+            if tensor.device.type == "cpu" and tensor.numel() == 0 and not _must_stay(tensor):
+                tensor.data = torch.empty_strided(
+                    tensor.size(), tensor.stride(), dtype=tensor.dtype, device=buffer.device
+                )
+        return left
 
     def seal(self) -> None:
         """Makes the weights read-only for this process and for all that are forked from it."""
@@ -203,6 +234,15 @@ def _release(source: torch.Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
 
 
+def _look(storage: _Storage, memory: torch.Tensor) -> None:
+    """Has the tensors of a storage look into other memory: (bytes,) uint8, what was the used part of the storage."""
+    for tensor in storage.tensors:
+        size = tensor.element_size()
+        start = memory.storage_offset() // size + tensor.storage_offset() - storage.low // size
+        strided = torch.empty(0, dtype=tensor.dtype, device=memory.device)
+        tensor.data = strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
+
+
 def _digest(data: torch.Tensor) -> int:
     array: Any = data.numpy()  # a buffer, whatever its stubs say
     return zlib.crc32(array)
@@ -228,13 +268,21 @@ def _align(size: int, to: int = _ALIGNMENT) -> int:
 
 def _collect(models: Mapping[str, Any]) -> list[_Storage]:
     """Every storage that can be reached from the models, once."""
-    storages = [storage for owner, model in models.items() for storage in _group(owner, model)]
-    return list({id(storage): storage for storage in _merge(storages)}.values())
+    return _join(_group(owner, _walk(model)) for owner, model in models.items())
 
 
-def _group(owner: str, model: Any) -> Iterator[_Storage]:
+def _join(storages: Iterable[Iterable[_Storage]]) -> list[_Storage]:
+    joined = list({id(storage): storage for storage in _merge(list(chain.from_iterable(storages)))}.values())
+    for storage in joined:
+        storage.tensors = list({id(tensor): tensor for tensor in storage.tensors}.values())
+        # several dtypes may look into one: it begins where the widest has a whole element
+        storage.low -= storage.low % max(tensor.element_size() for tensor in storage.tensors)
+    return joined
+
+
+def _group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[_Storage]:
     storages: dict[int, _Storage] = {}
-    for name, tensor in _walk(model):
+    for name, tensor in named:
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(
                 f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
@@ -270,6 +318,15 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor that can be reached from an object, each once, with its name."""
+    return _keep_tensors(_visit(root))
+
+
+def _keep_tensors(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, thing) for name, thing in named if isinstance(thing, torch.Tensor))
+
+
+def _visit(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor, and every C++ object that may hold some, that can be reached from an object."""
     names: dict[int, str] = {}
     seen: set[int] = set()
     keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
@@ -282,6 +339,8 @@ def _walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
         keep.append(thing)
         if isinstance(thing, torch.Tensor):
             yield names.get(id(thing), f"a {_describe(thing)} tensor"), thing
+        if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
+            yield f"a {str(thing._type()).rpartition('.')[2]}", thing
         if isinstance(thing, torch.nn.Module):
             named = [
                 *thing.named_parameters(remove_duplicate=False),
@@ -301,9 +360,16 @@ def _references(thing: Any) -> list[Any]:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     """Whether there is something to share: plain memory of its own on the CPU."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.numel() == 0:
+    if _must_stay(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
         return False
-    return not hasattr(tensor, "__tensor_flatten__") and tensor.untyped_storage().nbytes() > 0
+    return tensor.untyped_storage().nbytes() > 0
+
+
+def _must_stay(thing: Any) -> bool:
+    """Whether its memory cannot be replaced by other memory."""
+    if not isinstance(thing, torch.Tensor):
+        return True
+    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
 
 
 def _describe(tensor: torch.Tensor) -> str:

@@ -13,7 +13,7 @@ import pickle
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -177,12 +177,14 @@ class Order:
 class Phase:
     """What the examining process is at. patience: seconds that it may take until it says something again.
 
-    alone: it runs the target's code itself, with no child: whatever goes wrong tells nothing about forking.
+    alone: it runs the target's code itself, with no child: whatever goes wrong tells nothing about forking. who: the
+    process, in messages.
     """
 
     step: str
     patience: float
     alone: bool = False
+    who: str = "the process that forks itself"
 
     @property
     def failure(self) -> Finding:
@@ -203,8 +205,9 @@ def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Tar
 
 
 def conclude(target: Target, steps: Sequence[Step]) -> Finding:
-    """The whole from the parts: one unsafe step is enough; an engine that nobody asked for may be missing."""
-    findings = {step.name: step.finding for step in steps}
+    """The whole from the parts: one unsafe step is enough; an engine that nobody asked for may be missing, and so may a
+    step be that says why it does not apply here."""
+    findings = {step.name: step.finding for step in steps if step.finding is not Finding.SKIPPED or not step.text}
     if Finding.UNSAFE in findings.values():
         return Finding.UNSAFE
     if findings.get("load") is Finding.UNKNOWN and not target.required:
@@ -254,12 +257,27 @@ def blame_ourselves(error: Exception) -> tuple[Finding, str]:
 
 
 def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None]) -> Iterator[Step]:
+    order = Order(specify(target, plan), target, deadline, max(2, plan.threads))
+    yield from follow("examination", make_environment(plan), order, target, log)
+
+
+def specify(target: Target, plan: Plan) -> Specification:
+    """What an examining process is to load."""
     load = pickle.dumps(partial(call, target.load)) if target.load is not None else None
-    engines = {target.engine: dict(target.options)} if target.engine else {}
-    order = Order(Specification(engines, load, plan), target, deadline, max(2, plan.threads))
+    return Specification({target.engine: dict(target.options)} if target.engine else {}, load, plan)
+
+
+def follow(
+    module: str, environment: Mapping[str, str], order: Any, target: Target, log: Callable[[str], None]
+) -> Generator[Step, None, Any]:
+    """Starts an examining process, and passes on its steps until it ends; returns what it leaves for others, or None.
+
+    module: of prefork, the process's. order: what it is told.
+    """
     offline = {} if target.required else {"HF_HUB_OFFLINE": "1"}  # gigabytes that nobody asked for are not fetched
-    child = ChildProcess("examination", {**make_environment(plan), **offline})
+    child = ChildProcess(module, {**environment, **offline})
     phase, began = Phase("load", LOAD_SECONDS, alone=True), time.monotonic()
+    legacy = None
     try:
         child.channel.post(order)
         while True:
@@ -269,20 +287,23 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
                 yield content
             elif kind == "begin":
                 phase = content
+            elif kind == "leave":
+                legacy = content
             else:
-                return
+                return legacy
     except TimeoutError:
-        text = f"the process that forks itself made no progress for {phase.patience:g} s"
+        text = f"{phase.who} made no progress for {phase.patience:g} s"
         if phase.alone and phase.step != "load":
             text = f"the parent itself has no result after {phase.patience:g} s; give it a longer deadline"
         yield Step(phase.step, phase.failure, text, time.monotonic() - began)
     except EOFError:
-        text = f"the process that forks itself {describe_end(_wait_for_end(child))}"
+        text = f"{phase.who} {describe_end(_wait_for_end(child))}"
         words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
         yield Step(phase.step, phase.failure, text, time.monotonic() - began, words)
     finally:
         child.kill()
         child.end(1.0)
+    return legacy
 
 
 def _wait_for_end(child: ChildProcess) -> int | None:

@@ -14,8 +14,11 @@ from rich.text import Text
 
 from engines.base import InputError
 from platform_matrix.matrix import Plan
+from prefork import device_check
 from prefork.check import STEPS, Finding, Step, Target, conclude, examine
+from prefork.device_check import DEVICE_STEPS
 
+_TITLES = {**STEPS, **DEVICE_STEPS}
 _STYLES = {Finding.SAFE: "green", Finding.UNSAFE: "red", Finding.UNKNOWN: "yellow", Finding.SKIPPED: "dim"}
 
 
@@ -35,12 +38,18 @@ class Examined:
 
 def check(targets: Sequence[Target], plan: Plan, deadline: float, console: Console, verbose: bool) -> list[Examined]:
     """Examines the targets one after the other and shows each step when it is done."""
+
+    def log(text: str) -> None:
+        if verbose:
+            console.print(Text(text, "dim"))
+
     results = []
-    for target in targets:
-        name = _printable(target.name)
+    for target, part in [(target, part) for part in device_check.part(plan) for target in targets]:
+        on_gpu = part.device == "cuda"
+        name = _printable(f"{target.name} on {part.labels[0]}" if on_gpu else target.name)
         console.print(Text(name, "bold"))
         steps = []
-        for step in examine(target, plan, deadline, lambda text: console.print(Text(text, "dim")) if verbose else None):
+        for step in (device_check.examine if on_gpu else examine)(target, part, deadline, log):
             steps.append(_clean(step))
             show_step(console, steps[-1])
         results.append(Examined(name, tuple(steps), conclude(target, steps)))
@@ -63,7 +72,7 @@ def show_step(console: Console, step: Step) -> None:
     if wrong:
         line.append(step.text)
     else:
-        line.append(f"{STEPS[step.name]}{': ' * bool(step.text)}{step.text}", "dim")
+        line.append(f"{_TITLES[step.name]}{': ' * bool(step.text)}{step.text}", "dim")
     console.print(line, soft_wrap=True)
     for detail in step.details if wrong else ():
         console.print(Text(f"{'':35}{detail}", "dim"), soft_wrap=True)
@@ -111,7 +120,7 @@ def _add_case(suite: ElementTree.Element, target: str, step: Step) -> None:
     )
     kind = {Finding.UNSAFE: "failure", Finding.UNKNOWN: "error", Finding.SKIPPED: "skipped"}.get(step.finding)
     if kind is not None:
-        problem = ElementTree.SubElement(case, kind, message=_printable(step.text or STEPS[step.name]))
+        problem = ElementTree.SubElement(case, kind, message=_printable(step.text or _TITLES[step.name]))
         problem.text = _printable("\n".join(step.details))
 
 

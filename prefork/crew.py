@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,12 +18,15 @@ from platform_matrix.matrix import Plan, Strategy
 from prefork import process
 from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
+from prefork.device_memory import Export
 from prefork.faults import find_last_words
 from prefork.governor import ZYGOTE, Governor
-from prefork.loading import Inventory, Specification, make_environment
+from prefork.loading import Inventory, Specification, hide_gpus, make_environment
 from prefork.loop import Loop
+from prefork.owners import Owners
 from prefork.process import Memory, MemoryFile
-from prefork.tasks import Task
+from prefork.servers import Servers
+from prefork.tasks import HangLimit, Task
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
@@ -92,11 +96,13 @@ class Crew:
         notice: Callable[[str], None],
         log: Callable[[str], None],
         talkative: bool,
+        hang_limit: HangLimit,
     ) -> None:
         self.plan: Plan | None = None
         self.inventory: Inventory | None = None
         self.workers: dict[int, Worker] = {}
         self.zygote: ChildProcess | None = None
+        self.servers: Servers | None = None
         self.size = 0  # workers that there are to be
         self.is_closed = False  # nobody is replaced any more
         self.deaths = 0
@@ -107,6 +113,10 @@ class Crew:
         self._notice = notice
         self._log = log
         self._talkative = talkative
+        self._hang_limit = hang_limit
+        self._opened: Inventory | None = None  # of the process to be forked from, until that is made use of
+        self._owners: Owners | None = None
+        self._served: Inventory | None = None  # of the servers, once they are ready
         self._numbers = itertools.count()
         self._arena: MemoryFile | None = None
         self._unready = 0  # workers that have died in a row before they could do anything
@@ -118,7 +128,11 @@ class Crew:
         self.plan = plan = self._governor.recall(plan)
         if plan.refusal:
             self._fail(plan.refusal)
-        elif plan.strategy is Strategy.FORK:
+        elif plan.strategy.forks:
+            if plan.strategy is Strategy.SERVER and self.servers is None:
+                self._start_servers(plan)
+            if plan.strategy is Strategy.IPC and self._arena is None:
+                self._arena = MemoryFile()
             self._start_zygote()
         else:
             self._loading = True
@@ -128,6 +142,8 @@ class Crew:
 
     def attend(self) -> None:
         """Buries the dead, has the next one load, and gives up those that never came to life."""
+        if self.servers is not None:
+            self.servers.attend()
         self._bury()
         self._tell_next()
         now = time.monotonic()
@@ -153,8 +169,20 @@ class Crew:
         self._zygotes_lost = 0
 
     def list_idle(self) -> list[Worker]:
+        """Those of the device that has least to do first."""
         alive = (w for w in self.workers.values() if w.ready is not None and not (w.ended or w.sentence))
-        return [worker for worker in alive if worker.task is None]
+        load = Counter(self._find_device(worker) for worker in self.list_busy())
+        return sorted((worker for worker in alive if worker.task is None), key=lambda w: load[self._find_device(w)])
+
+    def _find_device(self, worker: Worker) -> int:
+        return worker.slot % max(1, len(self.plan.devices)) if self.plan is not None else 0
+
+    def list_clients(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if not worker.ended]
+
+    def is_excused(self, worker: Worker) -> bool:
+        """Whether it is not for the worker to make progress now."""
+        return self.servers is not None and self.servers.is_at_work(worker)
 
     def list_busy(self) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.task]
@@ -162,6 +190,10 @@ class Crew:
     def list_pids(self) -> dict[str, int]:
         """Of all processes, by name."""
         pids = {worker.name: worker.pid for worker in self.workers.values() if worker.pid}
+        if self.servers is not None:
+            pids |= self.servers.list_pids()
+        if self._owners is not None:
+            pids |= self._owners.list_pids()
         return pids if self.zygote is None else {**pids, ZYGOTE: self.zygote.pid}
 
     @property
@@ -191,6 +223,8 @@ class Crew:
             child.end(max(0.0, until - time.monotonic()))
         if self.zygote is not None:
             self._end_zygote(self.zygote, _EXIT_SECONDS if self.inventory else 0.0)
+        self._end_servers()
+        self._end_owners()
         if self._arena is not None:
             self._arena.close()
         left = [worker.task for worker in self.workers.values() if worker.task]
@@ -201,12 +235,81 @@ class Crew:
         self.is_closed = True
         self._employer.fail(LoadError(reason))
 
+    # -- the servers -------------------------------------------------------------------------------------------
+
+    def _start_servers(self, plan: Plan) -> None:
+        self.servers = Servers(
+            self._specification,
+            plan,
+            self,
+            self._loop,
+            self._governor,
+            self._hang_limit,
+            self._notice,
+            self._log,
+            self._talkative,
+        )
+
+    def _end_servers(self) -> None:
+        servers, self.servers, self._served = self.servers, None, None
+        if servers is not None:
+            servers.end()
+
+    def note_served(self, inventory: Inventory) -> None:
+        self._served = inventory
+        self._go_on()
+
+    def fail_serving(self, reason: str, trace: str = "") -> None:
+        self._on_failed(reason, trace)
+
+    # -- the owners of weights on GPUs ------------------------------------------------------------------------
+
+    def _on_packed(self, size: int) -> None:
+        """The zygote has the weights in a file; from there they go to every device."""
+        assert self.plan is not None and self._arena is not None
+        self._owners = Owners(self.plan, self._arena.path, size, self, self._loop, self._log)
+
+    def note_exported(self, exports: Sequence[Export]) -> None:
+        self._post_zygote(("attach", exports))
+
+    def lose_weights(self, reason: str) -> None:
+        """Whoever reads them is ended, with the zygote that it was forked from; all is loaded anew."""
+        if self.zygote is not None and not self.is_closed:
+            self._notice(f"{reason}; nothing that was computed since is kept")
+            self.zygote.kill()
+
+    def refuse_ipc(self, reason: str) -> None:
+        assert self.plan is not None and self.zygote is not None
+        self._end_zygote(self.zygote, _EXIT_SECONDS)
+        self._end_owners()
+        self.inventory = None
+        other = self.plan.learn(no_ipc=reason)
+        if not other.refusal:
+            self._notice(
+                f"CUDA IPC does not work here: {reason}; one process has the models instead ({other.strategy})"
+            )
+        self.start(other)
+
+    def _on_no_ipc(self, reason: str) -> None:
+        """A child could not use the weights that are there."""
+        self.refuse_ipc(reason)
+
+    def fail_holding(self, reason: str) -> None:
+        self._fail(reason)
+
+    def _end_owners(self) -> None:
+        owners, self._owners = self._owners, None
+        if owners is not None:
+            owners.end()
+
     # -- the zygote ------------------------------------------------------------------------------------------
 
     def _start_zygote(self) -> None:
         assert self.plan is not None
         self._loading = True
-        self.zygote = zygote = ChildProcess("zygote", make_environment(self.plan), self._talkative)
+        self.zygote = zygote = ChildProcess(
+            "zygote", {**make_environment(self.plan), **hide_gpus(self.plan)}, self._talkative
+        )
         zygote.channel.post(self._specify())
         self._loop.watch(zygote.channel, self._on_zygote)
         self._loop.watch(zygote.errors, self._on_zygote_errors)
@@ -217,6 +320,7 @@ class Crew:
         return replace(
             self._specification,
             plan=self.plan,
+            remote=self.servers is not None,
             arena=arena.path if arena else None,
             manifest=inventory.manifest if inventory else None,
         )
@@ -245,6 +349,24 @@ class Crew:
     def _on_loaded(self, inventory: Inventory) -> None:
         """Now that the weights are known, so is how many workers fit. The first of them, if it has loaded the models
         itself, is there already."""
+        self._opened = inventory
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Everything is loaded, or part of it: what is in servers, and what is in the process to be forked from."""
+        inventory, served = self._opened, self._served
+        if inventory is None or (self.servers is not None and served is None):
+            return
+        self._opened = None
+        if served is not None:
+            inventory = replace(
+                inventory,
+                weights=served.weights,
+                seconds=max(inventory.seconds, served.seconds),
+                tf32=served.tf32,
+                batches=self.servers.share_batches(served) if self.servers is not None else {},
+                warnings=served.warnings,
+            )
         if self.inventory is None or self.zygote is not None:
             self._loading = False
             self._take_inventory(inventory)
@@ -258,19 +380,23 @@ class Crew:
         self.plan = replace(self.plan.learn(inventory.weights, private), refusal="")  # they are loaded: one does fit
         self.inventory = inventory
         if first:
-            if self.plan.capped:
-                self._notice(self.plan.capped)
+            for text in (self.plan.fallback, self.plan.capped, *inventory.warnings):
+                if text:
+                    self._notice(text)
             self._governor.begin(self.plan, inventory.weights)
             self.size = self.plan.workers
         loaded = self.zygote or next(iter(self.workers.values()))
         memory = process.measure_memory(loaded.pid)
         if memory is not None:
-            self._governor.note_loaded(memory.pss, inventory.weights, forks=self.zygote is not None)
+            weights = 0 if self.servers is not None else inventory.weights
+            self._governor.note_loaded(memory.pss, weights, forks=self.zygote is not None)
 
     def _on_unsafe(self, why: str) -> None:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
         assert self.plan is not None and self.zygote is not None
         self._end_zygote(self.zygote, _EXIT_SECONDS)
+        self._end_servers()
+        self._end_owners()
         self.inventory = None  # of a zygote before it, which could fork
         other = self.plan.learn(unsafe=why)
         if not other.refusal:
@@ -289,6 +415,7 @@ class Crew:
             pass
         words = self.zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
         status = self._end_zygote(self.zygote, _EXIT_SECONDS)
+        self._end_owners()
         starved = status == -signal.SIGKILL and self._governor.was_killed_for_memory()
         reason = "was ended by the kernel: out of memory" if starved else describe_exit(status)
         for worker in list(self.workers.values()):
@@ -324,7 +451,7 @@ class Crew:
 
     def _add(self, slot: int) -> None:
         assert self.plan is not None
-        if self.plan.strategy is Strategy.FORK:
+        if self.plan.strategy.forks:
             self._fork(slot)
         else:
             self._spawn(slot)
@@ -335,12 +462,18 @@ class Crew:
         errors, writing = Output.pipe()
         worker = Worker(slot, next(self._numbers), channel, errors, time.monotonic())
         self._adopt(worker)
-        self._post_zygote(("fork", worker.number, self.plan.threads), (there.detach(), writing))
+        order = ("fork", worker.number, self.plan.threads, self._find_device(worker))
+        self._post_zygote(order, (there.detach(), writing))
+        if self.servers is not None:
+            self.servers.connect(worker)
 
     def _spawn(self, slot: int) -> None:
         """Starts a process that will load, once it is told what: see _tell_next."""
         assert self.plan is not None
-        child = ChildProcess("spawned", make_environment(self.plan), self._talkative)
+        environment = make_environment(self.plan)
+        if self.plan.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.plan.devices[slot % len(self.plan.devices)]
+        child = ChildProcess("spawned", environment, self._talkative)
         number, now = next(self._numbers), time.monotonic()
         self._adopt(Worker(slot, number, child.channel, child.errors, now, child, told=False, pid=child.pid))
 
@@ -421,6 +554,8 @@ class Crew:
             worker.seen = time.monotonic()
             if kind in ("loaded", "failed"):
                 getattr(self, f"_on_{kind}")(*content)
+            elif kind == "spoiled":
+                self.lose_weights(content[0])
             elif kind == "ready":
                 worker.ready = worker.seen - worker.born
                 self._unready = 0
@@ -432,6 +567,8 @@ class Crew:
         self._loop.ignore(worker.errors)
         worker.channel.close()
         worker.errors.close()
+        if self.servers is not None:
+            self.servers.forget(worker)
 
     def _read_errors(self, errors: Output, words: bytearray) -> bool:
         """Passes on some of what a process has printed; False if there is nothing more for now."""

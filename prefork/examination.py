@@ -23,6 +23,7 @@ from prefork.check import (
     Order,
     Phase,
     Step,
+    Target,
     blame_ourselves,
     describe_error,
     one_process,
@@ -31,7 +32,7 @@ from prefork.child import open_channel
 from prefork.faults import find_last_words
 from prefork.loading import Loaded
 
-_SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
+SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
 _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it
 _WITNESSES = 3
 _MOST_FRAMES = 12
@@ -56,19 +57,60 @@ class ParentFailed(Exception):
         self.details = details
 
 
-class Examination:
+class Stepwise:
+    """Takes one step after the other, and says so over a channel."""
+
+    who = "the process that forks itself"
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._name = "load"  # of the current step
+
+    def take(self, name: str, step: Callable[[], Result], patience: float, alone: bool = False) -> Finding:
+        """alone, patience: as Phase has them."""
+        self._name, started = name, time.monotonic()
+        self._begin(patience, alone)
+        finding, text, details = self._try(step)
+        self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
+        return finding
+
+    def _begin(self, patience: float, alone: bool = False) -> None:
+        self._channel.send(("begin", Phase(self._name, patience, alone, self.who)))
+
+    def _try(self, step: Callable[[], Result]) -> Result:
+        try:
+            return step()
+        except ParentFailed as error:
+            return Finding.UNKNOWN, error.text, error.details
+        except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
+            return (*blame_ourselves(error), ())
+
+    def _load_with(self, load: Callable[[], Result]) -> Result:
+        """What the user's code does while it loads is what came of it."""
+        try:
+            with one_process():
+                return load()
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is what came of it
+            text, trace = loading.explain(error)
+            return Finding.UNKNOWN, text, trace.splitlines()[-4:-1]
+        except BaseException as error:  # noqa: BLE001  sys.exit, too
+            return Finding.UNKNOWN, describe_error(error, "load"), traceback.format_exc().splitlines()[-4:-1]
+
+
+class Examination(Stepwise):
     """The steps, in order; ends at the first that shows that no more should be forked."""
 
     def __init__(self, channel: Channel, order: Order) -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._order = order
         self._hazards: list[Hazard] = []
         self._expected = b""
-        self._name = "load"  # of the current step
 
     def run(self) -> None:
         steps: dict[str, Callable[[], Result]] = {
-            "load": self._load,
+            "load": partial(self._load_with, self._load),
             "hazards": self._look_for_hazards,
             "canary": self._fork_one,
             "same": self._compare,
@@ -79,25 +121,11 @@ class Examination:
             "kill": self._kill,
         }
         for name, step in steps.items():
-            self._name, started = name, time.monotonic()
             alone = name == "load"
-            self._begin(LOAD_SECONDS if alone else self._limit(name) + _SLACK_SECONDS, alone)
-            finding, text, details = self._take(step)
-            self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
+            finding = self.take(name, step, LOAD_SECONDS if alone else self._limit(name) + SLACK_SECONDS, alone)
             if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same", "again"):
                 break
         self._channel.send(("end", None))
-
-    def _begin(self, patience: float, alone: bool = False) -> None:
-        self._channel.send(("begin", Phase(self._name, patience, alone)))
-
-    def _take(self, step: Callable[[], Result]) -> Result:
-        try:
-            return step()
-        except ParentFailed as error:
-            return Finding.UNKNOWN, error.text, error.details
-        except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
-            return (*blame_ourselves(error), ())
 
     def _limit(self, name: str) -> float:
         """Seconds that a step's canaries may take; those that run at once have to share the cores."""
@@ -105,38 +133,16 @@ class Examination:
         return self._order.deadline * max(1, rounds)
 
     def _load(self) -> Result:
-        try:
-            with one_process():
-                self._loaded: Loaded = loading.load(self._order.specification)
-                infer = self._find_inference()
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is what came of it
-            text, trace = loading.explain(error)
-            return Finding.UNKNOWN, text, trace.splitlines()[-4:-1]
-        except BaseException as error:  # noqa: BLE001  sys.exit, too
-            return Finding.UNKNOWN, describe_error(error, "load"), traceback.format_exc().splitlines()[-4:-1]
+        self._loaded: Loaded = loading.load(self._order.specification)
+        infer = find_inference(self._order.target, self._loaded)
         if infer is None:
             return Finding.UNKNOWN, "the engine has no example to infer on", ()
-        self._infer = infer
+        self._infer = partial(infer, self._loaded)
         return Finding.SAFE, f"{self._loaded.count_weights() / 1e6:.0f} MB of weights", ()
-
-    def _find_inference(self) -> Callable[[], Any] | None:
-        """The user's function on the user's model, else the engine on its example; None if it has none."""
-        if (infer := self._order.target.infer) is not None:
-            return partial(infer.resolve(), self._loaded.models["load"])
-        has_example = any(engine.example() is not None for engine in self._loaded.engines.values())
-        return self._loaded.try_examples if has_example else None
 
     def _look_for_hazards(self) -> Result:
         self._hazards = find_hazards()
-        unsafe = [hazard for hazard in self._hazards if hazard.severity is Severity.UNSAFE]
-        details = [f"{hazard.severity}: {hazard.what}; {hazard.remedy}" for hazard in unsafe]
-        if unsafe:
-            return Finding.UNSAFE, "; ".join(hazard.what for hazard in unsafe), details
-        details = [f"{hazard.severity}: {hazard.what}" for hazard in self._hazards]
-        suspects = sum(hazard.severity is Severity.SUSPECT for hazard in self._hazards)
-        return Finding.SAFE, f"{suspects or 'nothing'} suspect" + " for the canary to try" * bool(suspects), details
+        return judge_hazards(self._hazards)
 
     def _fork_one(self) -> Result:
         outcome = self._fork().wait(self._order.deadline)
@@ -202,9 +208,7 @@ class Examination:
         """What a canary died of, and what may be behind it."""
         if outcome.fate is Fate.RAISED:
             self._infer_here()  # if the parent fails, too, forking is not to blame
-        text = f"the child {outcome.reason}"
-        if words := find_last_words(outcome.words):
-            text = f"{text}: {words}"
+        text = describe_death(outcome)
         details = [f"at {frame}" for frame in _cut(outcome.where)]
         if outcome.fate is Fate.HUNG:
             suspects = [h.what for h in self._hazards if h.severity is not Severity.HARMLESS]
@@ -229,6 +233,32 @@ class Examination:
             text = f"the parent itself cannot infer: {describe_error(error, 'infer')}"
             raise ParentFailed(text, where[:_MOST_FRAMES]) from error
         return result
+
+
+def describe_death(outcome: Outcome) -> str:
+    """What a child died of, a line."""
+    words = find_last_words(outcome.words)
+    return f"the child {outcome.reason}{': ' + words if words else ''}"
+
+
+def find_inference(target: Target, loaded: Loaded) -> Callable[[Loaded], Any] | None:
+    """The user's function on the user's model, else the engine on its example; None if it has none."""
+    if target.infer is not None:
+        infer = target.infer.resolve()
+        return lambda there: infer(there.models["load"])
+    has_example = any(engine.example() is not None for engine in loaded.engines.values())
+    return Loaded.try_examples if has_example else None
+
+
+def judge_hazards(hazards: Sequence[Hazard]) -> Result:
+    """What of this process a forked child may not survive."""
+    unsafe = [hazard for hazard in hazards if hazard.severity is Severity.UNSAFE]
+    if unsafe:
+        details = [f"{hazard.severity}: {hazard.what}; {hazard.remedy}" for hazard in unsafe]
+        return Finding.UNSAFE, "; ".join(hazard.what for hazard in unsafe), details
+    suspects = sum(hazard.severity is Severity.SUSPECT for hazard in hazards)
+    text = f"{suspects or 'nothing'} suspect" + " for the canary to try" * bool(suspects)
+    return Finding.SAFE, text, [f"{hazard.severity}: {hazard.what}" for hazard in hazards]
 
 
 def _cut(where: Sequence[str]) -> list[str]:

@@ -140,7 +140,10 @@ class Governor:
         self._name = self._make_name(plan)
         libraries = self._find("libraries").typical
         typical = [size for name in self.subjects if (size := self._find("run", name).typical) is not None]
-        return plan.learn(private=max(typical) + IDLE if typical else None, libraries=libraries)
+        peak = max(typical) + IDLE if typical else None
+        if plan.strategy is Strategy.SERVER:  # its workers have no model
+            return plan.learn(host=peak, libraries=libraries)
+        return plan.learn(private=peak, libraries=libraries)
 
     def _make_name(self, plan: Plan) -> str:
         return "|".join([plan.device, str(plan.threads), plan.strategy])
@@ -160,7 +163,7 @@ class Governor:
             self._series.clear()
             self._known.clear()
         if plan.device in ("cuda", "rocm"):
-            self._gpus = LoadMeter()
+            self._gpus = LoadMeter(plan.devices or None)
         if self.path is not None:
             self._log = MemoryLog(
                 self.path, notice=self.notice, strategy=str(plan.strategy), **describe_subjects(self.engines)
@@ -343,7 +346,7 @@ class Governor:
     def may_grow(self, plan: Plan) -> bool:
         """Whether there has been enough memory for one more worker for long enough."""
         room = admission.find_room(self.machine.available, self.reserve, [])
-        need = plan.budget.each if plan.strategy is Strategy.FORK else plan.budget.each + (plan.request.weights or 0)
+        need = plan.budget.each if plan.strategy.forks else plan.budget.each + (plan.request.weights or 0)
         clear = time.monotonic() - max(self._clocks["cleared"], self._clocks["resized"]) > _CLEAR_SECONDS
         return self.level is Level.EASY and clear and room > need
 

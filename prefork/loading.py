@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import multiprocessing
 import multiprocessing.spawn
 import os
 import pickle
+import random
 import time
 import traceback
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engines import registry
-from engines.base import Engine, LoadError, Segment, Tensors
+from engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, LoadError, Segment, Tensors
+from engines.batching import Batcher, Batching
 from platform_matrix.hazards import Hazard
-from platform_matrix.matrix import Plan
+from platform_matrix.matrix import Plan, Strategy
 from prefork.forecast import BASE
 from prefork.process import release_free_memory
 
 if TYPE_CHECKING:
     from prefork.arena import Arena
+    from prefork.device_memory import Export, Guard
 
 # Read by libraries when they are first imported: no pool of threads may exist before a fork, and no progress bar
 # belongs into a worker.
@@ -43,6 +47,11 @@ _ENVIRONMENT = {
     "LRU_CACHE_CAPACITY": "16",
 }
 _USUAL_SECONDS = 20.0  # of a segment
+_ANY = 1 << 20  # segments; no batch has as many
+_WINDOW = 4  # batches that may wait
+# What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
+_ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
+_MOST_UNUSED = 0.1  # of a GPU's memory that torch may keep between two segments
 _keep: list[Any] = []
 _HIDING = {
     "cuda": {"CUDA_VISIBLE_DEVICES": ""},
@@ -58,7 +67,8 @@ class Specification:
     plan: what has been decided for this machine; None only as long as it has not. preparation: what multiprocessing
     needs to import the user's script again; None if it is not needed. survey: look at the models, do not load them.
     arena: the file that takes the weights, for processes that are not forked; None for memory without a name.
-    manifest: a pickled arena.Manifest of weights that another process has put there.
+    manifest: a pickled arena.Manifest of weights that another process has put there. batching: what the user wants of
+    batches. remote: the models are in another process, which is asked.
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -69,6 +79,20 @@ class Specification:
     checkpoints: bool = False
     arena: str | None = None
     manifest: bytes | None = None
+    batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
+    remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOrder:
+    """What a model server is told before it begins. threads: that it computes on, on the CPU. groups: batches, of
+    requests as `prefork.blame` knows them, to be run before all others, as they are. limit: what is left of the usual
+    size of a batch."""
+
+    specification: Specification
+    threads: int
+    groups: Sequence[tuple[tuple[int, int], ...]] = ()
+    limit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +109,109 @@ class Inventory:
     manifest: bytes | None = None  # for processes that are to share these weights
     suspicions: Mapping[str, str] = field(default_factory=dict)  # by engine: why one may doubt that this can fork
     batches: Mapping[str, float] = field(default_factory=dict)  # by engine: seconds of audio that it takes in one go
+    warnings: tuple[str, ...] = ()  # of what the user has asked for
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded, and where its weights are; no arena where weights cannot be shared."""
+    """What was loaded, and where its weights are; no arena where weights cannot be shared. remote: the models are in
+    another process. sharers: processes that compute on the same device. exports: the weights in the memory of devices,
+    for children to attach to; guard: of one that has, says whether they are still what they were."""
 
     engines: Mapping[str, Engine]
     models: Mapping[str, Any]
     arena: Arena | None
     device: str
     checkpoints: bool = False
+    batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
+    remote: bool = False
+    sharers: int = 1
+    devices: tuple[str, ...] = ()
+    exports: tuple[Export, ...] = ()
+    guard: Guard | None = None
 
-    def infer(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        """An engine's `infer`, wherever its weights are; what goes in and comes out is on the CPU."""
+    def attach(self, place: int) -> Loaded:
+        """In a forked child: the same with its weights on a device, where their owner has put them, if there is one.
+
+        place: of the device among those of the plan. Raises DeviceError, WeightsChanged, LoadError.
+        """
+        if not self.exports:
+            return self
+        from prefork.device_memory import attach, make_memory
+
+        assert self.arena is not None
+        export, device = self.exports[place], "cpu"
+        if export.kind == "cuda":
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices[
+                place
+            ]  # read when CUDA is initialised, here for the first time
+            device = "cuda"
+        guard = attach(self.arena, self.models, make_memory(export.kind), export)
+        speed_up(device)
+        return replace(self, device=device, arena=None, guard=guard, exports=())
+
+    def compute(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        """An engine's `infer`, where its weights are."""
         import torch
 
         with torch.inference_mode():
-            if self.device == "cpu":
-                return self.engines[name].infer(self.models[name], batch)
+            return self.engines[name].infer(self.models[name], batch)
+
+    def infer(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        """The same; what goes in and comes out is on the CPU. Raises WeightsChanged if they were not what they are to
+        be: then nothing comes out."""
+        if self.device == "cpu":
+            outputs = self.compute(name, batch)
+        else:
             there = [{key: tensor.to(self.device) for key, tensor in tensors.items()} for tensors in batch]
-            outputs = self.engines[name].infer(self.models[name], there)
-            return [{key: tensor.cpu() for key, tensor in tensors.items()} for tensors in outputs]
+            outputs = [{key: t.cpu() for key, t in tensors.items()} for tensors in self.compute(name, there)]
+        if self.guard is not None:
+            self.guard.check()
+        return outputs
+
+    def choose_batching(self, name: str) -> tuple[Batching, int, list[str]]:
+        """How an engine's segments are batched on this device, how many elements of them may wait, and warnings.
+
+        On the CPU a batch is no faster than its segments one after the other, unless the engine says so: it has one.
+        """
+        engine = self.engines[name]
+        if self.batching.batch_size is not None or self.batching.max_num_elements is not None:
+            batching, warnings = self.batching.resolve(0)
+        elif self.device != "cpu":
+            batching, warnings = self.batching.resolve(_find_free(self.device) // self.sharers)[0], []
+        elif engine.batch_seconds:
+            return replace(self.batching, batch_size=_ANY), round(engine.batch_seconds * ELEMENTS_PER_SECOND), []
+        else:
+            return replace(self.batching, batch_size=1), 1, []
+        if batching.batch_size is not None:
+            return batching, batching.batch_size * round(_USUAL_SECONDS * ELEMENTS_PER_SECOND), warnings
+        return batching, _WINDOW * (batching.max_num_elements or 1), warnings
+
+    def make_batcher(self, name: str) -> Batcher[Any]:
+        batching, window, _ = self.choose_batching(name)
+        return Batcher(batching, window)
+
+    def list_batches(self) -> dict[str, float]:
+        """By engine: seconds of audio that it takes in one go, 0 for one segment after the other."""
+        if self.remote:
+            return {}
+        batches = {}
+        for name, engine in self.engines.items():
+            batching, window, _ = self.choose_batching(name)
+            most = 0 if batching.batch_size == 1 else batching.max_num_elements or window
+            batches[name] = 0.0 if isinstance(engine, HostEngine) else most / ELEMENTS_PER_SECOND
+        return batches
+
+    def list_warnings(self) -> list[str]:
+        """Of what the user wants of batches."""
+        if self.remote:
+            return []
+        return list(dict.fromkeys(text for name in self.engines for text in self.choose_batching(name)[2]))
 
     def try_examples(self) -> dict[str, Tensors]:
-        """What each engine makes of its example; those without one are left out."""
+        """What each engine makes of its example; those without one are left out, and all if the models are not here."""
+        if self.remote:
+            return {}
         examples = {name: engine.example() for name, engine in self.engines.items()}
         return {name: self.infer(name, [example])[0] for name, example in examples.items() if example is not None}
 
@@ -120,6 +222,48 @@ class Loaded:
         from prefork.arena import measure_weights
 
         return measure_weights(self.models)
+
+
+def hide_gpus(plan: Plan) -> dict[str, str]:
+    """What the environment of a process must say beside that, from which workers are forked: it must not initialise
+    CUDA, not even to ask whether there are GPUs, or its children could not use them."""
+    return {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if plan.devices else {}
+
+
+def reseed(seed: int) -> None:
+    """Seeds every generator there is: without it, all workers would draw the zygote's numbers.
+
+    torch's on the CPU alone: torch.manual_seed looks for every other device first, 3 of a fork's 13 ms.
+    """
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed % 2**63)
+
+
+def release(device: str) -> None:
+    """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all: the next segment
+    would have to ask for it again, and that takes longer than on the CPU."""
+    import torch
+
+    release_free_memory()
+    if device != "cpu":
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if unused > _MOST_UNUSED * torch.cuda.mem_get_info()[1]:
+            torch.cuda.empty_cache()
+
+
+def is_for_memory(error: BaseException) -> bool:
+    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR)
 
 
 def make_environment(plan: Plan) -> dict[str, str]:
@@ -190,8 +334,12 @@ def estimate_private(engines: Mapping[str, Engine]) -> int | None:
 def load(specification: Specification) -> Loaded:
     """Everything the specification names, its weights shared, used once and read-only. Raises LoadError."""
     engines = open_engines(specification)
-    weights = survey(specification, engines)
     assert specification.plan is not None
+    if specification.remote:
+        loaded = Loaded(engines, {}, None, "cpu", specification.checkpoints, specification.batching, remote=True)
+        _settle(loaded)
+        return loaded
+    weights = survey(specification, engines)
     if weights is not None and (refusal := specification.plan.learn(weights=weights).refusal):
         raise LoadError(refusal)
     models = _load_models(engines)
@@ -199,19 +347,47 @@ def load(specification: Specification) -> Loaded:
         _import_main(specification.preparation)
     if specification.load is not None:
         models["load"] = _call_load(specification.load)
-    device = specification.plan.device
-    arena = _share(specification, models) if specification.plan.shared else None
+    plan = specification.plan
+    owned = plan.strategy is Strategy.IPC  # each worker finds them on its device
+    device = "cpu" if owned else plan.device
+    arena = _share(specification, models) if plan.shared and device == "cpu" else None
     if device != "cpu":
         models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
-    loaded = Loaded(engines, models, arena, device, specification.checkpoints)
+        speed_up(device)
+    sharers = 1 if plan.strategy is Strategy.SERVER else -(-plan.workers // max(1, len(plan.devices)))
+    options = (specification.checkpoints, specification.batching)
+    loaded = Loaded(engines, models, arena, device, *options, sharers=sharers, devices=plan.devices)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
+    _settle(loaded)
+    return loaded
+
+
+def _settle(loaded: Loaded) -> None:
+    """Everything is there: from here on others may share it."""
     gc.collect()
     gc.freeze()  # the collector writes into every object it looks at, and a write copies the page
-    if arena is not None:
-        arena.seal()
+    if loaded.arena is not None:
+        loaded.arena.seal()
     release_free_memory()  # what a worker would else give back, and what was never its own
-    return loaded
+
+
+def speed_up(device: str) -> None:
+    """What a GPU can do and torch does not do by itself: matrix products of float32 in TF32, where it has that."""
+    if device != "cuda":
+        return
+    import torch
+
+    if torch.cuda.get_device_capability()[0] >= 8:  # Ampere
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def _find_free(device: str) -> int:
+    """Bytes of a GPU's memory that nobody has."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _find_model_key(name: str, engine: Engine) -> Hashable:
@@ -259,13 +435,18 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         seconds=time.monotonic() - started,
         fingerprints={name: dict(engine.fingerprint()) for name, engine in loaded.engines.items()},
         hazards=hazards,
-        names=tuple(loaded.models),
+        names=tuple(loaded.models or loaded.engines),
         tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
-        suspicions={name: engine.suspicion for name, engine in loaded.engines.items() if engine.suspicion},
-        batches={name: engine.batch_seconds for name, engine in loaded.engines.items()},
+        suspicions={} if loaded.remote else _list_suspicions(loaded.engines),
+        batches=loaded.list_batches(),
+        warnings=tuple(loaded.list_warnings()),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
     )
+
+
+def _list_suspicions(engines: Mapping[str, Engine]) -> dict[str, str]:
+    return {name: engine.suspicion for name, engine in engines.items() if engine.suspicion}
 
 
 def _uses_tf32(device: str) -> bool | None:

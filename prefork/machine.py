@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.base import InputError
+from platform_matrix.devices import Device
 from platform_matrix.facts import Facts, FactsError, read_facts
-from platform_matrix.matrix import BUILT, ROWS, Plan, Reason, Row, Verdict
+from platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
 
 GIGABYTE = 1e9
 _STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "red"}
@@ -38,10 +39,8 @@ def find_facts(file: Path | None, refresh: bool = False) -> Facts:
 def describe_facts(facts: Facts) -> list[tuple[str, str]]:
     """Names and values, a line each."""
     where = [place for place in (f"in {facts.container}" * bool(facts.container), "under WSL2" * facts.wsl) if place]
-    devices = [
-        f"{d.name}, {_gigabytes(d.memory)}{f', {d.capability}' if d.capability else ''}{', a MIG instance' * d.mig}"
-        for d in facts.devices.present
-    ]
+    devices = [_describe_device(device) for device in facts.devices.present]
+    limited = f", as {facts.devices.limited}" if facts.devices.limited else ""
     system = {"linux": "Linux", "darwin": "macOS", "windows": "Windows"}.get(facts.system, facts.system)
     rows = [
         ("machine", " ".join([f"{system} {facts.release} ({facts.machine})", *where])),
@@ -53,7 +52,7 @@ def describe_facts(facts: Facts) -> list[tuple[str, str]]:
             f"{_gigabytes(facts.available)} are available",
         ),
         ("torch", f"{facts.devices.torch or 'not installed'}, built for {', '.join(['cpu', *facts.devices.built])}"),
-        ("gpus", facts.devices.error or "; ".join(devices) or "none"),
+        ("gpus", facts.devices.error or "; ".join(devices) or f"none{limited}"),
     ]
     return rows if not facts.initialised else [*rows, ("initialised", ", ".join(facts.initialised))]
 
@@ -68,11 +67,10 @@ def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
     for row in ROWS:
         here = row is plan.row
         marks = " ".join(f"[{sources[claim]}]" for claim in row.claims)
-        cells = [">" if here else "", row.title, Text(row.verdict, _STYLES[row.verdict]), _list_strategies(row)]
+        cells = [">" if here else "", row.title, Text(row.verdict, _STYLES[row.verdict]), ", ".join(row.strategies)]
         table.add_row(*cells, _list_engines(row), marks, style="bold" if here else "")
     console.print()
     console.print(table)
-    console.print("\nA strategy in brackets is not part of this version.")
     for reason in plan.unused:
         _show_reason(console, ">", reason)
     console.print()
@@ -80,15 +78,19 @@ def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
         _show_reason(console, f"[{number}]", claim)
 
 
-def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()) -> None:
-    """What would happen, and every reason."""
+def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = (), batches: str = "") -> None:
+    """What would happen, and every reason. work: names and values; batches: which segments go together."""
     rows = [*work, *describe_facts(plan.facts), ("row", f"{plan.row.title}: fork is {plan.row.verdict}")]
     if not plan.refusal:
-        copies = "one copy of the weights for all" if plan.shared else "a copy of the weights for each"
+        chosen = zip(plan.labels, plan.chosen, plan.devices, strict=True)
+        devices = [f"{label} ({device.name}, {name})" for label, device, name in chosen]
         rows += [
-            ("strategy", f"{plan.strategy}: {copies}"),
+            *([("devices", ", ".join(devices))] if devices else []),
+            ("strategy", f"{plan.strategy}: {_describe_copies(plan)}"),
             ("workers", f"{plan.workers}, with {plan.threads} thread{'s' * (plan.threads != 1)} each"),
             ("memory", plan.budget.describe(plan.workers)),
+            *([("vram", plan.video.describe(plan.workers))] if plan.video else []),
+            *([("batches", batches)] if batches else []),
             ("hidden", f"{', '.join(plan.hidden) or 'no device'} from the models"),
         ]
     _show_rows(console, rows)
@@ -99,15 +101,30 @@ def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()
         console.print(Text(f"refused: {plan.refusal}", "red"), soft_wrap=True)
 
 
+def _describe_copies(plan: Plan) -> str:
+    if not plan.shared:
+        return "a copy of the weights for each"
+    several = len(plan.devices) > 1
+    return (
+        f"one copy of the weights on each of {len(plan.devices)} GPUs" if several else "one copy of the weights for all"
+    )
+
+
+def _describe_device(device: Device) -> str:
+    parts = [device.name, _gigabytes(device.memory)]
+    parts += [f"of which {_gigabytes(device.free)} free"] if device.free and device.kind != "mps" else []
+    parts += [device.capability] if device.capability else []
+    parts += ["a MIG instance"] if device.mig else []
+    parts += [f"compute mode {device.mode}"] if device.mode else []
+    parts += [device.busy] if device.busy else []
+    return ", ".join(parts)
+
+
 def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan for a machine to read."""
     content = asdict(plan)
     content["facts"] = json.loads(plan.facts.to_json())
     return content
-
-
-def _list_strategies(row: Row) -> str:
-    return ", ".join(strategy if strategy in BUILT else f"({strategy})" for strategy in row.strategies)
 
 
 def _list_engines(row: Row) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from platform_matrix.matrix import Plan
+from platform_matrix.nvml import list_watched
 from prefork.governor import Tally
 from prefork.loading import Inventory
-from prefork.report import Summary
+from prefork.report import GPULoad, Summary
 
 SUFFIX = ".performance.json"
 _STEPS = {"split": ("split",), "run": ("prepare", "infer", "finish"), "join": ("join", "write")}  # of each kind of task
@@ -47,6 +48,7 @@ def describe(
         "workers": plan.workers,
         "threads": plan.threads,
         "tf32": inventory.tf32,
+        "devices": list(plan.devices),
         "gpu": {"busy": tally.busy, "used": tally.used} if tally.busy else None,
         "files": {"done": summary.done, "skipped": summary.skipped, "failed": len(summary.failed)},
         "audio_seconds": summary.audio_seconds,
@@ -56,6 +58,18 @@ def describe(
         "stages": stages,
         "memory": memory,
     }
+
+
+def list_gpus(plan: Plan, tally: Tally) -> list[GPULoad]:
+    """What the plan's GPUs did; MIG instances are left out, as they cannot be asked."""
+    if plan.video is None:
+        return []
+    places = list_watched(plan.devices)
+    if len(places) != len(tally.busy):  # they could not be asked
+        return []
+    chosen = [plan.chosen[place] for place in places]
+    loads = zip(chosen, tally.busy, tally.used, strict=True)
+    return [GPULoad(device.name, busy, used, device.memory) for device, busy, used in loads]
 
 
 def write(path: Path, content: Mapping[str, Any], notice: Callable[[str], None]) -> None:

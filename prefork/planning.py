@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engines import registry
-from engines.base import LoadError
+from engines.base import ELEMENTS_PER_SECOND, LoadError
+from engines.batching import Batching, BatchingStrategy
+from platform_matrix.driver import look_again
 from platform_matrix.matrix import Plan, Request, decide
 from prefork.child import ChildProcess
 from prefork.corpus import find_jobs, find_languages
@@ -58,13 +60,43 @@ def plan_run(
     ]
     if intake is not Intake.TEXTS:
         work.append(("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"))
-    plan = decide(find_facts(facts, refresh), replace(request, engines=tuple(engines)))
+    request = replace(request, engines=tuple(engines), cannot=find_obstacles(engines))
+    plan = decide(find_facts(facts, refresh), request)
+    if facts is None and plan.wants_gpus:
+        plan = decide(replace(plan.facts, devices=look_again(plan.facts.devices, request.devices)), request)
+    names = " -> ".join(stage.engine for stage in pipeline)
+    if plan.refusal and plan.budget.cap:  # then the size of the weights changes nothing
+        return plan, [("engine", names), *work]
     found = survey(Specification(engines, plan=plan))
     plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))
     size = "weights of a size that only loading shows"
     if found.weights is not None:
         size = f"{found.weights / 1e6:.0f} MB of weights"
-    return plan, [("engine", f"{' -> '.join(stage.engine for stage in pipeline)}, {size}"), *work]
+    return plan, [("engine", f"{names}, {size}"), *work]
+
+
+def find_obstacles(engines: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Engines that cannot compute on a GPU, each with the reason. engines: with their options."""
+    int8 = "int8 weights are multiplied by the CPU; take another --dtype"
+    return tuple((name, int8) for name, options in engines.items() if options.get("dtype") == "int8")
+
+
+def describe_batches(batching: Batching, plan: Plan) -> str:
+    """Which segments go through the model together."""
+    if batching.strategy is BatchingStrategy.STATIC:
+        return f"STATIC, {batching.batch_size} segment{'s' * (batching.batch_size != 1)} each"
+    if batching.max_num_elements is None and plan.batch_memory is None:
+        return f"{batching.strategy.name}, of as many segments as the engine says for the {plan.device}"
+    chosen = batching.max_num_elements is not None
+    batching, warnings = batching.resolve(plan.batch_memory or 0)
+    most = batching.max_num_elements or 0
+    text = f"{batching.strategy.name}, up to {most:,} elements ({most / ELEMENTS_PER_SECOND:.0f} s of audio)"
+    if batching.max_bucket_size is not None:
+        text += f" and {batching.max_bucket_size} segments"
+    text += f", in multiples of {batching.num_seqs_multiple_of} segments"
+    if batching.max_audio_len is not None:
+        text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
+    return "; ".join([text, *(warnings if chosen else [])])  # of what nobody has asked for, nobody need be warned
 
 
 def survey(specification: Specification) -> Survey:

@@ -22,6 +22,16 @@ MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, slots=True)
+class GPULoad:
+    """Of one GPU in a run. busy: percent of the time, used, memory: bytes, at the most and in all, whoever has them."""
+
+    name: str
+    busy: float
+    used: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What became of a run. Seconds, and bytes."""
 
@@ -52,6 +62,7 @@ class Summary:
     deaths: int
     target: str
     recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
+    gpus: Sequence[GPULoad] = ()  # that have computed and can be asked
 
     @property
     def speed(self) -> float:
@@ -216,6 +227,7 @@ def tabulate(summary: Summary) -> Table:
         ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {'once for all workers' if summary.shared else 'for each'}"),
         ("private", _describe_private(summary)),
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
+        *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
         ("results", show(summary.target)),
     ]
@@ -248,6 +260,10 @@ def _describe_private(summary: Summary) -> str:
     return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within a fifth"
 
 
+def _describe_gpu(gpu: GPULoad) -> str:
+    return f"{gpu.name}: busy {gpu.busy:.0f} %, {gpu.used / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB at most"
+
+
 def _describe_shortage(summary: Summary) -> str:
     """What was done about too little memory."""
     parts = [f"nothing new for {summary.throttled:.0f} s"] if summary.throttles else []
@@ -265,7 +281,7 @@ def _count_files(summary: Summary) -> str:
 
 
 def _count_workers(summary: Summary) -> str:
-    how = {"fork": "forked, ", "spawn": "spawned, "}.get(summary.strategy, "")
+    how = {"fork": "forked, ", "spawn": "spawned, ", "ipc": "forked, ", "server": "forked, "}.get(summary.strategy, "")
     text = f"{summary.workers}, {how}with {summary.threads} thread{'s' * (summary.threads != 1)} each"
     return (
         f"{text}; {summary.deaths} died and {'was' if summary.deaths == 1 else 'were'} replaced"

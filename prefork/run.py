@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from engines.base import InputError, Job, LoadError
+from engines.batching import Batching
 from engines.languages import get_long_code
 from platform_matrix.matrix import Plan, Strategy
 from prefork import memlog, performance
@@ -50,6 +51,8 @@ class Request:
     workers: int | None = None
     threads: int | None = None
     strategy: str | None = None
+    devices: tuple[str, ...] = ()
+    batching: Batching | None = None
     force_cpu: bool = False
     no_mps: bool = False
     memory_limit: int | None = None
@@ -118,6 +121,8 @@ class Run:
             workers=request.workers,
             threads=request.threads,
             strategy=request.strategy,
+            devices=request.devices or None,
+            batching=request.batching,
             force_cpu=request.force_cpu,
             no_mps=request.no_mps,
             hang_limit=request.hang_limit,
@@ -360,6 +365,7 @@ class Run:
             wall_seconds=time.monotonic() - self._started,
             load_seconds=account.load_seconds,
             strategy=plan.strategy if plan else "",
+            gpus=performance.list_gpus(plan, tally) if plan else (),
             workers=plan.workers if plan else 0,
             threads=plan.threads if plan else 0,
             shared=plan.shared if plan else False,

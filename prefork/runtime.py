@@ -10,20 +10,25 @@ import pickle
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from engines.base import Job
+from engines.batching import Batching
 from platform_matrix.devices import Devices
+from platform_matrix.driver import look_again
 from platform_matrix.facts import read_facts
 from platform_matrix.matrix import Plan, Request, Strategy, decide
+from platform_matrix.selection import parse_devices
 from prefork.governor import Governor, Limits
 from prefork.jobs import Course, JobResult, JobRun
 from prefork.loading import Specification
 from prefork.pipeline import Pipeline, Stage
+from prefork.planning import find_obstacles
 from prefork.remote import Remote
 from prefork.supervisor import Supervisor
 from prefork.tasks import HangLimit, Task
@@ -49,8 +54,10 @@ class Runtime(Executor):
     engine's own settings.
     load: a function without arguments that returns the model, or anything that holds it.
     workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
-    threads: of each worker, by default its share of the cores. strategy: `fork` or `spawn`; by default what the
-    platform matrix says for this machine. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
+    threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by default
+    what the platform matrix says for this machine. devices: those that compute, as `--devices` has them: ["cuda:0",
+    "cuda:1"]; by default one GPU for engines, and the CPU for what `load` returns. batching: which segments go through
+    the model together: see engines.batching. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
     hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
     like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
     RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.
@@ -72,6 +79,8 @@ class Runtime(Executor):
         workers: int | None = None,
         threads: int | None = None,
         strategy: str | None = None,
+        devices: Sequence[str] | None = None,
+        batching: Batching | None = None,
         force_cpu: bool = False,
         no_mps: bool = False,
         hang_limit: HangLimit | None = None,
@@ -90,6 +99,9 @@ class Runtime(Executor):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if strategy is not None and strategy not in list(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
+        asked = () if devices is None else parse_devices(",".join(devices))
+        batching = batching or Batching()
+        batching.check_for_jobs()
         self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()
         local = {stage.engine: stage.options for stage in self.pipeline if not stage.is_remote}
         self._ranks = itertools.count()
@@ -100,6 +112,7 @@ class Runtime(Executor):
             load=pickle.dumps(load) if load else None,
             preparation=_describe_main(),
             checkpoints=memory_checkpoints,
+            batching=batching,
         )
         request = Request(
             engines=tuple(local),
@@ -109,6 +122,8 @@ class Runtime(Executor):
             force_cpu=force_cpu,
             no_mps=no_mps,
             memory_limit=memory_limit,
+            devices=asked,
+            cannot=find_obstacles(local),
         )
         limits = Limits(memory_limit, mem_guard)
         governor = Governor(limits, command=command, engines=local, path=memory_log)
@@ -230,8 +245,13 @@ class Runtime(Executor):
 
 
 def make_plan(request: Request) -> Plan:
-    """What the matrix says for this machine. Devices that are to be hidden need not be asked."""
-    return decide(read_facts(Devices() if request.force_cpu else None), request)
+    """What the matrix says for this machine. Devices that are to be hidden need not be asked; GPUs that are to compute
+    are asked once more what they are up to now."""
+    facts = read_facts(Devices() if request.force_cpu or request.devices == ("cpu",) else None)
+    plan = decide(facts, request)
+    if not plan.wants_gpus:
+        return plan
+    return decide(replace(facts, devices=look_again(facts.devices, request.devices)), request)
 
 
 def _begin(future: Future[Any]) -> bool:

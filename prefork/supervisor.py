@@ -84,7 +84,16 @@ class Supervisor:
         self.exhausted = ""  # why the run was stopped: memory was too short
         self.steps: Counter[tuple[str, str]] = Counter()  # seconds of all workers together, by engine and step of a job
         self._loop = Loop()
-        self._crew = Crew(specification, self._loop, self.governor, self, self._notice, log or _print, log is None)
+        self._crew = Crew(
+            specification,
+            self._loop,
+            self.governor,
+            self,
+            self._notice,
+            log or _print,
+            log is None,
+            self._hang_limit,
+        )
         self._queue = TaskQueue()
         self._closing = False
         self._elsewhere = 0  # pieces of work that are done outside of the workers
@@ -174,7 +183,7 @@ class Supervisor:
 
     @property
     def deaths(self) -> int:
-        """Workers that died and were needed."""
+        """Workers and servers that died and were needed."""
         return self._crew.deaths
 
     def _reason(self) -> BaseException:
@@ -242,6 +251,8 @@ class Supervisor:
             self._take_measure(worker, *content)
         elif kind == "progress":
             self._take_piece(worker, *content)
+        elif kind == "refused":
+            self._refuse_piece(worker, *content)
         else:
             self._take_result(worker, kind, content[0])
 
@@ -249,11 +260,18 @@ class Supervisor:
         if worker.task is not None:
             self._bereave(worker.task, reason, starved)
 
-    def _take_piece(self, worker: Worker, position: float, piece: bytes) -> None:
+    def _take_piece(self, worker: Worker, number: int, position: float, piece: bytes) -> None:
         if worker.task is not None:
             worker.task.position = position
-            worker.task.take(piece)
+            worker.task.take(number, piece)
             self._crew.note_success()
+
+    def _refuse_piece(self, worker: Worker, number: int, error: bytes) -> None:
+        """One of the items of a worker's task can never be done; it goes on with those of other jobs."""
+        if worker.task is not None:
+            problem = unpickle_error(error)
+            self.governor.lose(worker.task, str(problem), starved=False)
+            worker.task.refuse(number, problem)
 
     def _take_result(self, worker: Worker, kind: str, result: bytes) -> None:
         task, worker.task = worker.task, None
@@ -329,6 +347,8 @@ class Supervisor:
             if task is None or task.step is None or worker.sentence:
                 continue
             limit = self._hang_limit.seconds(task.step)
+            if self._crew.is_excused(worker):
+                worker.seen = time.monotonic()
             if time.monotonic() - worker.seen > limit:
                 self._crew.kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
@@ -394,7 +414,9 @@ class Supervisor:
         return self.inventory.batches if self.inventory is not None else {}
 
     def _list_filling(self) -> set[str]:
-        """Engines whose next batch is not full yet, while more for it is about to come."""
+        """Engines whose next batch is not full yet, while more for it is about to come. Servers fill their own."""
+        if self._crew.servers is not None:
+            return set()
         queue = self._queue
         splitting = {w.task.engine for w in self._crew.list_busy() if w.task and w.task.name == "split"}
         coming = (engine for engine in self._batches if queue.splits[engine] or engine in splitting)

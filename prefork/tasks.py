@@ -47,9 +47,10 @@ class Task:
     order: smaller ones go first. engine: the one that it is for, if any. size: bytes that its largest segment takes as
     the model's configuration suggests; segment, audio: seconds of that segment, and of the whole recording. step:
     seconds of audio between two signs of life, None for a task that gives none and may take for ever. items: what it
-    goes through one by one, the last of its arguments; what came of each is kept in `finished`, and after a death only
-    the others are done again. parts: the tasks whose items these are, if it is a bundle. single: it was part of one
-    that failed, and is no more to be part of any. attempts: deaths since the last sign of life. alone: nothing may run
+    goes through, the last of its arguments; what came of each, in whatever order, is kept in `pieces`, and after a
+    death only the others are done again. origins: of a bundle, the task that each item is from, and its number there.
+    single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
+    life. alone: nothing may run
     beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
     the most that was seen. closing: still started while the run drains, because it saves what has been done. begin:
     asked before it is given to a worker; False if nobody wants it any more. done: called with the pickled result, or an
@@ -63,7 +64,7 @@ class Task:
     label: str = ""
     engine: str = ""
     items: Sequence[Any] | None = None
-    finished: list[bytes] = field(default_factory=list)
+    pieces: dict[int, bytes] = field(default_factory=dict)  # by the number of the item
     size: float = 0.0
     segment: float = 0.0
     audio: float = 0.0
@@ -73,7 +74,7 @@ class Task:
     begin: Callable[[], bool] = lambda: True
     attempts: int = 0
     alone: bool = False
-    parts: Sequence[Task] = ()
+    origins: Sequence[tuple[Task, int]] = ()
     single: bool = False
     passed: float | None = None
     peak: int = 0
@@ -81,32 +82,52 @@ class Task:
     cancelled: bool = False
 
     def describe(self) -> bytes:
-        """What the worker is sent: the task's name and its arguments."""
+        """What the worker is sent: the task's name and its arguments. Items come with their numbers."""
         rest = () if self.items is None else (self.rest,)
         return pickle.dumps((self.name, (*self.arguments, *rest)), pickle.HIGHEST_PROTOCOL)
 
     @property
-    def rest(self) -> Sequence[Any]:
-        """Its items that are not done."""
-        return () if self.items is None else self.items[len(self.finished) :]
+    def rest(self) -> list[tuple[int, Any]]:
+        """Its items that are not done, with their numbers."""
+        wanted = enumerate(self.items or ())
+        return [(number, item) for number, item in wanted if number not in self.pieces and self._is_wanted(number)]
 
-    def take(self, piece: bytes) -> None:
-        """What came of the next one of its items."""
-        self.finished.append(piece)
+    def _is_wanted(self, number: int) -> bool:
+        return not (self.origins and self.origins[number][0].cancelled)
+
+    def take(self, number: int, piece: bytes) -> None:
+        """What came of one of its items."""
+        self.pieces[number] = piece
         self.attempts = 0
-        for part in self.parts:
-            if not part.is_finished:
-                part.take(piece)
-                return
+        if self.origins:
+            part, own = self.origins[number]
+            part.take(own, piece)
+
+    def refuse(self, number: int, error: BaseException) -> None:
+        """One of its items can never be done: that ends the task, or of a bundle the one that it is from."""
+        owner = self.origins[number][0] if self.origins else self
+        if not owner.cancelled:
+            owner.cancelled = True
+            owner.done(None, error)
+
+    @property
+    def parts(self) -> list[Task]:
+        """The tasks whose items these are, if it is a bundle."""
+        return list(dict.fromkeys(part for part, _ in self.origins))
 
     @property
     def is_finished(self) -> bool:
-        return self.items is not None and len(self.finished) == len(self.items)
+        return self.items is not None and len(self.pieces) == len(self.items)
+
+    @property
+    def finished(self) -> list[bytes]:
+        """What came of its items, in their order."""
+        return [self.pieces[number] for number in sorted(self.pieces)]
 
     @property
     def can_join(self) -> bool:
         """Whether it may be done in one go with others of its kind."""
-        return self.items is not None and not (self.parts or self.single or self.alone or self.attempts)
+        return self.items is not None and not (self.origins or self.single or self.alone or self.attempts)
 
 
 def bundle(parts: Sequence[Task]) -> Task:
@@ -118,6 +139,7 @@ def bundle(parts: Sequence[Task]) -> Task:
 
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
+    rest = [(part, number, item) for part in parts for number, item in part.rest]
     return Task(
         first.name,
         first.arguments,
@@ -125,13 +147,13 @@ def bundle(parts: Sequence[Task]) -> Task:
         order=first.order,
         label=f"{first.label} and {len(parts) - 1} more",
         engine=first.engine,
-        items=[item for part in parts for item in part.rest],
+        items=[item for _, _, item in rest],
         size=sum(part.size for part in parts),
         segment=max(part.segment for part in parts),
         audio=seconds,
         seconds=seconds,
         step=seconds,
-        parts=parts,
+        origins=[(part, number) for part, number, _ in rest],
     )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import pickle
-import random
 import sys
 import time
 import traceback
-import zlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,24 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engines import formats
-from engines.base import Engine, Job, Segment
+from engines.base import Engine, HostEngine, Job, Segment
 from engines.document import Document
 from prefork import process
 from prefork.channel import Channel
 from prefork.comparison import encode
+from prefork.device_memory import WeightsChanged
 from prefork.faults import watch_for_writes
-from prefork.loading import Loaded
+from prefork.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
+from prefork.loading import Loaded, is_for_memory, release, reseed
 from prefork.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.tasks import pickle_error
-
-# What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
-_ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
-_MOST_UNUSED = 0.1  # of a GPU's memory that torch may keep between two segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,9 @@ class Context:
     """What a task gets to see of the worker that runs it."""
 
     loaded: Loaded
-    progress: Callable[[float, bytes], None]  # called with the seconds that have been reached, and what came of it
+    inference: Inference
+    progress: Callable[[int, float, bytes], None]  # with an item's number, the seconds reached, and what came of it
+    refuse: Callable[[int, bytes], None]  # with an item's number, and why nothing will ever come of it
     steps: dict[tuple[str, str], float] = field(
         default_factory=lambda: defaultdict(float)
     )  # seconds, by engine and step
@@ -54,16 +50,16 @@ class Context:
         return nullcontext() if self.monitor is None else self.monitor.stage(stage)
 
     @contextmanager
-    def stage_of(self, engine: Engine, prepared: list[Any]) -> Iterator[list[Any]]:
+    def stage_of(self, engine: Engine) -> Iterator[list[Result]]:
         """The stage that an engine's work is, if it is one, with a list for what the model makes of what was prepared.
-        Both lists are emptied by its cleanups."""
-        outputs: list[Any] = []
+        It, and what the model was given, is dropped by the stage's cleanups."""
+        outputs: list[Result] = []
         if self.monitor is None or not engine.memory_stage:
             yield outputs
             return
         stage = Stage[engine.memory_stage.upper()]
         with self.monitor.stage(stage) as cleanups:
-            cleanups.defer(stage.cleanups[0], prepared.clear)
+            cleanups.defer(stage.cleanups[0], self.inference.inputs.clear)
             cleanups.defer(stage.cleanups[-1], outputs.clear)
             yield outputs
 
@@ -76,21 +72,26 @@ class Context:
             self.steps[engine, name] += time.perf_counter() - started
 
 
-def serve(channel: Channel, loaded: Loaded, threads: int) -> None:
-    """Runs tasks until the supervisor closes the channel."""
-    settle(loaded, threads)
+def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> None:
+    """Runs tasks until the supervisor closes the channel. place: of its device."""
+    loaded = settle(loaded, threads, place)
     process.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
     probe = process.PeakProbe()
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
+    remote = RemoteInference(channel, loaded) if loaded.remote else None
+    inference = remote or LocalInference(loaded)
     while True:
         try:
-            payload, _ = channel.receive()
+            payload, fds = channel.receive()
         except EOFError:
             return
+        if remote is not None and not isinstance(payload, bytes):
+            remote.obey(payload[0], payload[1:], fds)
+            continue
         probe.reset()
-        context = Context(loaded, partial(_report, channel), monitor=monitor)
+        context = Context(loaded, inference, partial(_report, channel), partial(_refuse, channel), monitor=monitor)
         answer = _run(payload, context)
         sys.stdout.flush()  # before anybody can end this worker
         channel.send(answer)
@@ -107,39 +108,33 @@ def _make_monitor(device: str) -> MemoryMonitor:
     return MemoryMonitor(CUDAMeter(device) if device.startswith("cuda") else HostMeter(), logger)
 
 
-def settle(loaded: Loaded, threads: int) -> None:
-    """What a forked child does before it computes."""
+def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
+    """What a forked child does before it computes; what it computes with. place: of its device."""
     if loaded.arena is not None:
         watch_for_writes(loaded.arena, 2)
     torch.set_num_threads(threads)
+    return loaded.attach(place)
 
 
-def rehearse(loaded: Loaded, threads: int) -> bytes:
-    """What a worker does, done once in a canary: computes on the shared weights, on as many threads."""
+def rehearse(loaded: Loaded, threads: int, place: int = 0) -> bytes:
+    """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device."""
     process.die_with_parent(os.getppid())
     process.restore_signals()
-    settle(loaded, threads)
-    outputs = loaded.try_examples()
+    outputs = settle(loaded, threads, place).try_examples()
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
         outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}
     return encode(outputs)
 
 
-def _report(channel: Channel, position: float, piece: bytes) -> None:
-    channel.send(("progress", position, piece))
+def _report(channel: Channel, number: int, position: float, piece: bytes) -> None:
+    channel.send(("progress", number, position, piece))
 
 
-def reseed(seed: int) -> None:
-    """Seeds every generator there is: without it, all workers would draw the zygote's numbers.
-
-    torch's on the CPU alone: torch.manual_seed looks for every other device first, 3 of a fork's 13 ms.
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed % 2**63)
+def _refuse(channel: Channel, number: int, error: bytes) -> None:
+    channel.send(("refused", number, error))
 
 
-def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
+def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
     """The message to send back. A task's exception is its result; it costs the worker nothing.
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
@@ -148,28 +143,13 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes]:
         name, arguments = pickle.loads(payload)
         return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
     except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
-        if _is_for_memory(error):
+        if isinstance(error, WeightsChanged):
+            return ("spoiled", str(error))
+        if is_for_memory(error):
             return ("starved", f"{type(error).__name__}: {error}".encode())
         return ("error", pickle_error(error, traceback.format_exc()))
-
-
-def _release(device: str) -> None:
-    """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all: the next segment
-    would have to ask for it again, and that takes longer than on the CPU."""
-    process.release_free_memory()
-    if device.startswith("cuda"):
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if unused > _MOST_UNUSED * torch.cuda.mem_get_info(device)[1]:
-            torch.cuda.empty_cache()
-
-
-def _is_for_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR)
+    finally:
+        context.inference.drop()
 
 
 def _call(context: Context, function: bytes) -> Any:
@@ -185,40 +165,85 @@ def _open(job: Job, document: bytes | None) -> Document:
 
 
 def _split_job(context: Context, name: str, job: Job, document: bytes | None) -> list[tuple[float, int, bytes]]:
-    """The job's segments: for each its length in seconds, the bytes it is estimated to take, and itself."""
+    """The job's segments: for each its length in seconds, the bytes it is estimated to take here, and itself."""
     engine = context.loaded.engines[name]
     with context.step(name, "split"):
         segments = engine.split(job, _open(job, document))
-        return [(s.seconds, engine.estimate_memory(s), pickle.dumps(s)) for s in segments]
+        sizes = [0 if context.loaded.remote else engine.estimate_memory(segment) for segment in segments]
+        return [(s.seconds, size, pickle.dumps(s)) for s, size in zip(segments, sizes, strict=True)]
 
 
-def _run_segments(context: Context, name: str, items: Sequence[tuple[Job, bytes]]) -> None:
-    """prepare, infer and finish for segments, of several jobs where the engine takes them in one go. What comes of each
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A segment that is to be run. number: what the supervisor calls it."""
+
+    number: int
+    job: Job
+    segment: Segment
+
+
+def _run_segments(context: Context, name: str, items: Sequence[tuple[int, tuple[Job, bytes]]]) -> None:
+    """prepare, infer and finish for segments, of several jobs where the model takes them in one go. What comes of each
     does not depend on who runs it, or what ran before, and is reported at once: if this worker dies, what it has done
-    is not lost."""
+    is not lost. A segment that cannot be processed costs its job, and no other."""
     if context.loaded.arena is not None:
         context.loaded.arena.populate()
-    asked = [(job, pickle.loads(segment)) for job, segment in items]
-    size = len(asked) if context.loaded.engines[name].batch_seconds else 1
-    for start in range(0, len(asked), size):
-        _run_batch(context, name, asked[start : start + size])
-        _release(context.loaded.device)
+    todo = deque(_Item(number, job, pickle.loads(segment)) for number, (job, segment) in items)
+    context.inference.open(name)
+    going: dict[int, _Item] = {}
+    refused: set[str] = set()  # jobs
+    while todo or going:
+        with context.stage(Stage.PIPELINE), torch.inference_mode():
+            with context.stage(Stage.AUDIO_PREPROCESSING):
+                _prepare(context, name, todo, going, refused)
+            if going:
+                _finish(context, name, going, refused)
+        release(context.loaded.device)
 
 
-def _run_batch(context: Context, name: str, batch: Sequence[tuple[Job, Segment]]) -> None:
+def _prepare(context: Context, name: str, todo: deque[_Item], going: dict[int, _Item], refused: set[str]) -> None:
+    """As many as there is room for."""
     engine = context.loaded.engines[name]
-    job, segment = batch[0]
-    reseed(zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape")))
-    with context.stage(Stage.PIPELINE), torch.inference_mode():
-        with context.step(name, "prepare"), context.stage(Stage.AUDIO_PREPROCESSING):
-            prepared = [engine.prepare(job, segment) for job, segment in batch]
-        with context.stage_of(engine, prepared) as outputs:
-            with context.step(name, "infer"):
-                outputs.extend(context.loaded.infer(name, prepared))
-            for number, (job, segment) in enumerate(batch):
+    while todo and context.inference.has_room:
+        item = todo.popleft()
+        if item.job.id in refused:
+            continue
+        with context.step(name, "prepare"), _costs_one(context, item, refused):
+            reseed(find_seed(item.job, item.segment))
+            context.inference.submit(item.number, item.job, item.segment, engine.prepare(item.job, item.segment))
+            going[item.number] = item
+
+
+def _finish(context: Context, name: str, going: dict[int, _Item], refused: set[str]) -> None:
+    """What has come out of the model."""
+    engine = context.loaded.engines[name]
+    with context.stage_of(engine) as outputs:
+        with context.step(name, "infer"):
+            outputs.extend(context.inference.collect())
+        while outputs:
+            number, output = outputs.pop(0)
+            item = going.pop(number)
+            with _costs_one(context, item, refused):
+                if isinstance(output, Refused):
+                    raise output
                 with context.step(name, "finish"):
-                    piece = pickle.dumps(engine.finish(job, segment, outputs[number]))
-                context.progress(segment.end, piece)
+                    reseed(find_seed(item.job, item.segment))
+                    piece = pickle.dumps(engine.finish(item.job, item.segment, output))
+                context.progress(number, item.segment.end, piece)
+
+
+@contextmanager
+def _costs_one(context: Context, item: _Item, refused: set[str]) -> Iterator[None]:
+    """What is raised in it costs the item's job alone; for want of memory it costs the task, which is tried again."""
+    try:
+        yield
+    except Exception as error:
+        if is_for_memory(error):
+            raise
+        if item.job.id not in refused:
+            content = error.error if isinstance(error, Refused) else pickle_error(error, traceback.format_exc())
+            context.refuse(item.number, content)
+        refused.add(item.job.id)
 
 
 def _join_job(
@@ -237,9 +262,9 @@ def _join_job(
     arguments = ([pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
     with ExitStack() as stages:
         stages.enter_context(context.step(name, "join"))
-        if context.loaded.models[name] is None:  # then this is all the work
+        if isinstance(engine, HostEngine):  # then this is all the work
             stages.enter_context(context.stage(Stage.PIPELINE))
-            stages.enter_context(context.stage_of(engine, []))
+            stages.enter_context(context.stage_of(engine))
         made = engine.join(job, known, *arguments)
     if not writing:
         return made

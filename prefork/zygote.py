@@ -14,10 +14,12 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import replace
 from functools import partial
 
 from platform_matrix.canary import Canary
 from platform_matrix.hazards import Severity, find_hazards
+from platform_matrix.matrix import Strategy
 from prefork import loading, process
 from prefork.channel import Channel
 from prefork.child import open_channel
@@ -29,6 +31,10 @@ _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedd
 
 class CannotFork(Exception):
     """This process has loaded its models and must not fork: a hazard, or a canary that died. Says what, and why."""
+
+
+class CannotAttach(Exception):
+    """Its children cannot compute on the weights that are in the memory of devices. Says why."""
 
 
 def main() -> None:
@@ -52,10 +58,17 @@ def main() -> None:
             harmless = (Severity.HARMLESS,)
         if unsafe := [hazard for hazard in hazards if hazard.severity not in harmless]:
             raise CannotFork("; ".join(f"{hazard.what}; {hazard.remedy}" for hazard in unsafe))
+        if specification.plan.strategy is Strategy.IPC:
+            loaded = _await_exports(channel, loaded)
         _prove(loaded, specification.plan.threads)
         inventory = loading.describe(loaded, started, tuple(hazards))
+    except CannotAttach as error:
+        channel.send(("no_ipc", str(error)))
+        return
     except CannotFork as error:
         channel.send(("unsafe", str(error)))
+        return
+    except EOFError:  # the supervisor has gone, or wants something else
         return
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
         channel.send(("failed", *loading.explain(error)))
@@ -65,14 +78,24 @@ def main() -> None:
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
 
 
+def _await_exports(channel: Channel, loaded: Loaded) -> Loaded:
+    """Says that the weights are in their file, and waits until their owners have put them on every device."""
+    assert loaded.arena is not None
+    channel.send(("packed", loaded.arena.size))
+    (_, exports), _ = channel.receive()
+    return replace(loaded, exports=tuple(exports))
+
+
 def _prove(loaded: Loaded, threads: int) -> None:
-    """Has a canary do once what the workers will do. Nothing else is forked unless it lives."""
+    """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it lives."""
     from prefork.worker import rehearse
 
-    outcome = Canary(partial(rehearse, loaded, threads)).wait(_CANARY_SECONDS)
-    if not outcome.lived:
-        words = find_last_words(outcome.words)
-        raise CannotFork(f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}")
+    for place in range(len(loaded.exports) or 1):
+        outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
+        if not outcome.lived:
+            words = find_last_words(outcome.words)
+            text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"
+            raise CannotAttach(text) if loaded.exports else CannotFork(text)
 
 
 class _Nursery:
@@ -111,7 +134,7 @@ class _Nursery:
                 os.kill(pid, signal.SIGKILL)
         return True
 
-    def _fork(self, number: int, fds: list[int], threads: int) -> None:
+    def _fork(self, number: int, fds: list[int], threads: int, place: int) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -122,7 +145,7 @@ class _Nursery:
             self._channel.send(("exited", number, 1))
             return
         if pid == 0:
-            _become_worker(parent, fds, self._loaded, threads)
+            _become_worker(parent, fds, self._loaded, threads, place)
         for fd in fds:
             os.close(fd)
         self._pids[pid] = number
@@ -141,8 +164,8 @@ class _Nursery:
             os.waitpid(pid, 0)
 
 
-def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int) -> None:
-    """Turns the forked child into a worker; never returns into the zygote's frames."""
+def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, place: int) -> None:
+    """Turns the forked child into a worker; never returns into the zygote's frames. place: of its device."""
     status = 1
     try:
         process.die_with_parent(parent)
@@ -152,7 +175,7 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int) ->
         process.close_inherited(keep={sock})
         from prefork.worker import serve
 
-        serve(Channel(socket.socket(fileno=sock)), loaded, threads)
+        serve(Channel(socket.socket(fileno=sock)), loaded, threads, place)
         status = 0
     except (BrokenPipeError, ConnectionResetError):
         status = 0  # the supervisor has gone

@@ -297,6 +297,34 @@ def test_blocks_share_the_work_and_change_nothing(
     assert per_hour < 20e6
 
 
+@torch.inference_mode()
+def test_blocks_of_several_recordings_are_heard_together_as_they_are_alone(
+    engine: PyannoteDiarizer, model: SpeakerModels, dialogue: tuple[Job, list[Turn]]
+) -> None:
+    """One of the others is too short for a group of chunks, one is silent: no voices to give back."""
+    (segment,) = engine.split(dialogue[0], Document(()))
+    waveform = engine.prepare(dialogue[0], segment)["waveform"]
+    chunk, step = engine._geometry.chunk, engine._geometry.step
+    batch = [{"waveform": x} for x in (waveform[: chunk + 2 * step], torch.zeros(chunk), waveform)]
+    alone = [engine.infer(model, [tensors])[0] for tensors in batch]
+    together = engine.infer(model, batch)
+    assert [len(output["voices"]) > 0 for output in together] == [True, False, True]
+    for one, other in zip(together, alone, strict=True):
+        assert one.keys() == other.keys() and torch.equal(one["active"], other["active"])
+        for name in other:
+            assert torch.allclose(one[name].float(), other[name].float(), atol=1e-3), name
+    pieces = [[engine.finish(dialogue[0], segment, output)] for output in (together[2], alone[2])]
+    turns = [engine.join(dialogue[0], Document(()), [segment], found).turns for found in pieces]
+    assert turns[0] == turns[1] and len(turns[0]) > 3
+
+
+def test_chunks_are_taken_in_order_and_no_more_than_asked_for_at_once() -> None:
+    sliding = [torch.arange(first, first + count)[:, None] for first, count in ((0, 5), (5, 1), (6, 0), (6, 3))]
+    taken = list(engines.pyannote_diarizer.take_chunks(sliding, 4))
+    assert [len(chunks) for chunks in taken] == [4, 4, 1]
+    assert torch.cat(taken)[:, 0].tolist() == list(range(9))
+
+
 def test_of_many_voices_some_are_clustered_and_all_assigned(
     engine: PyannoteDiarizer, heard: Any, dialogue: tuple[Job, list[Turn]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

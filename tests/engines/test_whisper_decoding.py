@@ -13,14 +13,14 @@ from engines.audio import read_audio
 from engines.whisper_decoding import (
     Decoded,
     Decoder,
-    TimestampRules,
-    _generate,
+    _write,
     decode,
     goes_round,
     listen,
     measure_compression,
 )
 from engines.whisper_model import WhisperCheckpoint, compute_features, encode, load_whisper, open_whisper
+from engines.whisper_rules import TimestampRules
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def decoder(model: Any, features: torch.Tensor) -> Decoder:
 def test_tokens_are_those_of_transformers(
     checkpoint: WhisperCheckpoint, model: Any, features: torch.Tensor, decoder: Decoder
 ) -> None:
-    decoded = decode(decoder, checkpoint, listen(decoder, checkpoint).no_speech)
+    [decoded] = decode(decoder, checkpoint, [opening.no_speech for opening in listen(decoder, checkpoint)])
     expected = model.generate(features[None], return_timestamps=True, max_new_tokens=224)[0].tolist()
     assert decoded.tokens == tuple(token for token in expected if token not in (checkpoint.sot, checkpoint.eot))
     assert decoded.ended
@@ -71,16 +71,15 @@ def test_tokens_are_those_of_transformers(
 def test_cached_steps_are_those_of_one_pass(checkpoint: WhisperCheckpoint, decoder: Decoder) -> None:
     tokens = [checkpoint.sot, checkpoint.timestamp_begin, 843, 523, 616]
     decoder.start()
-    steps = [decoder.feed([token]) for token in tokens]
+    steps = [decoder.feed([[token]]) for token in tokens]
     decoder.start()
-    assert torch.allclose(decoder.feed(tokens), steps[-1], atol=1e-3)
+    assert torch.allclose(decoder.feed([tokens]), steps[-1], atol=1e-3)
 
 
 @torch.inference_mode()
 def test_samples_do_not_depend_on_what_was_drawn_before(checkpoint: WhisperCheckpoint, decoder: Decoder) -> None:
     def sample() -> list[tuple[int, float]]:
-        decoder.start()
-        return list(_generate(decoder, TimestampRules(checkpoint), [checkpoint.sot], 1.0, 12))
+        return _write(decoder, TimestampRules(checkpoint), {0: [checkpoint.sot]}, 1.0, [12])[0]
 
     state = torch.get_rng_state()
     first = sample()
@@ -93,7 +92,8 @@ def test_samples_do_not_depend_on_what_was_drawn_before(checkpoint: WhisperCheck
 def test_silence_is_silent(checkpoint: WhisperCheckpoint, model: Any) -> None:
     noise = 0.01 * torch.randn(48_000, generator=torch.Generator().manual_seed(0))
     decoder = Decoder(model, encode(model, compute_features(checkpoint, noise)))
-    assert decode(decoder, checkpoint, listen(decoder, checkpoint).no_speech).silent
+    [decoded] = decode(decoder, checkpoint, [opening.no_speech for opening in listen(decoder, checkpoint)])
+    assert decoded.silent
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def allow(rules: TimestampRules, tokens: list[int], favourite: int | None = None
     logits = torch.zeros(rules.begin + 1501)
     if favourite is not None:
         logits[favourite] = 50.0
-    return set((rules.apply(logits, tokens) > -torch.inf).nonzero()[:, 0].tolist())
+    return set((rules.apply(logits[None], [tokens])[0] > -torch.inf).nonzero()[:, 0].tolist())
 
 
 WORD = 616

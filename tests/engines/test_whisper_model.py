@@ -135,7 +135,7 @@ def test_words_of_a_text_are_found_in_real_speech(
 ) -> None:
     states = encode(model, compute_features(checkpoint, waveform))
     tokens = spell(checkpoint, TEXT)
-    attention, log_probs = attend(model, checkpoint, states, [*compose_prompt(checkpoint), *tokens], 400)
+    [(attention, log_probs)] = attend(model, checkpoint, states, [[*compose_prompt(checkpoint), *tokens]], [400])
     assert attention.shape == (len(tokens) + 2, 400) and log_probs.shape == (len(tokens) + 1,)
     words = time_words(checkpoint, tokens, attention, log_probs, 10.0, 18.0)
     assert [word.text for word in words] == TEXT.split()
@@ -152,7 +152,7 @@ def test_likelihoods_are_those_of_the_models_logits(
 ) -> None:
     states = encode(model, compute_features(checkpoint, waveform))
     tokens = [*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 6)]  # more than are scored at a time
-    _, log_probs = attend(model, checkpoint, states, tokens, 400)
+    [(_, log_probs)] = attend(model, checkpoint, states, [tokens], [400])
     logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
     expected = logits[1:, : checkpoint.eot].log_softmax(-1).gather(1, torch.tensor(tokens[2:])[:, None])[:, 0]
     assert torch.allclose(log_probs[1:], expected, atol=1e-3)

@@ -118,6 +118,22 @@ def test_every_cuda_device_is_described_and_a_mig_instance_known_as_one(install:
     )
 
 
+def test_what_limits_the_gpus_is_told_and_names_those_that_torch_cannot_name(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(TWO_GPUS + "del GPUS[0].uuid\nGPUS.append(Name(**vars(GPUS[1])))\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, MIG-5,7")
+    found = ask_devices()
+    assert [(device.visible, device.mig) for device in found.present] == [("3", False), ("MIG-5", True), ("", True)]
+    assert found.limited == "CUDA_VISIBLE_DEVICES='3, MIG-5,7'"
+
+
+def test_an_environment_that_hides_every_gpu_is_told(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(CPU_ONLY + "version.cuda = '13.0'\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert ask_devices() == Devices("9.9", ("cuda",), limited="CUDA_VISIBLE_DEVICES=''")
+
+
 def test_a_rocm_device_is_not_called_cuda(install: Install) -> None:
     install(ROCM)
     found = ask_devices()
@@ -132,9 +148,13 @@ def test_mps_has_the_memory_of_the_machine(install: Install) -> None:
     assert [(device.kind, device.memory) for device in found.present] == [("mps", psutil.virtual_memory().total)]
 
 
-def test_a_gpu_that_another_process_has_for_itself_has_nothing_free(install: Install) -> None:
+def test_a_gpu_that_another_process_has_for_itself_has_nothing_free(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(TWO_GPUS + "def refuse(index): raise RuntimeError('busy or unavailable')\ncuda.mem_get_info = refuse\n")
-    assert [device.free for device in ask_devices().present] == [0, 0]
+    assert [(device.free, device.busy) for device in ask_devices().present] == [(0, "busy or unavailable")] * 2
+    monkeypatch.setattr(devices, "_answers", {})
+    assert [device.busy for device in ask_devices().present] == ["", ""], "that was then"
 
 
 @pytest.mark.parametrize(

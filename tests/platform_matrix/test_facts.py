@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from platform_matrix.devices import KINDS, MOST_BYTES, Device, Devices
+from platform_matrix.devices import KINDS, MODES, MOST_BYTES, Device, Devices
 from platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
 
 MB = 1 << 20
@@ -189,6 +189,9 @@ DEVICES = st.builds(
     capability=WORDS,
     uuid=WORDS,
     mig=st.booleans(),
+    mode=st.sampled_from(MODES),
+    busy=WORDS,
+    visible=WORDS,
 )
 
 
@@ -212,7 +215,7 @@ def machines(draw: st.DrawFn) -> Facts:
         container=draw(WORDS),
         wsl=system == "linux" and draw(st.booleans()),
         initialised=draw(kinds),
-        devices=Devices(draw(WORDS), draw(kinds), present, draw(WORDS)),
+        devices=Devices(draw(WORDS), draw(kinds), present, draw(WORDS), draw(WORDS)),
     )
 
 
@@ -258,6 +261,10 @@ def test_what_has_a_default_may_be_missing() -> None:
         (
             {"devices": {"present": [{"kind": "tpu", "name": "v5", "memory": 2, "free": 1}]}},
             "devices.present[0].kind is 'tpu', none of cuda, rocm, mps",
+        ),
+        (
+            {"devices": {"present": [{"kind": "cuda", "name": "H200", "memory": 2, "free": 1, "mode": "shut"}]}},
+            "devices.present[0].mode is 'shut', none of '', 'exclusive', 'prohibited'",
         ),
         (
             {"devices": {"present": [{"kind": "cuda", "name": "H200", "memory": 2, "free": 3}]}},

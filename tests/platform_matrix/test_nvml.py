@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from platform_matrix.nvml import Load, LoadMeter
+from platform_matrix.nvml import Load, LoadMeter, list_watched
 
 
 class NVMLError(Exception):
@@ -43,6 +43,12 @@ class Library(ModuleType):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         self._answer("nvmlDeviceGetHandleByIndex", index)
         return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        self._answer("nvmlDeviceGetHandleByUUID")
+        if uuid not in ("GPU-a", "GPU-b"):
+            raise NVMLError("Not Found")
+        return ("GPU-a", "GPU-b").index(uuid)
 
     def nvmlDeviceGetMemoryInfo(self, index: int) -> SimpleNamespace:
         self._answer("nvmlDeviceGetMemoryInfo", index)
@@ -101,3 +107,31 @@ def test_a_gpu_that_is_lost_while_it_runs_ends_the_readings_with_the_reason(libr
     library.lost = {1}
     assert (meter.read(), meter.missing) == ([], "NVML: GPU is lost")
     assert meter.read() == []
+
+
+@pytest.mark.parametrize(
+    ("names", "loads"),
+    [
+        (("GPU-b",), [Load(20.0, 2 << 30)]),
+        (("GPU-b", "MIG-c", "GPU-a"), [Load(20.0, 2 << 30), Load(10.0, 1 << 30)]),
+        (("MIG-c",), []),  # of an instance, the driver counts no utilisation
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_only_the_gpus_that_compute_are_read_in_their_order(names: tuple[str, ...], loads: list[Load]) -> None:
+    meter = LoadMeter(names)
+    assert (meter.read(), meter.missing) == (loads, "")
+    assert len(list_watched(names)) == len(loads)
+
+
+def test_a_number_of_cudas_stands_for_the_only_gpu_and_is_no_number_of_nvmls(library: Library) -> None:
+    unclear = LoadMeter(("0",))
+    assert (unclear.read(), unclear.missing) == ([], "NVML: which of 2 GPUs is number 0 of CUDA is not known")
+    library.gpus = 1
+    assert LoadMeter(("0",)).read() == [Load(10.0, 1 << 30)]
+
+
+@pytest.mark.usefixtures("library")
+def test_a_gpu_that_nvml_does_not_know_has_no_load() -> None:
+    meter = LoadMeter(("GPU-z",))
+    assert (meter.read(), meter.missing) == ([], "NVML: Not Found")

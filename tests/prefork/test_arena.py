@@ -97,7 +97,10 @@ def test_a_tensor_on_a_device_that_does_not_survive_a_fork_is_named() -> None:
 def test_a_model_that_two_engines_use_is_packed_once() -> None:
     model = torch.nn.Linear(100, 100)
     alone = Arena.pack({"one": torch.nn.Linear(100, 100)}).size
+    part = torch.arange(100.0)[50:60]
     assert Arena.pack({"one": model, "two": {"same": model}}).size == alone
+    Arena.pack({"one": part, "two": [part]})
+    assert torch.equal(part, torch.arange(50.0, 60.0))
 
 
 def test_a_region_is_found_by_address_with_its_engine_and_name() -> None:
@@ -154,3 +157,97 @@ def test_weights_from_a_file_do_not_count_twice_while_they_are_packed(tmp_path: 
         command = [sys.executable, "-c", script, path, action]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.9 < float(done.stdout) < 1.3
+
+
+def _copy(arena: Arena) -> torch.Tensor:
+    return arena._bytes.clone()
+
+
+def test_after_sealing_and_a_fork_models_are_bound_to_a_copy_and_compute_the_same() -> None:
+    import script_functions as functions
+
+    model = functions.Tied().eval()
+    holder = functions.Holder(model)
+    loose = torch.arange(5.0)
+    models = {"model": {"holder": holder, "partial": functools.partial(print, loose)}, "same": model}
+    inputs = torch.randn(2, 64)
+    arena = Arena.pack(models)
+    before = model.second(inputs), model.norm(inputs), model.conv(inputs[:1])
+    arena.seal()
+    pid = os.fork()
+    if pid == 0:
+        copy = _copy(arena)
+        left = arena.rebind(models, copy)
+        after = model.second(inputs), model.norm(inputs), model.conv(inputs[:1])
+        tensors = [*model.parameters(), *model.buffers(), loose]
+        inside = [0 <= tensor.data_ptr() - copy.data_ptr() < arena.size for tensor in tensors]
+        copy.zero_()  # it is this memory that they see, and may write to
+        seen = all(not tensor.any() for tensor in tensors)
+        same = all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+        os._exit(0 if not left and all(inside) and seen and same and model.second.weight is model.first.weight else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert _lies_in(model.first.weight, arena)
+    assert torch.equal(loose, torch.arange(5.0))
+
+
+def test_views_and_strides_are_the_same_in_a_copy() -> None:
+    big = torch.arange(1000.0)
+    views = {"big": big, "slice": big[10:20], "transposed": big.view(10, 100).t(), "step": big[::7]}
+    expected = {name: tensor.clone() for name, tensor in views.items()}
+    strides = {name: tensor.stride() for name, tensor in views.items()}
+    arena = Arena.pack({"first": torch.ones(3), "model": views})
+    copy = _copy(arena)
+    assert arena.rebind({"model": views}, copy) == []
+    assert all(torch.equal(views[name], expected[name]) for name in views)
+    assert {name: tensor.stride() for name, tensor in views.items()} == strides
+    views["slice"].fill_(-1)
+    assert big[10:20].tolist() == [-1.0] * 10
+    assert big.data_ptr() - copy.data_ptr() == 64
+
+
+def test_views_of_several_dtypes_into_one_storage_see_the_same_bytes() -> None:
+    storage = torch.arange(8.0)
+    views = [storage[1:3], storage.view(torch.float64)[1:3]]
+    expected = [view.clone() for view in views]
+    arena = Arena.pack({"model": views})
+    assert all(torch.equal(view, known) for view, known in zip(views, expected, strict=True))
+    arena.rebind({"model": views}, _copy(arena))
+    assert all(torch.equal(view, known) for view, known in zip(views, expected, strict=True))
+
+
+def test_a_scripted_module_is_bound_to_a_copy() -> None:
+    model = torch.jit.script(torch.nn.Linear(4, 4).eval())
+    inputs = torch.randn(2, 4)
+    expected = model(inputs)
+    arena = Arena.pack({"model": model})
+    copy = _copy(arena)
+    assert arena.rebind({"model": model}, copy) == []
+    assert torch.equal(model(inputs), expected)
+    copy.zero_()
+    assert not model(inputs).any()
+
+
+def test_what_was_made_after_packing_moves_too_and_what_cannot_is_named() -> None:
+    model = torch.nn.Linear(3, 3)
+    model.nothing = torch.empty(0, 3)
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("quantised", torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8))
+    model.meta = torch.empty(3, device="meta")
+    arena = Arena.pack({"model": model})
+    table = torch.arange(12.0)
+    model.cached = {"table": table, "part": table[3:5]}
+    with torch.inference_mode():
+        model.cached["from inference"] = torch.ones(2)
+    address = table.data_ptr()
+    assert sorted(arena.rebind({"model": model}, _copy(arena))) == ["model: quantised", "model: sparse"]
+    assert table.data_ptr() != address and torch.equal(table, torch.arange(12.0))
+    assert model.cached["part"].data_ptr() - table.data_ptr() == 12
+    with torch.inference_mode():
+        assert (model.cached["from inference"] + 1).tolist() == [2.0, 2.0]
+
+
+def test_memory_that_is_no_copy_of_the_arena_is_refused() -> None:
+    model = torch.nn.Linear(3, 3)
+    arena = Arena.pack({"model": model})
+    with pytest.raises(ValueError, match=r"10 torch.uint8 is no copy of the arena's 4096 bytes"):
+        arena.rebind({"model": model}, torch.zeros(10, dtype=torch.uint8))

@@ -99,8 +99,8 @@ def test_a_bundle_hands_its_pieces_out_in_order() -> None:
     parts = [_make_task("a", 2.0, 2, log), _make_task("b", 1.0, 1, log)]
     whole = bundle(parts)
     assert whole.items is not None and len(whole.items) == 3
-    for piece in (b"1", b"2"):
-        whole.take(piece)
+    for number, piece in enumerate((b"1", b"2")):
+        whole.take(number, piece)
     assert [part.is_finished for part in parts] == [True, False]
     failure = ValueError("no more")
     whole.done(None, failure)
@@ -110,11 +110,11 @@ def test_a_bundle_hands_its_pieces_out_in_order() -> None:
 
 def test_a_task_that_was_begun_brings_only_what_is_left_of_it() -> None:
     parts = [_make_task("a", 2.0, 2, []), _make_task("b", 1.0, 1, [])]
-    parts[0].take(b"1")
+    parts[0].take(0, b"1")
     whole = bundle(parts)
     assert whole.items is not None and len(whole.items) == 2
-    whole.take(b"2")
-    whole.take(b"3")
+    whole.take(1, b"3")
+    whole.take(0, b"2")
     assert [part.finished for part in parts] == [[b"1", b"2"], [b"3"]]
 
 
@@ -123,8 +123,8 @@ def test_who_has_cancelled_a_part_of_a_bundle_hears_nothing_of_it() -> None:
     parts = [_make_task(name, 1.0, 1, log) for name in "abc"]
     whole = bundle(parts)
     parts[1].cancelled = True
-    for piece in (b"1", b"2", b"3"):
-        whole.take(piece)
+    for number, piece in enumerate((b"1", b"2", b"3")):
+        whole.take(number, piece)
     whole.done(b"", None)
     assert [name for name, _, _ in log] == ["a", "c"]
     assert parts[2].finished == [b"3"]

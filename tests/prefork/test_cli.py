@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from rustling.chat import CHAT
 
+from engines.batching import Batching
+from prefork.options import make_batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 
 CHAT_HEAD = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tPAR Participant\n@ID:\teng|x|PAR|||||Participant|||\n"
@@ -177,6 +180,8 @@ def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path)
             "someone/some-model: there is no such folder, and the hub cannot be reached",
         ),
         (["--max-segment", "-1"], "max_segment must be"),
+        (["--batch-size", "0"], "--batch-size must be greater than or equal to 1, but is 0"),
+        (["--devices", "gpu0"], "--devices: devices are cpu, cuda for all GPUs"),
     ],
 )
 def test_options_that_make_no_sense_end_the_run_with_one_message(
@@ -188,6 +193,29 @@ def test_options_that_make_no_sense_end_the_run_with_one_message(
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").glob("*.cha"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 2, "max_num_elements": 4_160_000}, "--batch-size (2) and --max-num-elements (4160000)"),
+        (
+            {"max_num_elements": 16_000, "max_audio_len": 32_000},
+            "--max-audio-len must be less than or equal to --max-num-elements (16000)",
+        ),
+        ({"min_audio_len": 9, "max_audio_len": 8}, "--min-audio-len must be less than or equal to --max-audio-len (8)"),
+        ({"drop_remainder": True}, "--drop-remainder is for data sets"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused_by_the_name_of_the_option(options: dict[str, int], message: str) -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        make_batching(**options)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_batches_are_as_the_options_say_and_else_as_they_always_are() -> None:
+    assert make_batching() == Batching()
+    assert make_batching(batch_size=3, num_seqs_multiple_of=1) == Batching(batch_size=3, num_seqs_multiple_of=1)
 
 
 def test_places_that_make_no_sense_are_refused(tmp_path: Path) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from engines.batching import Batching
+from platform_matrix.facts import Facts
+from platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.machine import show_plan
+from prefork.planning import describe_batches, find_obstacles
 from tests.prefork.command import SAMPLES, copy_sample, run
 
 GB = 1_000_000_000
@@ -28,6 +36,20 @@ MAC: dict[str, Any] = {
         "torch": "2.11.0",
         "built": ["mps"],
         "present": [{"kind": "mps", "name": "Apple GPU", "memory": 16 * GB, "free": 9 * GB}],
+    },
+}
+
+
+H200 = {"kind": "cuda", "name": "NVIDIA H200", "memory": 150 * GB, "free": 140 * GB, "capability": "9.0"}
+BOX: dict[str, Any] = {
+    **MAC,
+    "system": "linux",
+    "machine": "x86_64",
+    "start_methods": ["fork", "spawn", "forkserver"],
+    "devices": {
+        "torch": "2.11.0+cu130",
+        "built": ["cuda"],
+        "present": [{**H200, "uuid": "4b-1"}, {**H200, "uuid": "4b-2", "mig": True, "free": 9 * GB}],
     },
 }
 
@@ -96,6 +118,84 @@ def test_the_plan_for_a_mac_shows_how_many_copies_fit(tmp_path: Path) -> None:
     assert json.loads(forced.stdout)["strategy"] == "fork"
 
 
+def _show(batching: Batching | None = None, request: Request | None = None, **changes: Any) -> tuple[Plan, str]:
+    """What `prefork plan` would show of the machine with two GPUs."""
+    facts = Facts.from_json(json.dumps({**BOX, **changes}))
+    plan = decide(facts, replace(request or Request(), engines=("ctc",), weights=GB, private=GB // 10))
+    console = Console(file=io.StringIO(), width=300)
+    show_plan(console, plan, [], describe_batches(batching or Batching(), plan))
+    return plan, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _read_rows(text: str) -> dict[str, str]:
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.split()}
+
+
+def test_the_plan_for_a_gpu_says_which_one_which_strategy_and_where_its_memory_goes() -> None:
+    plan, text = _show()
+    rows = _read_rows(text)
+    assert rows["devices"] == "cuda:0 (NVIDIA H200, GPU-4b-1)"
+    assert rows["strategy"] == "server: one copy of the weights for all"
+    assert rows["vram"] == (
+        "weights 1.00 GB + 1 context 0.50 GB + batches 124.50 GB = 126.00 GB of 126.00 GB on cuda:0 "
+        "(140.00 GB free, less a reserve of 14.00 GB)"
+    )
+    elements = Batching().resolve(124_500_000_000)[0].max_num_elements or 0
+    assert rows["batches"].startswith(f"LENGTH, up to {elements:,} elements ({elements / 16_000:.0f} s of audio), ")
+    assert "server comes before ipc: one CUDA context" in text
+    assert "--devices cuda takes all of them" in text
+    assert plan.batch_memory == 124_500_000_000
+
+
+def test_the_plan_for_several_gpus_has_a_copy_on_each_and_says_what_mig_means() -> None:
+    request = Request(devices=("MIG-4b-2", "cuda:0"), strategy=Strategy.IPC, workers=2)
+    _, text = _show(Batching(batch_size=4), request)
+    rows = _read_rows(text)
+    assert rows["devices"] == "cuda:1 (NVIDIA H200, MIG-4b-2), cuda:0 (NVIDIA H200, GPU-4b-1)"
+    assert rows["strategy"] == "ipc: one copy of the weights on each of 2 GPUs"
+    assert "2 contexts 1.00 GB" in rows["vram"] and "on cuda:1 (9.00 GB free" in rows["vram"]
+    assert rows["batches"] == "STATIC, 4 segments each"
+    assert "CUDA IPC does not reach across them" in text
+
+
+def test_under_wsl_ipc_gives_way_to_the_server_with_the_reason() -> None:
+    _, text = _show(request=Request(strategy=Strategy.IPC), wsl=True)
+    assert _read_rows(text)["strategy"] == "server: one copy of the weights for all"
+    assert "cannot share the weights by CUDA IPC here: CUDA IPC is documented for WSL2" in text
+
+
+def test_a_plan_for_the_cpu_with_a_server_counts_the_libraries_twice_and_the_weights_once() -> None:
+    batching = Batching(max_num_elements=4_160_000, max_bucket_size=16, max_audio_len=2_080_000)
+    _, text = _show(batching, Request(devices=("cpu",), strategy=Strategy.SERVER, workers=2))
+    rows = _read_rows(text)
+    assert rows["memory"].startswith(
+        "libraries 0.75 GB + server (libraries 0.75 GB + weights 1.00 GB + a batch 0.10 GB) + 2 x (0.10 GB own) = 2.80"
+    )
+    assert "vram" not in rows and "devices" not in rows
+    assert rows["batches"] == (
+        "LENGTH, up to 4,160,000 elements (260 s of audio) and 16 segments, in multiples of 8 segments, "
+        "none longer than 130 s"
+    )
+    assert "as many segments as the engine says" in _show(request=Request(devices=("cpu",)))[1]
+
+
+def test_a_gpu_that_was_asked_for_and_cannot_be_had_refuses_the_plan_of_a_command(tmp_path: Path) -> None:
+    old = {"torch": "2.11.0", "built": ["cuda"], "error": "The NVIDIA driver on your system is too old (found 11040)."}
+    facts = _write(tmp_path, **{**BOX, "devices": old})
+    done = run("plan", "align", SAMPLES, "--facts", facts, "--devices", "cuda", COLUMNS="300")
+    assert done.returncode == 2
+    assert (
+        "refused: --devices cuda: the GPUs could not be asked: The NVIDIA driver on your system is too old "
+        "(found 11040); update NVIDIA's driver, or take --devices cpu"
+    ) in done.stdout
+
+
+def test_int8_weights_are_an_obstacle_to_gpus() -> None:
+    assert find_obstacles({"ctc": {"dtype": "int8"}, "whisper": {"dtype": "bfloat16"}, "match": {}}) == (
+        ("ctc", "int8 weights are multiplied by the CPU; take another --dtype"),
+    )
+
+
 def test_a_plan_that_is_refused_says_so_with_the_arithmetic(tmp_path: Path) -> None:
     small = _write(tmp_path, memory=GB, available=GB // 2)
     done = run("plan", "align", SAMPLES, "--facts", small)
@@ -137,7 +237,10 @@ def test_bad_files_and_options_are_told_in_one_line(tmp_path: Path) -> None:
         (("plan", "align", tmp_path / "in", "--engine", "whispre"), "no engine named 'whispre'"),
         (("plan", "align", tmp_path / "in", "--strategy", "magic"), "--strategy takes auto, fork, ipc, server, spawn"),
         (("align", tmp_path / "in", tmp_path / "out", "--strategy", "magic"), "not 'magic'"),
-        (("align", tmp_path / "in", tmp_path / "out", "--strategy", "ipc"), "ipc is not part of this version"),
+        (("align", tmp_path / "in", tmp_path / "out", "--strategy", "ipc"), "strategy ipc on Linux, CPU: CUDA IPC"),
+        (("plan", "align", tmp_path / "in", "--devices", "gpu0"), "--devices: devices are cpu, cuda"),
+        (("align", tmp_path / "in", tmp_path / "out", "--devices", "cuda:0", "--force-cpu"), "cannot go together"),
+        (("check", "ctc", "--device", "cuda:77"), "--devices cuda:77: "),
         (("plan", "align", tmp_path / "in", "--model", tmp_path / "in"), "config.json"),
     ):
         done = run(*arguments)

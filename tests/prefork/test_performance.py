@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from rich.console import Console
 
-from platform_matrix.devices import Devices
+from platform_matrix.devices import Device, Devices
 from platform_matrix.facts import Facts
 from platform_matrix.matrix import Request, decide
 from prefork import performance
 from prefork.governor import Tally
 from prefork.loading import Inventory
-from prefork.report import Summary
+from prefork.report import GPULoad, Summary, tabulate
 
 FULL = Path("/dev/full")
 NAMES = {"command": "align", "engine": "ctc", "model": "größer \ud800", "dtype": "float32"}
@@ -33,6 +36,7 @@ FACTS = Facts(
     available=10 << 30,
     devices=Devices(),
 )
+GPU = Device("cuda", "NVIDIA H200", 139_800_000_000, 130_000_000_000, "9.0", "1")
 SUMMARY = Summary(
     done=3,
     skipped=2,
@@ -122,6 +126,23 @@ def test_what_gpus_did_is_there_for_each_of_them() -> None:
     content = _describe(Tally(busy=[50.0, 12.5], used=[7, 9]), tf32=False)
     assert content["gpu"] == {"busy": [50.0, 12.5], "used": [7, 9]}
     assert content["tf32"] is False
+
+
+def test_the_gpus_of_a_plan_are_named_with_what_they_did_and_mig_instances_left_out() -> None:
+    instance = replace(GPU, name="NVIDIA H200 MIG 1g.18gb", uuid="3", mig=True)
+    facts = replace(FACTS, devices=Devices("2", ("cuda",), (instance, GPU, replace(GPU, uuid="2"))))
+    plan = decide(facts, Request(engines=("ctc",), devices=("cuda",)))
+    assert plan.devices == ("MIG-3", "GPU-1", "GPU-2")
+    gpus = performance.list_gpus(plan, Tally(busy=[71.4, 3.0], used=[12_300_000_000, 5]))
+    assert gpus == [
+        GPULoad("NVIDIA H200", 71.4, 12_300_000_000, GPU.memory),
+        GPULoad("NVIDIA H200", 3.0, 5, GPU.memory),
+    ]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(tabulate(replace(SUMMARY, gpus=gpus)))
+    assert "NVIDIA H200: busy 71 %, 12.3 GB of 139.8 GB at most" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert performance.list_gpus(plan, Tally()) == []
+    assert performance.list_gpus(decide(FACTS, Request(engines=("ctc",))), Tally()) == []
 
 
 def test_steps_that_were_never_reached_are_not_added_to_what_counts_them() -> None:

@@ -160,7 +160,7 @@ def test_fewer_workers_than_were_asked_for_are_explained(
         assert "5 workers would take " in caplog.text and "; 2 fit" in caplog.text
         caplog.clear()
         with pytest.raises(LoadError, match="not enough memory for one worker"):
-            monkeypatch.setattr("platform_matrix.matrix.LIBRARIES", 3_000_000_000)
+            monkeypatch.setattr("platform_matrix.budget.LIBRARIES", 3_000_000_000)
             Runtime(load=functions.load_linear, workers=1).wait_until_loaded()
 
 

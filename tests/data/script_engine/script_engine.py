@@ -132,6 +132,52 @@ class Choir(ScriptEngine):
         return text, length, float(output["together"]), pid
 
 
+class Faulty(ScriptEngine):
+    """`model VERB MARKER` does in `infer` what other verbs do in `prepare`; `model starve N` does not fit into memory
+    with more than N segments in a batch. Says how many there were, and in which process."""
+
+    name = "faulty"
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        verb, _, rest = segment.content.partition(" ")
+        if verb != "model":
+            return {**super().prepare(job, segment), "order": torch.zeros(0, dtype=torch.uint8)}
+        order = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
+        return {"length": torch.tensor([float(len(rest))]), "order": order}
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        for tensors in batch:
+            verb, _, rest = bytes(tensors["order"].tolist()).decode().partition(" ")
+            if verb == "starve" and len(batch) > int(rest):
+                raise MemoryError(f"{len(batch)} segments are more than {rest}")
+            if verb not in ("", "starve"):
+                _act(verb, rest)
+        who = torch.tensor([float(len(batch)), float(os.getpid())])
+        return [{**output, "who": who} for output in super().infer(model, batch)]
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
+        together, pid = output["who"].tolist()
+        return segment.content, float(output["length"]), together, int(pid)
+
+
+class Ready(Relay):
+    """Has an example."""
+
+    name = "ready"
+
+    def example(self) -> Tensors:
+        return {"length": torch.tensor([3.0])}
+
+
+class Crowded(Ready):
+    """A segment's result depends on how many share its batch."""
+
+    name = "crowded"
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        return [{"length": output["length"] * len(batch)} for output in super().infer(model, batch)]
+
+
 class Collector(HostEngine):
     """A stage without a model and without segments: all is done when they would be joined."""
 
@@ -172,6 +218,10 @@ def _act(verb: str, marker: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif verb == "sleep":
         time.sleep(0.05)
+    elif verb == "pause":
+        time.sleep(2.0)
+    elif verb == "note":
+        pass
     elif verb == "raise":
         raise InputError("script: this line cannot be processed; change it")
     elif verb == "bug":

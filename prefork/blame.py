@@ -1,0 +1,79 @@
+"""Blame: which segment a model server fails at, found by halving the batches that it failed with. Pure.
+
+A batch that fails is tried once more as it is: it may not have been to blame. If it fails again it is cut in two, and
+so is what fails of it, until there is one segment left; that one is guilty. A batch that did not fit into memory is cut
+in two at once. A server that somebody killed from outside says nothing about its batch, unless that goes on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+
+Request = tuple[int, int]  # a worker's number, and that of its request
+Group = tuple[Request, ...]
+
+_MOST_KILLS = 5  # of the server during one batch, from outside: after that it counts against the batch
+
+
+class Cause(Enum):
+    """What a batch failed of."""
+
+    ERROR = "error"
+    MEMORY = "memory"
+    KILL = "kill"  # from outside
+
+
+class Blame:
+    """>>> blame = Blame()
+    >>> batch = ((0, 1), (0, 2), (1, 1))
+    >>> blame.lose(batch, Cause.ERROR)      # nobody yet: it is tried once more
+    >>> blame.groups
+    [((0, 1), (0, 2), (1, 1))]
+    >>> blame.lose(batch, Cause.ERROR)
+    >>> blame.groups
+    [((0, 1), (0, 2)), ((1, 1),)]
+    >>> blame.lose(((1, 1),), Cause.ERROR)
+    (1, 1)
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[Group, int] = {}  # of batches that are to be run again, just as they are
+        self._kills: Counter[Group] = Counter()
+
+    @property
+    def groups(self) -> list[Group]:
+        """Batches that are to be run again, as they are and before all others, in this order."""
+        return list(self._failures)
+
+    def lose(self, batch: Iterable[Request], cause: Cause) -> Request | None:
+        """A batch has failed; the request that is guilty, if that is known now."""
+        group = tuple(batch)
+        failures = self._failures.pop(group, 0)
+        if cause is Cause.KILL and self._kills[group] < _MOST_KILLS:
+            self._kills[group] += 1
+            self._failures[group] = failures
+            return None
+        if len(group) == 1 and failures:
+            return group[0]
+        half = len(group) // 2
+        cut = len(group) > 1 and (failures or cause is Cause.MEMORY)
+        for part in (group[:half], group[half:]) if cut else (group,):
+            self._failures[part] = failures + 1
+        return None
+
+    def clear(self, batch: Iterable[Request]) -> None:
+        """A batch has been done."""
+        group = tuple(batch)
+        self._failures.pop(group, None)
+        self._kills.pop(group, None)
+
+    def forget(self, worker: int) -> None:
+        """A worker is gone, and nobody wants its requests."""
+        kept: dict[Group, int] = {}
+        for group, failures in self._failures.items():
+            rest = tuple(request for request in group if request[0] != worker)
+            if rest:
+                kept[rest] = failures
+        self._failures = kept

@@ -1,0 +1,277 @@
+"""The model server: the one process of a device that has the models. Workers send it prepared segments.
+
+It forms batches of whatever has come, of several files and workers, waits a few milliseconds at most for a fuller one,
+and sends the outputs back in any order. While a GPU computes one batch, the next is copied to it. What becomes of a
+batch that fails is not decided here, but by the supervisor, which survives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.base import InputError, Tensors
+from engines.batching import Batcher
+from prefork import loading
+from prefork.blame import Group, Request
+from prefork.channel import Channel
+from prefork.child import open_channel
+from prefork.exchange import pack, unpack
+from prefork.loading import Loaded, ServerOrder
+from prefork.staging import Results, Stage, is_broken, open_stage
+from prefork.tasks import pickle_error
+
+_PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
+_IN_FLIGHT = 2  # batches: one that is computed, and one that is copied
+
+
+def main() -> None:
+    """Entry point of the server process."""
+    started = time.monotonic()
+    channel = open_channel()
+    try:
+        order, _ = channel.receive()
+    except EOFError:
+        return
+    try:
+        import torch
+
+        loaded = loading.load(order.specification)
+        torch.set_num_threads(order.threads)
+        inventory = loading.describe(loaded, started)
+    except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is said in words
+        channel.send(("failed", *loading.explain(error)))
+        return
+    channel.send(("loaded", inventory))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the supervisor has gone
+        _Server(channel, loaded, order).run()
+    os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A segment that a worker wants the model's output for."""
+
+    engine: str
+    elements: int
+    seed: int
+    tensors: Tensors
+    arrived: float
+
+
+@dataclass(slots=True)
+class _Batch:
+    number: int
+    requests: Group
+    results: Results
+
+
+@dataclass(slots=True)
+class _Server:
+    channel: Channel
+    loaded: Loaded
+    order: ServerOrder
+    _links: dict[int, Channel] = field(default_factory=dict)  # by the worker's number
+    _asked: dict[Request, _Asked] = field(default_factory=dict)
+    _batchers: dict[str, Batcher[Request]] = field(default_factory=dict)
+    _groups: list[Group] = field(default_factory=list)
+    _held: set[Request] = field(default_factory=set)  # what runs with its group, or waits for a decision
+    _running: deque[_Batch] = field(default_factory=deque)
+    _batches: int = 0  # so far
+    _limit: float = field(init=False)  # what is left of the usual size of a batch
+    _stage: Stage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._limit = self.order.limit
+        self._stage = open_stage(self.loaded.device)
+        self._set_groups(self.order.groups)
+
+    def run(self) -> None:
+        """Until the supervisor closes the channel."""
+        while True:
+            self._listen(self._find_timeout())
+            if (group := self._find_group()) is not None:
+                while self._running:
+                    self._answer()
+                self._launch(group)
+                while self._running:
+                    self._answer()
+            elif len(self._running) < _IN_FLIGHT and (batch := self._choose()):
+                self._launch(batch)
+            elif self._running:
+                self._answer()
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def _find_timeout(self) -> float | None:
+        """Seconds for which nothing can be done unless something comes; None for as long as it takes."""
+        if self._running or self._find_group() is not None:
+            return 0.0
+        arrived = [self._asked[oldest].arrived for batcher in self._batchers.values() if (oldest := batcher.oldest)]
+        return max(0.0, min(arrived) + _PATIENCE - time.monotonic()) if arrived else None
+
+    def _listen(self, timeout: float | None) -> None:
+        """Takes all that has come; waits for it so many seconds at most."""
+        while True:
+            ready, _, _ = select.select([self.channel, *self._links.values()], [], [], timeout)
+            if not ready:
+                return
+            timeout = 0.0
+            if self.channel in ready:
+                self._obey()
+            for worker, link in [(worker, link) for worker, link in self._links.items() if link in ready]:
+                try:
+                    self._take(worker, *link.receive())
+                except (EOFError, ConnectionResetError):
+                    self._forget(worker)
+
+    def _obey(self) -> None:
+        (kind, *content), fds = self.channel.receive()
+        if kind == "link":
+            self._links[content[0]] = Channel(socket.socket(fileno=fds[0]))
+        elif kind == "forget":
+            self._forget(content[0])
+        elif kind == "decide":
+            self._decide(*content)
+
+    def _take(self, worker: int, message: tuple[Any, ...], fds: list[int]) -> None:
+        kind, *content = message
+        if kind == "want":
+            self._keep(worker, set(content[0]))
+            return
+        number, engine, elements, seed, layout = content
+        request = (worker, number)
+        self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
+        if request not in self._held:
+            self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        asked = self._asked[request]
+        if asked.engine not in self._batchers:
+            self._batchers[asked.engine] = self.loaded.make_batcher(asked.engine)
+            self._batchers[asked.engine].limit(self._limit)
+        try:
+            self._batchers[asked.engine].add(request, asked.elements)
+        except ValueError as error:
+            self._drop(request)
+            self._send(request, pickle_error(InputError(str(error)), ""))
+
+    def _forget(self, worker: int) -> None:
+        """A worker has gone, and with it who wanted its answers."""
+        if (link := self._links.pop(worker, None)) is not None:
+            link.close()
+        self._keep(worker, set())
+
+    def _keep(self, worker: int, numbers: Set[int]) -> None:
+        """Of all that a worker has asked, it still wants these; nobody waits for the others."""
+
+        def is_wanted(request: Request) -> bool:
+            return request[0] != worker or request[1] in numbers
+
+        for request in [request for request in self._asked if not is_wanted(request)]:
+            self._drop(request)
+        self._set_groups(tuple(filter(is_wanted, group)) for group in self._groups)
+
+    def _drop(self, request: Request) -> _Asked | None:
+        asked = self._asked.pop(request, None)
+        if asked is not None and asked.engine in self._batchers:
+            self._batchers[asked.engine].discard(request)
+        return asked
+
+    def _set_groups(self, groups: Iterable[Group]) -> None:
+        """Batches to be run before all others; nobody waits for those who have gone."""
+        self._groups = [group for group in groups if group]
+        self._held = {request for group in self._groups for request in group}
+
+    # -- what is done ----------------------------------------------------------------------------------------------
+
+    def _find_group(self) -> Group | None:
+        """One that is to be run as it is, and that is there."""
+        return next((group for group in self._groups if all(request in self._asked for request in group)), None)
+
+    def _choose(self) -> Group:
+        """The next batch: a full one, or, of what has waited long enough, the one with the oldest; empty if none."""
+        for batcher in self._batchers.values():
+            if batch := batcher.pop():
+                return tuple(batch)
+        now = time.monotonic()
+        waiting = [(self._asked[o].arrived, b) for b in self._batchers.values() if (o := b.oldest) is not None]
+        if not waiting:
+            return ()
+        arrived, batcher = min(waiting, key=lambda pair: pair[0])
+        return tuple(batcher.pop(flush=True)) if now - arrived >= _PATIENCE and not self._running else ()
+
+    def _launch(self, requests: Group) -> None:
+        self._batches += 1
+        asked = [self._asked[request] for request in requests]
+        self.channel.send(("begin", self._batches, requests, sum(one.elements for one in asked)))
+        if requests in self._groups:
+            self._groups.remove(requests)
+        engine = asked[0].engine
+        try:
+            loading.reseed(asked[0].seed)
+            staged = self._stage.send([one.tensors for one in asked])
+            outputs = self.loaded.compute(engine, staged)
+            self._running.append(_Batch(self._batches, requests, self._stage.fetch(outputs)))
+        except Exception as error:  # noqa: BLE001  whatever the model raises is for the supervisor to judge
+            self._fail(self._batches, requests, error)
+
+    def _answer(self) -> None:
+        """Waits for the oldest batch and sends its outputs where they are wanted."""
+        batch = self._running.popleft()
+        try:
+            outputs = batch.results.wait()
+        except Exception as error:  # noqa: BLE001  a GPU says late what went wrong
+            self._fail(batch.number, batch.requests, error)
+            return
+        self.channel.send(("end", batch.number))  # before it is answered: what was answered is not asked again
+        for request, output in zip(batch.requests, outputs, strict=True):
+            self._held.discard(request)
+            if self._drop(request) is not None:
+                self._send(request, output)
+        loading.release(self.loaded.device)
+
+    def _send(self, request: Request, content: Tensors | bytes) -> None:
+        link = self._links.get(request[0])
+        if link is None:
+            return
+        fds: list[int] = []
+        message: Any = content
+        if not isinstance(content, bytes):
+            fd, message = pack(content)
+            fds = [fd]
+        link.post((request[1], message), fds)
+        try:
+            link.flush()
+        except OSError:
+            self._forget(request[0])
+
+    def _fail(self, number: int, requests: Group, error: Exception) -> None:
+        """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
+        is of no more use: this process ends, and another takes its place."""
+        starved = loading.is_for_memory(error)
+        self._held.update(requests)
+        text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
+        error.__traceback__ = None  # it holds the tensors
+        if not starved and is_broken(error, self.loaded.device):
+            self.channel.send(("broken", text))
+            os._exit(1)
+        loading.release(self.loaded.device)
+        self.channel.send(("stumbled", number, starved, pickled, text))
+
+    def _decide(self, groups: Sequence[Group], refused: Sequence[Request], limit: float) -> None:
+        """What is to become of a batch that has failed. Whose request is refused has been told."""
+        self._limit = limit
+        for batcher in self._batchers.values():
+            batcher.limit(limit)
+        for request in refused:
+            self._drop(request)
+        self._set_groups(groups)

@@ -1,0 +1,101 @@
+"""Staging: batches on their way to the device that computes, and results on their way back.
+
+On a GPU both go through page-locked memory and are copied while it computes; on the CPU there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from engines.base import Tensors
+
+
+class Results(Protocol):
+    def wait(self) -> Sequence[Tensors]:
+        """What was computed, on the CPU. Raises what went wrong on the device."""
+
+
+class Stage(Protocol):
+    def send(self, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        """The batch on the device."""
+
+    def fetch(self, outputs: Sequence[Tensors]) -> Results: ...
+
+
+def open_stage(device: str) -> Stage:
+    """device: as torch names it."""
+    return HostStage() if device == "cpu" else DeviceStage(device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    outputs: Sequence[Tensors]
+
+    def wait(self) -> Sequence[Tensors]:
+        return self.outputs
+
+
+class HostStage:
+    """The CPU computes."""
+
+    def send(self, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        return batch
+
+    def fetch(self, outputs: Sequence[Tensors]) -> Results:
+        return _Done(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    outputs: Sequence[Tensors]
+    event: Any
+
+    def wait(self) -> Sequence[Tensors]:
+        self.event.synchronize()
+        return self.outputs
+
+
+class DeviceStage:
+    """A GPU computes. Copies to it are made on a stream of their own, so that those of the next batch go on while this
+    one is computed; torch's allocator for page-locked memory reuses what earlier batches had."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._copies: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def send(self, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):
+            staged = [{name: self._upload(tensor) for name, tensor in tensors.items()} for tensors in batch]
+        current.wait_stream(self._copies)
+        for tensors in staged:
+            for tensor in tensors.values():
+                tensor.record_stream(current)
+        return staged
+
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def fetch(self, outputs: Sequence[Tensors]) -> Results:
+        fetched = [{name: self._download(tensor) for name, tensor in tensors.items()} for tensors in outputs]
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return _Copied(fetched, event)
+
+    def _download(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type == "cpu":
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+
+def is_broken(error: BaseException, device: str) -> bool:
+    """Whether the device can be used no more by this process: after any error of CUDA's but want of memory."""
+    if device == "cpu":
+        return False
+    known: Any = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, known) or "CUDA error" in str(error) or "CUBLAS_STATUS" in str(error)

@@ -1,0 +1,184 @@
+"""The model server against forked workers, and what it does when it is disturbed: `python tests/benchmarks/serving.py
+[NAME ...]`.
+
+Real speech and real weights from ../shared. Every figure is taken beside what it is compared with, in the same run.
+Without names, all are measured (about twenty minutes on two cores).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT_ENGINE = ROOT / "tests" / "data" / "script_engine"
+sys.path[:0] = [str(ROOT), str(SCRIPT_ENGINE)]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPT_ENGINE), os.environ.get("PYTHONPATH", "")])
+
+from engines.batching import Batching  # noqa: E402  the script engine has to be where Python looks first
+from engines.formats import render  # noqa: E402
+from prefork import Job, Runtime  # noqa: E402
+from prefork.corpus import find_jobs  # noqa: E402
+from prefork.pipeline import Intake, Pipeline, Stage, align, transcribe  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+SPEECH = SHARED / "data" / "speech"
+WHISPER = str(SHARED / "models" / "whisper-tiny.en")
+ROUNDS = 3
+KILLS = 20
+Row = tuple[str, str]
+
+
+def compare_align() -> Iterator[Row]:
+    """20 transcripts of 21 minutes, with the embedded aligner."""
+    jobs = [job for job in find_jobs(SPEECH, None).jobs if "untimed" not in job.id]
+    yield from _compare("align", align(utr="off"), jobs)
+
+
+def compare_transcribe() -> Iterator[Row]:
+    """The same recordings, with whisper-tiny.en."""
+    jobs = [job for job in find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs if "untimed" not in job.id]
+    yield from _compare("transcribe", transcribe(model=WHISPER), jobs)
+
+
+def _compare(name: str, pipeline: Pipeline, jobs: Sequence[Job]) -> Iterator[Row]:
+    """Speed without loading, memory of all processes at its most, in turns; and whether the outputs are the same."""
+    ways: dict[str, dict[str, Any]] = {
+        "fork, 2 workers": {"strategy": "fork"},
+        "server, 2 workers": {"strategy": "server"},
+        "server, 2 workers, batches of 4": {"strategy": "server", "batching": Batching(batch_size=4)},
+    }
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    totals: dict[str, list[int]] = {way: [] for way in ways}
+    outputs: dict[str, dict[str, str]] = {}
+    for _ in range(ROUNDS):
+        for way, options in ways.items():
+            with Runtime(pipeline, workers=2, **options) as runtime:
+                began = time.perf_counter()
+                outputs[way] = _collect(runtime, jobs)
+                speeds[way].append(sum(job.seconds for job in jobs) / (time.perf_counter() - began))
+            totals[way].append(runtime.supervisor.governor.tally.most)
+    first = next(iter(ways))
+    for way in ways:
+        speed, total = statistics.median(speeds[way]), statistics.median(totals[way])
+        ratio = statistics.median(a / b for a, b in zip(speeds[way], speeds[first], strict=True))
+        yield f"{name}, {way}", f"{speed:.1f} audio s/s ({ratio:.2f} x), PSS of all {total / 1e6:.0f} MB"
+        same = sum(outputs[way][job] == outputs[first][job] for job in outputs[first])
+        yield "  the same as forked, byte for byte", f"{same} of {len(outputs[first])}"
+
+
+def _collect(runtime: Runtime, jobs: Sequence[Job]) -> dict[str, str]:
+    """What came of each job, as JSON."""
+    results = {result.job.id: result for result in runtime.map(jobs)}
+    failed = {name: str(result.error) for name, result in results.items() if result.error}
+    assert not failed, failed
+    return {name: render(r.document, "json") for name, r in sorted(results.items()) if r.document}
+
+
+def measure_kills() -> Iterator[Row]:
+    """The server is killed in the middle of a batch, again and again."""
+    jobs = [job for job in find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs if "untimed" not in job.id]
+    pipeline = transcribe(model=WHISPER)
+    with Runtime(pipeline, workers=2, strategy="server", notice=lambda _: None) as runtime:
+        quiet = _collect(runtime, jobs)
+    with Runtime(pipeline, workers=2, strategy="server", notice=lambda _: None) as runtime:
+        began = time.perf_counter()
+        with _killing(runtime) as killed:
+            outputs = _collect(runtime, jobs)
+        took = time.perf_counter() - began
+    same = sum(outputs[name] == quiet[name] for name in quiet)
+    yield f"transcribe, server killed {len(killed)} times at a batch", f"{took:.0f} s, {len(outputs)} files"
+    yield "  the same as undisturbed, byte for byte", f"{same} of {len(quiet)}"
+
+
+@contextmanager
+def _killing(runtime: Runtime) -> Iterator[list[int]]:
+    """Kills the server while it computes, a little after it has begun to; never the same twice."""
+    killed: list[int] = []
+    ended = threading.Event()
+    generator = random.Random(0)
+
+    def kill() -> None:
+        while not ended.wait(0.05) and len(killed) < KILLS:
+            servers = runtime.supervisor._crew.servers
+            server = servers.all[0] if servers is not None else None
+            if server is None or server.child.pid in killed or not server.running:
+                continue
+            time.sleep(generator.uniform(0.2, 2.0))
+            if not ended.is_set() and server.running:
+                killed.append(server.child.pid)
+                os.kill(server.child.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def measure_starvation() -> Iterator[Row]:
+    """Out of memory in chosen batches: whenever more than so many segments meet in one with a certain other."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [_write(Path(folder), number) for number in range(200)]
+        notices: list[str] = []
+        pipeline = (Stage("faulty"),)
+        with Runtime(pipeline, workers=4, strategy="fork") as runtime:
+            forked = _read(runtime, jobs)
+        batching = Batching(batch_size=16)
+        with Runtime(pipeline, workers=4, strategy="server", batching=batching, notice=notices.append) as runtime:
+            served = _read(runtime, jobs)
+    halved = sum("half the size" in notice for notice in notices)
+    same = sum(served[name] == forked[name] for name in forked)
+    yield f"1,000 segments in batches of 16, out of memory in {halved}", f"{len(served)} of {len(jobs)} files"
+    yield "  the same as with forked workers", f"{same} of {len(forked)}"
+
+
+def _write(folder: Path, number: int) -> Job:
+    path = folder / f"{number:03}.txt"
+    lines = [f"say {'x' * (number % 7 + line)}" for line in range(5)]
+    if number in (50, 120):
+        lines[2] = f"model starve {8 if number == 50 else 2}"
+    path.write_text("\n".join(lines))
+    return Job(path.name, path, seconds=5.0)
+
+
+def _read(runtime: Runtime, jobs: Sequence[Job]) -> dict[str, list[tuple[str, float | None]]]:
+    results = [result for result in runtime.map(jobs) if result.document]
+    return {r.job.id: [(u.text, u.words[0].end) for u in r.document.utterances] for r in results if r.document}
+
+
+MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
+    "align": compare_align,
+    "transcribe": compare_transcribe,
+    "kills": measure_kills,
+    "starvation": measure_starvation,
+}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(MEASURES)
+    table = Table("what", "figure", box=None)
+    for name in names:
+        for row in MEASURES[name]():
+            table.add_row(*row)
+            print(*row, sep=": ", flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

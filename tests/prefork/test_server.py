@@ -1,0 +1,212 @@
+"""The model server: one process has the models, workers ask it; what fails in it costs no more than it must."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engines.batching import Batching
+from prefork import Job, Runtime, WorkerDied
+from prefork.jobs import JobResult
+from prefork.tasks import HangLimit, OutOfMemory
+
+pytestmark = pytest.mark.usefixtures("script_engine")
+
+
+def write(folder: Path, name: str, *lines: str) -> Job:
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines))
+    return Job(path.name, path, seconds=float(len(lines)))
+
+
+def write_talks(folder: Path, count: int, lines: int = 3) -> list[Job]:
+    return [
+        write(folder, f"talk{number:02}", *[f"say {'x' * (number + line)}" for line in range(lines)])
+        for number in range(count)
+    ]
+
+
+def serve(engine: str = "faulty", workers: int = 2, batch_size: int | None = None, **options: Any) -> Runtime:
+    return Runtime(engine, workers=workers, strategy="server", batching=Batching(batch_size=batch_size), **options)
+
+
+def run(jobs: list[Job], **options: Any) -> dict[str, JobResult]:
+    with serve(**options) as runtime:
+        assert runtime.plan.strategy == "server"
+        return {result.job.id: result for result in runtime.map(jobs)}
+
+
+def read(results: dict[str, JobResult]) -> dict[str, list[tuple[str, float]]]:
+    """What came of each job; not how, and where."""
+    found = {name: result.document for name, result in results.items()}
+    return {name: [(u.text, u.words[0].end or 0.0) for u in d.utterances] for name, d in found.items() if d}
+
+
+def count_together(results: dict[str, JobResult]) -> list[float]:
+    """For each segment, how many the model was given with it."""
+    documents = [result.document for result in results.values() if result.document]
+    return [utterance.words[0].score or 0.0 for document in documents for utterance in document.utterances]
+
+
+def test_what_comes_out_is_what_forked_workers_make(tmp_path: Path) -> None:
+    jobs = write_talks(tmp_path, 6)
+    with Runtime("faulty", workers=2, strategy="fork") as runtime:
+        forked = {result.job.id: result for result in runtime.map(jobs)}
+    served = run(jobs)
+    assert len(read(forked)) == 6
+    assert read(served) == read(forked)
+
+
+def test_the_model_is_in_one_process_and_workers_are_children_of_another(tmp_path: Path) -> None:
+    with serve() as runtime:
+        assert all(result.error is None for result in runtime.map(write_talks(tmp_path, 4)))
+        names = runtime.supervisor._crew.list_pids()
+        parents = {psutil.Process(names[f"worker {slot}"]).ppid() for slot in range(2)}
+        assert parents == {names["zygote"]}
+        assert psutil.Process(names["server"]).ppid() == os.getpid()
+
+
+def test_batches_are_made_across_files_and_workers(tmp_path: Path) -> None:
+    results = run(write_talks(tmp_path, 30, lines=1), workers=3, batch_size=8)
+    together = count_together(results)
+    assert len(together) == 30
+    assert max(together) > 1
+    assert max(together) <= 8
+
+
+def test_one_segment_is_not_kept_waiting_for_company(tmp_path: Path) -> None:
+    results = run([write(tmp_path, "lonely", "say one")], batch_size=8)
+    assert count_together(results) == [1.0]
+
+
+def test_a_stage_of_its_own_engine_follows_in_the_same_server(tmp_path: Path) -> None:
+    from prefork.pipeline import Stage
+
+    with Runtime((Stage("script"), Stage("relay")), workers=2, strategy="server") as runtime:
+        results = {result.job.id: result for result in runtime.map(write_talks(tmp_path, 3, lines=2))}
+    document = results["talk01.txt"].document
+    assert document is not None
+    assert [utterance.text for utterance in document.utterances] == ["say x relay 15", "say xx relay 18"]
+
+
+def test_a_segment_that_the_model_cannot_do_costs_its_job_alone(tmp_path: Path) -> None:
+    jobs = write_talks(tmp_path, 8)
+    results = run([*jobs, write(tmp_path, "bad", "say one", "model bug", "say two")], batch_size=4)
+    assert "a bug in the engine" in str(results.pop("bad.txt").error)
+    assert [result.error for result in results.values()] == [None] * 8
+
+
+@pytest.mark.parametrize("verb", ["exit", "kill"])
+def test_a_segment_that_ends_the_server_once_costs_nothing(tmp_path: Path, verb: str) -> None:
+    marker = tmp_path / "marker"
+    notices: list[str] = []
+    jobs = [*write_talks(tmp_path, 6), write(tmp_path, "sick", "say one", f"model {verb} {marker}")]
+    results = run(jobs, batch_size=4, notice=notices.append)
+    assert marker.exists()
+    assert [result.error for result in results.values()] == [None] * 7
+    assert any("server" in notice and "started again" in notice for notice in notices)
+
+
+def test_a_segment_that_always_ends_the_server_is_found_and_costs_its_job_alone(tmp_path: Path) -> None:
+    jobs = write_talks(tmp_path, 6, lines=2)
+    results = run([*jobs, write(tmp_path, "poison", "say one", "model exit")], batch_size=4)
+    error = results.pop("poison.txt").error
+    assert isinstance(error, WorkerDied)
+    assert "exited with status 7" in str(error)
+    assert [result.error for result in results.values()] == [None] * 6
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
+    notices: list[str] = []
+    jobs = [*write_talks(tmp_path, 12, lines=1), write(tmp_path, "large", "model starve 2")]
+    results = run(jobs, workers=4, batch_size=8, notice=notices.append)
+    assert [result.error for result in results.values()] == [None] * 13
+    assert count_together({"large": results["large.txt"]})[0] <= 2
+
+
+def test_what_does_not_fit_even_alone_is_said_to_be_so(tmp_path: Path) -> None:
+    results = run([*write_talks(tmp_path, 4), write(tmp_path, "huge", "model starve 0")], batch_size=4)
+    error = results.pop("huge.txt").error
+    assert isinstance(error, OutOfMemory)
+    assert "nothing else in its batch" in str(error)
+    assert [result.error for result in results.values()] == [None] * 4
+
+
+def test_a_server_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    jobs = [*write_talks(tmp_path, 3), write(tmp_path, "slow", f"model hang {marker}")]
+    results = run(jobs, hang_limit=HangLimit(1.0, 0.1))
+    assert [result.error for result in results.values()] == [None] * 4
+
+
+def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
+    slow = [write(tmp_path, f"talk{number}", *["model sleep"] * 20) for number in range(12)]
+    killed: list[int] = []
+    with serve(batch_size=2) as runtime:
+        ended = threading.Event()
+
+        def kill() -> None:
+            while not ended.is_set() and len(killed) < 3:
+                pid = runtime.supervisor._crew.list_pids().get("server", 0)
+                servers = runtime.supervisor._crew.servers
+                if servers is not None and servers.all[0].running and pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                time.sleep(0.2)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        results = {result.job.id: result for result in runtime.map(slow)}
+        ended.set()
+        thread.join()
+    assert len(killed) == 3
+    assert [result.error for result in results.values()] == [None] * 12
+    assert all(len(lines) == 20 for lines in read(results).values())
+
+
+def test_a_worker_that_dies_costs_the_server_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    results = run([*write_talks(tmp_path, 6), write(tmp_path, "sick", "say one", f"kill {marker}")], batch_size=4)
+    assert [result.error for result in results.values()] == [None] * 7
+
+
+def test_a_segment_that_cannot_be_prepared_costs_its_job_alone(tmp_path: Path) -> None:
+    results = run([*write_talks(tmp_path, 4), write(tmp_path, "bad", "say one", "raise", "say two")])
+    assert "cannot be processed" in str(results.pop("bad.txt").error)
+    assert [result.error for result in results.values()] == [None] * 4
+
+
+def test_a_worker_prepares_no_more_than_the_server_has_room_for(tmp_path: Path) -> None:
+    """Back-pressure: while the model is busy with the first segment, most of the others wait to be prepared."""
+    marks = [tmp_path / f"mark{number}" for number in range(200)]
+    job = write(tmp_path, "long", "model pause", *[f"note {mark}" for mark in marks])
+    with serve(workers=1, batch_size=2) as runtime:
+        results = runtime.map([job])
+        until = time.monotonic() + 20
+        while not marks[0].exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(1.0)
+        prepared = sum(mark.exists() for mark in marks)
+        assert [result.error for result in results] == [None]
+    assert 1 < prepared < 100
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason() -> None:
+    from engines.base import LoadError
+
+    with pytest.raises(LoadError, match="told not to load"), serve("script", options={"fail": "load"}):
+        pass
+
+
+def test_a_segment_longer_than_max_audio_len_is_refused_and_not_dropped(tmp_path: Path) -> None:
+    batching = Batching(max_num_elements=16_000, max_audio_len=8_000)
+    with Runtime("faulty", workers=2, strategy="server", batching=batching) as runtime:
+        results = list(runtime.map(write_talks(tmp_path, 2)))
+    assert all("longer than `max_audio_len`" in str(result.error) for result in results)
