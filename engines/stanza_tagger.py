@@ -372,4 +372,4 @@ def _encode(content: Any) -> Tensors:
 
 
 def _decode(tensors: Tensors) -> Any:
-    return json.loads(tensors["json"].numpy().tobytes())
+    return json.loads(tensors["json"].cpu().numpy().tobytes())

@@ -131,8 +131,11 @@ class VideoBudget:
         )
 
 
-def plan_memory(available: int, limit: int, needs: Needs, strategy: Strategy, device: str, shared: bool) -> Budget:
-    """The arithmetic of workers and the machine's memory. available, limit: bytes, as of the facts and the request."""
+def plan_memory(
+    available: int, limit: int, needs: Needs, strategy: Strategy, device: str, shared: bool, servers: int = 1
+) -> Budget:
+    """The arithmetic of workers and the machine's memory. available, limit: bytes, as of the facts and the request.
+    servers: how many there are with strategy server, one for each GPU."""
     weights = needs.weights or 0
     libraries = LIBRARIES if needs.libraries is None else needs.libraries
     own = PRIVATE if needs.private is None else needs.private
@@ -142,8 +145,9 @@ def plan_memory(available: int, limit: int, needs: Needs, strategy: Strategy, de
     if strategy is Strategy.SERVER:
         host = HOST if needs.host is None else needs.host
         batch = own if device == "cpu" else 0  # elsewhere it is on the GPU, and the weights only pass through here
-        once = f"{names[1]} + server ({names[1]} + {names[0]}{f' + a batch {_gigabytes(own)}' * (batch > 0)})"
-        return Budget(*room, 2 * libraries + weights + batch, host, min(host, HOST), (once, f"{_gigabytes(host)} own"))
+        server = f"server ({names[1]} + {names[0]}{f' + a batch {_gigabytes(own)}' * (batch > 0)})"
+        terms = f"{names[1]} + {_times(servers)}{server}", f"{_gigabytes(host)} own"
+        return Budget(*room, libraries + servers * (libraries + weights + batch), host, min(host, HOST), terms)
     if strategy is Strategy.SPAWN and device == "cuda":
         once = f"{names[0]} on their way to a GPU"  # of one worker at a time
         return Budget(*room, weights, libraries + own, libraries + least, (once, f"{names[1]} + {names[2]}"))

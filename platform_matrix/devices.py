@@ -316,6 +316,15 @@ def _make_line(text: str) -> str:
     return "".join(character for character in line if character.isprintable())
 
 
+def _leave_out_advice(text: str) -> str:
+    """What torch warns of, without what it says of remedies and of its own source: that fills half a screen.
+
+    >>> _leave_out_advice("The driver is too old (found 11040). Please update it from https://x (Triggered at y:1.)")
+    'The driver is too old (found 11040)'
+    """
+    return re.split(r" (?=Please |Alternatively|\(Triggered internally)", text)[0].rstrip(". ")
+
+
 def _look() -> Devices:
     """In the process that asks. Raises what torch raises."""
     import torch
@@ -332,7 +341,7 @@ def _look() -> Devices:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count and warned and built[:1] in (["cuda"], ["rocm"]):  # as of a driver too old; of none it says nothing
-        return replace(devices, error=_make_line(str(warned[0].message)))
+        return replace(devices, error=_leave_out_advice(_make_line(str(warned[0].message))))
     present = [_describe_gpu(torch, index, built[0]) for index in range(count)]
     if torch.backends.mps.is_available():
         memory = psutil.virtual_memory()

@@ -111,6 +111,16 @@ class Plan:
     fallback: str = ""
 
     @property
+    def servers(self) -> int:
+        """Processes that have the model for the workers, one for each device."""
+        return max(1, len(self.devices)) if self.strategy is Strategy.SERVER else 0
+
+    @property
+    def server_threads(self) -> int:
+        """Of each server: it computes, while the workers mostly wait for it."""
+        return self.request.threads or self.facts.cores
+
+    @property
     def wants_gpus(self) -> bool:
         """Whether it matters what NVIDIA's GPUs are up to right now."""
         asked = self.request.devices
@@ -161,7 +171,7 @@ def decide(facts: Facts, request: Request) -> Plan:
     strategy = _choose_strategy(facts, request, row, selection, reasons)
     on_cpu = row.device == "cpu"
     shared = strategy is not Strategy.SPAWN or (on_cpu and not request.copies)
-    budget = _plan_memory(facts, request, strategy, row.device, shared)
+    budget = _plan_memory(facts, request, strategy, row.device, shared, max(1, len(selection.devices)))
     video = None
     if selection.devices:
         video = plan_video(selection.devices, selection.labels, request.weights, strategy)
@@ -364,7 +374,7 @@ def _count_workers(
     return max(1, workers), capped
 
 
-def _plan_memory(facts: Facts, request: Request, strategy: Strategy, device: str, shared: bool) -> Budget:
+def _plan_memory(facts: Facts, request: Request, strategy: Strategy, device: str, shared: bool, servers: int) -> Budget:
     most = math.inf if request.memory_limit is None else request.memory_limit
     available, limit = int(min(facts.available, most)), int(min(facts.memory, most))
-    return plan_memory(available, limit, request.needs, strategy, device, shared)
+    return plan_memory(available, limit, request.needs, strategy, device, shared, servers)

@@ -8,7 +8,7 @@ in two at once. A server that somebody killed from outside says nothing about it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 Request = tuple[int, int]  # a worker's number, and that of its request
@@ -50,6 +50,8 @@ class Blame:
     def lose(self, batch: Iterable[Request], cause: Cause) -> Request | None:
         """A batch has failed; the request that is guilty, if that is known now."""
         group = tuple(batch)
+        if not group:
+            return None
         failures = self._failures.pop(group, 0)
         if cause is Cause.KILL and self._kills[group] < _MOST_KILLS:
             self._kills[group] += 1
@@ -69,11 +71,24 @@ class Blame:
         self._failures.pop(group, None)
         self._kills.pop(group, None)
 
+    def knows(self, batch: Iterable[Request]) -> bool:
+        """Whether it is one that has failed before, or part of one."""
+        return tuple(batch) in self._failures
+
     def forget(self, worker: int) -> None:
         """A worker is gone, and nobody wants its requests."""
-        kept: dict[Group, int] = {}
-        for group, failures in self._failures.items():
-            rest = tuple(request for request in group if request[0] != worker)
-            if rest:
-                kept[rest] = failures
-        self._failures = kept
+        self._keep(lambda request: request[0] != worker)
+
+    def discard(self, requests: Iterable[Request]) -> None:
+        """Nobody waits for these any more."""
+        gone = set(requests)
+        self._keep(lambda request: request not in gone)
+
+    def _keep(self, is_wanted: Callable[[Request], bool]) -> None:
+        failures: dict[Group, int] = {}
+        kills: Counter[Group] = Counter()
+        for group, count in self._failures.items():
+            if rest := tuple(filter(is_wanted, group)):
+                failures[rest] = max(count, failures.get(rest, 0))
+                kills[rest] = max(self._kills[group], kills[rest])
+        self._failures, self._kills = failures, kills

@@ -168,7 +168,9 @@ def open_channel() -> Channel:
 
 
 def _command(module: str, there: socket.socket) -> list[str]:
-    code = f"import sys; sys.path.append(sys.argv[1]); from prefork.{module} import main; main()"
+    # Bound to its parent before anything else: to import torch alone may take seconds.
+    bind = "from prefork.process import die_with_parent; die_with_parent(int(sys.argv[3]))"
+    code = f"import sys; sys.path.append(sys.argv[1]); {bind}; from prefork.{module} import main; main()"
     handle = str(there.fileno()) if os.name == "posix" else "stdin"
     return [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), handle, str(os.getpid())]
 

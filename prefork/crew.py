@@ -253,6 +253,7 @@ class Crew:
     def _end_servers(self) -> None:
         servers, self.servers, self._served = self.servers, None, None
         if servers is not None:
+            self.deaths += servers.deaths
             servers.end()
 
     def note_served(self, inventory: Inventory) -> None:
@@ -283,6 +284,9 @@ class Crew:
         self._end_zygote(self.zygote, _EXIT_SECONDS)
         self._end_owners()
         self.inventory = None
+        if self._arena is not None:  # it has the weights, which are loaded anew elsewhere
+            self._arena.close()
+            self._arena = None
         other = self.plan.learn(no_ipc=reason)
         if not other.refusal:
             self._notice(
@@ -415,6 +419,7 @@ class Crew:
             pass
         words = self.zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
         status = self._end_zygote(self.zygote, _EXIT_SECONDS)
+        self._opened = None
         self._end_owners()
         starved = status == -signal.SIGKILL and self._governor.was_killed_for_memory()
         reason = "was ended by the kernel: out of memory" if starved else describe_exit(status)
@@ -432,7 +437,8 @@ class Crew:
             text = f"the process that loads the models {reason} {self._zygotes_lost} times in a row"
             self._fail(f"{text}: {words}" if words else text)
             return
-        self._notice(f"the zygote {reason}; loading the models again")
+        again = "loading the models again" if self.servers is None else "started again"
+        self._notice(f"the zygote {reason}; {again}")
         self._start_zygote()
 
     def _end_zygote(self, zygote: ChildProcess, patience: float) -> int:

@@ -402,7 +402,7 @@ def _ask(engine: str, link: int, loaded: Loaded) -> list[Numbers]:
     """What a server makes of the engine's example: once alone, then of as many as go into a batch."""
     here, _there = socket.socketpair()  # nobody has anything to say about servers
     remote = RemoteInference(Channel(here), loaded)
-    remote.obey("link", [{engine: 1 << 40}], [os.dup(link)])
+    remote.obey("link", [{engine: 1 << 40}, TOGETHER], [os.dup(link)])
     remote.open(engine)
     example = loaded.engines[engine].example()
     assert example is not None

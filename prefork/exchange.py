@@ -37,9 +37,13 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> tuple[int, Layout]:
         layout.append(Place(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), size))
         size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
     fd = open_memory()
-    os.truncate(fd, size)
-    for name, view in _view(fd, layout, writable=True).items():
-        view.copy_(tensors[name])
+    try:
+        os.truncate(fd, size)
+        for name, view in _view(fd, layout, writable=True).items():
+            view.copy_(tensors[name])
+    except BaseException:
+        os.close(fd)
+        raise
     return fd, layout
 
 

@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,6 +52,9 @@ class Inference(Protocol):
 
     def collect(self) -> Sequence[Result]:
         """Waits until something comes out."""
+
+    def withdraw(self, numbers: Set[int]) -> None:
+        """Forgets what was submitted under these numbers."""
 
     def drop(self) -> None:
         """Forgets all that has been submitted."""
@@ -101,6 +104,11 @@ class LocalInference:
         reseed(batch[0][0])
         return list(zip(numbers, self._loaded.infer(self._engine, self.inputs), strict=True))
 
+    def withdraw(self, numbers: Set[int]) -> None:
+        for number in numbers:
+            self._batcher.discard(number)
+            self._waiting.pop(number, None)
+
     def drop(self) -> None:
         self.inputs.clear()
         self._waiting.clear()
@@ -132,16 +140,18 @@ class RemoteInference:
         self._next = 0
         self._engine = ""
         self._credits: Mapping[str, int] = {}
+        self._most = 1  # requests under way
 
     def obey(self, kind: str, content: Sequence[Any], fds: Sequence[int]) -> _Asked | None:
         """What the supervisor says of servers; the request that it refuses.
 
-        link: a connection to a server, which may be the first of several, and the elements that may be under way, by
-        engine. refuse: no server can do this.
+        link: a connection to a server, which may be the first of several, the elements that may be under way, by
+        engine, and how many requests. refuse: no server can do this.
         """
         if kind == "link":
             self._lose_link()
-            self._link, self._credits = Channel(socket.socket(fileno=fds[0])), content[0]
+            self._link = Channel(socket.socket(fileno=fds[0]))
+            self._credits, self._most = content
             self._post(("want", list(self._asked)))
             for request in list(self._asked):
                 self._ask(request)
@@ -162,7 +172,8 @@ class RemoteInference:
     @property
     def has_room(self) -> bool:
         credit = self._credits.get(self._engine, 0)
-        return not self._asked or sum(asked.elements for asked in self._asked.values()) < credit
+        elements = sum(asked.elements for asked in self._asked.values())
+        return not self._asked or (elements < credit and len(self._asked) < self._most)
 
     @property
     def is_busy(self) -> bool:
@@ -213,9 +224,13 @@ class RemoteInference:
                 if (asked := self._take_back(request)) is not None:
                     return [(asked.number, output)]
 
+    def withdraw(self, numbers: Set[int]) -> None:
+        """They are not waited for; answers to them are thrown away if they come all the same."""
+        requests = [request for request, asked in self._asked.items() if asked.number in numbers]
+        for request in requests:
+            self._take_back(request)
+        if requests:
+            self._post(("want", list(self._asked)))
+
     def drop(self) -> None:
-        """What is under way is not waited for; answers to it are thrown away if they come all the same."""
-        if self._asked:
-            for request in list(self._asked):
-                self._take_back(request)
-            self._post(("want", []))
+        self.withdraw({asked.number for asked in self._asked.values()})

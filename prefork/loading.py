@@ -47,7 +47,6 @@ _ENVIRONMENT = {
     "LRU_CACHE_CAPACITY": "16",
 }
 _USUAL_SECONDS = 20.0  # of a segment
-_ANY = 1 << 20  # segments; no batch has as many
 _WINDOW = 4  # batches that may wait
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
 _ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
@@ -114,9 +113,12 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded, and where its weights are; no arena where weights cannot be shared. remote: the models are in
-    another process. sharers: processes that compute on the same device. exports: the weights in the memory of devices,
-    for children to attach to; guard: of one that has, says whether they are still what they were."""
+    """What was loaded, and where its weights are.
+
+    arena: None where weights cannot be shared. remote: the models are in another process. batch_memory: bytes of a GPU
+    for the batches of one process; None on the CPU. exports: the weights in the memory of devices, for children to
+    attach to. guard: of a child that has, says whether they are still what they were.
+    """
 
     engines: Mapping[str, Engine]
     models: Mapping[str, Any]
@@ -125,7 +127,7 @@ class Loaded:
     checkpoints: bool = False
     batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
     remote: bool = False
-    sharers: int = 1
+    batch_memory: int | None = None
     devices: tuple[str, ...] = ()
     exports: tuple[Export, ...] = ()
     guard: Guard | None = None
@@ -177,10 +179,11 @@ class Loaded:
         engine = self.engines[name]
         if self.batching.batch_size is not None or self.batching.max_num_elements is not None:
             batching, warnings = self.batching.resolve(0)
-        elif self.device != "cpu":
-            batching, warnings = self.batching.resolve(_find_free(self.device) // self.sharers)[0], []
+        elif self.batch_memory is not None:
+            batching, warnings = self.batching.resolve(self.batch_memory)[0], []
         elif engine.batch_seconds:
-            return replace(self.batching, batch_size=_ANY), round(engine.batch_seconds * ELEMENTS_PER_SECOND), []
+            most = max(round(engine.batch_seconds * ELEMENTS_PER_SECOND), self.batching.max_audio_len or 0)
+            return replace(self.batching, max_num_elements=most, num_seqs_multiple_of=1), most, []
         else:
             return replace(self.batching, batch_size=1), 1, []
         if batching.batch_size is not None:
@@ -354,9 +357,9 @@ def load(specification: Specification) -> Loaded:
     if device != "cpu":
         models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
         speed_up(device)
-    sharers = 1 if plan.strategy is Strategy.SERVER else -(-plan.workers // max(1, len(plan.devices)))
     options = (specification.checkpoints, specification.batching)
-    loaded = Loaded(engines, models, arena, device, *options, sharers=sharers, devices=plan.devices)
+    loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices)
+    loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
     _settle(loaded)
@@ -381,13 +384,6 @@ def speed_up(device: str) -> None:
     if torch.cuda.get_device_capability()[0] >= 8:  # Ampere
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-
-
-def _find_free(device: str) -> int:
-    """Bytes of a GPU's memory that nobody has."""
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _find_model_key(name: str, engine: Engine) -> Hashable:

@@ -47,7 +47,7 @@ class Loop:
 
     def ignore(self, fileobj: Watched) -> None:
         """Listens to it no more; it may have ended, and been ignored, before."""
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError, ValueError):  # ValueError: it is closed
             self._selector.unregister(fileobj)
 
     def flush(self, channel: Channel) -> None:

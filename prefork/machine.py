@@ -105,18 +105,23 @@ def _describe_copies(plan: Plan) -> str:
     if not plan.shared:
         return "a copy of the weights for each"
     several = len(plan.devices) > 1
-    return (
+    text = (
         f"one copy of the weights on each of {len(plan.devices)} GPUs" if several else "one copy of the weights for all"
     )
+    if not plan.servers:
+        return text
+    threads = f"with {plan.server_threads} thread{'s' * (plan.server_threads != 1)}"
+    return f"{text}, {'each ' * several}in a process of its own {threads}"
 
 
 def _describe_device(device: Device) -> str:
     parts = [device.name, _gigabytes(device.memory)]
     parts += [f"of which {_gigabytes(device.free)} free"] if device.free and device.kind != "mps" else []
-    parts += [device.capability] if device.capability else []
+    named = f"compute capability {device.capability}" if device.kind == "cuda" else device.capability
+    parts += [named] if device.capability else []
     parts += ["a MIG instance"] if device.mig else []
     parts += [f"compute mode {device.mode}"] if device.mode else []
-    parts += [device.busy] if device.busy else []
+    parts += [f"not to be used now ({device.busy})"] if device.busy else []
     return ", ".join(parts)
 
 
@@ -138,7 +143,7 @@ def _number(claims: Sequence[Reason]) -> dict[Reason, int]:
 def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(Text(name, "bold"), Text(value))
+        table.add_row(Text(name, "bold"), Text(value, overflow="fold"))
     console.print(table)
 
 
@@ -147,6 +152,7 @@ def _show_reason(console: Console, mark: str, reason: Reason) -> None:
     text = Text(reason.text)
     if reason.source:
         text.append(f" ({reason.source})", "dim")
+    text.overflow = "fold"  # an address that is cut short helps nobody
     table.add_row(Text(mark), text)
     console.print(table)
 

@@ -44,7 +44,7 @@ class Event:
 
     time: float  # since 1970
     event: str  # an EventName
-    process: str | None = None  # "worker 0", "zygote", "supervisor"
+    process: str | None = None  # "worker 0", "zygote", "supervisor", "server" or "server 0"
     file: str | None = None  # the job's id
     task: str | None = None  # split, run, join, call
     audio: float | None = None  # of the job's recording
@@ -212,6 +212,10 @@ def is_worker(process: str) -> bool:
     return process.startswith("worker")
 
 
+def is_server(process: str) -> bool:
+    return process.startswith("server")
+
+
 def follow(events: Sequence[Event]) -> Iterator[tuple[float, Mapping[str, Event]]]:
     """Who uses how much, from each time at which that changes: the last sample of every process that lives then.
 
@@ -365,7 +369,8 @@ def _list(events: Sequence[Event], name: str) -> list[Any]:
 
 
 def _join(events: Sequence[Event], name: str) -> str | None:
-    return ", ".join(dict.fromkeys(_list(events, name))) or None
+    named = (part for value in dict.fromkeys(_list(events, name)) for part in value.split(", "))
+    return ", ".join(dict.fromkeys(named)) or None  # a run's events name all engines, a task's its own
 
 
 def _compare(events: Sequence[Event]) -> list[EngineFigures]:

@@ -16,7 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.base import InputError
-from prefork.memlog import EngineFigures, Event, Figures, Log, Spread, TaskPeak, follow, is_worker, list_throttled
+from prefork.memlog import (
+    EngineFigures,
+    Event,
+    Figures,
+    Log,
+    Spread,
+    TaskPeak,
+    follow,
+    is_server,
+    is_worker,
+    list_throttled,
+)
 from prefork.report import clock, show
 
 if TYPE_CHECKING:
@@ -135,8 +146,9 @@ class Stack:
 
     times: Sequence[float]
     weights: Sequence[int]
-    rest: Sequence[int]  # libraries, and what zygote and supervisor have of their own
+    rest: Sequence[int]  # libraries, and what zygote, supervisor and servers have of their own
     workers: Mapping[str, Sequence[int]]  # USS by process
+    served: bool = False  # whether a server has the model
 
 
 def pile_up(events: Sequence[Event]) -> Stack:
@@ -154,7 +166,8 @@ def pile_up(events: Sequence[Event]) -> Stack:
     known = max((event.weights for event in events if event.weights is not None), default=0)
     weights = [min(known, size) for size in shared]
     rest = [size - part for size, part in zip(shared, weights, strict=True)]
-    return Stack([when for when, _ in states], weights, rest, own)
+    served = any(is_server(name) for _, now in states for name in now)
+    return Stack([when for when, _ in states], weights, rest, own, served)
 
 
 def _thin_out(events: Sequence[Event]) -> Iterator[tuple[float, Mapping[str, Event]]]:
@@ -282,11 +295,12 @@ def _draw_stack(axes: Axes, stack: Stack, scale: _Scale) -> float:
     if many:
         labels = ["_nolegend_"] * len(names)
         labels[len(names) // 2] = f"{names[0]} (dark) to\n{names[-1]} (light)"
+    others = "libraries, zygote,\nsupervisor and server" if stack.served else "libraries, zygote\nand supervisor"
     bands = [[size / GIGABYTE for size in band] for band in (stack.weights, stack.rest, *stack.workers.values())]
     axes.stackplot(
         [scale.place(when) for when in stack.times],
         bands,
-        labels=["shared weights", "libraries, zygote\nand supervisor", *labels],
+        labels=["weights" if stack.served else "shared weights", others, *labels],
         colors=[_WEIGHTS, _REST, *colours],
         step="post",
         linewidth=0,

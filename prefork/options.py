@@ -24,7 +24,12 @@ Media = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where the recordings are, if not beside the transcripts.")
 ]
 Workers = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes.")]
-Threads = Annotated[str, typer.Option(metavar="auto|N", help="Threads of each worker; auto: its share of the cores.")]
+Threads = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|N", help="Threads of each worker, and of a server; auto: its share of the cores, and all cores."
+    ),
+]
 StrategyName = Annotated[
     str,
     typer.Option(

@@ -47,6 +47,7 @@ def describe(
         "strategy": str(plan.strategy),
         "workers": plan.workers,
         "threads": plan.threads,
+        "servers": {"number": plan.servers, "threads": plan.server_threads} if plan.servers else None,
         "tf32": inventory.tf32,
         "devices": list(plan.devices),
         "gpu": {"busy": tally.busy, "used": tally.used} if tally.busy else None,

@@ -86,17 +86,27 @@ def describe_batches(batching: Batching, plan: Plan) -> str:
     if batching.strategy is BatchingStrategy.STATIC:
         return f"STATIC, {batching.batch_size} segment{'s' * (batching.batch_size != 1)} each"
     if batching.max_num_elements is None and plan.batch_memory is None:
-        return f"{batching.strategy.name}, of as many segments as the engine says for the {plan.device}"
+        return _describe_usual(batching, plan.device)
     chosen = batching.max_num_elements is not None
     batching, warnings = batching.resolve(plan.batch_memory or 0)
     most = batching.max_num_elements or 0
     text = f"{batching.strategy.name}, up to {most:,} elements ({most / ELEMENTS_PER_SECOND:.0f} s of audio)"
     if batching.max_bucket_size is not None:
         text += f" and {batching.max_bucket_size} segments"
-    text += f", in multiples of {batching.num_seqs_multiple_of} segments"
+    if batching.num_seqs_multiple_of > 1:
+        text += f", beyond {batching.num_seqs_multiple_of} segments in multiples of that"
     if batching.max_audio_len is not None:
         text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
     return "; ".join([text, *(warnings if chosen else [])])  # of what nobody has asked for, nobody need be warned
+
+
+def _describe_usual(batching: Batching, device: str) -> str:
+    """Where nobody has said how large batches are, and no GPU's memory says it; see `Loaded.choose_batching`."""
+    name = {"cpu": "the CPU", "mps": "MPS"}.get(device, device)
+    text = f"one segment at a time on {name}, unless the engine takes more at once"
+    if batching.max_audio_len is not None:
+        text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
+    return f"{text}; --batch-size or --max-num-elements change that"
 
 
 def survey(specification: Specification) -> Survey:

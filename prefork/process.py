@@ -179,6 +179,16 @@ def restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def count_descriptors() -> int:
+    """File descriptors that a process of this user may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
 def open_memory() -> int:
     """A descriptor of a file without a name: memory that is accounted once, however many processes map it."""
     if hasattr(os, "memfd_create"):

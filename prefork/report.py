@@ -59,10 +59,12 @@ class Summary:
     throttled: float  # seconds
     shrinks: int  # workers given up for want of memory
     starved: int  # tasks that lost their worker for want of memory
-    deaths: int
+    deaths: int  # of workers, and of servers
     target: str
     recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
     gpus: Sequence[GPULoad] = ()  # that have computed and can be asked
+    servers: int = 0  # processes that have the model for the workers
+    server_threads: int = 0  # of each
 
     @property
     def speed(self) -> float:
@@ -224,7 +226,7 @@ def tabulate(summary: Summary) -> Table:
         ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
         ("speed", f"{summary.speed:.0f} {'audio seconds' if summary.audio_seconds else 'words'} per second"),
         ("workers", _count_workers(summary)),
-        ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {'once for all workers' if summary.shared else 'for each'}"),
+        ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {_describe_copies(summary)}"),
         ("private", _describe_private(summary)),
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
@@ -251,6 +253,12 @@ def _describe_recovery(recovery: Mapping[str, int]) -> str:
     parts = [f"{timed} utterances had times"] if timed else []
     parts += [f"{found} of {found + missing} without were found in the recordings"]
     return ", ".join(parts)
+
+
+def _describe_copies(summary: Summary) -> str:
+    if not summary.shared:
+        return "for each"
+    return "once for all workers" if summary.servers < 2 else "once for each server"
 
 
 def _describe_private(summary: Summary) -> str:
@@ -282,12 +290,19 @@ def _count_files(summary: Summary) -> str:
 
 def _count_workers(summary: Summary) -> str:
     how = {"fork": "forked, ", "spawn": "spawned, ", "ipc": "forked, ", "server": "forked, "}.get(summary.strategy, "")
-    text = f"{summary.workers}, {how}with {summary.threads} thread{'s' * (summary.threads != 1)} each"
-    return (
-        f"{text}; {summary.deaths} died and {'was' if summary.deaths == 1 else 'were'} replaced"
-        if summary.deaths
-        else text
-    )
+    text = f"{summary.workers}, {how}with {_count(summary.threads, 'thread')} each"
+    if summary.servers == 1:
+        text += f"; a server with {_count(summary.server_threads, 'thread')} has the model"
+    elif summary.servers:
+        text += f"; {summary.servers} servers with {_count(summary.server_threads, 'thread')} each have the model"
+    if not summary.deaths:
+        return text
+    who = f" {'process' if summary.deaths == 1 else 'processes'}" if summary.servers else ""
+    return f"{text}; {summary.deaths}{who} died and {'was' if summary.deaths == 1 else 'were'} replaced"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def show(name: str) -> str:

@@ -368,6 +368,8 @@ class Run:
             gpus=performance.list_gpus(plan, tally) if plan else (),
             workers=plan.workers if plan else 0,
             threads=plan.threads if plan else 0,
+            servers=plan.servers if plan else 0,
+            server_threads=plan.server_threads if plan else 0,
             shared=plan.shared if plan else False,
             weights=inventory.weights if inventory else 0,
             private=max(tally.peaks.values(), default=0),

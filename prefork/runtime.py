@@ -79,7 +79,7 @@ class Runtime(Executor):
         workers: int | None = None,
         threads: int | None = None,
         strategy: str | None = None,
-        devices: Sequence[str] | None = None,
+        devices: str | Sequence[str] | None = None,
         batching: Batching | None = None,
         force_cpu: bool = False,
         no_mps: bool = False,
@@ -99,7 +99,7 @@ class Runtime(Executor):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if strategy is not None and strategy not in list(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
-        asked = () if devices is None else parse_devices(",".join(devices))
+        asked = () if devices is None else parse_devices(devices if isinstance(devices, str) else ",".join(devices))
         batching = batching or Batching()
         batching.check_for_jobs()
         self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()

@@ -24,13 +24,13 @@ from prefork import loading
 from prefork.blame import Group, Request
 from prefork.channel import Channel
 from prefork.child import open_channel
-from prefork.exchange import pack, unpack
+from prefork.exchange import Layout, pack, unpack
 from prefork.loading import Loaded, ServerOrder
 from prefork.staging import Results, Stage, is_broken, open_stage
 from prefork.tasks import pickle_error
 
 _PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
-_IN_FLIGHT = 2  # batches: one that is computed, and one that is copied
+_IN_FLIGHT = 2  # batches on a GPU: one that is computed, and one that is copied
 
 
 def main() -> None:
@@ -84,12 +84,16 @@ class _Server:
     _batchers: dict[str, Batcher[Request]] = field(default_factory=dict)
     _groups: list[Group] = field(default_factory=list)
     _held: set[Request] = field(default_factory=set)  # what runs with its group, or waits for a decision
+    _wanted: dict[int, set[int]] = field(default_factory=dict)  # by worker, what it has yet to ask again
+    _undecided: int = 0  # batches that have failed, and of which the supervisor has not said what is to become of them
     _running: deque[_Batch] = field(default_factory=deque)
     _batches: int = 0  # so far
     _limit: float = field(init=False)  # what is left of the usual size of a batch
     _stage: Stage = field(init=False)
+    _in_flight: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self._in_flight = 1 if self.loaded.device == "cpu" else _IN_FLIGHT
         self._limit = self.order.limit
         self._stage = open_stage(self.loaded.device)
         self._set_groups(self.order.groups)
@@ -99,12 +103,11 @@ class _Server:
         while True:
             self._listen(self._find_timeout())
             if (group := self._find_group()) is not None:
+                if not self._running:
+                    self._launch(group)
                 while self._running:
                     self._answer()
-                self._launch(group)
-                while self._running:
-                    self._answer()
-            elif len(self._running) < _IN_FLIGHT and (batch := self._choose()):
+            elif len(self._running) < self._in_flight and (batch := self._choose()):
                 self._launch(batch)
             elif self._running:
                 self._answer()
@@ -149,6 +152,7 @@ class _Server:
             return
         number, engine, elements, seed, layout = content
         request = (worker, number)
+        self._wanted.get(worker, set()).discard(number)
         self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
         if request not in self._held:
             self._queue(request)
@@ -178,7 +182,8 @@ class _Server:
 
         for request in [request for request in self._asked if not is_wanted(request)]:
             self._drop(request)
-        self._set_groups(tuple(filter(is_wanted, group)) for group in self._groups)
+        self._wanted[worker] = {number for number in numbers if (worker, number) not in self._asked}
+        self._set_groups(self._groups)
 
     def _drop(self, request: Request) -> _Asked | None:
         asked = self._asked.pop(request, None)
@@ -187,9 +192,20 @@ class _Server:
         return asked
 
     def _set_groups(self, groups: Iterable[Group]) -> None:
-        """Batches to be run before all others; nobody waits for those who have gone."""
-        self._groups = [group for group in groups if group]
+        """Batches to be run before all others. What nobody will ask again, or has its answer, is left out of them: they
+        would wait for it for ever."""
+        groups = list(groups)
+        gone = [request for group in groups for request in group if not self._may_come(request)]
+        rests = (tuple(filter(self._may_come, group)) for group in groups)
+        self._groups = [group for group in dict.fromkeys(rests) if group]
         self._held = {request for group in self._groups for request in group}
+        if gone:
+            self.channel.send(("gone", gone))
+
+    def _may_come(self, request: Request) -> bool:
+        """Whether it is there, or will be: a worker that has been connected says first what it wants."""
+        worker, number = request
+        return request in self._asked or number in self._wanted.get(worker, {number})
 
     # -- what is done ----------------------------------------------------------------------------------------------
 
@@ -199,15 +215,14 @@ class _Server:
 
     def _choose(self) -> Group:
         """The next batch: a full one, or, of what has waited long enough, the one with the oldest; empty if none."""
-        for batcher in self._batchers.values():
+        waiting = [(self._asked[o].arrived, b) for b in self._batchers.values() if (o := b.oldest) is not None]
+        waiting.sort(key=lambda pair: pair[0])
+        for _, batcher in waiting:
             if batch := batcher.pop():
                 return tuple(batch)
-        now = time.monotonic()
-        waiting = [(self._asked[o].arrived, b) for b in self._batchers.values() if (o := b.oldest) is not None]
-        if not waiting:
+        if not waiting or self._running or time.monotonic() - waiting[0][0] < _PATIENCE:
             return ()
-        arrived, batcher = min(waiting, key=lambda pair: pair[0])
-        return tuple(batcher.pop(flush=True)) if now - arrived >= _PATIENCE and not self._running else ()
+        return tuple(waiting[0][1].pop(flush=True))
 
     def _launch(self, requests: Group) -> None:
         self._batches += 1
@@ -220,6 +235,8 @@ class _Server:
             loading.reseed(asked[0].seed)
             staged = self._stage.send([one.tensors for one in asked])
             outputs = self.loaded.compute(engine, staged)
+            if len(outputs) != len(requests):
+                raise ValueError(f"{engine}: infer made {len(outputs)} outputs of {len(requests)} segments")
             self._running.append(_Batch(self._batches, requests, self._stage.fetch(outputs)))
         except Exception as error:  # noqa: BLE001  whatever the model raises is for the supervisor to judge
             self._fail(self._batches, requests, error)
@@ -227,28 +244,30 @@ class _Server:
     def _answer(self) -> None:
         """Waits for the oldest batch and sends its outputs where they are wanted."""
         batch = self._running.popleft()
+        packed: list[tuple[int, Layout]] = []
         try:
-            outputs = batch.results.wait()
-        except Exception as error:  # noqa: BLE001  a GPU says late what went wrong
+            packed.extend(map(pack, batch.results.wait()))
+        except Exception as error:  # noqa: BLE001  a GPU says late what went wrong, and an engine may return anything
+            for fd, _ in packed:
+                os.close(fd)
             self._fail(batch.number, batch.requests, error)
             return
         self.channel.send(("end", batch.number))  # before it is answered: what was answered is not asked again
-        for request, output in zip(batch.requests, outputs, strict=True):
+        for request, (fd, layout) in zip(batch.requests, packed, strict=True):
             self._held.discard(request)
             if self._drop(request) is not None:
-                self._send(request, output)
+                self._send(request, layout, [fd])
+            else:
+                os.close(fd)
         loading.release(self.loaded.device)
 
-    def _send(self, request: Request, content: Tensors | bytes) -> None:
+    def _send(self, request: Request, content: Layout | bytes, fds: Sequence[int] = ()) -> None:
         link = self._links.get(request[0])
         if link is None:
+            for fd in fds:
+                os.close(fd)
             return
-        fds: list[int] = []
-        message: Any = content
-        if not isinstance(content, bytes):
-            fd, message = pack(content)
-            fds = [fd]
-        link.post((request[1], message), fds)
+        link.post((request[1], content), fds)
         try:
             link.flush()
         except OSError:
@@ -265,6 +284,7 @@ class _Server:
             self.channel.send(("broken", text))
             os._exit(1)
         loading.release(self.loaded.device)
+        self._undecided += 1
         self.channel.send(("stumbled", number, starved, pickled, text))
 
     def _decide(self, groups: Sequence[Group], refused: Sequence[Request], limit: float) -> None:
@@ -274,4 +294,6 @@ class _Server:
             batcher.limit(limit)
         for request in refused:
             self._drop(request)
-        self._set_groups(groups)
+        self._undecided -= 1
+        if not self._undecided:  # else this is no news: more has failed since, and that decision has all groups
+            self._set_groups(groups)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from engines.base import ELEMENTS_PER_SECOND
 from platform_matrix.canary import describe_exit
 from platform_matrix.matrix import Plan
+from prefork import process
 from prefork.blame import Blame, Cause, Group, Request
 from prefork.channel import Channel
 from prefork.child import ChildProcess
@@ -28,10 +29,16 @@ from prefork.loading import Inventory, ServerOrder, Specification, make_environm
 from prefork.loop import Loop
 from prefork.tasks import HangLimit, OutOfMemory, WorkerDied, pickle_error
 
-_BARREN_STARTS = 3  # servers that may die in a row before they are ready
-_MOST_GUILTY = 3  # segments in a row that servers may die of, with nothing done in between
+_BARREN_STARTS = 3  # servers that may die in a row before they have begun a batch
+_MOST_GUILTY = 8  # segments in a row that servers may die of, with nothing done in between
 _LEAST_CREDIT = 20.0  # seconds of audio that a worker may have under way
 _CREDIT_BATCHES = 2  # that all workers together may have under way: one is computed, one waits
+_MOST_ASKED = 128  # requests of one worker, so that they and their answers fit into a socket: nobody waits to send
+_MOST_OPEN = 1024  # descriptors that a process uses, if it may have more: select takes no others
+_SHARE_ASKED = 4  # of them, one in so many is for a request that is under way
+# OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
+# them a server was three times slower at times, and one and a half times as fast with this.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 _LAST_WORDS = 8192  # bytes kept of what a server wrote to stderr
 _TASK_BATCHES = 8  # that all workers together are given at a time, so that there is always something under way
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
@@ -129,7 +136,8 @@ class Servers:
             return
         here, there = socket.socketpair()
         self._post(server, ("link", client.number), here)
-        client.channel.post(("link", self._find_credits(server.inventory)), [there.detach()])
+        content = (self._find_credits(server.inventory), self._find_most_asked())
+        client.channel.post(("link", *content), [there.detach()])
         self._loop.flush(client.channel)
 
     def forget(self, client: Client) -> None:
@@ -159,18 +167,24 @@ class Servers:
     def end(self) -> None:
         self._is_closed = True
         for server in self.all:
+            self._loop.ignore(server.child.channel)
+            server.child.channel.close()  # so that all of them end at once
+            if server.running:  # it would not look, and nobody waits for what it is at
+                server.child.kill()
+        for server in self.all:
             self._end_process(server)
 
     # -- a process -------------------------------------------------------------------------------------------------
 
     def _start_process(self, device: str) -> ChildProcess:
-        environment = make_environment(self._plan)
+        environment = {**make_environment(self._plan), **_WAITING}
         if device:
             environment |= {"CUDA_VISIBLE_DEVICES": device}
         return ChildProcess("server", environment, self._talkative)
 
     def _begin(self, server: ModelServer) -> None:
-        order = ServerOrder(self._specification, self._plan.facts.cores, server.blame.groups, server.limit)
+        threads = self._plan.request.threads or self._plan.facts.cores
+        order = ServerOrder(self._specification, threads, server.blame.groups, server.limit)
         self._loop.watch(server.child.channel, partial(self._on_server, server, server.child))
         self._loop.watch(server.child.errors, partial(self._read_errors, server.child))
         self._post(server, order)
@@ -209,7 +223,7 @@ class Servers:
             getattr(self, f"_on_{kind}")(server, *content)
 
     def _on_loaded(self, server: ModelServer, inventory: Inventory) -> None:
-        server.inventory, server.barren = inventory, 0
+        server.inventory = inventory
         if not self._told and all(other.inventory is not None for other in self.all):
             self._told = True
             self._owner.note_served(inventory)
@@ -217,17 +231,33 @@ class Servers:
             if self.find(client) is server:
                 self.connect(client)
 
-    def _on_failed(self, server: ModelServer, text: str, trace: str) -> None:  # noqa: ARG002
-        self._owner.fail_serving(text, trace)
+    def _on_failed(self, server: ModelServer, text: str, trace: str) -> None:
+        if not self._told:
+            self._owner.fail_serving(text, trace)
+            return
+        server.broken = text  # the models could be loaded before: what is wrong now may pass
+        self._log(trace)
 
     def _on_begin(self, server: ModelServer, number: int, requests: Group, elements: int) -> None:
-        server.running[number] = _Running(requests, elements, self._find_deadline(elements))
+        server.barren = 0
+        begins = max([time.monotonic(), *(batch.until for batch in server.running.values())])
+        server.running[number] = _Running(requests, elements, begins + self._find_limit(elements))
 
     def _on_end(self, server: ModelServer, number: int) -> None:
-        server.blame.clear(server.running.pop(number).requests)
+        server.blame.clear(self._list_wanted(server.running.pop(number).requests))
         server.guilty = 0
-        for batch in server.running.values():  # until now it may have waited
-            batch.until = self._find_deadline(batch.elements)
+        self._go_on(server)
+
+    def _on_gone(self, server: ModelServer, requests: Sequence[Request]) -> None:
+        """Nobody waits for these any more."""
+        server.blame.discard(requests)
+
+    def _go_on(self, server: ModelServer) -> None:
+        """A batch is over; the next one has waited until now."""
+        until = time.monotonic()
+        for batch in server.running.values():
+            until += self._find_limit(batch.elements)
+            batch.until = until
 
     def _on_broken(self, server: ModelServer, text: str) -> None:
         server.broken = text
@@ -235,14 +265,15 @@ class Servers:
     def _on_stumbled(self, server: ModelServer, number: int, starved: bool, error: bytes, text: str) -> None:
         """A batch has failed, and the server lives."""
         requests = server.running.pop(number).requests
+        self._go_on(server)
         if starved:
             self._governor.tally.kills += 1
             error = pickle_error(OutOfMemory(f"{text}, with nothing else in its batch"), "")
-            self._notice(f"{server.name}: {text}; going on with batches of half the size")
-        guilty = server.blame.lose(requests, Cause.MEMORY if starved else Cause.ERROR)
+            if self._halve(server, [requests]):
+                self._notice(f"{server.name}: {text}; going on with batches of half the size")
+        guilty = server.blame.lose(self._list_wanted(requests), Cause.MEMORY if starved else Cause.ERROR)
         if guilty is not None:
             self._refuse(guilty, error)
-        server.limit /= 1 + starved
         self._post(server, ("decide", server.blame.groups, [] if guilty is None else [guilty], server.limit))
 
     def _refuse(self, request: Request, error: bytes) -> None:
@@ -252,8 +283,20 @@ class Servers:
                 client.channel.post(("refuse", request[1], error))
                 self._loop.flush(client.channel)
 
-    def _find_deadline(self, elements: int) -> float:
-        return time.monotonic() + self._hang_limit.seconds(elements / ELEMENTS_PER_SECOND)
+    def _list_wanted(self, requests: Group) -> Group:
+        """Without those of workers that are gone: nobody would ask them again."""
+        living = {client.number for client in self._owner.list_clients()}
+        return tuple(request for request in requests if request[0] in living)
+
+    def _halve(self, server: ModelServer, batches: Sequence[Group]) -> bool:
+        """After batches that did not fit into memory, those to come are half as large. Not so after parts of one that
+        has failed before, which say nothing about others, and after a segment that does not fit even alone."""
+        is_new = any(len(batch) > 1 and not server.blame.knows(self._list_wanted(batch)) for batch in batches)
+        server.limit /= 1 + is_new
+        return is_new
+
+    def _find_limit(self, elements: int) -> float:
+        return self._hang_limit.seconds(elements / ELEMENTS_PER_SECOND)
 
     def share_batches(self, inventory: Inventory) -> dict[str, float]:
         """By engine: seconds of audio that a worker is given at a time; 0 for a little of one job."""
@@ -267,6 +310,12 @@ class Servers:
             name: round(max(_LEAST_CREDIT, share * seconds) * ELEMENTS_PER_SECOND)
             for name, seconds in inventory.batches.items()
         }
+
+    def _find_most_asked(self) -> int:
+        """Requests that one worker may have under way: each is a descriptor there, in the server, and on its way, where
+        the kernel allows a user as many as a process may have open."""
+        together = min(_MOST_OPEN, process.count_descriptors()) // _SHARE_ASKED
+        return max(1, min(_MOST_ASKED, together // max(1, self._plan.workers)))
 
     @property
     def _clients(self) -> int:
@@ -290,13 +339,15 @@ class Servers:
         ended = "was ended by the kernel: out of memory" if starved else find_last_words(words) or describe_exit(status)
         reason = f"{server.name} (pid {server.child.pid}): {server.sentence or server.broken or ended}"
         self.deaths += 1
-        if server.inventory is None:
+        if not server.running:
             server.barren += 1
         if server.barren >= _BARREN_STARTS:
             last = words.strip().rpartition("\n")[2]
-            self._owner.fail_serving(f"the process with the models dies before it is ready: {reason}: {last}")
+            when = "before it is ready" if server.inventory is None else "with nothing to do"
+            self._owner.fail_serving(f"the process with the models dies {when}: {reason}: {last}")
             return
-        server.limit /= 1 + starved
+        if starved:
+            self._halve(server, [batch.requests for batch in server.running.values()])
         cause = Cause.MEMORY if starved else Cause.KILL if killed else Cause.ERROR
         self._find_guilty(server, cause, reason)
         if server.guilty >= _MOST_GUILTY:
@@ -309,7 +360,7 @@ class Servers:
 
     def _find_guilty(self, server: ModelServer, cause: Cause, reason: str) -> None:
         for batch in server.running.values():
-            guilty = server.blame.lose(batch.requests, cause)
+            guilty = server.blame.lose(self._list_wanted(batch.requests), cause)
             if guilty is not None:
                 kind = OutOfMemory if cause is Cause.MEMORY else WorkerDied
                 self._refuse(

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,11 +25,12 @@ from prefork import process
 from prefork.channel import Channel
 from prefork.comparison import encode
 from prefork.device_memory import WeightsChanged
-from prefork.faults import watch_for_writes
+from prefork.faults import FATAL, watch_for_writes
 from prefork.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.loading import Loaded, is_for_memory, release, reseed
 from prefork.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.staging import is_broken
 from prefork.tasks import pickle_error
 
 
@@ -74,7 +75,11 @@ class Context:
 
 def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> None:
     """Runs tasks until the supervisor closes the channel. place: of its device."""
-    loaded = settle(loaded, threads, place)
+    try:
+        loaded = settle(loaded, threads, place)
+    except WeightsChanged as error:
+        channel.send(("spoiled", str(error)))
+        return
     process.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
@@ -147,9 +152,17 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
             return ("spoiled", str(error))
         if is_for_memory(error):
             return ("starved", f"{type(error).__name__}: {error}".encode())
+        if is_broken(error, context.loaded.device):
+            _give_up(error)
         return ("error", pickle_error(error, traceback.format_exc()))
     finally:
         context.inference.drop()
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    """The GPU can be used no more by this process; another will be forked in its place."""
+    print(f"{FATAL}{error}".partition("\n")[0], file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _call(context: Context, function: bytes) -> Any:
@@ -198,6 +211,7 @@ def _run_segments(context: Context, name: str, items: Sequence[tuple[int, tuple[
                 _prepare(context, name, todo, going, refused)
             if going:
                 _finish(context, name, going, refused)
+        _withdraw(context, going, refused)
         release(context.loaded.device)
 
 
@@ -230,6 +244,14 @@ def _finish(context: Context, name: str, going: dict[int, _Item], refused: set[s
                     reseed(find_seed(item.job, item.segment))
                     piece = pickle.dumps(engine.finish(item.job, item.segment, output))
                 context.progress(number, item.segment.end, piece)
+
+
+def _withdraw(context: Context, going: dict[int, _Item], refused: set[str]) -> None:
+    """What is under way for jobs that are lost: a model that dies of a job's segment may die of its others too."""
+    lost = {number for number, item in going.items() if item.job.id in refused}
+    context.inference.withdraw(lost)
+    for number in lost:
+        del going[number]
 
 
 @contextmanager

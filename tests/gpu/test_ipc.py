@@ -9,12 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,46 +21,13 @@ from prefork.arena import Arena
 from prefork.child import ChildProcess
 from prefork.device_memory import DeviceError, Export, Guard, WeightsChanged, attach, make_memory
 from prefork.process import MemoryFile
+from tests.gpu.forked import Worker, do
+from tests.gpu.machine import needs_cuda
 
+pytestmark = needs_cuda
 _KIND = "cuda"
 _DEVICE = "cuda"
 _SECONDS = 120.0
-
-
-class Worker:
-    """A forked process that does something, says what came of it, and lives until it is ended."""
-
-    def __init__(self, do: Callable[[], Any]) -> None:
-        reading, writing = os.pipe()
-        waiting, self._end = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._end)
-            try:
-                result = do()
-            except BaseException as error:  # noqa: BLE001  it goes to the test
-                result = error if isinstance(error, (DeviceError, WeightsChanged)) else traceback.format_exc()
-            os.write(writing, pickle.dumps(result))
-            os.close(writing)
-            os.read(waiting, 1)
-            os._exit(0)
-        os.close(writing)
-        os.close(waiting)
-        with os.fdopen(reading, "rb") as file:
-            data = file.read()
-        self.result = pickle.loads(data) if data else "it died"
-
-    def end(self) -> None:
-        with suppress(BrokenPipeError):  # it died
-            os.write(self._end, b"!")
-        os.close(self._end)
-        os.waitpid(self.pid, 0)
-
-
-def _do(what: Callable[[], Any]) -> Any:
-    worker = Worker(what)
-    worker.end()
-    return worker.result
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +94,7 @@ def _count_used() -> float:
         free, total = torch.cuda.mem_get_info()
         return float(total - free)
 
-    used = _do(ask)
+    used = do(ask)
     assert isinstance(used, float), used
     return used
 
@@ -183,7 +148,7 @@ def test_a_look_at_all_the_weights_takes_milliseconds() -> None:
                 guard.check()
             return (time.perf_counter() - started) / 20
 
-        seconds = _do(look)
+        seconds = do(look)
         assert isinstance(seconds, float), seconds
         print(f"\nchecksum: {1e3 * seconds / (shared.arena.size / 1e9):.2f} ms/GB")
         assert seconds < 0.1
@@ -201,9 +166,9 @@ def test_a_worker_sees_that_another_one_has_written_to_the_weights() -> None:
             guards.append(shared.attach())
             return True
 
-        assert _do(lambda: look([])) is True
-        assert _do(write) is True
-        changed = _do(shared.compute)
+        assert do(lambda: look([])) is True
+        assert do(write) is True
+        changed = do(shared.compute)
         assert isinstance(changed, WeightsChanged), changed
         assert shared.export.device in str(changed)
         print(f"\n{changed}")
@@ -211,9 +176,9 @@ def test_a_worker_sees_that_another_one_has_written_to_the_weights() -> None:
 
 def test_the_handle_of_freed_memory_is_refused() -> None:
     with _share(256) as shared:
-        assert isinstance(_do(shared.compute), torch.Tensor)
+        assert isinstance(do(shared.compute), torch.Tensor)
         assert shared.owner.end(10) == 0
-        refused = _do(shared.compute)
+        refused = do(shared.compute)
         assert isinstance(refused, DeviceError), refused
         print(f"\n{refused}; refuses IPC: {refused.refuses_ipc}")
 
@@ -224,7 +189,7 @@ def test_nobody_opens_what_a_killed_owner_had() -> None:
         assert reader.result is True, reader.result
         os.kill(shared.owner.pid, signal.SIGKILL)
         assert shared.owner.end(10) == -signal.SIGKILL
-        refused = _do(shared.compute)
+        refused = do(shared.compute)
         reader.end()
         assert isinstance(refused, DeviceError), refused
         print(f"\n{refused}; refuses IPC: {refused.refuses_ipc}")
@@ -233,7 +198,7 @@ def test_nobody_opens_what_a_killed_owner_had() -> None:
 @pytest.mark.parametrize("setting", ["expandable_segments:True", "backend:cudaMallocAsync"])
 def test_how_torch_allocates_does_not_matter(setting: str) -> None:
     with _share(256) as shared:
-        expected = _do(shared.compute)
+        expected = do(shared.compute)
         assert isinstance(expected, torch.Tensor), expected
         code = "from tests.gpu.test_ipc import read_alone; read_alone()"
         done = subprocess.run(

@@ -281,6 +281,15 @@ def test_a_server_on_the_cpu_has_the_model_once_and_its_workers_none() -> None:
     )
 
 
+def test_each_gpu_has_a_server_and_each_server_has_the_libraries() -> None:
+    two = replace(_describe("linux"), devices=Devices("2", ("cuda",), (GPU["cuda"], replace(GPU["cuda"], uuid="4b-2"))))
+    plan = decide(two, Request(("ctc",), devices=("cuda",), weights=3 * GB, libraries=GB, workers=2))
+    assert (plan.strategy, plan.servers, plan.server_threads) == (Strategy.SERVER, 2, 8)
+    assert plan.budget.once == GB + 2 * (GB + 3 * GB)
+    assert "libraries 1.00 GB + 2 x server (libraries 1.00 GB + weights 3.00 GB) + 2 x " in plan.budget.describe(2)
+    assert decide(two, Request(("ctc",), devices=("cuda",), strategy=Strategy.SPAWN)).servers == 0
+
+
 def test_copies_on_a_gpu_are_capped_by_its_memory_and_the_arithmetic_is_shown() -> None:
     gpu = Device("cuda", "Tesla T4", 16 * GB, 15 * GB, "7.5", "t4")
     facts = replace(_describe("linux"), devices=Devices("2.11.0", ("cuda",), (gpu,)))

@@ -140,3 +140,17 @@ def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
         assert runtime.plan.strategy is Strategy.SERVER
     assert read(results) == {"talk.txt": [("say one", 6.0)]}
     assert any("this driver says no" in notice for notice in notices)
+
+
+@pytest.mark.usefixtures("_host_ipc")
+def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_anew(tmp_path: Path) -> None:
+    with Runtime("script", workers=1, strategy="ipc", notice=lambda _: None) as runtime:
+        assert read(list(runtime.map([write(tmp_path, "first", "say one")])))
+        before = runtime.supervisor._crew.list_pids()
+        _write_over(runtime)
+        os.kill(before["worker 0"], signal.SIGKILL)
+        until = time.monotonic() + 60
+        while runtime.supervisor._crew.list_pids().get("owner") == before["owner"] and time.monotonic() < until:
+            time.sleep(0.05)
+        results = list(runtime.map([write(tmp_path, "talk", "say one")]))
+    assert read(results) == {"talk.txt": [("say one", 6.0)]}

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from platform_matrix.devices import Device, Devices
 from platform_matrix.facts import Facts
-from platform_matrix.matrix import Request, decide
+from platform_matrix.matrix import Request, Strategy, decide
 from prefork import performance
 from prefork.governor import Tally
 from prefork.loading import Inventory
@@ -143,6 +143,21 @@ def test_the_gpus_of_a_plan_are_named_with_what_they_did_and_mig_instances_left_
     assert "NVIDIA H200: busy 71 %, 12.3 GB of 139.8 GB at most" in console.file.getvalue()  # type: ignore[attr-defined]
     assert performance.list_gpus(plan, Tally()) == []
     assert performance.list_gpus(decide(FACTS, Request(engines=("ctc",))), Tally()) == []
+
+
+def test_the_summary_of_a_run_with_servers_says_who_has_the_model_and_who_died() -> None:
+    def say(**changes: int) -> str:
+        console = Console(file=io.StringIO(), width=200)
+        console.print(tabulate(replace(SUMMARY, strategy="server", server_threads=2, **changes)))
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+    assert "4, forked, with 1 thread each; a server with 2 threads has the model " in say(servers=1)
+    assert "; 2 servers with 2 threads each have the model; 1 process died and was replaced" in say(servers=2, deaths=1)
+    assert "36 MB, once for each server" in say(servers=2)
+    plan = decide(FACTS, Request(engines=("ctc",), strategy=Strategy.SERVER, workers=2))
+    content = performance.describe(NAMES, SUMMARY, Tally(), {}, plan, Inventory(1, 1.0, {"ctc": {}}))
+    assert (content["threads"], content["servers"]) == (2, {"number": 1, "threads": 4})
+    assert _describe()["servers"] is None
 
 
 def test_steps_that_were_never_reached_are_not_added_to_what_counts_them() -> None:

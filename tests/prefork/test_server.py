@@ -123,6 +123,15 @@ def test_a_segment_that_always_ends_the_server_is_found_and_costs_its_job_alone(
     assert [result.error for result in results.values()] == [None] * 6
 
 
+def test_a_job_with_many_segments_that_end_the_server_costs_no_more_than_one_does(tmp_path: Path) -> None:
+    notices: list[str] = []
+    jobs = [*write_talks(tmp_path, 3), write(tmp_path, "poison", *["model exit"] * 6)]
+    results = run(jobs, notice=notices.append)
+    assert isinstance(results.pop("poison.txt").error, WorkerDied)
+    assert [result.error for result in results.values()] == [None] * 3
+    assert sum("started again" in notice for notice in notices) == 2
+
+
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
     notices: list[str] = []
     jobs = [*write_talks(tmp_path, 12, lines=1), write(tmp_path, "large", "model starve 2")]
@@ -196,6 +205,22 @@ def test_a_worker_prepares_no_more_than_the_server_has_room_for(tmp_path: Path) 
         prepared = sum(mark.exists() for mark in marks)
         assert [result.error for result in results] == [None]
     assert 1 < prepared < 100
+
+
+def test_more_segments_wait_than_files_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="only POSIX limits open files")
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, usual[1]))
+    try:
+        jobs = [write(tmp_path, f"talk{number}", "model pause", *["say one"] * 300) for number in range(2)]
+        notices: list[str] = []
+        with serve(batch_size=400, notice=notices.append) as runtime:
+            results = {result.job.id: result for result in runtime.map(jobs)}
+            assert runtime.supervisor.deaths == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    assert [result.error for result in results.values()] == [None] * 2
+    assert 1 < max(count_together(results)) <= 64
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason() -> None:

@@ -1,0 +1,213 @@
+"""A worker's side of inference and a server's, joined by sockets in one process; the supervisor is the test."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engines.base import Job, Segment, Tensors
+from engines.batching import Batcher, Batching
+from prefork.blame import Group
+from prefork.channel import Channel
+from prefork.inference import Refused, RemoteInference
+from prefork.loading import ServerOrder, Specification
+from prefork.server import _Server
+
+_JOB = Job("talk", Path("talk"))
+_CREDIT = {"twice": 1 << 40}
+
+
+class Twice:
+    """Doubles; 13 is too much for it, and of 14 it makes one output too many."""
+
+    def count_elements(self, segment: Segment) -> int:
+        return 16_000
+
+    device = "cpu"
+
+    @property
+    def engines(self) -> dict[str, Twice]:
+        return {"twice": self}
+
+    def make_batcher(self, _: str) -> Batcher[Any]:
+        return Batcher(Batching(batch_size=4), 1 << 40)
+
+    def compute(self, _: str, batch: Sequence[Tensors]) -> list[Tensors]:
+        values = [float(tensors["value"]) for tensors in batch]
+        if 13 in values:
+            raise ValueError("13 is too much")
+        return [{"value": torch.tensor(2 * value)} for value in values + [0.0] * (14 in values)]
+
+
+class Desk:
+    """A server in a thread, and the supervisor's end of its channel."""
+
+    def __init__(self, groups: Sequence[Group] = ()) -> None:
+        self.channel, there = Channel.pair()
+        loaded: Any = Twice()
+        server = _Server(Channel(there), loaded, ServerOrder(Specification(), 1, groups))
+        self._thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
+        self._thread.start()
+        self._heard: list[tuple[Any, ...]] = []
+        self._mine: list[socket.socket] = []  # ends of workers' channels
+
+    @staticmethod
+    def _serve(server: _Server) -> None:
+        try:
+            server.run()
+        except (EOFError, ConnectionResetError):
+            return
+
+    def post(self, *message: Any, fds: Sequence[int] = ()) -> None:
+        self.channel.post(message, fds)
+        assert self.channel.flush()
+
+    def connect(self, number: int, most: int = 100, inference: RemoteInference | None = None) -> RemoteInference:
+        inference = inference or self.open()
+        here, there = socket.socketpair()
+        self.post("link", number, fds=[there.detach()])
+        inference.obey("link", [_CREDIT, most], [here.detach()])
+        return inference
+
+    def open(self) -> RemoteInference:
+        """A worker's that has no server yet."""
+        mine, its = socket.socketpair()
+        self._mine.append(mine)
+        loaded: Any = Twice()
+        inference = RemoteInference(Channel(its), loaded)
+        inference.open("twice")
+        return inference
+
+    def wait_for(self, kind: str) -> tuple[Any, ...]:
+        """Its next message of a kind."""
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            self._heard.extend(self.channel.poll())
+            for place, message in enumerate(self._heard):
+                if message[0] == kind:
+                    del self._heard[: place + 1]
+                    return message
+            time.sleep(0.002)
+        raise AssertionError(f"the server never says {kind!r}: {self._heard}")
+
+    def end(self) -> None:
+        self.channel.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.end()
+
+
+def submit(inference: RemoteInference, *values: float) -> None:
+    for value in values:
+        inference.submit(int(value), _JOB, Segment(int(value), 0.0, 1.0), {"value": torch.tensor(float(value))})
+
+
+def collect(inference: RemoteInference, count: int) -> dict[int, float | Refused]:
+    """So many results; a server that holds them back is found out, not waited for."""
+    found: dict[int, float | Refused] = {}
+
+    def work() -> None:
+        while len(found) < count:
+            for number, output in inference.collect():
+                found[number] = output if isinstance(output, Refused) else float(output["value"])
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), f"of {count} results only {found} came"
+    return found
+
+
+def test_every_request_gets_its_answer(desk: Desk) -> None:
+    inference = desk.connect(0)
+    submit(inference, *range(10))
+    assert collect(inference, 10) == {number: 2.0 * number for number in range(10)}
+    assert not inference.is_busy
+
+
+def test_no_more_requests_are_under_way_than_there_is_room_for(desk: Desk) -> None:
+    inference = desk.connect(0, most=3)
+    submitted = 0
+    while inference.has_room and submitted < 20:
+        submit(inference, submitted)
+        submitted += 1
+    assert submitted == 3
+    collect(inference, 1)
+    assert inference.has_room
+
+
+def test_what_is_withdrawn_is_not_waited_for_and_the_others_are(desk: Desk) -> None:
+    inference = desk.connect(0)
+    submit(inference, 1, 2, 3)
+    inference.withdraw({1, 3})
+    assert collect(inference, 1) == {2: 4.0}
+    assert not inference.is_busy
+
+
+def test_a_group_does_not_wait_for_what_nobody_will_ask_again() -> None:
+    desk = Desk([((0, 0), (0, 1), (1, 0))])
+    inference, other = desk.open(), desk.open()
+    submit(inference, 4, 5)
+    submit(other, 6)
+    inference.withdraw({4})  # while there was no server
+    desk.connect(0, inference=inference)
+    desk.connect(1, inference=other)
+    assert desk.wait_for("gone") == ("gone", [(0, 0)])
+    assert desk.wait_for("begin")[2] == ((0, 1), (1, 0))
+    assert (collect(inference, 1), collect(other, 1)) == ({5: 10.0}, {6: 12.0})
+    desk.end()
+
+
+def test_a_decision_about_requests_that_were_withdrawn_since_holds_nobody_back(desk: Desk) -> None:
+    inference, other = desk.connect(0), desk.connect(1)
+    submit(inference, 13, 7)
+    desk.wait_for("begin")
+    _, number, *_ = desk.wait_for("stumbled")
+    inference.withdraw({13})
+    submit(other, 3)
+    assert collect(other, 1) == {3: 6.0}  # so it has read that as well
+    desk.post("decide", [((0, 0), (0, 1))], [], 1.0)
+    assert desk.wait_for("gone") == ("gone", [(0, 0)])
+    assert collect(inference, 1) == {7: 14.0}
+    assert number >= 1
+
+
+def test_a_decision_that_is_out_of_date_begins_nothing(desk: Desk) -> None:
+    """Two batches have failed; what was decided of the first knows nothing of the second."""
+    inference, other = desk.connect(0), desk.connect(1)
+    submit(inference, 13)
+    desk.wait_for("stumbled")
+    submit(other, 13)
+    desk.wait_for("stumbled")
+    desk.post("decide", [((0, 0),)], [], 1.0)
+    submit(inference, 1)
+    assert collect(inference, 1) == {1: 2.0}
+    desk.post("decide", [((0, 0),), ((1, 0),)], [], 1.0)
+    assert desk.wait_for("begin")[2] == ((0, 1),)
+    assert desk.wait_for("begin")[2] == ((0, 0),)
+    assert desk.wait_for("begin")[2] == ((1, 0),)
+
+
+def test_an_engine_that_makes_too_many_outputs_is_said_to(desk: Desk) -> None:
+    inference = desk.connect(0)
+    submit(inference, 14)
+    _, _, starved, error, text = desk.wait_for("stumbled")
+    assert not starved
+    assert "2 outputs of 1 segments" in text
+    inference.obey("refuse", [0, error], [])
+    assert not inference.is_busy
+    assert b"2 outputs" in pickle.dumps(pickle.loads(error))
