@@ -157,9 +157,9 @@ class Engine(ABC):
 
     @abstractmethod
     def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        """Runs the model on a batch of prepared segments, of any number and of several jobs: one result for each, in the
-        same order. A segment's result does not depend on who shares its batch, but for float rounding; what it is given
-        is not written to."""
+        """Runs the model on a batch of prepared segments, of any number and of several jobs: one result for each, in
+        the same order. A segment's result does not depend on who shares its batch, but for float rounding; what it is
+        given is not written to."""
 
     @abstractmethod
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:

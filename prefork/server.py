@@ -7,7 +7,6 @@ batch that fails is not decided here, but by the supervisor, which survives.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -51,9 +50,15 @@ def main() -> None:
         channel.send(("failed", *loading.explain(error)))
         return
     channel.send(("loaded", inventory))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the supervisor has gone
+    status = 1
+    try:
         _Server(channel, loaded, order).run()
-    os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        status = 0  # the supervisor has gone
+    except BaseException:  # noqa: BLE001  it is said, and another takes this one's place
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # tearing the interpreter down takes a second and frees what the kernel frees at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +243,7 @@ class _Server:
             if len(outputs) != len(requests):
                 raise ValueError(f"{engine}: infer made {len(outputs)} outputs of {len(requests)} segments")
             self._running.append(_Batch(self._batches, requests, self._stage.fetch(outputs)))
-        except Exception as error:  # noqa: BLE001  whatever the model raises is for the supervisor to judge
+        except BaseException as error:  # noqa: BLE001  whatever the model raises, sys.exit too, is for others to judge
             self._fail(self._batches, requests, error)
 
     def _answer(self) -> None:
@@ -273,7 +278,7 @@ class _Server:
         except OSError:
             self._forget(request[0])
 
-    def _fail(self, number: int, requests: Group, error: Exception) -> None:
+    def _fail(self, number: int, requests: Group, error: BaseException) -> None:
         """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
         is of no more use: this process ends, and another takes its place."""
         starved = loading.is_for_memory(error)

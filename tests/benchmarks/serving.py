@@ -45,7 +45,7 @@ Row = tuple[str, str]
 def compare_align() -> Iterator[Row]:
     """20 transcripts of 21 minutes, with the embedded aligner."""
     jobs = [job for job in find_jobs(SPEECH, None).jobs if "untimed" not in job.id]
-    yield from _compare("align", align(utr="off"), jobs)
+    yield from _compare("align", align(utr="off"), jobs, batch_sizes=(4,))
 
 
 def compare_transcribe() -> Iterator[Row]:
@@ -54,13 +54,14 @@ def compare_transcribe() -> Iterator[Row]:
     yield from _compare("transcribe", transcribe(model=WHISPER), jobs)
 
 
-def _compare(name: str, pipeline: Pipeline, jobs: Sequence[Job]) -> Iterator[Row]:
+def _compare(name: str, pipeline: Pipeline, jobs: Sequence[Job], batch_sizes: Sequence[int] = ()) -> Iterator[Row]:
     """Speed without loading, memory of all processes at its most, in turns; and whether the outputs are the same."""
     ways: dict[str, dict[str, Any]] = {
         "fork, 2 workers": {"strategy": "fork"},
         "server, 2 workers": {"strategy": "server"},
-        "server, 2 workers, batches of 4": {"strategy": "server", "batching": Batching(batch_size=4)},
     }
+    for size in batch_sizes:
+        ways[f"server, 2 workers, batches of {size}"] = {"strategy": "server", "batching": Batching(batch_size=size)}
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     totals: dict[str, list[int]] = {way: [] for way in ways}
     outputs: dict[str, dict[str, str]] = {}

@@ -81,6 +81,7 @@ def _lag(heard: Sound, meant: Sound, reach: int = 40) -> int:
     return int(np.argmax(scores)) - reach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec", "form", "rate"), _spread(LOSSLESS + LOSSY))
 def test_span_reached_by_seeking_is_bit_equal_to_the_full_decode(
     tmp_path: Path, name: str, codec: str, form: str | None, rate: int

@@ -131,6 +131,7 @@ def test_models_that_see_padding_would_give_something_else_with_a_mask(name: str
     assert (masked - alone).abs().max() > 0.01 > (right - alone).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_the_embedded_model_gives_the_same_bits_whoever_shares_the_batch(dtype: str, segments: Any) -> None:
     engine, model = open_embedded(dtype)
@@ -141,6 +142,7 @@ def test_the_embedded_model_gives_the_same_bits_whoever_shares_the_batch(dtype: 
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group"])
 def test_words_have_the_same_times_whoever_shares_the_batch(

@@ -138,6 +138,7 @@ for seconds in (5, 20):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a peak that can be set back")
 def test_what_the_embedded_model_takes_in_a_forked_child_is_no_more_than_was_estimated() -> None:
     environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}

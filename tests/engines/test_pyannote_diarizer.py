@@ -239,6 +239,7 @@ def describe(package: str, kind: str, specifications: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_two_speakers_are_told_apart(engine: PyannoteDiarizer, heard: Any, dialogue: tuple[Job, list[Turn]]) -> None:
     job, truth = dialogue
     document = engine.join(job, Document((), media="talk", warnings=("before",)), *heard)
@@ -529,6 +530,7 @@ def test_without_pyannote_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         PyannoteDiarizer().setup()
 
 
+@pytest.mark.slow
 def test_it_loads_without_a_thread_and_works_in_forked_processes(folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     root = Path(__file__).resolve().parents[2]

@@ -68,6 +68,7 @@ def test_silence_and_a_weight_of_zeros_give_the_bias() -> None:
     assert torch.equal(QuantizedLinear(linear)(torch.randn(3, 64)), linear.bias.expand(3, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
 def test_no_sum_overflows_whatever_the_processor_can_do(instructions: str) -> None:
     """oneDNN is told to use no more than these, as on an older processor, in a process of its own."""

@@ -113,6 +113,7 @@ def _garble(data: bytes) -> bytes:
     return data[:middle] + np.random.default_rng(1).bytes(length) + data[middle + length :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec"), [*FORMATS, ("fragmented.mp4", "aac")])
 def test_truncated_recording_gives_what_is_there(tmp_path: Path, name: str, codec: str) -> None:
     whole, path = _write_then_damage(tmp_path / name, codec, _cut)

@@ -294,6 +294,7 @@ def test_a_transcript_that_has_its_times_is_not_sent(service: Service, job: Job)
     assert len(service.uploads) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", ["POST jobs", "GET jobs?", "GET jobs/job1", "GET jobs/job1/transcript", "DELETE"])
 @pytest.mark.parametrize(
     "fault",

@@ -114,6 +114,7 @@ def test_rendering_changes_neither_tree_nor_tags(shared: Path) -> None:
         assert [(gra.dep, gra.head, gra.rel) for gra in relations] == wanted
 
 
+@pytest.mark.slow
 def test_an_utterance_does_not_depend_on_its_company(shared: Path) -> None:
     source = formats.read(shared / "data" / "ud-english-ewt" / "en_ewt-ud-test.conllu")
     document = replace(source, utterances=tuple(source.utterances[:120]))
@@ -279,6 +280,7 @@ class Harmful:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.slow
 def test_what_several_models_use_is_there_once_and_works_read_only(tmp_path: Path) -> None:
     write_charlm_package(tmp_path / "models")
     model = open_tagger(model_dir=str(tmp_path / "models")).load()
@@ -349,6 +351,7 @@ def fetch(name: str, folder: Path, **environment: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_models_are_fetched_by_stanza_itself(tmp_path: Path, hub: str) -> None:
     folder = tmp_path / "stanza"
     assert fetch("default", folder, STANZA_RESOURCES_URL=hub) == f"6 {folder}"
@@ -357,6 +360,7 @@ def test_models_are_fetched_by_stanza_itself(tmp_path: Path, hub: str) -> None:
     assert fetch("default", folder, STANZA_RESOURCES_URL="http://127.0.0.1:9") == f"6 {folder}"  # nobody is asked again
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_fetched_are_explained(tmp_path: Path) -> None:
     said = fetch("default", tmp_path / "stanza", STANZA_RESOURCES_URL="http://127.0.0.1:9")
     assert said.startswith("missing: stanza's models are not in") and "give a --model-dir" in said

@@ -74,6 +74,7 @@ def encoded(model: Any, windows: Sequence[Tensors]) -> torch.Tensor:
         return encode(model, torch.stack([window["features"] for window in windows]))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_windows_are_heard_alike_alone_and_in_company(
     engine: WhisperASR, model: Any, windows: Sequence[Tensors], alone: Sequence[Tensors]
@@ -169,6 +170,7 @@ def test_each_window_has_its_own_limit_of_tokens(
     assert [output["text"].tolist() for output in cut] == [whole[: count - 1] for count in most]  # and a timestamp
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_windows_whose_text_stops_early_are_looked_at_again_together(
     model: Any, engine: WhisperASR, speech: Any

@@ -158,6 +158,7 @@ def test_a_thread_without_a_function_of_its_own_is_named_by_its_target() -> None
         thread.join()
 
 
+@pytest.mark.slow
 def test_openmp_hangs_a_child_that_computes_with_more_than_one_thread() -> None:
     """Why its pool is unsafe, although it rests and a child with one thread does well."""
     found = _run(OPENMP)

@@ -140,6 +140,7 @@ def test_a_model_without_tensors_is_no_problem() -> None:
     assert arena.find(arena.address) is None
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_do_not_count_twice_while_they_are_packed(tmp_path: Path) -> None:
     """In a process of its own, because a high-water mark never falls."""
     script = (

@@ -38,6 +38,7 @@ def test_segments_of_several_jobs_are_done_in_one_go(tmp_path: Path) -> None:
     assert set(together) == {10.0}  # four goes
 
 
+@pytest.mark.slow
 def test_what_comes_of_a_segment_does_not_depend_on_its_company(tmp_path: Path) -> None:
     jobs = [
         _write(tmp_path, f"talk{number}", *["say " + "x" * (number + line) for line in range(3)]) for number in range(5)
@@ -59,6 +60,7 @@ def test_towards_the_end_every_worker_gets_its_share(tmp_path: Path) -> None:
     assert max(together) <= 4  # of eight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "error"), [("raise", "cannot be processed"), ("bug", "a bug in the engine")])
 def test_a_segment_that_fails_costs_its_job_alone(tmp_path: Path, line: str, error: str) -> None:
     jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]

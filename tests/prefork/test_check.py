@@ -58,6 +58,7 @@ def test_the_embedded_engine_is_safe_and_every_step_says_so(tmp_path: Path) -> N
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(STEPS)), "0", "0")
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_is_safe() -> None:
     code, steps, _ = _check("load_model", "infer")
     assert code == 0
@@ -65,6 +66,7 @@ def test_a_model_of_the_users_is_safe() -> None:
     assert "was killed by SIGSEGV" in steps["write"]["text"]
 
 
+@pytest.mark.slow
 def test_load_and_infer_of_one_file_see_one_module() -> None:
     code, steps, _ = _check("load_into_the_module", "infer_from_the_module")
     assert code == 0, steps
@@ -95,6 +97,7 @@ UNSAFE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNSAFE)
 def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
     load, infer, name, reason = UNSAFE[kind]
@@ -128,6 +131,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_what_cannot_be_examined_is_neither_red_nor_green(kind: str) -> None:
     load, infer, name, reason = UNKNOWN[kind]
@@ -151,6 +155,7 @@ def test_a_kill_of_our_own_is_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -
     assert describe_end(-9) == "was killed by SIGKILL, perhaps by the kernel because memory ran out"
 
 
+@pytest.mark.slow
 def test_a_parent_that_alone_is_too_slow_tells_nothing_about_forking() -> None:
     target = _target("load_model", "infer_or_hang_in_the_parent")
     steps = {step.name: step for step in examine(target, make_plan(Request()), 2.0)}
@@ -223,12 +228,14 @@ def test_want_of_memory_is_no_finding_about_forking() -> None:
     assert sum_up([conclude(Target("mine"), list(examine(Target("mine"), poor, 2.0)))]) is Finding.UNKNOWN
 
 
+@pytest.mark.slow
 def test_garbage_that_a_child_prints_is_shown_to_nobody_who_did_not_ask() -> None:
     code, _, shown = _check("load_model", "infer_and_print")
     assert code == 0
     assert "garbage" not in shown
 
 
+@pytest.mark.slow
 def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "models.py").write_text(MODELS.read_text())
@@ -238,6 +245,7 @@ def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -113,6 +113,7 @@ def test_a_run_ends_with_a_table_of_what_was_done(troubled: tuple[Path, subproce
     assert rows["weights"] == "36 MB, once for all workers"
 
 
+@pytest.mark.slow
 def test_json_is_for_a_machine_and_every_format_is_written(tmp_path: Path) -> None:
     copy_sample(tmp_path / "in", "child15")
     formats = ["--format", "chat,json", "--format", "textgrid", "--format", "srt,vtt,ctm"]
@@ -128,6 +129,7 @@ def test_json_is_for_a_machine_and_every_format_is_written(tmp_path: Path) -> No
     assert [word["start"] for word in words] == sorted(word["start"] for word in words)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script_engine")
 def test_quiet_says_nothing_of_what_went_well_and_names_what_did_not(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "good", "say x")
@@ -139,6 +141,7 @@ def test_quiet_says_nothing_of_what_went_well_and_names_what_did_not(tmp_path: P
     assert done.stderr == "bad.txt: script: this line cannot be processed; change it\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script_engine")
 def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path) -> None:
     for number in range(3):
@@ -163,6 +166,7 @@ def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path)
     assert all(part in text for part in ("loading the models", "worker 0", "worker 1", "/3 files", "left", "3 done"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,6 +222,7 @@ def test_batches_are_as_the_options_say_and_else_as_they_always_are() -> None:
     assert make_batching(batch_size=3, num_seqs_multiple_of=1) == Batching(batch_size=3, num_seqs_multiple_of=1)
 
 
+@pytest.mark.slow
 def test_places_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     source = tmp_path / "in"
     assert "no such file or folder" in run("align", source, tmp_path / "out").stderr
@@ -232,6 +237,7 @@ def test_places_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script_engine")
 def test_force_cpu_goes_before_and_after_the_command_and_into_the_environment(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "good", "say x")

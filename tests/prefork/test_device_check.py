@@ -50,6 +50,7 @@ def _examine(target: Target) -> dict[str, Step]:
     return {step.name: step for step in steps}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script_engine", "_host_ipc")
 def test_an_engine_computes_in_children_on_shared_weights_and_by_a_server() -> None:
     target = Target("ready", "ready")
@@ -63,6 +64,7 @@ def test_an_engine_computes_in_children_on_shared_weights_and_by_a_server() -> N
     assert conclude(target, list(steps.values())) is Finding.SAFE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script_engine")
 def test_a_result_that_depends_on_who_shares_the_batch_is_unsafe() -> None:
     steps = _examine(Target("crowded", "crowded"))
@@ -72,6 +74,7 @@ def test_a_result_that_depends_on_who_shares_the_batch_is_unsafe() -> None:
     assert "of the whole; float32 may differ by 1.6e-02 of it" in steps["server"].text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_functions_of_the_users_are_examined_without_a_server() -> None:
     functions = (Reference.parse(f"{MODELS}:load_model"), Reference.parse(f"{MODELS}:infer"))
@@ -81,6 +84,7 @@ def test_functions_of_the_users_are_examined_without_a_server() -> None:
     assert "this needs an engine" in steps["server"].text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_a_model_that_does_not_survive_in_a_child_is_unsafe_there() -> None:
     functions = (Reference.parse(f"{MODELS}:load_model"), Reference.parse(f"{MODELS}:infer_only_in_the_parent"))

@@ -78,6 +78,7 @@ def _list_mapped(pid: int) -> set[int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_when_an_owner_dies_its_readers_are_ended_and_nothing_is_lost(tmp_path: Path) -> None:
     jobs = [write(tmp_path, f"talk{number}", *["sleep"] * 20) for number in range(8)]
@@ -121,6 +122,7 @@ def _write_over(runtime: Runtime) -> None:
     raise AssertionError("the owner has no memory")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +144,7 @@ def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     assert any("this driver says no" in notice for notice in notices)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_anew(tmp_path: Path) -> None:
     with Runtime("script", workers=1, strategy="ipc", notice=lambda _: None) as runtime:

@@ -96,6 +96,7 @@ def test_a_file_describes_another_machine_and_json_writes_one(tmp_path: Path) ->
     assert run("matrix", "--facts", tmp_path / "this.json").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     done = run("plan", "align", SAMPLES, "--workers", 2, COLUMNS="200", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -108,6 +109,7 @@ def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     assert not (tmp_path / "aligned").exists()
 
 
+@pytest.mark.slow
 def test_the_plan_for_a_mac_shows_how_many_copies_fit(tmp_path: Path) -> None:
     done = run("plan", "align", SAMPLES, "--facts", _write(tmp_path, available=4 * GB), "--json")
     plan = json.loads(done.stdout)
@@ -199,6 +201,7 @@ def test_int8_weights_are_an_obstacle_to_gpus() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_refused_says_so_with_the_arithmetic(tmp_path: Path) -> None:
     small = _write(tmp_path, memory=GB, available=GB // 2)
     done = run("plan", "align", SAMPLES, "--facts", small)
@@ -227,6 +230,7 @@ def test_facts_that_cannot_be_are_refused_by_their_field(tmp_path: Path, changes
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_bad_files_and_options_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"system": ')
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe")

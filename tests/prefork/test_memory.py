@@ -36,6 +36,7 @@ def _align(source: Path, target: Path, *options: object, group: MemoryGroup) -> 
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_set_aside(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "greedy", "say a", "take 3000", "say b")
     for number in range(4):
@@ -75,6 +76,7 @@ def _keep_a_limit(tmp_path: Path) -> None:
     assert len(peaks) == 6 and all(600 * MB < peak < 700 * MB for peak in peaks)
 
 
+@pytest.mark.slow
 def test_the_next_run_knows_what_the_jobs_take_and_starts_no_more_than_fit(tmp_path: Path) -> None:
     run_apart(_learn_from_a_run, tmp_path)
 
@@ -95,6 +97,7 @@ def _learn_from_a_run(tmp_path: Path) -> None:
     assert runtime.plan.workers == 2  # as many as fit with what is known now
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_fit_is_tried_alone_and_set_aside_with_the_figures(tmp_path: Path) -> None:
     run_apart(_try_what_does_not_fit, tmp_path)
 
@@ -112,6 +115,7 @@ def _try_what_does_not_fit(tmp_path: Path) -> None:
     assert runtime.supervisor.deaths == 1
 
 
+@pytest.mark.slow
 def test_an_allocation_that_is_refused_is_want_of_memory_and_costs_no_worker(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from prefork import Job, Runtime\n"
@@ -144,6 +148,7 @@ def test_a_worker_that_has_grown_is_replaced_by_a_fresh_one(tmp_path: Path) -> N
     assert runtime.supervisor.deaths == 0
 
 
+@pytest.mark.slow
 def test_a_guarded_run_stops_in_order_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for number in range(4):
         write_script(tmp_path / "in", f"job{number}", "take 500")
@@ -159,6 +164,7 @@ def test_a_guarded_run_stops_in_order_and_goes_on_where_it_stopped(tmp_path: Pat
     assert len(read_outputs(tmp_path / "out")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ['{"run|defa', None])
 def test_a_history_that_cannot_be_used_is_as_good_as_none(content: str | None, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "prefork"
@@ -173,6 +179,7 @@ def test_a_history_that_cannot_be_used_is_as_good_as_none(content: str | None, t
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["3 apples", "-1GB", "0", "101%", "GB", "5iB", "nan"])
 def test_a_size_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
     done = run("align", tmp_path, tmp_path / "out", "--memory-limit", size)

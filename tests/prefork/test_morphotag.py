@@ -50,6 +50,7 @@ def test_transcripts_get_their_tiers_and_stay_the_same_otherwise(tmp_path: Path)
     assert lines[first + 6] == "%com:\tpoints at it"
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_and_spawned_ones_make_the_same(tmp_path: Path) -> None:
     for number in range(6):
         write_talk(tmp_path / "in", f"talk{number}", *TALK[number % 3 :][:: 1 if number % 3 == 0 else 3], *TALK[:2])
@@ -66,6 +67,7 @@ def test_one_worker_and_two_and_spawned_ones_make_the_same(tmp_path: Path) -> No
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.slow
 def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     write_talk(folder, "good")
@@ -101,6 +103,7 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 5
 
 
+@pytest.mark.slow
 def test_another_language_in_the_corpus_does_not_have_everything_made_again(tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(EMBEDDED["eng"], models)
@@ -117,6 +120,7 @@ def test_another_language_in_the_corpus_does_not_have_everything_made_again(tmp_
     assert "1 utterance in 'eng' not analysed" in summary["warnings"]["german.cha"][0]  # whatever else is in the corpus
 
 
+@pytest.mark.slow
 def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> None:
     rows = ["1-2\tIt's\t_", "1\tIt\tX", "2\t's\tX", "3\there\tX", "4\t.\tX"]
     table = "\n".join(f"{row}\t_\t_\t_\t_\t_\t_\t{'SpaceAfter=No' if row[0] == '3' else '_'}" for row in rows)
@@ -130,6 +134,7 @@ def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> 
     assert lines[4].split("\t")[3] == "PRON"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -60,6 +60,7 @@ def test_every_stage_gets_what_the_one_before_it_has_made(tmp_path: Path) -> Non
         assert result.document.warnings == ("4 words",)
 
 
+@pytest.mark.slow
 def test_engines_with_the_same_model_share_one(tmp_path: Path) -> None:
     with Runtime((Stage("script"), Stage("relay")), workers=1) as alone:
         (first,) = alone.map([_write(tmp_path, "a", "say one")])
@@ -81,6 +82,7 @@ def test_a_stage_that_fails_ends_its_job_alone(tmp_path: Path) -> None:
     assert results["good.txt"].error is None
 
 
+@pytest.mark.slow
 def test_models_that_take_turns_give_the_same_as_models_that_stay(tmp_path: Path) -> None:
     for number in range(3):
         write_script(tmp_path / "in", f"talk{number}", "say one", "say two")

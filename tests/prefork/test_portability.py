@@ -87,6 +87,7 @@ def _run(code: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()[-1].split("|")
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_and_decides_where_nothing_of_posix_is_there() -> None:
     count, title, strategy, refusal = _run(WINDOWS)
     assert int(count) > 40

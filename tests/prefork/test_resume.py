@@ -62,6 +62,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(corpus: Path, tmp_pat
     assert (rest["skipped"], rest["done"]) == (len(whole), 12 - len(whole))
 
 
+@pytest.mark.slow
 def test_sigterm_is_an_orderly_end_too(corpus: Path, tmp_path: Path) -> None:
     with start("align", corpus, tmp_path / "out", *SCRIPT) as process:
         _wait_for(process, "done")
@@ -70,6 +71,7 @@ def test_sigterm_is_an_orderly_end_too(corpus: Path, tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "endless", "hang")
     with start("align", tmp_path / "in", tmp_path / "out", *SCRIPT) as process:
@@ -111,6 +113,7 @@ def test_killed_workers_zygote_and_supervisor_lose_no_output(corpus: Path, tmp_p
     assert read_outputs(tmp_path / "hunted") == read_outputs(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_what_is_done_stays_done_until_something_it_depends_on_changes(tmp_path: Path) -> None:
     for number in range(3):
         write_script(tmp_path / "in", f"job{number}", "say x")
@@ -131,6 +134,7 @@ def test_what_is_done_stays_done_until_something_it_depends_on_changes(tmp_path:
     assert again("--redo") == [3, 0]
 
 
+@pytest.mark.slow
 def test_a_job_that_was_set_aside_is_tried_again(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     write_script(tmp_path / "in", "fails", "raise")
@@ -140,6 +144,7 @@ def test_a_job_that_was_set_aside_is_tried_again(tmp_path: Path) -> None:
     assert run("align", tmp_path / "in", tmp_path / "out", *SCRIPT).returncode == 0
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder_do_not_meet(corpus: Path, tmp_path: Path) -> None:
     with start("align", corpus, tmp_path / "out", *SCRIPT) as process:
         _wait_for(process, "done")
@@ -150,6 +155,7 @@ def test_two_runs_into_one_folder_do_not_meet(corpus: Path, tmp_path: Path) -> N
     assert "another run is writing there" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_torn_journal_is_kept_and_everything_made_again(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "job", "say x")
     run("align", tmp_path / "in", tmp_path / "out", *SCRIPT)
@@ -161,6 +167,7 @@ def test_a_torn_journal_is_kept_and_everything_made_again(tmp_path: Path) -> Non
     assert list(journal.parent.glob("journal-unreadable-*.sqlite"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_costs_the_jobs_that_it_cannot_hold_and_room_brings_them_back(tmp_path: Path) -> None:
     for number in range(4):
@@ -186,6 +193,7 @@ def test_a_full_disk_costs_the_jobs_that_it_cannot_hold_and_room_brings_them_bac
         subprocess.run(["umount", out], check=False)
 
 
+@pytest.mark.slow
 def test_real_recordings_come_out_the_same_with_one_worker_and_with_two(tmp_path: Path) -> None:
     copy_sample(tmp_path / "in", "child15")
     copy_sample(tmp_path / "in", "adult07")

@@ -195,6 +195,7 @@ def test_an_engine_draws_the_same_numbers_whoever_runs_it(tmp_path: Path) -> Non
     assert draw(1) == draw(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "reason"),
     [
@@ -221,6 +222,7 @@ def test_a_write_to_the_weights_names_the_engine(tmp_path: Path) -> None:
     assert "engine script wrote to shared weights" in str(result.error)
 
 
+@pytest.mark.slow
 def test_a_long_job_is_shared_out_over_the_workers(tmp_path: Path) -> None:
     job = Job("long", tmp_path / "long", seconds=1.0)
     job.source.write_text("\n".join(["sleep"] * 240))  # one second of audio each: four chunks
@@ -235,6 +237,7 @@ def test_a_long_job_is_shared_out_over_the_workers(tmp_path: Path) -> None:
         assert next(results).error is None
 
 
+@pytest.mark.slow
 def test_the_zygote_is_replaced_when_it_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
     jobs = [_write(tmp_path / f"job{i}", *["sleep"] * 5, "say x") for i in range(8)]
     with Runtime("script", workers=2) as runtime:
@@ -266,6 +269,7 @@ def test_when_the_program_is_killed_its_processes_die_with_it(tmp_path: Path) ->
     assert not wait_until_gone(pids, 5)
 
 
+@pytest.mark.slow
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
     with pytest.raises(LoadError, match=r"no engine named 'scrpt'.*did you mean script"), Runtime("scrpt"):
         pytest.fail("the block must not begin")
@@ -318,6 +322,7 @@ def test_what_a_function_raises_is_its_result_even_sys_exit() -> None:
         runtime.submit(sys.exit, 3).result()
 
 
+@pytest.mark.slow
 def test_it_goes_where_any_executor_goes() -> None:
     import script_functions as functions
 

@@ -103,6 +103,7 @@ def test_a_segment_that_the_model_cannot_do_costs_its_job_alone(tmp_path: Path) 
     assert [result.error for result in results.values()] == [None] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["exit", "kill"])
 def test_a_segment_that_ends_the_server_once_costs_nothing(tmp_path: Path, verb: str) -> None:
     marker = tmp_path / "marker"
@@ -123,6 +124,7 @@ def test_a_segment_that_always_ends_the_server_is_found_and_costs_its_job_alone(
     assert [result.error for result in results.values()] == [None] * 6
 
 
+@pytest.mark.slow
 def test_a_job_with_many_segments_that_end_the_server_costs_no_more_than_one_does(tmp_path: Path) -> None:
     notices: list[str] = []
     jobs = [*write_talks(tmp_path, 3), write(tmp_path, "poison", *["model exit"] * 6)]
@@ -148,6 +150,7 @@ def test_what_does_not_fit_even_alone_is_said_to_be_so(tmp_path: Path) -> None:
     assert [result.error for result in results.values()] == [None] * 4
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     jobs = [*write_talks(tmp_path, 3), write(tmp_path, "slow", f"model hang {marker}")]
@@ -207,6 +210,7 @@ def test_a_worker_prepares_no_more_than_the_server_has_room_for(tmp_path: Path) 
     assert 1 < prepared < 100
 
 
+@pytest.mark.slow
 def test_more_segments_wait_than_files_may_be_open(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="only POSIX limits open files")
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -48,6 +48,7 @@ def _wait_for_workers(runtime: Runtime, count: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it(tmp_path: Path) -> None:
     import script_functions as functions
 
@@ -61,6 +62,7 @@ def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it
         assert [runtime.submit(functions.score, 1.0).result() for _ in range(4)] == [before] * 4
 
 
+@pytest.mark.slow
 def test_the_outputs_are_those_of_forked_workers(tmp_path: Path) -> None:
     copy_sample(tmp_path / "in", "child15")
     copy_sample(tmp_path / "in", "adult07")
@@ -71,6 +73,7 @@ def test_the_outputs_are_those_of_forked_workers(tmp_path: Path) -> None:
     assert read_outputs(tmp_path / "fork") == read_outputs(tmp_path / "spawn") != {}
 
 
+@pytest.mark.slow
 def test_jobs_of_spawned_workers_survive_their_deaths_and_bad_input_costs_only_itself(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "dies", "say a", f"kill {tmp_path / 'marker'}", "say b")
     write_script(tmp_path / "in", "bad", "raise")
@@ -82,6 +85,7 @@ def test_jobs_of_spawned_workers_survive_their_deaths_and_bad_input_costs_only_i
     assert set(read_outputs(tmp_path / "out")) == {"dies.json", "good.json"}
 
 
+@pytest.mark.slow
 def test_weights_that_differ_from_process_to_process_are_refused() -> None:
     import script_functions as functions
 
@@ -103,6 +107,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run() -> None:
         pytest.fail("the block must not begin")
 
 
+@pytest.mark.slow
 def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     import script_functions as functions
 
@@ -113,6 +118,7 @@ def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.
     assert "the workers are spawned instead" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_zygote_that_could_fork_and_cannot_when_it_is_started_again_makes_room_for_spawned_workers(
     tmp_path: Path,
 ) -> None:
@@ -175,6 +181,7 @@ def test_no_spawned_worker_outlives_the_command(tmp_path: Path) -> None:
     assert not wait_until_gone(children, 5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_spawned_workers_in_time(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "long", *["sleep"] * 2000)
     options = ["--engine", "script", "--format", "json", "--workers", "2", "--strategy", "spawn"]

@@ -102,6 +102,7 @@ def test_recordings_become_transcripts_whoever_runs_what_and_whatever_is_in_memo
     )
 
 
+@pytest.mark.slow
 def test_whisper_aligns_and_finds_utterances_without_times(shared: Path, whisper: Path, tmp_path: Path) -> None:
     known = (shared / "data" / "speech" / "child15.cha").read_text()
     untimed = shared / "data" / "speech" / "untimed" / "child15.cha"
@@ -116,6 +117,7 @@ def test_whisper_aligns_and_finds_utterances_without_times(shared: Path, whisper
     assert sorted(abs(start - truth[text]) for text, start in found.items())[len(found) // 2] < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -139,6 +141,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_rev_transcribes_and_finds_utterances_without_times(rev_service: Service, tmp_path: Path) -> None:  # noqa: F811
     """rev_service: as Rev.ai's documentation says; the commands find its address and the key in the environment."""
     rev_service.polls = 0
