@@ -1,12 +1,13 @@
 """The model server against forked workers, and what it does when it is disturbed: `python tests/benchmarks/serving.py
-[NAME ...]`.
+[NAME ...] [--rounds N]`.
 
 Real speech and real weights from ../shared. Every figure is taken beside what it is compared with, in the same run.
-Without names, all are measured (about twenty minutes on two cores).
+Without names, all are measured (about half an hour on two cores).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -37,8 +38,8 @@ from prefork.pipeline import Intake, Pipeline, Stage, align, transcribe  # noqa:
 SHARED = ROOT.parent / "shared"
 SPEECH = SHARED / "data" / "speech"
 WHISPER = str(SHARED / "models" / "whisper-tiny.en")
-ROUNDS = 3
 KILLS = 20
+_rounds = 3
 Row = tuple[str, str]
 
 
@@ -65,7 +66,7 @@ def _compare(name: str, pipeline: Pipeline, jobs: Sequence[Job], batch_sizes: Se
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     totals: dict[str, list[int]] = {way: [] for way in ways}
     outputs: dict[str, dict[str, str]] = {}
-    for _ in range(ROUNDS):
+    for _ in range(_rounds):
         for way, options in ways.items():
             with Runtime(pipeline, workers=2, **options) as runtime:
                 began = time.perf_counter()
@@ -90,8 +91,9 @@ def _collect(runtime: Runtime, jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def measure_kills() -> Iterator[Row]:
-    """The server is killed in the middle of a batch, again and again."""
+    """The server is killed in the middle of a batch, again and again, while the ten shortest recordings are written."""
     jobs = [job for job in find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs if "untimed" not in job.id]
+    jobs = sorted(jobs, key=lambda job: job.seconds)[:10]
     pipeline = transcribe(model=WHISPER)
     with Runtime(pipeline, workers=2, strategy="server", notice=lambda _: None) as runtime:
         quiet = _collect(runtime, jobs)
@@ -107,8 +109,9 @@ def measure_kills() -> Iterator[Row]:
 
 @contextmanager
 def _killing(runtime: Runtime) -> Iterator[list[int]]:
-    """Kills the server while it computes, a little after it has begun to; never the same twice."""
+    """Kills the server in the middle of a batch, but none before it has done one: else nothing would ever be done."""
     killed: list[int] = []
+    seen: dict[int, set[int]] = {}
     ended = threading.Event()
     generator = random.Random(0)
 
@@ -116,9 +119,13 @@ def _killing(runtime: Runtime) -> Iterator[list[int]]:
         while not ended.wait(0.05) and len(killed) < KILLS:
             servers = runtime.supervisor._crew.servers
             server = servers.all[0] if servers is not None else None
-            if server is None or server.child.pid in killed or not server.running:
+            if server is None or server.child.pid in killed:
                 continue
-            time.sleep(generator.uniform(0.2, 2.0))
+            batches = seen.setdefault(server.child.pid, set())
+            batches |= set(server.running.copy())
+            if len(batches) < 2 or not server.running:
+                continue
+            time.sleep(generator.uniform(0.0, 1.0))
             if not ended.is_set() and server.running:
                 killed.append(server.child.pid)
                 os.kill(server.child.pid, signal.SIGKILL)
@@ -172,7 +179,13 @@ MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(MEASURES)
+    global _rounds
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--rounds", type=int, default=_rounds, help="of comparisons, of which the median counts")
+    arguments = parser.parse_args()
+    _rounds = arguments.rounds
+    names = arguments.names or list(MEASURES)
     table = Table("what", "figure", box=None)
     for name in names:
         for row in MEASURES[name]():
