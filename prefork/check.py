@@ -13,7 +13,7 @@ import pickle
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -226,17 +226,24 @@ def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], No
 
     deadline: seconds that a canary may take. log: gets what the examined code prints.
     """
-    left = list(STEPS)
-    yield (verdict := judge(plan))
+    yield from go_through(STEPS, judge(plan), _examine(target, plan, deadline, log))
+
+
+def go_through(names: Iterable[str], verdict: Step, steps: Iterator[Step]) -> Iterator[Step]:
+    """The verdict of the matrix, which is the first step, and the others as they are done, if that lets them be; all of
+    the names, each once."""
+    left = list(names)
+    last = left[-1]
+    yield verdict
     left.remove(verdict.name)
     if verdict.finding is Finding.SAFE:
         try:
-            for step in _examine(target, plan, deadline, log):
+            for step in steps:
                 if step.name in left:  # else it is no step, or has been told before
                     left.remove(step.name)
                     yield step
         except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
-            yield Step(left.pop(0) if left else list(STEPS)[-1], *blame_ourselves(error))
+            yield Step(left.pop(0) if left else last, *blame_ourselves(error))
     yield from (Step(name, Finding.SKIPPED, "") for name in left)
 
 

@@ -29,7 +29,6 @@ from prefork.servers import Servers
 from prefork.tasks import HangLimit, Task
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
-_LAST_WORDS = 8192  # bytes kept of what a worker wrote to stderr
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
@@ -171,11 +170,14 @@ class Crew:
     def list_idle(self) -> list[Worker]:
         """Those of the device that has least to do first."""
         alive = (w for w in self.workers.values() if w.ready is not None and not (w.ended or w.sentence))
-        load = Counter(self._find_device(worker) for worker in self.list_busy())
-        return sorted((worker for worker in alive if worker.task is None), key=lambda w: load[self._find_device(w)])
+        load = Counter(self._find_device(worker.slot) for worker in self.list_busy())
+        return sorted(
+            (worker for worker in alive if worker.task is None), key=lambda w: load[self._find_device(w.slot)]
+        )
 
-    def _find_device(self, worker: Worker) -> int:
-        return worker.slot % max(1, len(self.plan.devices)) if self.plan is not None else 0
+    def _find_device(self, slot: int) -> int:
+        """The number, among the plan's devices, of the one that a worker computes on, or whose server it asks."""
+        return slot % max(1, len(self.plan.devices)) if self.plan is not None else 0
 
     def list_clients(self) -> list[Worker]:
         return [worker for worker in self.workers.values() if not worker.ended]
@@ -348,7 +350,7 @@ class Crew:
 
     def _on_zygote_errors(self) -> None:
         assert self.zygote is not None
-        self._read_errors(self.zygote.errors, self.zygote.last_words)
+        self._loop.pass_on(self.zygote.errors, self.zygote.last_words, self._log)
 
     def _on_loaded(self, inventory: Inventory) -> None:
         """Now that the weights are known, so is how many workers fit. The first of them, if it has loaded the models
@@ -415,7 +417,7 @@ class Crew:
     def _lose_zygote(self) -> None:
         """Its workers die with it. Their tasks are not to blame and lose no attempt."""
         assert self.zygote is not None
-        while self._read_errors(self.zygote.errors, self.zygote.last_words):
+        while self._loop.pass_on(self.zygote.errors, self.zygote.last_words, self._log):
             pass
         words = self.zygote.last_words.decode(errors="replace").strip().rpartition("\n")[2]
         status = self._end_zygote(self.zygote, _EXIT_SECONDS)
@@ -468,7 +470,7 @@ class Crew:
         errors, writing = Output.pipe()
         worker = Worker(slot, next(self._numbers), channel, errors, time.monotonic())
         self._adopt(worker)
-        order = ("fork", worker.number, self.plan.threads, self._find_device(worker))
+        order = ("fork", worker.number, self.plan.threads, self._find_device(slot))
         self._post_zygote(order, (there.detach(), writing))
         if self.servers is not None:
             self.servers.connect(worker)
@@ -478,7 +480,7 @@ class Crew:
         assert self.plan is not None
         environment = make_environment(self.plan)
         if self.plan.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.plan.devices[slot % len(self.plan.devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = self.plan.devices[self._find_device(slot)]
         child = ChildProcess("spawned", environment, self._talkative)
         number, now = next(self._numbers), time.monotonic()
         self._adopt(Worker(slot, number, child.channel, child.errors, now, child, told=False, pid=child.pid))
@@ -486,7 +488,7 @@ class Crew:
     def _adopt(self, worker: Worker) -> None:
         self.workers[worker.number] = worker
         self._loop.watch(worker.channel, partial(self._on_worker, worker))
-        hear = partial(self._read_errors, worker.errors, worker.last_words)
+        hear = partial(self._loop.pass_on, worker.errors, worker.last_words, self._log)
         self._loop.watch(worker.errors, hear)
 
     def _tell_next(self) -> None:
@@ -512,7 +514,7 @@ class Crew:
         worker = self.workers[number]
         with contextlib.suppress(EOFError):
             self._hear(worker)  # it may have finished something before it died
-        while self._read_errors(worker.errors, worker.last_words):
+        while self._loop.pass_on(worker.errors, worker.last_words, self._log):
             pass
         self._forget(worker)
         del self.workers[number]
@@ -575,15 +577,3 @@ class Crew:
         worker.errors.close()
         if self.servers is not None:
             self.servers.forget(worker)
-
-    def _read_errors(self, errors: Output, words: bytearray) -> bool:
-        """Passes on some of what a process has printed; False if there is nothing more for now."""
-        data = errors.read(_LAST_WORDS)
-        if not data:
-            if data is not None:
-                self._loop.ignore(errors)
-            return False
-        words += data
-        del words[:-_LAST_WORDS]
-        self._log(data.decode(errors="replace"))
-        return True

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from platform_matrix.matrix import Plan, Strategy, decide
-from prefork.check import STEPS, Finding, Step, Target, blame_ourselves, follow, specify
+from prefork.check import STEPS, Finding, Step, Target, follow, go_through, specify
 from prefork.loading import Specification, hide_gpus, make_environment
 
 WORKERS = 2  # at once
@@ -64,18 +64,7 @@ def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], No
 
     plan: for one GPU. deadline, log: as for check.examine.
     """
-    left = list(DEVICE_STEPS)
-    yield (verdict := judge(plan))
-    left.remove(verdict.name)
-    if verdict.finding is Finding.SAFE:
-        try:
-            for step in _examine(target, plan, deadline, log):
-                if step.name in left:
-                    left.remove(step.name)
-                    yield step
-        except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
-            yield Step(left.pop(0) if left else list(DEVICE_STEPS)[-1], *blame_ourselves(error))
-    yield from (Step(name, Finding.SKIPPED, "") for name in left)
+    yield from go_through(DEVICE_STEPS, judge(plan), _examine(target, plan, deadline, log))
 
 
 def judge(plan: Plan) -> Step:

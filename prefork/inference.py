@@ -41,10 +41,6 @@ class Inference(Protocol):
     def has_room(self) -> bool:
         """Whether one more may be submitted."""
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something has been submitted that has not come out."""
-
     def open(self, engine: str) -> None:
         """What is submitted from here on is for this engine."""
 
@@ -87,10 +83,6 @@ class LocalInference:
     @property
     def has_room(self) -> bool:
         return not self._batcher.is_full
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._waiting)
 
     def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:
         self._batcher.add(number, self._loaded.engines[self._engine].count_elements(segment))
@@ -177,6 +169,7 @@ class RemoteInference:
 
     @property
     def is_busy(self) -> bool:
+        """Whether something has been submitted that has not come out."""
         return bool(self._asked)
 
     def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:

@@ -144,9 +144,8 @@ class Loaded:
         assert self.arena is not None
         export, device = self.exports[place], "cpu"
         if export.kind == "cuda":
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices[
-                place
-            ]  # read when CUDA is initialised, here for the first time
+            # Read when CUDA is initialised, which here is for the first time.
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices[place]
             device = "cuda"
         guard = attach(self.arena, self.models, make_memory(export.kind), export)
         speed_up(device)
@@ -359,7 +358,8 @@ def load(specification: Specification) -> Loaded:
         speed_up(device)
     options = (specification.checkpoints, specification.batching)
     loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices)
-    loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
+    if plan.devices:
+        loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
     _settle(loaded)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from prefork.channel import Channel
 from prefork.child import Output
 
+_LAST_WORDS = 8192  # bytes kept of what a process has printed
 Watched = Channel | Output
 
 
@@ -58,6 +59,18 @@ class Loop:
             return
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
         self._selector.modify(channel, events, self._selector.get_key(channel).data)
+
+    def pass_on(self, errors: Output, words: bytearray, log: Callable[[str], None]) -> bool:
+        """Logs some of what a process has printed, and keeps the last of it in `words`; False if there is no more."""
+        data = errors.read(_LAST_WORDS)
+        if not data:
+            if data is not None:  # nor will there ever be
+                self.ignore(errors)
+            return False
+        words += data
+        del words[:-_LAST_WORDS]
+        log(data.decode(errors="replace"))
+        return True
 
     def turn(self, timeout: float) -> None:
         """Waits so many seconds at most, then handles all that there is."""

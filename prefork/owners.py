@@ -42,7 +42,6 @@ class Owners:
         """path, size: of the file with the weights, in bytes."""
         self._holder = holder
         self._loop = loop
-        self._log = log
         self._exports: dict[int, Export] = {}
         kind = "cuda" if plan.device == "cuda" else "host"
         devices = plan.devices or ("",)
@@ -54,7 +53,7 @@ class Owners:
         }
         for number, child in self._children.items():
             loop.watch(child.channel, partial(self._on_owner, number))
-            loop.watch(child.errors, partial(self._read_errors, child))
+            loop.watch(child.errors, partial(loop.pass_on, child.errors, child.last_words, log))
             child.channel.post((path, size, kind))
             loop.flush(child.channel)
 
@@ -75,13 +74,6 @@ class Owners:
         self._loop.ignore(child.channel)
         self._loop.ignore(child.errors)
         return child.pid, child.end(_EXIT_SECONDS if number in self._exports else 0.0)
-
-    def _read_errors(self, child: ChildProcess) -> None:
-        data = child.errors.read(65_536)
-        if data:
-            self._log(data.decode(errors="replace"))
-        elif data is not None:
-            self._loop.ignore(child.errors)
 
     def _on_owner(self, number: int) -> None:
         child = self._children[number]

@@ -39,7 +39,6 @@ _SHARE_ASKED = 4  # of them, one in so many is for a request that is under way
 # OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
 # them a server was three times slower at times, and one and a half times as fast with this.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-_LAST_WORDS = 8192  # bytes kept of what a server wrote to stderr
 _TASK_BATCHES = 8  # that all workers together are given at a time, so that there is always something under way
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
@@ -183,10 +182,10 @@ class Servers:
         return ChildProcess("server", environment, self._talkative)
 
     def _begin(self, server: ModelServer) -> None:
-        threads = self._plan.request.threads or self._plan.facts.cores
-        order = ServerOrder(self._specification, threads, server.blame.groups, server.limit)
+        order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.limit)
         self._loop.watch(server.child.channel, partial(self._on_server, server, server.child))
-        self._loop.watch(server.child.errors, partial(self._read_errors, server.child))
+        hear = partial(self._loop.pass_on, server.child.errors, server.child.last_words, self._log)
+        self._loop.watch(server.child.errors, hear)
         self._post(server, order)
 
     def _post(self, server: ModelServer, message: Any, sock: socket.socket | None = None) -> None:
@@ -197,17 +196,6 @@ class Servers:
         self._loop.ignore(server.child.channel)
         self._loop.ignore(server.child.errors)
         return server.child.end(_EXIT_SECONDS if server.inventory else 0.0)
-
-    def _read_errors(self, child: ChildProcess) -> bool:
-        data = child.errors.read(_LAST_WORDS)
-        if not data:
-            if data is not None:
-                self._loop.ignore(child.errors)
-            return False
-        child.last_words += data
-        del child.last_words[:-_LAST_WORDS]
-        self._log(data.decode(errors="replace"))
-        return True
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
@@ -328,7 +316,7 @@ class Servers:
         """A server has died, and another takes its place: nobody has lost more than the batch that it was at."""
         with contextlib.suppress(EOFError):
             self._hear(server)
-        while self._read_errors(server.child):
+        while self._loop.pass_on(server.child.errors, server.child.last_words, self._log):
             pass
         status = self._end_process(server)
         if self._is_closed:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from engines.base import Job
+
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
 
@@ -80,6 +82,13 @@ def write_script(folder: Path, name: str, *lines: str) -> Path:
     path.write_text("\n".join(lines))
     write_wav(path.with_suffix(".wav"), 0.1 * len(lines))
     return path
+
+
+def write_job(folder: Path, name: str, *lines: str) -> Job:
+    """A job of the script engine that needs no recording: a second for each line."""
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines))
+    return Job(path.name, path, seconds=float(len(lines)))
 
 
 def copy_sample(folder: Path, sample: str, name: str | None = None) -> Path:

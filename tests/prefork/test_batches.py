@@ -9,14 +9,9 @@ import pytest
 from prefork import Job, Runtime, WorkerDied
 from prefork.jobs import JobResult
 from prefork.tasks import Task, TaskQueue, bundle
+from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
-
-
-def _write(folder: Path, name: str, *lines: str) -> Job:
-    path = folder / f"{name}.txt"
-    path.write_text("\n".join(lines))
-    return Job(path.name, path, seconds=float(len(lines)))
 
 
 def _run(jobs: list[Job], engine: str = "choir", workers: int = 1) -> dict[str, JobResult]:
@@ -31,7 +26,7 @@ def _count_together(result: JobResult) -> list[float]:
 
 
 def test_segments_of_several_jobs_are_done_in_one_go(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path, f"talk{number:02}", "say one", "say two") for number in range(20)]
+    jobs = [write_job(tmp_path, f"talk{number:02}", "say one", "say two") for number in range(20)]
     results = _run(jobs)
     together = [count for result in results.values() for count in _count_together(result)]
     assert len(together) == 40
@@ -41,7 +36,8 @@ def test_segments_of_several_jobs_are_done_in_one_go(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_comes_of_a_segment_does_not_depend_on_its_company(tmp_path: Path) -> None:
     jobs = [
-        _write(tmp_path, f"talk{number}", *["say " + "x" * (number + line) for line in range(3)]) for number in range(5)
+        write_job(tmp_path, f"talk{number}", *["say " + "x" * (number + line) for line in range(3)])
+        for number in range(5)
     ]
 
     def read(results: dict[str, JobResult]) -> dict[str, list[float | None]]:
@@ -54,7 +50,7 @@ def test_what_comes_of_a_segment_does_not_depend_on_its_company(tmp_path: Path) 
 
 
 def test_towards_the_end_every_worker_gets_its_share(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
+    jobs = [write_job(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
     results = _run(jobs, workers=2)
     together = [count for result in results.values() for count in _count_together(result)]
     assert max(together) <= 4  # of eight
@@ -63,29 +59,29 @@ def test_towards_the_end_every_worker_gets_its_share(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "error"), [("raise", "cannot be processed"), ("bug", "a bug in the engine")])
 def test_a_segment_that_fails_costs_its_job_alone(tmp_path: Path, line: str, error: str) -> None:
-    jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
-    results = _run([*jobs, _write(tmp_path, "bad", "say one", line)])
+    jobs = [write_job(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
+    results = _run([*jobs, write_job(tmp_path, "bad", "say one", line)])
     assert error in str(results.pop("bad.txt").error)
     assert [result.error for result in results.values()] == [None] * 4
 
 
 def test_a_job_that_fails_does_so_once_wherever_its_other_chunk_is(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
-    results = _run([*jobs, _write(tmp_path, "bad", "raise", *["say one"] * 21)], workers=2)
+    jobs = [write_job(tmp_path, f"talk{number}", "say one", "say two") for number in range(4)]
+    results = _run([*jobs, write_job(tmp_path, "bad", "raise", *["say one"] * 21)], workers=2)
     assert "cannot be processed" in str(results.pop("bad.txt").error)
     assert [result.error for result in results.values()] == [None] * 4
 
 
 def test_a_segment_that_kills_its_worker_costs_its_job_alone(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path, f"talk{number}", "say one", "say two") for number in range(3)]
-    results = _run([*jobs, _write(tmp_path, "bad", "kill")])
+    jobs = [write_job(tmp_path, f"talk{number}", "say one", "say two") for number in range(3)]
+    results = _run([*jobs, write_job(tmp_path, "bad", "kill")])
     assert isinstance(results.pop("bad.txt").error, WorkerDied)
     assert [result.error for result in results.values()] == [None] * 3
 
 
 def test_what_only_fails_in_company_is_done_alone(tmp_path: Path) -> None:
-    jobs = [_write(tmp_path, f"talk{number}", "say one") for number in range(3)]
-    results = _run([*jobs, _write(tmp_path, "long", "say thirteen char")])
+    jobs = [write_job(tmp_path, f"talk{number}", "say one") for number in range(3)]
+    results = _run([*jobs, write_job(tmp_path, "long", "say thirteen char")])
     assert [result.error for result in results.values()] == [None] * 4
     assert _count_together(results["long.txt"]) == [1.0]
 

@@ -17,8 +17,9 @@ import pytest
 
 import prefork.runtime
 from platform_matrix.matrix import Plan, Request, Strategy
-from prefork import Job, Runtime
+from prefork import Runtime
 from prefork.jobs import JobResult
+from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 _decide = prefork.runtime.make_plan
@@ -41,12 +42,6 @@ def _host_ipc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefork.runtime, "make_plan", make)
 
 
-def write(folder: Path, name: str, *lines: str) -> Job:
-    path = folder / f"{name}.txt"
-    path.write_text("\n".join(lines))
-    return Job(path.name, path, seconds=float(len(lines)))
-
-
 def read(results: list[JobResult]) -> dict[str, list[tuple[str, float | None]]]:
     return {r.job.id: [(u.text, u.words[0].end) for u in r.document.utterances] for r in results if r.document}
 
@@ -57,7 +52,7 @@ def start(**options: Any) -> Runtime:
 
 @pytest.mark.usefixtures("_host_ipc")
 def test_workers_compute_on_the_weights_of_an_owner_process(tmp_path: Path) -> None:
-    jobs = [write(tmp_path, f"talk{number}", "say one", "say three") for number in range(6)]
+    jobs = [write_job(tmp_path, f"talk{number}", "say one", "say three") for number in range(6)]
     with start() as runtime:
         results = list(runtime.map(jobs))
         pids = runtime.supervisor._crew.list_pids()
@@ -81,7 +76,7 @@ def _list_mapped(pid: int) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_host_ipc")
 def test_when_an_owner_dies_its_readers_are_ended_and_nothing_is_lost(tmp_path: Path) -> None:
-    jobs = [write(tmp_path, f"talk{number}", *["sleep"] * 20) for number in range(8)]
+    jobs = [write_job(tmp_path, f"talk{number}", *["sleep"] * 20) for number in range(8)]
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
         results = runtime.map(jobs)
@@ -98,7 +93,7 @@ def test_when_an_owner_dies_its_readers_are_ended_and_nothing_is_lost(tmp_path: 
 
 @pytest.mark.usefixtures("_host_ipc")
 def test_what_is_computed_on_weights_that_were_written_over_is_never_kept(tmp_path: Path) -> None:
-    jobs = [write(tmp_path, f"talk{number}", *["sleep"] * 10, "say one") for number in range(12)]
+    jobs = [write_job(tmp_path, f"talk{number}", *["sleep"] * 10, "say one") for number in range(12)]
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
         results = runtime.map(jobs)
@@ -138,7 +133,7 @@ def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     monkeypatch.setattr("prefork.crew.Owners", Refusing)
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
-        results = list(runtime.map([write(tmp_path, "talk", "say one")]))
+        results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
         assert runtime.plan.strategy is Strategy.SERVER
     assert read(results) == {"talk.txt": [("say one", 6.0)]}
     assert any("this driver says no" in notice for notice in notices)
@@ -148,12 +143,12 @@ def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
 @pytest.mark.usefixtures("_host_ipc")
 def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_anew(tmp_path: Path) -> None:
     with Runtime("script", workers=1, strategy="ipc", notice=lambda _: None) as runtime:
-        assert read(list(runtime.map([write(tmp_path, "first", "say one")])))
+        assert read(list(runtime.map([write_job(tmp_path, "first", "say one")])))
         before = runtime.supervisor._crew.list_pids()
         _write_over(runtime)
         os.kill(before["worker 0"], signal.SIGKILL)
         until = time.monotonic() + 60
         while runtime.supervisor._crew.list_pids().get("owner") == before["owner"] and time.monotonic() < until:
             time.sleep(0.05)
-        results = list(runtime.map([write(tmp_path, "talk", "say one")]))
+        results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
     assert read(results) == {"talk.txt": [("say one", 6.0)]}

@@ -16,19 +16,14 @@ from engines.batching import Batching
 from prefork import Job, Runtime, WorkerDied
 from prefork.jobs import JobResult
 from prefork.tasks import HangLimit, OutOfMemory
+from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 
 
-def write(folder: Path, name: str, *lines: str) -> Job:
-    path = folder / f"{name}.txt"
-    path.write_text("\n".join(lines))
-    return Job(path.name, path, seconds=float(len(lines)))
-
-
 def write_talks(folder: Path, count: int, lines: int = 3) -> list[Job]:
     return [
-        write(folder, f"talk{number:02}", *[f"say {'x' * (number + line)}" for line in range(lines)])
+        write_job(folder, f"talk{number:02}", *[f"say {'x' * (number + line)}" for line in range(lines)])
         for number in range(count)
     ]
 
@@ -82,7 +77,7 @@ def test_batches_are_made_across_files_and_workers(tmp_path: Path) -> None:
 
 
 def test_one_segment_is_not_kept_waiting_for_company(tmp_path: Path) -> None:
-    results = run([write(tmp_path, "lonely", "say one")], batch_size=8)
+    results = run([write_job(tmp_path, "lonely", "say one")], batch_size=8)
     assert count_together(results) == [1.0]
 
 
@@ -98,7 +93,7 @@ def test_a_stage_of_its_own_engine_follows_in_the_same_server(tmp_path: Path) ->
 
 def test_a_segment_that_the_model_cannot_do_costs_its_job_alone(tmp_path: Path) -> None:
     jobs = write_talks(tmp_path, 8)
-    results = run([*jobs, write(tmp_path, "bad", "say one", "model bug", "say two")], batch_size=4)
+    results = run([*jobs, write_job(tmp_path, "bad", "say one", "model bug", "say two")], batch_size=4)
     assert "a bug in the engine" in str(results.pop("bad.txt").error)
     assert [result.error for result in results.values()] == [None] * 8
 
@@ -108,7 +103,7 @@ def test_a_segment_that_the_model_cannot_do_costs_its_job_alone(tmp_path: Path) 
 def test_a_segment_that_ends_the_server_once_costs_nothing(tmp_path: Path, verb: str) -> None:
     marker = tmp_path / "marker"
     notices: list[str] = []
-    jobs = [*write_talks(tmp_path, 6), write(tmp_path, "sick", "say one", f"model {verb} {marker}")]
+    jobs = [*write_talks(tmp_path, 6), write_job(tmp_path, "sick", "say one", f"model {verb} {marker}")]
     results = run(jobs, batch_size=4, notice=notices.append)
     assert marker.exists()
     assert [result.error for result in results.values()] == [None] * 7
@@ -117,7 +112,7 @@ def test_a_segment_that_ends_the_server_once_costs_nothing(tmp_path: Path, verb:
 
 def test_a_segment_that_always_ends_the_server_is_found_and_costs_its_job_alone(tmp_path: Path) -> None:
     jobs = write_talks(tmp_path, 6, lines=2)
-    results = run([*jobs, write(tmp_path, "poison", "say one", "model exit")], batch_size=4)
+    results = run([*jobs, write_job(tmp_path, "poison", "say one", "model exit")], batch_size=4)
     error = results.pop("poison.txt").error
     assert isinstance(error, WorkerDied)
     assert "exited with status 7" in str(error)
@@ -127,7 +122,7 @@ def test_a_segment_that_always_ends_the_server_is_found_and_costs_its_job_alone(
 @pytest.mark.slow
 def test_a_job_with_many_segments_that_end_the_server_costs_no_more_than_one_does(tmp_path: Path) -> None:
     notices: list[str] = []
-    jobs = [*write_talks(tmp_path, 3), write(tmp_path, "poison", *["model exit"] * 6)]
+    jobs = [*write_talks(tmp_path, 3), write_job(tmp_path, "poison", *["model exit"] * 6)]
     results = run(jobs, notice=notices.append)
     assert isinstance(results.pop("poison.txt").error, WorkerDied)
     assert [result.error for result in results.values()] == [None] * 3
@@ -136,14 +131,14 @@ def test_a_job_with_many_segments_that_end_the_server_costs_no_more_than_one_doe
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
     notices: list[str] = []
-    jobs = [*write_talks(tmp_path, 12, lines=1), write(tmp_path, "large", "model starve 2")]
+    jobs = [*write_talks(tmp_path, 12, lines=1), write_job(tmp_path, "large", "model starve 2")]
     results = run(jobs, workers=4, batch_size=8, notice=notices.append)
     assert [result.error for result in results.values()] == [None] * 13
     assert count_together({"large": results["large.txt"]})[0] <= 2
 
 
 def test_what_does_not_fit_even_alone_is_said_to_be_so(tmp_path: Path) -> None:
-    results = run([*write_talks(tmp_path, 4), write(tmp_path, "huge", "model starve 0")], batch_size=4)
+    results = run([*write_talks(tmp_path, 4), write_job(tmp_path, "huge", "model starve 0")], batch_size=4)
     error = results.pop("huge.txt").error
     assert isinstance(error, OutOfMemory)
     assert "nothing else in its batch" in str(error)
@@ -153,13 +148,13 @@ def test_what_does_not_fit_even_alone_is_said_to_be_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_server_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    jobs = [*write_talks(tmp_path, 3), write(tmp_path, "slow", f"model hang {marker}")]
+    jobs = [*write_talks(tmp_path, 3), write_job(tmp_path, "slow", f"model hang {marker}")]
     results = run(jobs, hang_limit=HangLimit(1.0, 0.1))
     assert [result.error for result in results.values()] == [None] * 4
 
 
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    slow = [write(tmp_path, f"talk{number}", *["model sleep"] * 20) for number in range(12)]
+    slow = [write_job(tmp_path, f"talk{number}", *["model sleep"] * 20) for number in range(12)]
     killed: list[int] = []
     with serve(batch_size=2) as runtime:
         ended = threading.Event()
@@ -185,12 +180,12 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
 
 def test_a_worker_that_dies_costs_the_server_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    results = run([*write_talks(tmp_path, 6), write(tmp_path, "sick", "say one", f"kill {marker}")], batch_size=4)
+    results = run([*write_talks(tmp_path, 6), write_job(tmp_path, "sick", "say one", f"kill {marker}")], batch_size=4)
     assert [result.error for result in results.values()] == [None] * 7
 
 
 def test_a_segment_that_cannot_be_prepared_costs_its_job_alone(tmp_path: Path) -> None:
-    results = run([*write_talks(tmp_path, 4), write(tmp_path, "bad", "say one", "raise", "say two")])
+    results = run([*write_talks(tmp_path, 4), write_job(tmp_path, "bad", "say one", "raise", "say two")])
     assert "cannot be processed" in str(results.pop("bad.txt").error)
     assert [result.error for result in results.values()] == [None] * 4
 
@@ -198,7 +193,7 @@ def test_a_segment_that_cannot_be_prepared_costs_its_job_alone(tmp_path: Path) -
 def test_a_worker_prepares_no_more_than_the_server_has_room_for(tmp_path: Path) -> None:
     """Back-pressure: while the model is busy with the first segment, most of the others wait to be prepared."""
     marks = [tmp_path / f"mark{number}" for number in range(200)]
-    job = write(tmp_path, "long", "model pause", *[f"note {mark}" for mark in marks])
+    job = write_job(tmp_path, "long", "model pause", *[f"note {mark}" for mark in marks])
     with serve(workers=1, batch_size=2) as runtime:
         results = runtime.map([job])
         until = time.monotonic() + 20
@@ -216,7 +211,7 @@ def test_more_segments_wait_than_files_may_be_open(tmp_path: Path) -> None:
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, usual[1]))
     try:
-        jobs = [write(tmp_path, f"talk{number}", "model pause", *["say one"] * 300) for number in range(2)]
+        jobs = [write_job(tmp_path, f"talk{number}", "model pause", *["say one"] * 300) for number in range(2)]
         notices: list[str] = []
         with serve(batch_size=400, notice=notices.append) as runtime:
             results = {result.job.id: result for result in runtime.map(jobs)}
