@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torchaudio.functional import forced_align, merge_tokens
 
-from engines.document import Character, Timing, Word
+from prefork.engines.document import Character, Timing, Word
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ`´", "'"))  # noqa: RUF001
 WILDCARD = -1  # the column of what the model cannot spell

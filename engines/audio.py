@@ -25,12 +25,12 @@ import av.filter
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from engines.recording import AudioError, Line, Recording, probe
+from prefork.engines.recording import AudioError, Line, Recording, probe
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engines.recording import Samples
+    from prefork.engines.recording import Samples
 
 __all__ = ["SAMPLE_RATE", "AudioError", "AudioReader", "Recording", "probe", "read_audio"]
 

@@ -21,7 +21,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Generic, TypeVar
 
-from engines.base import ELEMENTS_PER_SECOND
+from prefork.engines.base import ELEMENTS_PER_SECOND
 
 ELEMENTS_PER_GIGABYTE = 40_000  # rule of thumb; omnilingual-asr's default of 3,200,000 is that of 80 GB
 GIGABYTE = 2**30  # as cards are sold: one of 80 GB has about 80 x 2**30 bytes

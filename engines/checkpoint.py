@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoFeatureExtractor, AutoModelForCTC
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
-from engines.alignment import Clock, Vocabulary
-from engines.audio import SAMPLE_RATE
-from engines.model_folder import DTYPES, FILES, ModelFolder, shorten
+from prefork.engines.alignment import Clock, Vocabulary
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.model_folder import DTYPES, FILES, ModelFolder, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engines.alignment import Clock, Vocabulary, align_words, count_frames_needed
-from engines.audio import SAMPLE_RATE
-from engines.base import InputError, Job, LoadError, Segment, Tensors
-from engines.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
-from engines.document import Word
-from engines.footprint import estimate_encoder
-from engines.forced_aligner import ForcedAligner, make_tone
-from engines.model_folder import check_dtype
-from engines.padding import choose_padding, compute_logits
+from prefork.engines.alignment import Clock, Vocabulary, align_words, count_frames_needed
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
+from prefork.engines.document import Word
+from prefork.engines.footprint import estimate_encoder
+from prefork.engines.forced_aligner import ForcedAligner, make_tone
+from prefork.engines.model_folder import check_dtype
+from prefork.engines.padding import choose_padding, compute_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

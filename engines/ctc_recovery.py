@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.alignment import WILDCARD
-from engines.base import Engine, Job, Segment, Tensors
-from engines.ctc_aligner import CTCAligner
-from engines.document import Document
-from engines.forced_aligner import measure
-from engines.recovery import Place, Region, give_times, plan_regions
-from engines.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, Span, find_units
+from prefork.engines.alignment import WILDCARD
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.ctc_aligner import CTCAligner
+from prefork.engines.document import Document
+from prefork.engines.forced_aligner import measure
+from prefork.engines.recovery import Place, Region, give_times, plan_regions
+from prefork.engines.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, Span, find_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

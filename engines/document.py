@@ -147,7 +147,7 @@ class Document:
 
     utterances: tuple[Utterance, ...]
     source: str = ""
-    format: str = "text"  # the format `source` is in, a name of engines.formats
+    format: str = "text"  # the format `source` is in, a name of prefork.engines.formats
     media: str | None = None  # what the transcript calls its recording
     languages: tuple[str, ...] = ()  # ISO 639-3 codes
     seconds: float | None = None  # length of the recording

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from engines.audio import SAMPLE_RATE
-from engines.base import BYTES_PER_SECOND
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.base import BYTES_PER_SECOND
 
 _FLOAT = 4  # bytes; activations are taken to be float32 whatever the weights are
 

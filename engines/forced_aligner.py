@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import torch
 
-from engines.alignment import spread_words
-from engines.audio import SAMPLE_RATE, probe, read_audio
-from engines.base import Engine, InputError, Job, Segment, Tensors
-from engines.document import Document, Timing, Utterance, Word
-from engines.windows import Window, plan_windows
+from prefork.engines.alignment import spread_words
+from prefork.engines.audio import SAMPLE_RATE, probe, read_audio
+from prefork.engines.base import Engine, InputError, Job, Segment, Tensors
+from prefork.engines.document import Document, Timing, Utterance, Word
+from prefork.engines.windows import Window, plan_windows
 
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 

@@ -21,10 +21,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-import engines.whisper_ctc  # noqa: F401  makes its model type known to transformers
-from engines.audio import SAMPLE_RATE
-from engines.base import LoadError
-from engines.quantization import quantize_linears
+import prefork.engines.whisper_ctc  # noqa: F401  makes its model type known to transformers
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.base import LoadError
+from prefork.engines.quantization import quantize_linears
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.audio import SAMPLE_RATE, read_audio
-from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
-from engines.document import Document, Turn
-from engines.forced_aligner import find_media, measure
-from engines.pyannote_pipeline import (
+from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.document import Document, Turn
+from prefork.engines.forced_aligner import find_media, measure
+from prefork.engines.pyannote_pipeline import (
     DEFAULT,
     Recipe,
     identify,

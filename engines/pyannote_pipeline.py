@@ -32,8 +32,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from engines.base import LoadError
-from engines.ge2e import build_voice_encoder, is_voice_encoder
+from prefork.engines.base import LoadError
+from prefork.engines.ge2e import build_voice_encoder, is_voice_encoder
 
 DEFAULT = "pyannote/speaker-diarization-community-1"
 CLUSTERINGS = ("AgglomerativeClustering", "VBxClustering", "KMeansClustering")

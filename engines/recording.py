@@ -23,7 +23,7 @@ import numpy as np
 from av.audio.frame import AudioFrame, format_dtypes
 from av.stream import Discard
 
-from engines.base import InputError
+from prefork.engines.base import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream

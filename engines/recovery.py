@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engines.document import Document, Recovery, Utterance
+from prefork.engines.document import Document, Recovery, Utterance
 
 _MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, may be off
 _LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less

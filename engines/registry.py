@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from engines.base import Engine, LoadError
+from prefork.engines.base import Engine, LoadError
 
 GROUP = "prefork.engines"
 SERVICES = "prefork.services"
@@ -25,7 +25,7 @@ def create(name: str, options: Mapping[str, Any]) -> Engine:
     found = find(name)
     kind = _import(found)
     if not (isinstance(kind, type) and issubclass(kind, Engine)):
-        raise LoadError(f"engine {name}: {found.value} is not an engines.base.Engine; mend its entry point")
+        raise LoadError(f"engine {name}: {found.value} is not a prefork.engines.base.Engine; mend its entry point")
     engine: Engine = _call(name, kind, options)
     return engine
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engines.document import SyntacticWord, Token, TokenKind
+from prefork.engines.document import SyntacticWord, Token, TokenKind
 
 WHOLE = -1
 

@@ -25,10 +25,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from engines.base import InputError, Job, LoadError
-from engines.document import Document, Turn, Word
-from engines.languages import get_long_code, get_short_code
-from engines.rev_transcript import read_number, read_transcript
+from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.document import Document, Turn, Word
+from prefork.engines.languages import get_long_code, get_short_code
+from prefork.engines.rev_transcript import read_number, read_transcript
 
 KEY_VARIABLE = "REV_API_KEY"
 URL_VARIABLE = "REV_API_URL"  # of another deployment, such as https://ec1.api.rev.ai

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engines.document import Timing, Turn, Word
+from prefork.engines.document import Timing, Turn, Word
 
 _TURN_GAP = 1.0  # seconds of silence that divide a speaker's turns
 _NOT_UNDERSTOOD = frozenset({"unk", "unknown", "inaudible", "unintelligible", "crosstalk", "overlap", "foreign"})

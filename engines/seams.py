@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engines.document import Word
+from prefork.engines.document import Word
 
 _APART = 1.0  # seconds by which the times of one word heard twice differ at most
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.anchors import Chain, Integers, find_anchors
+from prefork.engines.anchors import Chain, Integers, find_anchors
 
 Scores = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from engines.base import HostEngine, Job, LoadError, Segment
-from engines.document import Document, Turn, Word
-from engines.utterances import LONGEST, MOST_WORDS, PAUSE, compose_utterances
+from prefork.engines.base import HostEngine, Job, LoadError, Segment
+from prefork.engines.document import Document, Turn, Word
+from prefork.engines.utterances import LONGEST, MOST_WORDS, PAUSE, compose_utterances
 
 REACH = 2.0  # seconds up to which a word outside all turns belongs to the nearest
 _SAME = 1e-6  # seconds; what differs by less is the same to sums of floats

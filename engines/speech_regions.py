@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.audio import SAMPLE_RATE, AudioReader
+from prefork.engines.audio import SAMPLE_RATE, AudioReader
 
 if TYPE_CHECKING:
-    from engines.recording import Samples
+    from prefork.engines.recording import Samples
 
 Levels = NDArray[np.float32]  # (frames,) dB relative to full scale
 Marks = NDArray[np.bool_]  # (frames,)

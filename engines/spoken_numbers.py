@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from engines.languages import get_short_code
+from prefork.engines.languages import get_short_code
 
 _MOST_DIGITS = 9  # in a row without separators; more are read one by one, as telephone numbers are
 _WITH_YEARS = frozenset({"en", "de", "nl", "sv", "da", "no"})  # that say 1961 otherwise than 1,961

@@ -18,8 +18,8 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from stanza.models.common.foundation_cache import FoundationCache
 from stanza.resources import common
 
-from engines.base import LoadError
-from engines.languages import get_long_code, get_short_code
+from prefork.engines.base import LoadError
+from prefork.engines.languages import get_long_code, get_short_code
 
 PROCESSORS = "tokenize,pos,lemma,depparse"  # and mwt where the language has it
 _NEEDED = {"tokenize", "pos", "depparse"}  # a word's lemma may be the word itself

@@ -26,14 +26,14 @@ import torch
 from stanza.models.common.doc import Document as StanzaDocument
 from stanza.models.common.foundation_cache import FoundationCache
 
-from engines.base import SECONDS_PER_WORD, Engine, InputError, Job, LoadError, Segment, Tensors
-from engines.document import Document, Token, TokenKind, Utterance
-from engines.formats.chat import find_uncountable
-from engines.formats.chat_grammar import TAG_MARKERS, is_analysed
-from engines.languages import get_long_code
-from engines.mor import PARTS_OF_SPEECH, RELATIONS
-from engines.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
-from engines.stanza_models import MissingModel, Package
+from prefork.engines.base import SECONDS_PER_WORD, Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.document import Document, Token, TokenKind, Utterance
+from prefork.engines.formats.chat import find_uncountable
+from prefork.engines.formats.chat_grammar import TAG_MARKERS, is_analysed
+from prefork.engines.languages import get_long_code
+from prefork.engines.mor import PARTS_OF_SPEECH, RELATIONS
+from prefork.engines.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
+from prefork.engines.stanza_models import MissingModel, Package
 
 DEFAULT_LANGUAGE = "eng"
 LONGEST = 1000  # words of an utterance: the parser compares each with each

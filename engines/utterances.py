@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from engines.document import Timing, Utterance, Word
+from prefork.engines.document import Timing, Utterance, Word
 
 PAUSE = 2.0  # seconds of silence between two words that end an utterance
 LONGEST = 30.0  # seconds of speech, and

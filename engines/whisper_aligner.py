@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engines.audio import SAMPLE_RATE
-from engines.base import InputError, Job, LoadError, Segment, Tensors
-from engines.document import Document, Word
-from engines.footprint import estimate_encoder
-from engines.forced_aligner import ForcedAligner, Line, Piece, make_tone
-from engines.model_folder import check_dtype
-from engines.whisper_model import (
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.document import Document, Word
+from prefork.engines.footprint import estimate_encoder
+from prefork.engines.forced_aligner import ForcedAligner, Line, Piece, make_tone
+from prefork.engines.model_folder import check_dtype
+from prefork.engines.whisper_model import (
     FRAME,
     attend,
     compose_prompt,
@@ -29,7 +29,7 @@ from engines.whisper_model import (
     load_whisper,
     open_whisper,
 )
-from engines.whisper_timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
+from prefork.engines.whisper_timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engines.audio import SAMPLE_RATE, read_audio
-from engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
-from engines.document import Document, Timing, Word
-from engines.footprint import estimate_encoder
-from engines.forced_aligner import find_media, make_tone, measure
-from engines.languages import get_long_code
-from engines.model_folder import check_dtype
-from engines.recovery import is_timed
-from engines.seams import join_words
-from engines.speech_regions import Span, find_loudest, plan_spans, read_levels
-from engines.whisper_decoding import MOST_TOKENS, Decoder, listen
-from engines.whisper_model import (
+from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.document import Document, Timing, Word
+from prefork.engines.footprint import estimate_encoder
+from prefork.engines.forced_aligner import find_media, make_tone, measure
+from prefork.engines.languages import get_long_code
+from prefork.engines.model_folder import check_dtype
+from prefork.engines.recovery import is_timed
+from prefork.engines.seams import join_words
+from prefork.engines.speech_regions import Span, find_loudest, plan_spans, read_levels
+from prefork.engines.whisper_decoding import MOST_TOKENS, Decoder, listen
+from prefork.engines.whisper_model import (
     FRAME,
     WhisperCheckpoint,
     attend,
@@ -36,8 +36,8 @@ from engines.whisper_model import (
     open_whisper,
     time_words,
 )
-from engines.whisper_timing import find_quiet, list_pauses
-from engines.whisper_windows import DETECT, NEVER, transcribe
+from prefork.engines.whisper_timing import find_quiet, list_pauses
+from prefork.engines.whisper_windows import DETECT, NEVER, transcribe
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from engines.whisper_model import WhisperCheckpoint, compose_prompt
-from engines.whisper_rules import TimestampRules, place
+from prefork.engines.whisper_model import WhisperCheckpoint, compose_prompt
+from prefork.engines.whisper_rules import TimestampRules, place
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

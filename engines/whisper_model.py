@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
-from engines.audio import SAMPLE_RATE
-from engines.languages import get_short_code
-from engines.model_folder import FILES, ModelFolder, shorten
-from engines.quantization import quantize_linears
-from engines.whisper_ctc import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
-from engines.whisper_timing import time_words, weigh_head
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.languages import get_short_code
+from prefork.engines.model_folder import FILES, ModelFolder, shorten
+from prefork.engines.quantization import quantize_linears
+from prefork.engines.whisper_ctc import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
+from prefork.engines.whisper_timing import time_words, weigh_head
 
 if TYPE_CHECKING:
     from types import TracebackType

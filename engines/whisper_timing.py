@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from engines.alignment import separate_words
-from engines.document import Timing, Word
-from engines.speech_regions import measure_levels
+from prefork.engines.alignment import separate_words
+from prefork.engines.document import Timing, Word
+from prefork.engines.speech_regions import measure_levels
 
 if TYPE_CHECKING:
-    from engines.whisper_model import WhisperCheckpoint
+    from prefork.engines.whisper_model import WhisperCheckpoint
 
 FRAME = 0.02  # seconds of one of the encoder's frames
 MEDIAN_WIDTH = 7  # frames

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engines.whisper_decoding import Decoded, Decoder, decode, listen
-from engines.whisper_model import FRAME, WhisperCheckpoint, compose_prompt, encode
+from prefork.engines.whisper_decoding import Decoded, Decoder, decode, listen
+from prefork.engines.whisper_model import FRAME, WhisperCheckpoint, compose_prompt, encode
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engines.document import Utterance
+from prefork.engines.document import Utterance
 
 MARGIN = 0.5  # seconds that a window reaches beyond its utterances' times, which people set by hand
 OVERLAP = 0.1  # seconds by which neighbours' times may overlap and still be taken as following one another

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from engines.anchors import Integers, find_anchors
-from engines.base import HostEngine, Job, Segment
-from engines.document import Document, Word
-from engines.forced_aligner import measure
-from engines.recovery import Place, Region, give_times, plan_regions
+from prefork.engines.anchors import Integers, find_anchors
+from prefork.engines.base import HostEngine, Job, Segment
+from prefork.engines.document import Document, Word
+from prefork.engines.forced_aligner import measure
+from prefork.engines.recovery import Place, Region, give_times, plan_regions
 
 _LEAST = 0.05  # seconds that a word takes at the very least
 _SEEDS = ((3, 4.0), (2, 3.0))  # words of an n-gram, and of a chain that is trusted

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from platform_matrix.devices import Device
-from platform_matrix.memory import keep_back
-from platform_matrix.rows import Strategy
+from prefork.platform_matrix.devices import Device
+from prefork.platform_matrix.memory import keep_back
+from prefork.platform_matrix.rows import Strategy
 
 GIGABYTE = 1e9
 # Bytes, as long as nobody knows better:

@@ -23,8 +23,8 @@ from typing import IO, Any, NoReturn, Protocol, TypeVar, get_args, get_origin, g
 
 import psutil
 
-from platform_matrix.cache import Cache
-from platform_matrix.canary import describe_exit
+from prefork.platform_matrix.cache import Cache
+from prefork.platform_matrix.canary import describe_exit
 
 KINDS = ("cuda", "rocm", "mps")
 MODES = ("", "exclusive", "prohibited")
@@ -138,7 +138,7 @@ def initialised_drivers() -> tuple[str, ...]:
 
 
 def main() -> None:
-    """The process that asks torch. Arguments: where platform_matrix is, seconds until it ends itself.
+    """The process that asks torch. Arguments: where prefork is, seconds until it ends itself.
 
     The answer goes to stdout, which torch and what it loads do not get to see.
     """
@@ -282,7 +282,7 @@ def _run(
 ) -> Any:
     """files: for what the process writes to stdout and stderr; a pipe could be held open by what it starts."""
     code = f"import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
-    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), str(timeout + 10)]
+    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(timeout + 10)]
     answer, words = files
     asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=environment)
     try:
@@ -303,7 +303,7 @@ def _run(
 
 def _ask(timeout: float) -> Devices:
     try:
-        return build(Devices, interrogate("torch", "platform_matrix.devices", timeout))
+        return build(Devices, interrogate("torch", "prefork.platform_matrix.devices", timeout))
     except NoAnswer as error:
         return Devices(error=str(error))
     except ValueError as error:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from platform_matrix.devices import Device, Devices, NoAnswer, build, interrogate, prepare_answer
+from prefork.platform_matrix.devices import Device, Devices, NoAnswer, build, interrogate, prepare_answer
 
 _LIBRARIES = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 _MODES = {1: "exclusive", 2: "prohibited", 3: "exclusive"}  # CUcomputemode
@@ -71,7 +71,7 @@ def _ask(visible: str | None, timeout: float) -> list[Device]:
     """In CUDA's order; none if nobody can say. visible: for CUDA_VISIBLE_DEVICES, None for what it is."""
     environment = None if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     try:
-        answer = interrogate("CUDA's driver", "platform_matrix.driver", timeout, environment)
+        answer = interrogate("CUDA's driver", "prefork.platform_matrix.driver", timeout, environment)
         return [build(Device, content) for content in answer]
     except (NoAnswer, ValueError, TypeError):  # the models will find out, and say so
         return []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from platform_matrix.devices import (
+from prefork.platform_matrix.devices import (
     KINDS,
     MOST_BYTES,
     Devices,
@@ -24,7 +24,7 @@ from platform_matrix.devices import (
     initialised_drivers,
     read_text,
 )
-from platform_matrix.memory import find_groups, read_memory, read_numbers
+from prefork.platform_matrix.memory import find_groups, read_memory, read_numbers
 
 SYSTEMS = ("linux", "darwin", "windows")
 _START_METHODS = ("fork", "spawn", "forkserver")

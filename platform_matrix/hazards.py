@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from platform_matrix.devices import ask_cuda_driver
-from platform_matrix.threads import Thread, count_native, list_threads
+from prefork.platform_matrix.devices import ask_cuda_driver
+from prefork.platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from platform_matrix.budget import (
+from prefork.platform_matrix.budget import (
     HOST,
     LIBRARIES,
     PRIVATE,
@@ -16,10 +16,10 @@ from platform_matrix.budget import (
     plan_memory,
     plan_video,
 )
-from platform_matrix.devices import Device
-from platform_matrix.facts import Facts
-from platform_matrix.rows import ROWS, WITHOUT_IPC, Reason, Row, Strategy, Verdict, find_row
-from platform_matrix.selection import Selection, explain_absence, select
+from prefork.platform_matrix.devices import Device
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.rows import ROWS, WITHOUT_IPC, Reason, Row, Strategy, Verdict, find_row
+from prefork.platform_matrix.selection import Selection, explain_absence, select
 
 __all__ = [
     "HOST",

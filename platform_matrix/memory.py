@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from platform_matrix.devices import read_text
+from prefork.platform_matrix.devices import read_text
 
 _MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
 _MOST_DIGITS = 20  # of what the kernel counts in 64 bits

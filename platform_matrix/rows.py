@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from platform_matrix.facts import Facts
+from prefork.platform_matrix.facts import Facts
 
 
 class Verdict(StrEnum):

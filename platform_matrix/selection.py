@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from platform_matrix.budget import measure_free
-from platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.budget import measure_free
+from prefork.platform_matrix.devices import Device, Devices
 
 _SYNTAX = re.compile(
     r"cpu|mps|cuda|cuda:\d{1,4}|GPU-[0-9a-fA-F-]{4,}|MIG-[0-9a-fA-F-]{4,}|MIG-GPU-[\da-fA-F-]+/\d+/\d+"

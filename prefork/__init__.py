@@ -6,22 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
-    from engines.document import Document
+    from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
+    from prefork.engines.document import Document
     from prefork.jobs import JobResult
     from prefork.pipeline import Stage
     from prefork.runtime import Runtime
     from prefork.tasks import HangLimit, Stopped, WorkerDied
 
 _HOMES = {
-    "Document": "engines.document",
-    "Engine": "engines.base",
-    "HostEngine": "engines.base",
-    "InputError": "engines.base",
-    "Job": "engines.base",
-    "LoadError": "engines.base",
-    "Output": "engines.base",
-    "Segment": "engines.base",
+    "Document": "prefork.engines.document",
+    "Engine": "prefork.engines.base",
+    "HostEngine": "prefork.engines.base",
+    "InputError": "prefork.engines.base",
+    "Job": "prefork.engines.base",
+    "LoadError": "prefork.engines.base",
+    "Output": "prefork.engines.base",
+    "Segment": "prefork.engines.base",
     "JobResult": "prefork.jobs",
     "Runtime": "prefork.runtime",
     "Stage": "prefork.pipeline",

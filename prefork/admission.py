@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from platform_matrix.memory import MachineMemory
+from prefork.platform_matrix.memory import MachineMemory
 
 PATIENCE = 30.0  # seconds that smaller tasks may pass one that does not fit, before they have to wait for it
 _LONG_SOME = 20.0  # percent of ten seconds in which some process waited for memory

@@ -22,13 +22,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engines import registry
-from engines.base import LoadError
-from platform_matrix.canary import describe_exit
-from platform_matrix.matrix import Plan, Strategy, Verdict
 from prefork.child import ChildProcess
+from prefork.engines import registry
+from prefork.engines.base import LoadError
 from prefork.loading import Specification, make_environment
 from prefork.pipeline import find_owner
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan, Strategy, Verdict
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
 PARALLEL = 20  # children at once

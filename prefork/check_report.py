@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.text import Text
 
-from engines.base import InputError
-from platform_matrix.matrix import Plan
 from prefork import device_check
 from prefork.check import STEPS, Finding, Step, Target, conclude, examine
 from prefork.device_check import DEVICE_STEPS
+from prefork.engines.base import InputError
+from prefork.platform_matrix.matrix import Plan
 
 _TITLES = {**STEPS, **DEVICE_STEPS}
 _STYLES = {Finding.SAFE: "green", Finding.UNSAFE: "red", Finding.UNKNOWN: "yellow", Finding.SKIPPED: "dim"}

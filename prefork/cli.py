@@ -179,9 +179,9 @@ def matrix(
     """
     from rich.console import Console
 
-    from engines import registry
-    from platform_matrix.matrix import Request, decide
+    from prefork.engines import registry
     from prefork.machine import find_facts, show_matrix
+    from prefork.platform_matrix.matrix import Request, decide
 
     hiding: Hiding = context.obj
     request = Request(tuple(registry.names()), force_cpu=hiding.force_cpu, no_mps=hiding.no_mps)
@@ -230,9 +230,9 @@ def check(
     """
     from rich.console import Console
 
-    from engines.base import LoadError
-    from platform_matrix.matrix import Request, decide
     from prefork import check, check_report
+    from prefork.engines.base import LoadError
+    from prefork.platform_matrix.matrix import Request, decide
     from prefork.runtime import make_plan
 
     hiding: Hiding = context.obj.add(force_cpu, no_mps)

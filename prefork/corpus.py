@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from engines import formats
-from engines.audio import probe
-from engines.base import InputError, Job, Output
-from engines.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from prefork.engines import formats
+from prefork.engines.audio import probe
+from prefork.engines.base import InputError, Job, Output
+from prefork.engines.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from prefork.pipeline import Intake
 
 _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from engines.base import LoadError
-from platform_matrix.canary import describe_exit
-from platform_matrix.matrix import Plan, Strategy
 from prefork import process
 from prefork.channel import Channel
 from prefork.child import ChildProcess, Output
 from prefork.device_memory import Export
+from prefork.engines.base import LoadError
 from prefork.faults import find_last_words
 from prefork.governor import ZYGOTE, Governor
 from prefork.loading import Inventory, Specification, hide_gpus, make_environment
 from prefork.loop import Loop
 from prefork.owners import Owners
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.process import Memory, MemoryFile
 from prefork.servers import Servers
 from prefork.tasks import HangLimit, Task

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from platform_matrix.matrix import Plan, Strategy, decide
 from prefork.check import STEPS, Finding, Step, Target, follow, go_through, specify
 from prefork.loading import Specification, hide_gpus, make_environment
+from prefork.platform_matrix.matrix import Plan, Strategy, decide
 
 WORKERS = 2  # at once
 TOGETHER = 4  # segments that each asks the server for

@@ -16,11 +16,6 @@ from typing import Any
 
 import torch
 
-from engines.base import Job, Segment
-from engines.batching import Batching
-from platform_matrix.canary import Canary, Fate, Outcome
-from platform_matrix.devices import initialised_drivers
-from platform_matrix.hazards import find_hazards
 from prefork import loading, process
 from prefork.channel import Channel
 from prefork.check import LOAD_SECONDS, Finding, describe_error, one_process
@@ -29,9 +24,14 @@ from prefork.comparison import NotComparable, encode
 from prefork.device_check import TOGETHER, WORKERS, DeviceOrder
 from prefork.device_memory import DeviceError, Export, WeightsChanged
 from prefork.difference import Difference, Numbers, Unlike, find_dtype, find_tolerance, flatten, measure_difference
+from prefork.engines.base import Job, Segment
+from prefork.engines.batching import Batching
 from prefork.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.inference import Refused, RemoteInference
 from prefork.loading import Loaded, ServerOrder
+from prefork.platform_matrix.canary import Canary, Fate, Outcome
+from prefork.platform_matrix.devices import initialised_drivers
+from prefork.platform_matrix.hazards import find_hazards
 from prefork.process import MemoryFile
 from prefork.worker import settle
 

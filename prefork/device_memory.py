@@ -26,8 +26,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engines.base import LoadError
 from prefork.checksum import ROW_BYTES, Checksum, Summer, measure
+from prefork.engines.base import LoadError
 from prefork.process import MemoryFile
 
 if TYPE_CHECKING:

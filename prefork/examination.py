@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from platform_matrix.canary import Canary, Fate, Outcome
-from platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork import loading, process
 from prefork.channel import Channel
 from prefork.check import (
@@ -31,6 +29,8 @@ from prefork.check import (
 from prefork.child import open_channel
 from prefork.faults import find_last_words
 from prefork.loading import Loaded
+from prefork.platform_matrix.canary import Canary, Fate, Outcome
+from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 
 SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
 _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engines.base import Tensors
+from prefork.engines.base import Tensors
 from prefork.process import open_memory
 
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like

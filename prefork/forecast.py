@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from platform_matrix.cache import Cache
+from prefork.platform_matrix.cache import Cache
 
 QUANTILE = 0.9  # of the tasks stay below what is predicted; more would be a tenth above what most take
 BASE = 60_000_000  # bytes that a task takes beside what its model does with the segment: 10 to 30 MB were measured

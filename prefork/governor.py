@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from platform_matrix.matrix import Plan, Strategy
-from platform_matrix.memory import MachineMemory, keep_back, read_memory
-from platform_matrix.nvml import LoadMeter
 from prefork import admission
 from prefork.admission import Holder, Level
 from prefork.forecast import History, Series
 from prefork.memlog import EventName, MemoryLog
+from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.memory import MachineMemory, keep_back, read_memory
+from prefork.platform_matrix.nvml import LoadMeter
 from prefork.process import Memory, MemoryProbe, Usage, measure_address_space
 from prefork.tasks import Task
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engines.base import Job, Segment, Tensors
-from engines.batching import Batcher
 from prefork.channel import Channel
+from prefork.engines.base import Job, Segment, Tensors
+from prefork.engines.batching import Batcher
 from prefork.exchange import Layout, pack, unpack
 from prefork.loading import Loaded, reseed
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engines.batching import Batching
 from prefork import pipeline as pipelines
+from prefork.engines.batching import Batching
 from prefork.options import (
     AsJSON,
     DeviceList,
@@ -183,9 +183,9 @@ def _plan_jobs(
 
     from rich.console import Console
 
-    from platform_matrix.matrix import Request, Strategy
     from prefork.machine import show_plan, to_dict
     from prefork.planning import describe_batches, plan_run
+    from prefork.platform_matrix.matrix import Request, Strategy
 
     hiding: Hiding = context.obj.add(force_cpu, no_mps)
     chosen = parse_strategy(strategy)
@@ -218,7 +218,7 @@ def _run(request: Request, quiet: bool, as_json: bool) -> int:
 @contextmanager
 def explain() -> Iterator[None]:
     """Ends the program with one line for what makes the whole command impossible."""
-    from engines.base import InputError, LoadError
+    from prefork.engines.base import InputError, LoadError
 
     try:
         yield

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engines.base import Job
-from engines.document import Document
+from prefork.engines.base import Job
+from prefork.engines.document import Document
 from prefork.outputs import JobOutput, WrittenFile
 from prefork.pipeline import Pipeline, Stage
 from prefork.remote import Remote

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.base import InputError, Job
+from prefork.engines.base import InputError, Job
 from prefork.outputs import OutputFolder, WrittenFile
 
 FOLDER = ".prefork"  # below the output folder

@@ -16,12 +16,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from engines import registry
-from engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, LoadError, Segment, Tensors
-from engines.batching import Batcher, Batching
-from platform_matrix.hazards import Hazard
-from platform_matrix.matrix import Plan, Strategy
+from prefork.engines import registry
+from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, LoadError, Segment, Tensors
+from prefork.engines.batching import Batcher, Batching
 from prefork.forecast import BASE
+from prefork.platform_matrix.hazards import Hazard
+from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.process import release_free_memory
 
 if TYPE_CHECKING:

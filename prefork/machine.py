@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engines.base import InputError
-from platform_matrix.devices import Device
-from platform_matrix.facts import Facts, FactsError, read_facts
-from platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
+from prefork.engines.base import InputError
+from prefork.platform_matrix.devices import Device
+from prefork.platform_matrix.facts import Facts, FactsError, read_facts
+from prefork.platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
 
 GIGABYTE = 1e9
 _STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "red"}
@@ -24,7 +24,7 @@ _STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "r
 def find_facts(file: Path | None, refresh: bool = False) -> Facts:
     """Of this machine, or as a file describes another. Raises InputError if there is no such file, or it is none."""
     if file is None:
-        from platform_matrix.devices import ask_devices
+        from prefork.platform_matrix.devices import ask_devices
 
         return read_facts(ask_devices(refresh))
     try:

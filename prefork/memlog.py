@@ -20,7 +20,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from engines.base import InputError
+from prefork.engines.base import InputError
 
 FOLDER = "performance_logs"  # below the output folder
 SUFFIX = ".memory.jsonl"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engines.base import InputError
+from prefork.engines.base import InputError
 from prefork.memlog import (
     EngineFigures,
     Event,

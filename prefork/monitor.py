@@ -27,7 +27,7 @@ from enum import Enum
 from functools import partial
 from typing import Protocol
 
-from platform_matrix.memory import read_memory
+from prefork.platform_matrix.memory import read_memory
 from prefork.process import Memory, MemoryProbe, measure_memory, release_free_memory
 
 ELEVATED = 70.0  # percent of the total that is allocated

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from engines.batching import Batching
+from prefork.engines.batching import Batching
 
 # Which of these a command takes, `prefork.cli` says.
 _FORCE_CPU = "Compute on the CPU and hide every GPU from the models; on a Mac, this is what allows to fork."
@@ -160,7 +160,7 @@ def parse_size(option: str, value: str | None) -> int | None:
     if found is None or number <= 0 or (found[3] and found[2] in ("", "%")) or (found[2] == "%" and number > 100):
         raise typer.BadParameter(f"{option} takes a size as 3GB, 512MiB or 50%, not {value!r}")
     if found[2] == "%":
-        from platform_matrix.memory import read_memory
+        from prefork.platform_matrix.memory import read_memory
 
         return int(read_memory().limit * number / 100)
     return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
@@ -168,7 +168,7 @@ def parse_size(option: str, value: str | None) -> int | None:
 
 def parse_strategy(value: str) -> str | None:
     """The name of a strategy; None for auto."""
-    from platform_matrix.matrix import Strategy
+    from prefork.platform_matrix.matrix import Strategy
 
     if value != "auto" and value not in list(Strategy):
         raise typer.BadParameter(f"--strategy takes auto, {', '.join(Strategy)}, not {value!r}")
@@ -177,7 +177,7 @@ def parse_strategy(value: str) -> str | None:
 
 def parse_devices(value: str | None, option: str = "--devices") -> tuple[str, ...]:
     """Names of devices; none for what there is."""
-    from platform_matrix.selection import parse_devices as parse
+    from prefork.platform_matrix.selection import parse_devices as parse
 
     try:
         return () if value is None else parse(value)

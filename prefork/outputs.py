@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from engines.base import InputError
-from engines.document import Document
+from prefork.engines.base import InputError
+from prefork.engines.document import Document
 
 
 @dataclass(frozen=True, slots=True)

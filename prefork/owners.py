@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from platform_matrix.canary import describe_exit
-from platform_matrix.matrix import Plan
 from prefork.child import ChildProcess
 from prefork.device_memory import Export
 from prefork.loading import make_environment
 from prefork.loop import Loop
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan
 
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from platform_matrix.matrix import Plan
-from platform_matrix.nvml import list_watched
 from prefork.governor import Tally
 from prefork.loading import Inventory
+from prefork.platform_matrix.matrix import Plan
+from prefork.platform_matrix.nvml import list_watched
 from prefork.report import GPULoad, Summary
 
 SUFFIX = ".performance.json"

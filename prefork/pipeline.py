@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from engines import registry
-from engines.base import LoadError
+from prefork.engines import registry
+from prefork.engines.base import LoadError
 
 
 class Intake(StrEnum):

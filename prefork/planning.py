@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines import registry
-from engines.base import ELEMENTS_PER_SECOND, LoadError
-from engines.batching import Batching, BatchingStrategy
-from platform_matrix.driver import look_again
-from platform_matrix.matrix import Plan, Request, decide
 from prefork.child import ChildProcess
 from prefork.corpus import find_jobs, find_languages
+from prefork.engines import registry
+from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
+from prefork.engines.batching import Batching, BatchingStrategy
 from prefork.governor import Governor
 from prefork.loading import Specification, make_environment
 from prefork.machine import find_facts
 from prefork.pipeline import Intake, Pipeline, choose_languages
+from prefork.platform_matrix.driver import look_again
+from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.report import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked

@@ -53,10 +53,10 @@ def require_fork_safe(
     __tracebackhide__ = True
     from rich.console import Console
 
-    from engines.base import LoadError
-    from platform_matrix.matrix import Request, Strategy
     from prefork.check import Finding, Reference, Target
     from prefork.check_report import check
+    from prefork.engines.base import LoadError
+    from prefork.platform_matrix.matrix import Request, Strategy
     from prefork.runtime import make_plan
 
     shown = io.StringIO()

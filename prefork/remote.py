@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from engines import formats, registry
-from engines.base import Job, LoadError
-from engines.document import Document
+from prefork.engines import formats, registry
+from prefork.engines.base import Job, LoadError
+from prefork.engines.document import Document
 from prefork.supervisor import Supervisor
 from prefork.tasks import Stopped
 

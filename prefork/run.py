@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from engines.base import InputError, Job, LoadError
-from engines.batching import Batching
-from engines.languages import get_long_code
-from platform_matrix.matrix import Plan, Strategy
 from prefork import memlog, performance
 from prefork.corpus import Corpus, find_jobs, find_languages, read_languages
+from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.batching import Batching
+from prefork.engines.languages import get_long_code
 from prefork.governor import Tally, describe_subjects
 from prefork.jobs import Course, JobResult, divide
 from prefork.journal import FOLDER, Journal
@@ -27,6 +26,7 @@ from prefork.loading import Inventory, Specification
 from prefork.outputs import OutputFolder
 from prefork.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.planning import survey
+from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.report import Report, Summary, View
 from prefork.runtime import Runtime
 from prefork.tasks import HangLimit, Stopped

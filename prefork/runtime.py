@@ -17,18 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from engines.base import Job
-from engines.batching import Batching
-from platform_matrix.devices import Devices
-from platform_matrix.driver import look_again
-from platform_matrix.facts import read_facts
-from platform_matrix.matrix import Plan, Request, Strategy, decide
-from platform_matrix.selection import parse_devices
+from prefork.engines.base import Job
+from prefork.engines.batching import Batching
 from prefork.governor import Governor, Limits
 from prefork.jobs import Course, JobResult, JobRun
 from prefork.loading import Specification
 from prefork.pipeline import Pipeline, Stage
 from prefork.planning import find_obstacles
+from prefork.platform_matrix.devices import Devices
+from prefork.platform_matrix.driver import look_again
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.platform_matrix.selection import parse_devices
 from prefork.remote import Remote
 from prefork.supervisor import Supervisor
 from prefork.tasks import HangLimit, Task
@@ -57,7 +57,7 @@ class Runtime(Executor):
     threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by default
     what the platform matrix says for this machine. devices: those that compute, as `--devices` has them: ["cuda:0",
     "cuda:1"]; by default one GPU for engines, and the CPU for what `load` returns. batching: which segments go through
-    the model together: see engines.batching. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
+    the model together: see prefork.engines.batching. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
     hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
     like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
     RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.

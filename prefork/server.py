@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.base import InputError, Tensors
-from engines.batching import Batcher
 from prefork import loading
 from prefork.blame import Group, Request
 from prefork.channel import Channel
 from prefork.child import open_channel
+from prefork.engines.base import InputError, Tensors
+from prefork.engines.batching import Batcher
 from prefork.exchange import Layout, pack, unpack
 from prefork.loading import Loaded, ServerOrder
 from prefork.staging import Results, Stage, is_broken, open_stage

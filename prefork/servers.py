@@ -16,17 +16,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from engines.base import ELEMENTS_PER_SECOND
-from platform_matrix.canary import describe_exit
-from platform_matrix.matrix import Plan
 from prefork import process
 from prefork.blame import Blame, Cause, Group, Request
 from prefork.channel import Channel
 from prefork.child import ChildProcess
+from prefork.engines.base import ELEMENTS_PER_SECOND
 from prefork.faults import find_last_words
 from prefork.governor import Governor
 from prefork.loading import Inventory, ServerOrder, Specification, make_environment
 from prefork.loop import Loop
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan
 from prefork.tasks import HangLimit, OutOfMemory, WorkerDied, pickle_error
 
 _BARREN_STARTS = 3  # servers that may die in a row before they have begun a batch

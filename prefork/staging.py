@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from engines.base import Tensors
+from prefork.engines.base import Tensors
 
 
 class Results(Protocol):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from engines.base import LoadError
-from platform_matrix.matrix import Plan
 from prefork import process
 from prefork.admission import Holder, Level
 from prefork.crew import Crew, Worker
+from prefork.engines.base import LoadError
 from prefork.governor import Governor
 from prefork.loading import Inventory, Specification
 from prefork.loop import Loop
+from prefork.platform_matrix.matrix import Plan
 from prefork.process import Memory, Usage
 from prefork.tasks import (
     ATTEMPTS,

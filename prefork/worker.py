@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from engines import formats
-from engines.base import Engine, HostEngine, Job, Segment
-from engines.document import Document
 from prefork import process
 from prefork.channel import Channel
 from prefork.comparison import encode
 from prefork.device_memory import WeightsChanged
+from prefork.engines import formats
+from prefork.engines.base import Engine, HostEngine, Job, Segment
+from prefork.engines.document import Document
 from prefork.faults import FATAL, watch_for_writes
 from prefork.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.loading import Loaded, is_for_memory, release, reseed

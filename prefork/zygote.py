@@ -17,14 +17,14 @@ import traceback
 from dataclasses import replace
 from functools import partial
 
-from platform_matrix.canary import Canary
-from platform_matrix.hazards import Severity, find_hazards
-from platform_matrix.matrix import Strategy
 from prefork import loading, process
 from prefork.channel import Channel
 from prefork.child import open_channel
 from prefork.faults import find_last_words
 from prefork.loading import Loaded
+from prefork.platform_matrix.canary import Canary
+from prefork.platform_matrix.hazards import Severity, find_hazards
+from prefork.platform_matrix.matrix import Strategy
 
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
 

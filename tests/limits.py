@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from platform_matrix.memory import find_groups
+from prefork.platform_matrix.memory import find_groups
 
 _STEP = 256 << 20  # bytes that squeeze leaves above what is in use
 

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.base import InputError, Job
-from engines.document import Document
-from engines.formats import chat, conllu, rttm, subtitles, tables, text, textgrid
-from engines.formats.chat_file import compose
-from engines.media import is_video
+from prefork.engines.base import InputError, Job
+from prefork.engines.document import Document
+from prefork.engines.formats import chat, conllu, rttm, subtitles, tables, text, textgrid
+from prefork.engines.formats.chat_file import compose
+from prefork.engines.media import is_video
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from enum import Enum, auto
 from rustling.chat import CHAT
 from rustling.chat import Utterance as Parsed
 
-from engines.base import InputError
-from engines.document import Document, Token, Utterance, Word
-from engines.formats.chat_grammar import (
+from prefork.engines.base import InputError
+from prefork.engines.document import Document, Token, Utterance, Word
+from prefork.engines.formats.chat_grammar import (
     TAG_MARKERS,
     TIERS,
     UNTRANSCRIBED,
@@ -40,7 +40,7 @@ from engines.formats.chat_grammar import (
     retokenize_main,
     settle,
 )
-from engines.mor import render_gra, render_mor
+from prefork.engines.mor import render_gra, render_mor
 
 BULLET = "\x15"
 _BULLET = re.compile(rf"{BULLET}(\d{{1,12}})_(\d{{1,12}})-?{BULLET}")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from engines.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
-from engines.formats.chat_grammar import TAG_MARKERS, UNTRANSCRIBED, is_analysed, list_tokens
-from engines.spoken_numbers import spell_numbers, spell_sign
+from prefork.engines.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
+from prefork.engines.formats.chat_grammar import TAG_MARKERS, UNTRANSCRIBED, is_analysed, list_tokens
+from prefork.engines.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
 _CODE = re.compile(r"[A-Z][A-Z0-9]{2,6}")

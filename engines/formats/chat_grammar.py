@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, pairwise
 
-from engines.document import Token, TokenKind
+from prefork.engines.document import Token, TokenKind
 
 TIERS = frozenset({"%mor", "%gra", "%umor", "%ugra"})  # those with u are what batchalign2 wrote
 # Tiers that have an item for each word of the main line; they would no longer agree with a line that is cut anew.

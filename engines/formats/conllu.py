@@ -29,9 +29,9 @@ from dataclasses import dataclass, replace
 from rustling.conllu import CoNLLU
 from rustling.conllu import Token as Row
 
-from engines.base import InputError
-from engines.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
-from engines.languages import get_long_code, get_short_code
+from prefork.engines.base import InputError
+from prefork.engines.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
+from prefork.engines.languages import get_long_code, get_short_code
 
 _COLUMNS = 10
 _COMMENT = re.compile(r"#\s*(text|speaker|lang)\s*=\s*(.*?)\s*")

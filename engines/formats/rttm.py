@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.document import Document
+from prefork.engines.document import Document
 
 
 def render_rttm(document: Document) -> str:

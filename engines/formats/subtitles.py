@@ -7,7 +7,7 @@ import html
 from rustling.chat import CHAT
 from rustling.chat import Utterance as Block
 
-from engines.document import Document, Utterance
+from prefork.engines.document import Document, Utterance
 
 
 def render_srt(document: Document) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from engines.document import Document, Token, Utterance, Word
+from prefork.engines.document import Document, Token, Utterance, Word
 
 
 def render_ctm(document: Document) -> str:

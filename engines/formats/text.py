@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.document import Document, Utterance, Word
+from prefork.engines.document import Document, Utterance, Word
 
 
 def parse(source: str, name: str) -> Document:  # noqa: ARG001  every format is parsed alike

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rustling.chat import CHAT, Utterance
 
-from engines.document import Document
+from prefork.engines.document import Document
 
 Interval = tuple[float | None, float | None, str]  # start, end: seconds
 

@@ -31,8 +31,8 @@ What can be read back: head and relation of everything, the part of speech of al
 What cannot: the text, features by name, the lemma's marks (`o'clock` is `oclock`), XPOS.
 """
 
-from engines.mor.features import REFINEMENTS, Refinement
-from engines.mor.tiers import (
+from prefork.engines.mor.features import REFINEMENTS, Refinement
+from prefork.engines.mor.tiers import (
     PARTS_OF_SPEECH,
     RELATIONS,
     MorWord,

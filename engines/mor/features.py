@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from engines.document import SyntacticWord
-from engines.mor.english import is_irregular
+from prefork.engines.document import SyntacticWord
+from prefork.engines.mor.english import is_irregular
 
 Features = Mapping[str, str]  # UD's, by name
 Slot = Callable[[Features], str]  # one place in a %mor item; empty if there is nothing to show

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engines.document import SyntacticWord, Token, TokenKind
-from engines.mor.features import list_features
-from engines.mor.lemmas import clean_lemma
+from prefork.engines.document import SyntacticWord, Token, TokenKind
+from prefork.engines.mor.features import list_features
+from prefork.engines.mor.lemmas import clean_lemma
 
 _PARTS_OF_SPEECH = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
 _RELATIONS = """

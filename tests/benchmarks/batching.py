@@ -24,12 +24,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import engines.batching
-from engines import formats
-from engines.audio import SAMPLE_RATE, probe
-from engines.base import Job
-from engines.batching import Batcher, Batching, batch_by_length, measure_padding
-from engines.ctc_aligner import CTCAligner
+import prefork.engines.batching
+from prefork.engines import formats
+from prefork.engines.audio import SAMPLE_RATE, probe
+from prefork.engines.base import Job
+from prefork.engines.batching import Batcher, Batching, batch_by_length, measure_padding
+from prefork.engines.ctc_aligner import CTCAligner
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
 SEGMENTS = 2_000
@@ -133,17 +133,17 @@ def compare_emptiness(console: Console, name: str, lengths: Sequence[int], batch
     memory = batch_size * longest
     by_length = Batching(max_num_elements=memory, max_audio_len=longest, num_seqs_multiple_of=multiple)
     table = Table(name, "padding", "batches", *(f"cost, {share:.0%} a batch" for share in COSTS))
-    usual = engines.batching.EMPTINESS
+    usual = prefork.engines.batching.EMPTINESS
     for window in WINDOWS:
         for emptiness in (0.1, 0.25, 0.5, 1.0):
-            engines.batching.EMPTINESS = emptiness
+            prefork.engines.batching.EMPTINESS = emptiness
             batches = stream(lengths, by_length, window * memory).batches
             padded = [[lengths[index] for index in batch] for batch in batches]
             elements = sum(len(batch) * max(batch) for batch in padded) / memory
             costs = (f"{elements + share * len(batches):.1f}" for share in COSTS)
             padding = f"{measure_padding(padded):.1%}"
             table.add_row(f"window {window}, {emptiness}", padding, str(len(batches)), *costs)
-    engines.batching.EMPTINESS = usual
+    prefork.engines.batching.EMPTINESS = usual
     console.print(table)
 
 

@@ -26,11 +26,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import prefork.runtime
-from engines.audio import SAMPLE_RATE, read_audio
-from platform_matrix.matrix import Plan, Request
 from prefork import Runtime
 from prefork.corpus import find_jobs
+from prefork.engines.audio import SAMPLE_RATE, read_audio
 from prefork.pipeline import Intake, transcribe
+from prefork.platform_matrix.matrix import Plan, Request
 from prefork.process import measure_memory
 from tests.prefork.command import read_outputs, run
 

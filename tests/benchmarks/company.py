@@ -23,13 +23,13 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from engines.base import Engine, Job, Segment, Tensors  # noqa: E402
-from engines.ctc_aligner import EMBEDDED, CTCAligner  # noqa: E402
-from engines.document import Document, Word  # noqa: E402
-from engines.formats import open_document  # noqa: E402
-from engines.whisper_aligner import WhisperAligner  # noqa: E402
-from engines.whisper_asr import WhisperASR  # noqa: E402
 from prefork.corpus import find_jobs  # noqa: E402
+from prefork.engines.base import Engine, Job, Segment, Tensors  # noqa: E402
+from prefork.engines.ctc_aligner import EMBEDDED, CTCAligner  # noqa: E402
+from prefork.engines.document import Document, Word  # noqa: E402
+from prefork.engines.formats import open_document  # noqa: E402
+from prefork.engines.whisper_aligner import WhisperAligner  # noqa: E402
+from prefork.engines.whisper_asr import WhisperASR  # noqa: E402
 from prefork.pipeline import Intake  # noqa: E402
 
 SPEECH = ROOT.parent / "shared" / "data" / "speech"

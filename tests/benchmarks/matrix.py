@@ -22,9 +22,9 @@ from rich.table import Table
 from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
 
 import prefork.runtime
-from engines.base import Job
-from platform_matrix.matrix import Plan, Request
 from prefork import Runtime
+from prefork.engines.base import Job
+from prefork.platform_matrix.matrix import Plan, Request
 from prefork.process import Memory, measure_memory
 
 TRIES = 20

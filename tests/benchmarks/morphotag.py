@@ -25,12 +25,12 @@ from rustling.chat import CHAT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engines import formats
-from engines.base import Job
-from engines.document import Document
-from engines.stanza_models import EMBEDDED
 from prefork import Runtime
 from prefork.corpus import find_jobs
+from prefork.engines import formats
+from prefork.engines.base import Job
+from prefork.engines.document import Document
+from prefork.engines.stanza_models import EMBEDDED
 from prefork.pipeline import Intake, Stage
 from prefork.process import Memory, measure_memory
 from tests.prefork.command import read_outputs, run

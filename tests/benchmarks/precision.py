@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engines.audio import probe
-from engines.base import Job
-from engines.checkpoint import DTYPES
-from engines.ctc_aligner import CTCAligner
 from prefork import Runtime
+from prefork.engines.audio import probe
+from prefork.engines.base import Job
+from prefork.engines.checkpoint import DTYPES
+from prefork.engines.ctc_aligner import CTCAligner
 from prefork.memlog import read_log
 
 sys.path.append(str(Path(__file__).parent))

@@ -25,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from engines.base import Job
+from prefork.engines.base import Job
 from prefork.process import measure_memory
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
@@ -294,7 +294,7 @@ def _join_recordings(folder: Path) -> None:
     import av
     import numpy as np
 
-    from engines.audio import probe, read_audio
+    from prefork.engines.audio import probe, read_audio
 
     lines = [
         "@UTF8",

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.alignment import (
+from prefork.engines.alignment import (
     WILDCARD,
     Clock,
     Vocabulary,
@@ -19,7 +19,7 @@ from engines.alignment import (
     separate_words,
     spread_words,
 )
-from engines.document import Timing, Word
+from prefork.engines.document import Timing, Word
 
 LETTERS = Vocabulary({c: i for i, c in enumerate(string.ascii_uppercase + "'", start=2)}, blank=0, separator=1)
 CLOCK = Clock(0.02)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engines.batching
-from engines.base import ELEMENTS_PER_SECOND
-from engines.batching import (
+import prefork.engines.batching
+from prefork.engines.base import ELEMENTS_PER_SECOND
+from prefork.engines.batching import (
     ELEMENTS_PER_GIGABYTE,
     GIGABYTE,
     Batcher,
@@ -73,7 +73,7 @@ def assert_fits(batch: Sequence[int], batching: Batching, factor: float = 1.0) -
 
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
-    results = doctest.testmod(engines.batching)
+    results = doctest.testmod(prefork.engines.batching)
     assert results.attempted >= 6
     assert results.failed == 0
 
@@ -578,5 +578,5 @@ def test_batches_by_length_pad_less_than_static_ones_of_the_same_memory() -> Non
 
 
 def test_batching_needs_no_torch() -> None:
-    code = "import sys, engines.batching; sys.exit('torch' in sys.modules)"
+    code = "import sys, prefork.engines.batching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

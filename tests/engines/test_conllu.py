@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rustling.conllu import CoNLLU
 from rustling.conllu import Token as Row
 
-from engines import formats
-from engines.base import InputError
-from engines.document import Document, SyntacticWord, Token, TokenKind, Utterance
-from engines.formats import conllu
+from prefork.engines import formats
+from prefork.engines.base import InputError
+from prefork.engines.document import Document, SyntacticWord, Token, TokenKind, Utterance
+from prefork.engines.formats import conllu
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TREEBANK = SHARED / "data" / "ud-english-ewt" / "en_ewt-ud-dev.conllu"

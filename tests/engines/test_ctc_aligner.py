@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
 
-from engines import formats
-from engines.base import InputError, Job, LoadError, Segment
-from engines.ctc_aligner import EMBEDDED, MOST_BYTES, CTCAligner
-from engines.document import Document, Timing, Utterance, Word
-from engines.forced_aligner import keep_apart
+from prefork.engines import formats
+from prefork.engines.base import InputError, Job, LoadError, Segment
+from prefork.engines.ctc_aligner import EMBEDDED, MOST_BYTES, CTCAligner
+from prefork.engines.document import Document, Timing, Utterance, Word
+from prefork.engines.forced_aligner import keep_apart
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 WORDS = ["And", "so", "my", "fellow", "Americans"]  # all of the three seconds of speech that come with the model

@@ -20,10 +20,10 @@ from transformers import (
     WavLMConfig,
 )
 
-from engines.audio import SAMPLE_RATE
-from engines.base import BYTES_PER_SECOND
-from engines.footprint import estimate_encoder
-from engines.whisper_ctc import WhisperCTCConfig
+from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.base import BYTES_PER_SECOND
+from prefork.engines.footprint import estimate_encoder
+from prefork.engines.whisper_ctc import WhisperCTCConfig
 from prefork.forecast import BASE
 
 MB = 1_000_000
@@ -106,9 +106,9 @@ def test_a_model_whose_sizes_are_unknown_is_taken_to_be_as_large_as_any(missing:
 _MEASURE = """
 import json, os, torch
 torch.set_num_threads(1)
-from engines.base import Segment
-from engines.ctc_aligner import CTCAligner
-from engines.footprint import estimate_encoder
+from prefork.engines.base import Segment
+from prefork.engines.ctc_aligner import CTCAligner
+from prefork.engines.footprint import estimate_encoder
 from prefork.process import PeakProbe, release_free_memory
 engine = CTCAligner()
 engine.setup()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rustling.srt import SRT
 from rustling.textgrid import TextGrid
 
-from engines import formats
-from engines.base import InputError, Job
-from engines.document import Character, Document, Timing, Utterance, Word
-from engines.formats.textgrid import fill
+from prefork.engines import formats
+from prefork.engines.base import InputError, Job
+from prefork.engines.document import Character, Document, Timing, Utterance, Word
+from prefork.engines.formats.textgrid import fill
 
 
 def make_word(text: str, start: float | None = None, end: float | None = None, characters: bool = False) -> Word:
@@ -206,8 +206,8 @@ def test_formats_start_no_threads_and_leave_torch_alone() -> None:
     """Both would be inherited, broken, by every forked worker."""
     script = """if True:
         import os, sys
-        from engines import formats
-        from engines.document import Document, Utterance, Word
+        from prefork.engines import formats
+        from prefork.engines.document import Document, Utterance, Word
         document = Document((Utterance("hi", (Word("hi", 0.0, 1.0),), None, 0.0, 1.0),), seconds=1.0)
         for name in formats.OUTPUTS:
             formats.render(document, name)
@@ -215,7 +215,7 @@ def test_formats_start_no_threads_and_leave_torch_alone() -> None:
     """
     if not Path("/proc/self/task").is_dir():
         pytest.skip("counts threads in /proc, which is Linux's")
-    root = Path(formats.__file__).parents[2]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
 

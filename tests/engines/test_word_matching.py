@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.base import Job
-from engines.document import Document, Recovery, Timing, Utterance, Word
-from engines.word_matching import WordMatcher, align_texts, spell_out
+from prefork.engines.base import Job
+from prefork.engines.document import Document, Recovery, Timing, Utterance, Word
+from prefork.engines.word_matching import WordMatcher, align_texts, spell_out
 
 LINES = ["the boy looked from the hand to her", "I walked up to my room", "she is 21 and has a new house"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from platform_matrix.matrix import Request
-from platform_matrix.nvml import Load, LoadMeter
+from prefork.platform_matrix.matrix import Request
+from prefork.platform_matrix.nvml import Load, LoadMeter
 from prefork.runtime import make_plan
 
 STAND_IN = os.environ.get("PREFORK_GPU_TESTS") == "cpu"

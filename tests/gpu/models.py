@@ -9,7 +9,7 @@ import wave
 from pathlib import Path
 from typing import Any
 
-from engines.base import Job
+from prefork.engines.base import Job
 from tests.gpu.machine import TORCH
 
 _ROOT = Path(__file__).resolve().parents[2]

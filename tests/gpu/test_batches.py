@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from engines import formats
-from engines.base import Job, Segment, Tensors
-from engines.ctc_aligner import CTCAligner
-from engines.forced_aligner import Piece
+from prefork.engines import formats
+from prefork.engines.base import Job, Segment, Tensors
+from prefork.engines.ctc_aligner import CTCAligner
+from prefork.engines.forced_aligner import Piece
 from prefork.loading import speed_up
 from prefork.staging import open_stage
 from tests.gpu.forked import do

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.batching import Batching
 from prefork import Job, Runtime, WorkerDied
+from prefork.engines.batching import Batching
 from prefork.jobs import JobResult
 from prefork.tasks import OutOfMemory
 from tests.gpu.machine import DEVICES, STAND_IN

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engines.ctc_aligner import CTCAligner
-from platform_matrix.nvml import Load
 from prefork import Runtime
+from prefork.engines.ctc_aligner import CTCAligner
 from prefork.loading import speed_up
+from prefork.platform_matrix.nvml import Load
 from tests.gpu import models
 from tests.gpu.forked import do
 from tests.gpu.machine import DEVICES, STAND_IN, STRATEGIES, TORCH, Meter, read_load

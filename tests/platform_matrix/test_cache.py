@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from platform_matrix.cache import Cache
+from prefork.platform_matrix.cache import Cache
 
 FULL = Path("/dev/full")
 
@@ -132,7 +132,7 @@ def test_an_entry_that_is_no_json_leaves_the_file_as_it_was(folder: Path) -> Non
 
 def test_two_processes_that_store_at_once_leave_a_whole_file(folder: Path) -> None:
     code = (
-        "import sys; from platform_matrix.cache import Cache\n"
+        "import sys; from prefork.platform_matrix.cache import Cache\n"
         "cache, me = Cache('some.json', 50), sys.argv[1]\n"
         "sys.stdin.readline()\n"
         "for number in range(60):\n"

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from platform_matrix.canary import Canary, Fate
+from prefork.platform_matrix.canary import Canary, Fate
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Python cannot fork here")
 

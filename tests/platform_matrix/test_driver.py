@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from platform_matrix.devices import Device, Devices
-from platform_matrix.driver import look_again
-from platform_matrix.selection import select
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.driver import look_again
+from prefork.platform_matrix.selection import select
 
 GB = 1_000_000_000
 # Two GPUs, or whatever CUDA_VISIBLE_DEVICES names if that is a MIG instance; `unusable` fails as a GPU does that

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from platform_matrix.devices import KINDS, MODES, MOST_BYTES, Device, Devices
-from platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
+from prefork.platform_matrix.devices import KINDS, MODES, MOST_BYTES, Device, Devices
+from prefork.platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
 
 MB = 1 << 20
 FACTS = Facts(
@@ -169,7 +169,7 @@ def test_the_facts_of_this_machine_are_read_without_torch_and_can_be_written_and
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = (
-        "import sys; from platform_matrix.facts import read_facts\n"
+        "import sys; from prefork.platform_matrix.facts import read_facts\n"
         "print(read_facts().to_json()); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from platform_matrix.hazards import (
+from prefork.platform_matrix.hazards import (
     Hazard,
     Severity,
     judge_driver,
@@ -17,11 +17,11 @@ from platform_matrix.hazards import (
     judge_native_count,
     judge_threads,
 )
-from platform_matrix.threads import Thread
+from prefork.platform_matrix.threads import Thread
 
 REPORT = """
 import json
-from platform_matrix.hazards import find_hazards
+from prefork.platform_matrix.hazards import find_hazards
 print(json.dumps([(hazard.name, hazard.severity, hazard.what) for hazard in find_hazards()]))
 """
 
@@ -60,7 +60,7 @@ begun.wait()
 
 CONNECTION = """
 import socket
-from platform_matrix.hazards import find_hazards
+from prefork.platform_matrix.hazards import find_hazards
 listening = socket.create_server(("127.0.0.1", 0))
 ours, port = socket.create_connection(listening.getsockname()), listening.getsockname()[1]
 found = find_hazards()
@@ -94,9 +94,12 @@ def _is(hazards: Sequence[Hazard], name: str, severity: Severity, *words: str) -
 
 def test_a_clean_process_has_none_and_neither_torch_nor_the_engines_are_imported_to_find_out() -> None:
     assert _report("") == []
-    imported = "import sys; import platform_matrix.hazards as h; h.find_hazards(); print(*sys.modules)"
+    imported = "import sys; import prefork.platform_matrix.hazards as h; h.find_hazards(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=60, check=True)
-    assert {"torch", "prefork", "engines"}.isdisjoint(modules.stdout.split())
+    ours = [name for name in modules.stdout.split() if name.startswith("prefork.")]
+    assert "torch" not in modules.stdout.split()
+    assert ours
+    assert all(name.startswith("prefork.platform_matrix") for name in ours)
 
 
 def test_torch_on_several_threads_and_cuda_in_the_process_that_forked_this_one_are_unsafe() -> None:

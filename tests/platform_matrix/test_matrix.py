@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from platform_matrix.devices import Device, Devices
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import (
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import (
     HOST,
     LIBRARIES,
     PRIVATE,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from platform_matrix.memory import MachineMemory, find_groups, keep_back, read_memory
+from prefork.platform_matrix.memory import MachineMemory, find_groups, keep_back, read_memory
 from tests.limits import MemoryGroup, NotAllowed
 
 MB = 1 << 20
@@ -391,7 +391,7 @@ def test_a_tenth_is_kept_back_and_at_most_two_gigabytes(limit: int, reserve: int
 def _run_limited(limit: str, *spaces: int, group: MemoryGroup | None = None) -> list[tuple[int, int]]:
     """Limit and available as a fresh process reads them that has first done what `limit` says."""
     code = (
-        "import sys; from platform_matrix.memory import read_memory\n"
+        "import sys; from prefork.platform_matrix.memory import read_memory\n"
         f"{limit}\n"
         "for space in map(int, sys.argv[1:]):\n"
         "    memory = read_memory(address_space=space)\n"

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from platform_matrix.nvml import Load, LoadMeter, list_watched
+from prefork.platform_matrix.nvml import Load, LoadMeter, list_watched
 
 
 class NVMLError(Exception):

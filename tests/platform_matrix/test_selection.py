@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from platform_matrix.devices import Device, Devices
-from platform_matrix.selection import parse_devices, select
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.selection import parse_devices, select
 
 GB = 1_000_000_000
 FIRST = Device("cuda", "NVIDIA H200", 150 * GB, 20 * GB, "9.0", "aaaa0000-1")

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from platform_matrix.threads import Thread, is_ending, list_threads, trace_python
+from prefork.platform_matrix.threads import Thread, is_ending, list_threads, trace_python
 
 FORK = """
 import json, os, time
-from platform_matrix.threads import list_threads
+from prefork.platform_matrix.threads import list_threads
 
 def lives(work):
     if (pid := os.fork()) == 0:

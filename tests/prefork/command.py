@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from engines.base import Job
+from prefork.engines.base import Job
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from platform_matrix.memory import MachineMemory, keep_back
 from prefork.admission import PATIENCE, Holder, Level, choose, find_room, judge
+from prefork.platform_matrix.memory import MachineMemory, keep_back
 
 GB = 1 << 30
 SIZES = st.integers(1, 1000)

@@ -15,10 +15,6 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from engines.base import LoadError
-from platform_matrix.devices import Devices
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import Plan, Request, decide
 from prefork.check import (
     EXIT_CODES,
     STEPS,
@@ -33,6 +29,10 @@ from prefork.check import (
     sum_up,
 )
 from prefork.check_report import Examined, annotate, check, write_junit
+from prefork.engines.base import LoadError
+from prefork.platform_matrix.devices import Devices
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.runtime import make_plan
 from tests.prefork.command import run
 

@@ -15,7 +15,7 @@ import pytest
 import typer
 from rustling.chat import CHAT
 
-from engines.batching import Batching
+from prefork.engines.batching import Batching
 from prefork.options import make_batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 

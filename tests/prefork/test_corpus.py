@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import InputError, Output
 from prefork.corpus import Corpus, find_jobs, find_languages
+from prefork.engines.base import InputError, Output
 from prefork.pipeline import Intake
 
 CHAT = "@UTF8\n@Begin\n@Languages:\teng\n@Media:\t{}, {}\n*CHI:\tgo .\n@End\n"

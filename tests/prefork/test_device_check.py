@@ -15,10 +15,6 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from platform_matrix.canary import Fate, Outcome
-from platform_matrix.devices import Device, Devices
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork import device_check
 from prefork.check import Finding, Reference, Step, Target, conclude
 from prefork.check_report import check
@@ -27,6 +23,10 @@ from prefork.comparison import NotComparable
 from prefork.device_check import DEVICE_STEPS, examine, find_obstacle, judge, part
 from prefork.device_examination import judge_naive
 from prefork.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
+from prefork.platform_matrix.canary import Fate, Outcome
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.runtime import make_plan
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 
-from engines.base import LoadError
 from prefork.arena import Arena
 from prefork.checksum import ROW_BYTES, Checksum, Summer, measure
 from prefork.device_memory import (
@@ -34,6 +33,7 @@ from prefork.device_memory import (
     WeightsChanged,
     attach,
 )
+from prefork.engines.base import LoadError
 from prefork.process import MemoryFile
 
 pytestmark = [

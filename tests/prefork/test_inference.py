@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from engines.base import Job, Segment, Tensors
-from engines.batching import Batcher, Batching
 from prefork.blame import Group
 from prefork.channel import Channel
+from prefork.engines.base import Job, Segment, Tensors
+from prefork.engines.batching import Batcher, Batching
 from prefork.inference import Refused, RemoteInference
 from prefork.loading import ServerOrder, Specification
 from prefork.server import _Server

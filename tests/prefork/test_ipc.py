@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import prefork.runtime
-from platform_matrix.matrix import Plan, Request, Strategy
 from prefork import Runtime
 from prefork.jobs import JobResult
+from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from engines.base import InputError, Job, Output
+from prefork.engines.base import InputError, Job, Output
 from prefork.journal import Journal
 from prefork.outputs import OutputFolder
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engines.batching import Batching
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.engines.batching import Batching
 from prefork.machine import show_plan
 from prefork.planning import describe_batches, find_obstacles
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from tests.prefork.command import SAMPLES, copy_sample, run
 
 GB = 1_000_000_000

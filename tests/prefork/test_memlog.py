@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from engines.base import InputError
 from prefork.cli import app
+from prefork.engines.base import InputError
 from prefork.memlog import Event, MemoryLog, follow, list_throttled, read_log, sum_up
 from prefork.memlog_picture import draw_picture, pile_up, show_figures
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from platform_matrix.memory import read_memory
 from prefork.monitor import (
     CHECKPOINTS,
     Alarm,
@@ -29,6 +28,7 @@ from prefork.monitor import (
     Stage,
     measure_recovery,
 )
+from prefork.platform_matrix.memory import read_memory
 from tests.prefork.command import run_apart
 
 GB = 1 << 30

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from engines.base import InputError
+from prefork.engines.base import InputError
 from prefork.outputs import OutputFolder
 
 

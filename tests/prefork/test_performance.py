@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
-from platform_matrix.devices import Device, Devices
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import Request, Strategy, decide
 from prefork import performance
 from prefork.governor import Tally
 from prefork.loading import Inventory
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.report import GPULoad, Summary, tabulate
 
 FULL = Path("/dev/full")

@@ -20,9 +20,9 @@ WINDOWS = """
 import os, signal, socket, sys
 
 import torch, numpy, psutil, platformdirs, rich.console, typer  # what others import is their business
-import engines.ctc_aligner
+import prefork.engines.ctc_aligner
 
-for name in [name for name in sys.modules if name.split(".")[0] in ("prefork", "engines", "platform_matrix")]:
+for name in [name for name in sys.modules if name.split(".")[0] == "prefork"]:
     del sys.modules[name]
 for name in ("fcntl", "termios", "resource", "pwd", "grp", "pty", "tty", "syslog"):
     sys.modules[name] = None
@@ -37,15 +37,14 @@ for name in ("recv_fds", "send_fds", "SCM_RIGHTS", "AF_UNIX"):
         delattr(socket, name)
 
 import importlib, pkgutil
-import prefork, engines, platform_matrix
+import prefork
 count = 0
-for package in (prefork, engines, platform_matrix):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name != "prefork.pytest_plugin":
-            importlib.import_module(module.name)
-            count += 1
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import Request, decide
+for module in pkgutil.walk_packages(prefork.__path__, "prefork."):
+    if module.name != "prefork.pytest_plugin":
+        importlib.import_module(module.name)
+        count += 1
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import Request, decide
 facts = Facts("windows", "11", "AMD64", "3.11.7", ("spawn",), 8, 8, 16 << 30, 16 << 30, 12 << 30)
 plan = decide(facts, Request(engines=("ctc",)))
 print(count, plan.row.title, plan.strategy, plan.refusal or "no refusal", sep="|")

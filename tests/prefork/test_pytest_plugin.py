@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from platform_matrix.devices import Device, Devices
-from platform_matrix.facts import Facts
-from platform_matrix.matrix import decide
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.matrix import decide
 from prefork.pytest_plugin import require_fork_safe
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"

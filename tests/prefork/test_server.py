@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from engines.batching import Batching
 from prefork import Job, Runtime, WorkerDied
+from prefork.engines.batching import Batching
 from prefork.jobs import JobResult
 from prefork.tasks import HangLimit, OutOfMemory
 from tests.prefork.command import write_job
@@ -223,7 +223,7 @@ def test_more_segments_wait_than_files_may_be_open(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason() -> None:
-    from engines.base import LoadError
+    from prefork.engines.base import LoadError
 
     with pytest.raises(LoadError, match="told not to load"), serve("script", options={"fail": "load"}):
         pass

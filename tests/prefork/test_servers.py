@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from platform_matrix.facts import read_facts
-from platform_matrix.matrix import Request, Strategy, decide
 from prefork.blame import Group
 from prefork.channel import Channel
 from prefork.child import Output
 from prefork.governor import Governor
 from prefork.loading import Inventory, Specification
 from prefork.loop import Loop
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.servers import Servers
 from prefork.tasks import HangLimit
 

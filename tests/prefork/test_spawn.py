@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 import prefork.runtime
-from platform_matrix.devices import Devices
-from platform_matrix.facts import read_facts
-from platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork import LoadError, Runtime, WorkerDied
+from prefork.platform_matrix.devices import Devices
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from tests.prefork.command import PREFORK, copy_sample, read_outputs, run, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -166,7 +166,7 @@ def test_fewer_workers_than_were_asked_for_are_explained(
         assert "5 workers would take " in caplog.text and "; 2 fit" in caplog.text
         caplog.clear()
         with pytest.raises(LoadError, match="not enough memory for one worker"):
-            monkeypatch.setattr("platform_matrix.budget.LIBRARIES", 3_000_000_000)
+            monkeypatch.setattr("prefork.platform_matrix.budget.LIBRARIES", 3_000_000_000)
             Runtime(load=functions.load_linear, workers=1).wait_until_loaded()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rustling.chat import CHAT
 
-from engines.audio import read_audio
+from prefork.engines.audio import read_audio
 from prefork.monitor import CHECKPOINTS
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 from tests.engines.test_rev import Service

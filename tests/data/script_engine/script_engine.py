@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from engines.base import Engine, HostEngine, InputError, Job, LoadError, Segment, Tensors
-from engines.document import Document, Timing, Utterance, Word
+from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.document import Document, Timing, Utterance, Word
 
 
 class ScriptEngine(Engine):

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engines.base import InputError, Job, LoadError
-from engines.document import Document, Utterance, Word
+from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.document import Document, Utterance, Word
 
 
 class Oracle:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from engines.base import Engine, Job, Segment, Tensors
-from engines.document import Document, Timing, Utterance, Word
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.document import Document, Timing, Utterance, Word
 
 _VERBS = ("say", "sleep", "fill", "assert")
 
