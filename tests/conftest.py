@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests import launcher
 from tests.prefork.command import wait_until_gone
+from tests.turns import take_turn
 
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
 
@@ -31,6 +35,31 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _launcher(_cache: None) -> Iterator[None]:
+    """Starts what prefork starts; see there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.setattr(subprocess, "Popen", launcher.Popen)
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in two processes, if pytest-xdist is there and nobody says otherwise (-n, --pdb)."""
+    option = config.option
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if whole and getattr(option, "numprocesses", 0) is None and not (option.usepdb or option.collectonly):
+        option.numprocesses, option.dist = 2, "loadscope"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    launcher.Popen.is_off = item.get_closest_marker("exec") is not None
+    with take_turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 @pytest.fixture
 def script_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another package's engine is installed: its folder is where Python looks for packages."""
@@ -48,6 +77,6 @@ def _no_process_left() -> Iterator[None]:
 
 def _is_ours(process: psutil.Process) -> bool:
     try:
-        return "prefork" in " ".join(process.cmdline())
+        return "from prefork." in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # it ended while we looked
         return False

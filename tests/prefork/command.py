@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from prefork.engines.base import Job
+from tests.launcher import LAUNCHER
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
@@ -66,6 +67,12 @@ def _runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def find_children(pid: int, recursive: bool = False) -> list[psutil.Process]:
+    """As psutil; what `tests.launcher` has put between them left out."""
+    found = psutil.Process(pid).children(recursive)
+    return [child for child in found if child.cmdline()[:1] != [LAUNCHER]]
 
 
 def write_wav(path: Path, seconds: float) -> None:

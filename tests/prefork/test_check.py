@@ -36,6 +36,8 @@ from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.runtime import make_plan
 from tests.prefork.command import run
 
+pytestmark = pytest.mark.exec
+
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 
 

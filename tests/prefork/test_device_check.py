@@ -29,6 +29,8 @@ from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.runtime import make_plan
 
+pytestmark = pytest.mark.exec
+
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 GIGABYTE = 1 << 30
 

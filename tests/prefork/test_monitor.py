@@ -31,6 +31,8 @@ from prefork.monitor import (
 from prefork.platform_matrix.memory import read_memory
 from tests.prefork.command import run_apart
 
+pytestmark = [pytest.mark.exec, pytest.mark.alone]
+
 GB = 1 << 30
 MB = 1 << 20
 NAMES = """\

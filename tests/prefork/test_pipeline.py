@@ -177,6 +177,7 @@ def test_a_service_works_in_threads_of_this_process_and_costs_no_job_but_its_own
     assert 1 < most <= 3
 
 
+@pytest.mark.exec  # its engine says whether torch is there
 def test_a_service_alone_needs_no_torch_here(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

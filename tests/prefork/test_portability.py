@@ -13,6 +13,8 @@ import pytest
 
 from prefork.child import Output
 
+pytestmark = pytest.mark.exec
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Takes from a fresh interpreter what Windows does not have, then imports every module and decides.

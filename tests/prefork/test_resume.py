@@ -9,10 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.prefork.command import copy_sample, read_outputs, run, start, wait_until_gone, write_script
+from tests.prefork.command import copy_sample, find_children, read_outputs, run, start, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 SCRIPT = ["--engine", "script", "--format", "json", "--json", "--workers", "2"]
@@ -36,7 +35,7 @@ def _wait_for(process: subprocess.Popen[str], event: str) -> str:
 
 
 def _family(process: subprocess.Popen[str]) -> list[int]:
-    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    return [child.pid for child in find_children(process.pid, recursive=True)]
 
 
 def _summary(output: str) -> dict[str, object]:
@@ -100,7 +99,7 @@ def test_killed_workers_zygote_and_supervisor_lose_no_output(corpus: Path, tmp_p
     with start("align", corpus, tmp_path / "hunted", *SCRIPT) as process:
         for _ in range(2):
             _wait_for(process, "done")
-            zygote = psutil.Process(process.pid).children()[0]
+            zygote = find_children(process.pid)[0]
             os.kill(zygote.children()[0].pid, signal.SIGKILL)
         os.kill(zygote.pid, signal.SIGKILL)
         _wait_for(process, "done")

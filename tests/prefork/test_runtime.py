@@ -139,6 +139,7 @@ def test_numbers_that_make_no_sense_are_refused_with_their_name(argument: dict[s
         Runtime(**argument)
 
 
+@pytest.mark.exec  # it says whether the program has imported torch
 def test_functions_of_a_script_work_and_the_script_is_not_run_twice(tmp_path: Path) -> None:
     script = tmp_path / "user_script.py"
     script.write_text(

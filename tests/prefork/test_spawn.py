@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 import prefork.runtime
@@ -20,7 +19,7 @@ from prefork import LoadError, Runtime, WorkerDied
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from tests.prefork.command import PREFORK, copy_sample, read_outputs, run, wait_until_gone, write_script
+from tests.prefork.command import PREFORK, copy_sample, find_children, read_outputs, run, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 
@@ -86,6 +85,7 @@ def test_jobs_of_spawned_workers_survive_their_deaths_and_bad_input_costs_only_i
 
 
 @pytest.mark.slow
+@pytest.mark.exec  # they are what each process draws at random
 def test_weights_that_differ_from_process_to_process_are_refused() -> None:
     import script_functions as functions
 
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_spawned_workers_in_time(tmp_path: Path) -> None:
 def _wait_for_children(pid: int, count: int) -> list[int]:
     deadline = time.monotonic() + 30
     while True:
-        children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        children = [child.pid for child in find_children(pid, recursive=True)]
         if len(children) >= count:
             return children
         assert time.monotonic() < deadline, sys.executable

@@ -1,0 +1,392 @@
+"""Starts prefork's own processes by fork, from one that has imported what they import. For tests alone.
+
+To import torch and transformers takes 2.5 s of a core, and hundreds of tests start processes that do. In place of
+`subprocess.Popen` stands a class that hands the start of such a process to a launcher: a process that has imported
+everything, has computed nothing, has one thread, and forks. What it forks is a child of whoever asked, as with exec:
+the asker adopts what the launcher's child leaves behind (PR_SET_CHILD_SUBREAPER, prctl(2)). It has the environment, the
+arguments, the folder, the descriptors, the limits and the command line that exec would have given it.
+
+    asker                        launcher                  intermediate            child
+      request, descriptors  -->    fork              -->     fork            -->     waits until the asker is its parent
+                            <--                      <--     its pid, and ends       runs the code
+
+What would notice the difference is exec'ed: a process with another PYTHONPATH, with variables that libraries read when
+they are imported, with `preexec_fn`, and whatever a test marked `exec` starts: tests of memory, of what is imported, of
+the command as the user's shell starts it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import fcntl
+import gc
+import importlib
+import inspect
+import io
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+LAUNCHER = "tests.launcher"  # the command line of one that the command has for itself
+ROOT = Path(__file__).resolve().parents[1]
+# What runs a child of prefork, as `prefork.child` writes it, or the command, as `tests.prefork.command` does.
+_OURS = re.compile(
+    r"import sys; sys\.path\.append\(sys\.argv\[1\]\); .*from prefork\.(zygote|spawned|server|check|device_examination|"
+    r"examination|owner) import main; main\(\)|from prefork\.cli import main; main\(\)"
+)
+_IMPORTED = (
+    *("torch", "torchaudio", "transformers", "stanza", "av", "rustling", "rich.live", "typer", "yaml", "num2words"),
+    *("prefork.cli", "prefork.run", "prefork.zygote", "prefork.spawned", "prefork.server", "prefork.worker"),
+    *("prefork.machine", "prefork.planning", "prefork.report", "prefork.arena", "prefork.memlog", "prefork.check"),
+    *("prefork.engines.ctc_aligner", "prefork.engines.ctc_recovery", "prefork.engines.whisper_asr"),
+    *("prefork.engines.whisper_aligner", "prefork.engines.stanza_tagger", "prefork.engines.word_matching"),
+    *("transformers.models.wav2vec2", "transformers.models.whisper", "transformers.models.auto.modeling_auto"),
+)
+_READ_AT_IMPORT = re.compile(
+    r"(HF|TRANSFORMERS|TORCH|PYTORCH|OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|PYTHON|LD|LC|GOMP)_|LANG"
+)
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+_LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
+_SECONDS = 60.0  # for an answer
+_HIGH = 1024  # descriptors below it may be wanted by their number
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Launcher:
+    """One to ask. environment: what it was started with, or forked from."""
+
+    def __init__(self, connection: socket.socket, environment: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @classmethod
+    def start(cls) -> Launcher:
+        """A fresh process, which imports everything."""
+        from prefork.loading import _ENVIRONMENT
+
+        environment = {**os.environ, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            code = "import sys; sys.path[0] = sys.argv[1]; from tests.launcher import main; main(int(sys.argv[2]))"
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(ROOT), str(theirs.fileno()), "x" * _LONGEST],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        if ours.recv(1) != b"r":
+            raise RuntimeError("the launcher of the tests could not be started; what it printed stands above")
+        return cls(ours, environment)
+
+    def may_start(self, code: str, environment: Mapping[str, str]) -> bool:
+        """Whether it can do what exec would."""
+        if os.getpid() != self._pid:
+            return False
+        changed = {
+            name
+            for name in environment.keys() | self._environment.keys()
+            if environment.get(name) != self._environment.get(name) and _READ_AT_IMPORT.match(name)
+        }
+        missing = changed - environment.keys() - {"OMP_WAIT_POLICY"}
+        path = environment.get("PYTHONPATH", "").split(os.pathsep)
+        known = {*self._environment.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
+        computes = not _is_program(code)
+        return set(path) <= known and not (changed & environment.keys()) - {"PYTHONPATH"} and not (missing and computes)
+
+    def fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> int:
+        """The pid of a child of this process. fds: stdin, stdout, stderr, and what else it inherits."""
+        with self._lock, _adopting():
+            data = json.dumps({**request, "parent": os.getpid()}).encode()
+            socket.send_fds(self._connection, [len(data).to_bytes(4, "big")], list(fds))
+            self._connection.sendall(data)
+            pid = int.from_bytes(_read(self._connection, 4), "big")
+            until = time.monotonic() + _SECONDS
+            while _find_parent(pid) not in (os.getpid(), None):  # the intermediate process is about to end
+                if time.monotonic() > until:
+                    raise TimeoutError(f"process {pid} did not become this one's child")
+                time.sleep(0.0005)
+        return pid
+
+
+class Popen(subprocess.Popen[Any]):
+    """As subprocess's; what the launcher may start, it starts."""
+
+    launcher: Launcher | None = None
+    is_off = False
+
+    def _execute_child(self, *arguments: Any) -> None:  # type: ignore[override]
+        wanted = inspect.signature(super()._execute_child).bind(*arguments).arguments  # type: ignore[misc]
+        environment = os.environ if wanted["env"] is None else wanted["env"]
+        plain = not wanted["shell"] and wanted["preexec_fn"] is wanted["executable"] is wanted["uid"] is None
+        code = _find_code(wanted["args"]) if plain and not self.is_off else None
+        if code is None or not self._ask().may_start(code, environment):
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            return
+        ends = [wanted["p2cread"], wanted["c2pwrite"], wanted["errwrite"]]
+        kept = list(wanted["pass_fds"])
+        request = {
+            "arguments": [os.fsdecode(argument) for argument in wanted["args"]],
+            "code": code,
+            "environment": dict(environment),
+            "folder": os.fsdecode(wanted["cwd"] or Path.cwd()),
+            "session": wanted["start_new_session"],
+            "kept": kept,
+            "cores": sorted(os.sched_getaffinity(0)),
+            "limits": {kind: resource.getrlimit(kind) for kind in _list_limits()},
+        }
+        fds = [own if end == -1 else end for own, end in enumerate(ends)]
+        try:
+            self.pid = self._ask().fork(request, fds + kept)
+            self._child_created = True
+        finally:
+            pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+            self._close_pipe_fds(*(wanted[name] for name in pipes))  # type: ignore[attr-defined]
+
+    @classmethod
+    def _ask(cls) -> Launcher:
+        if cls.launcher is None:
+            cls.is_off = True
+            try:
+                cls.launcher = Launcher.start()
+            finally:
+                cls.is_off = False
+        return cls.launcher
+
+
+def _find_code(arguments: Any) -> str | None:
+    """What a process of prefork's, or a user's script that imports it, is to run; None if it is another's."""
+    found = [] if isinstance(arguments, str | bytes) else [os.fsdecode(argument) for argument in arguments]
+    if found[:1] != [sys.executable]:
+        return None
+    if "-c" in found[:3]:
+        code = found[found.index("-c") + 1]
+        return code if _OURS.fullmatch(code) else None
+    if len(found) > 1 and found[1].endswith(".py") and (script := Path(found[1])).is_file():
+        text = script.read_text(encoding="utf-8")
+        return text if re.search(r"^(from|import) prefork\b", text, re.MULTILINE) else None
+    return None
+
+
+def _is_program(code: str) -> bool:
+    """Whether it is what a user starts, and no process of prefork's."""
+    return "prefork.cli" in code or not _OURS.fullmatch(code)
+
+
+def main(handle: int) -> None:
+    """Entry point of the launcher."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks decides when it ends
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    if (threads := len(os.listdir("/proc/self/task"))) != 1:
+        raise RuntimeError(f"the launcher of the tests has {threads} threads; what it imports must start none")
+    gc.collect()
+    gc.freeze()
+    connection = socket.socket(fileno=handle)
+    connection.send(b"r")
+    _serve(connection, dict(os.environ))
+
+
+def _serve(connection: socket.socket, environment: Mapping[str, str]) -> None:
+    """Until whoever asks has gone."""
+    while True:
+        try:
+            head, fds, _, _ = socket.recv_fds(connection, 4, 64)
+            request = json.loads(_read(connection, int.from_bytes(head, "big"))) if head else None
+        except (EOFError, ConnectionResetError):
+            request = None
+        if request is None:
+            os._exit(0)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            _fork_again(connection, writing, request, fds, environment)
+        os.close(writing)
+        for fd in fds:
+            os.close(fd)
+        answer = os.read(reading, 4)
+        os.close(reading)
+        os.waitpid(pid, 0)
+        connection.sendall(answer or bytes(4))
+
+
+def _fork_again(
+    connection: socket.socket, writing: int, request: Mapping[str, Any], fds: list[int], environment: Mapping[str, str]
+) -> NoReturn:
+    """In the intermediate process: what it forks becomes the asker's child when it ends."""
+    pid = os.fork()
+    if pid:
+        os.write(writing, pid.to_bytes(4, "big"))
+        os._exit(0)
+    status = 1
+    try:
+        os.close(writing)
+        connection.close()
+        status = _become(request, fds, environment)
+    except BaseException:  # noqa: BLE001  nothing may unwind into the launcher's frames
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
+
+
+def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str, str]) -> int:
+    """Turns a forked process into what exec would have made, and runs the code; its exit status."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in fds]
+    places = [0, 1, 2, *request["kept"]]
+    os.closerange(3, _HIGH)
+    for fd, place in zip(high, places, strict=True):
+        os.dup2(fd, place)
+    for fd in high:
+        if fd not in places:
+            os.close(fd)
+    if request["session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    os.sched_setaffinity(0, request["cores"])
+    for kind, limits in request["limits"].items():
+        resource.setrlimit(int(kind), tuple(limits))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    while os.getppid() != request["parent"]:
+        time.sleep(0.0005)
+    arguments, code = request["arguments"], request["code"]
+    if _is_program(code):
+        _prepare_to_ask(environment)
+    _show_command(arguments)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    known = environment.get("PYTHONPATH", "").split(os.pathsep)
+    added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
+    script = None if "-c" in arguments[:3] else arguments[1]
+    beside = [] if "-P" in arguments else [os.path.dirname(script) if script else ""]  # noqa: PTH120  as Python has it
+    sys.path[:0] = [*beside, *added]
+    importlib.invalidate_caches()
+    sys.argv = arguments[1:] if script else ["-c", *arguments[arguments.index("-c") + 2 :]]
+    for name, (fd, mode) in {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}.items():
+        setattr(sys, name, _open(name, fd, mode))
+        setattr(sys, f"__{name}__", getattr(sys, name))
+    return _run(code, script)
+
+
+def _open(name: str, fd: int, mode: str) -> io.TextIOWrapper:
+    """As Python opens its standard streams."""
+    raw = io.FileIO(fd, mode, closefd=False)
+    buffer: Any = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    old = getattr(sys, name)
+    return io.TextIOWrapper(
+        buffer,
+        old.encoding,
+        old.errors,
+        line_buffering=name == "stderr" or raw.isatty(),
+        write_through=name == "stderr",
+    )
+
+
+def _prepare_to_ask(environment: Mapping[str, str]) -> None:
+    """The command starts processes of its own: a launcher of its own, forked before it has a thread, is its child."""
+    ours, theirs = socket.socketpair()
+    asker = os.getpid()
+    if os.fork() == 0:
+        os.setsid()
+        _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != asker:
+            os._exit(0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nothing, fd)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, _HIGH)
+        _show_command([LAUNCHER])
+        _serve(theirs, environment)
+    theirs.close()
+    Popen.launcher = Launcher(ours, environment)
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _run(code: str, script: str | None) -> int:
+    """Runs it as the main module, to the end of the interpreter; its exit status."""
+    main_module = types.ModuleType("__main__")
+    if script:
+        main_module.__file__ = script
+    sys.modules["__main__"] = main_module
+    status = 0
+    try:
+        exec(compile(code, script or "<string>", "exec"), main_module.__dict__)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001  as the interpreter does it
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        status = 120
+    return status & 0xFF
+
+
+def _show_command(arguments: Sequence[str]) -> None:
+    """In /proc/self/cmdline, where the launcher has left room for it: proc_pid_stat(5), arg_start and arg_end."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    text = b"\0".join(os.fsencode(argument) for argument in arguments)[: end - start - 1]
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Children of children that end without them become this process's."""
+    _libc.prctl(_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _libc.prctl(_SUBREAPER, 0)
+
+
+def _find_parent(pid: int) -> int | None:
+    """None if it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _list_limits() -> list[int]:
+    return [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        if not select.select([connection], [], [], _SECONDS)[0]:
+            raise TimeoutError("the launcher of the tests does not answer")
+        if not (more := connection.recv(count - len(data))):
+            raise EOFError("the launcher of the tests has gone")
+        data += more
+    return data
