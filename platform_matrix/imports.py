@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distribution, packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from types import TracebackType
 
 from prefork.platform_matrix.versions import (
     PAIRED,
+    Package,
     Versions,
     describe_distribution,
     describe_pair,
     find_conflict,
     find_module,
+    is_in,
     normalise,
     read_distribution,
     read_versions,
 )
 
 _OWN = ("prefork", "__main__", "__mp_main__")
+_Module = tuple[str, str]  # its name, and its file
 
 
 def explain_import(error: BaseException) -> str:
-    """What made an import fail, in a line; empty if it was none that failed, or no package's that is installed.
+    """What made an import fail, in a line; empty if it was none that failed, or no package's that is known.
 
     error: with its traceback. Whatever a package raises while it is imported counts: OSError of a library that is not
     there, AttributeError of another package's that has changed.
     """
     chain = list(_follow(error))
-    if not chain or isinstance(chain[-1], MemoryError | KeyboardInterrupt):
+    if not chain or _is_for_memory(chain[-1]):
         return ""
+    versions = read_versions()
     modules = [module for link in chain for module in _list_modules(link.__traceback__)]
-    importers = [
-        (name, file) for name, file in modules if name.partition(".")[0] not in (*_OWN, *sys.stdlib_module_names)
-    ]
+    foreign = [module for module in modules if _find_top(module[0]) not in (*_OWN, *sys.stdlib_module_names)]
+    importer = _identify(versions, *foreign[-1]) if foreign else None
     root = chain[-1]
     named = (root.name or "") if isinstance(root, ImportError) else ""
-    if named and not _exists(named.partition(".")[0]):
-        return _describe_missing(named, *importers[-1:])
-    if not importers and named.partition(".")[0] not in _OWN:
-        importers = [(named, "")] if named else []
-    found = _find_distribution(*importers[-1]) if importers else None
-    if found is None:
-        return ""
-    name, version = describe_distribution(found)
-    return _describe_broken(normalise(name), version, _find_reason(root))
+    if isinstance(root, ModuleNotFoundError) and named and not _exists(_find_top(named)):
+        return _describe_missing(versions, named, importer)
+    if named and not foreign and _find_top(named) not in _OWN:
+        importer = _identify(versions, named)
+    return _describe_broken(versions, importer, _find_reason(root)) if importer is not None else ""
 
 
 def _follow(error: BaseException) -> Iterator[BaseException]:
@@ -78,61 +78,74 @@ def _exists(module: str) -> bool:
         return sys.modules.get(module) is not None
 
 
-def _find_distribution(module: str, file: str) -> Distribution | None:
-    """The one that a module belongs to."""
-    top = module.partition(".")[0]
+def _find_top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    """Then the package is not to blame."""
+    starved = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return starved or isinstance(error, MemoryError) or "annot allocate memory" in str(error)
+
+
+def _find_package(versions: Versions, module: str) -> Package | None:
+    """Of those that prefork needs, the one that a module belongs to."""
+    return next((package for package in versions.packages if is_in(module, find_module(package.name))), None)
+
+
+def _identify(versions: Versions, module: str, file: str = "") -> Package | None:
+    """The package that a module belongs to."""
+    package = _find_package(versions, module)
+    if package is not None and package.present:
+        return package
+    top = _find_top(module)
     found = read_distribution(top, file)
-    if found is not None:
-        return found
-    names = packages_distributions().get(top, [])  # half a second, which has no importance any more
-    wanted = normalise(module)
-    nearest = max(names, key=lambda name: wanted.startswith(normalise(name)), default=None)
-    return distribution(nearest) if nearest is not None else None
+    if found is None:
+        wanted = normalise(module)
+        names = packages_distributions().get(top, [])  # takes half a second, which has no importance any more
+        nearest = max(names, key=lambda name: wanted.startswith(normalise(name)), default=None)
+        found = distribution(nearest) if nearest is not None else None
+    return Package(*describe_distribution(found)) if found is not None else None
 
 
 def _find_reason(error: BaseException) -> str:
     """What it says, in a line; the loader's messages and those of imports need no class to be understood."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "".join(character for character in (lines or [""])[-1] if character.isprintable())
+    text = "".join(character for character in (lines or [""])[0] if character.isprintable())
     if text and isinstance(error, ImportError | OSError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _describe_missing(module: str, importer: tuple[str, str] = ("", "")) -> str:
-    top = module.partition(".")[0]
-    found = _find_distribution(*importer) if importer[0] else None
-    name, version = describe_distribution(found) if found is not None else ("", "")
-    needed = f", which {name} {version} needs" if name else ""
-    if top in sys.stdlib_module_names:
+def _describe_missing(versions: Versions, module: str, importer: Package | None) -> str:
+    package = _find_package(versions, module)
+    if package is not None and package.present:
+        return _describe_broken(versions, package, "its files are not there, only what pip has noted of them")
+    if package is not None and (conflict := find_conflict(versions, [package.name])) is not None:
+        return str(conflict)
+    needed = f", which {importer.name} {importer.version} needs" if importer is not None else ""
+    if _find_top(module) in sys.stdlib_module_names:
         python = platform.python_version()
         return f"Python {python} was built without its module {module}{needed}; take another Python, or build it anew"
-    versions = read_versions()
-    for package in versions.packages:
-        if find_module(package.name) == top:
-            conflict = find_conflict(versions, [package.name])
-            if conflict is not None and not package.present:
-                return str(conflict)
-            return _describe_broken(package.name, package.version, f"there is no module {top}")
-    remedy = (
-        f"pip install --force-reinstall {name}=={version}" if name and version else "install the package that has it"
-    )
-    return f"{module} is not installed{needed}; {remedy}"
+    if importer is not None and importer.name:
+        return f"there is no module {module}{needed}; type: {_reinstall(versions, importer)}"
+    return f"there is no module {module}; install the package that has it, or name its folder in PYTHONPATH"
 
 
-def _describe_broken(name: str, version: str, reason: str) -> str:
+def _describe_broken(versions: Versions, package: Package, reason: str) -> str:
     """A conflict that is known, or else what it is and how to have it anew."""
-    versions = read_versions()
-    needed = PAIRED if name in PAIRED else (name,)
+    needed = PAIRED if package.name in PAIRED else (package.name,)
     if (conflict := find_conflict(versions, needed)) is not None:
         return str(conflict)
-    return f"{name} {version or '(of unknown version)'} cannot be imported: {reason}; type: {_find_remedy(versions, name, version)}"
+    what = f"{package.name} {package.version or 'of an unknown version'}"
+    return f"{what} cannot be imported: {reason}; type: {_reinstall(versions, package)}"
 
 
-def _find_remedy(versions: Versions, name: str, version: str) -> str:
-    if name in PAIRED:
-        return describe_pair(versions).replace("pip install", "pip install --force-reinstall", 1)
-    package = versions.find(name)
-    if package is not None and package.wanted:
-        return f"pip install --force-reinstall {package.requirement}"
-    return f"pip install --force-reinstall {name}=={version}" if version else f"pip install --force-reinstall {name}"
+def _reinstall(versions: Versions, package: Package) -> str:
+    if package.name in PAIRED:
+        command = describe_pair(versions)
+    elif package.wanted or not package.version:
+        command = f"pip install {package.requirement}"
+    else:
+        command = f"pip install {package.name}=={package.version}"
+    return command.replace("pip install", "pip install --force-reinstall", 1)

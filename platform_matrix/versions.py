@@ -40,7 +40,7 @@ TRIALS = (
     Trial("2.14.1", "2.11.1", "", "2026-11-28"),
 )
 PAIRED = ("torch", "torchaudio")
-_MODULES = {"pyyaml": "yaml", "pyannote-audio": "pyannote"}  # where the module is not called as its package is
+_MODULES = {"pyyaml": "yaml", "pyannote-audio": "pyannote.audio"}  # where the module is not called as its package is
 # The local versions of torch's builds are the names of the folders that they are in.
 _BUILDS = re.compile(r"cpu|cu\d+|rocm[\d.]+|xpu")
 _INDEX = "https://download.pytorch.org/whl"
@@ -103,6 +103,11 @@ def normalise(name: str) -> str:
 def find_module(name: str) -> str:
     """What a package is imported as."""
     return _MODULES.get(name, name.replace("-", "_"))
+
+
+def is_in(module: str, package: str) -> bool:
+    """Whether a module is this one or below it."""
+    return module == package or module.startswith(f"{package}.")
 
 
 # -- the decision ----------------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ def _describe_missing(versions: Versions, missing: Sequence[Package]) -> Conflic
     pair = describe_pair(versions, [name for name in PAIRED if name not in lost]) if lost else ""
     typed = [*([pair] if pair else []), *([f"pip install {' '.join(remedies)}"] if remedies else [])]
     found = f"{_join([package.name for package in missing])} {_be(missing)} not installed"
-    return Conflict(found, "the models cannot be loaded without", " && ".join(typed))
+    return Conflict(found, f"prefork needs {_join([package.name + package.wanted for package in missing])}", " && ".join(typed))
 
 
 def _describe_copies(versions: Versions, package: Package) -> Conflict:
@@ -258,7 +263,7 @@ def _look_up(package: Package) -> Package:
 
 
 def _find_place(module: str) -> str:
-    """The folder that a top-level module would be imported from; empty if it would not be found."""
+    """The folder of the packages among which it would be imported from; empty if it would not be found."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # something in sys.modules that was never imported
@@ -266,7 +271,7 @@ def _find_place(module: str) -> str:
     if spec is None:
         return ""
     file = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
-    return os.path.realpath(Path(file).parent) if file else ""
+    return os.path.realpath(Path(file).parents[module.count(".")]) if file else ""
 
 
 def _find_home(distribution: Distribution) -> str:

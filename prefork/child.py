@@ -167,8 +167,8 @@ def run(module: str) -> None:
             raise
         channel = open_channel()
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor has gone
+            channel.receive()  # what it was to do; a spawned worker is told when it is its turn
             channel.send(("failed", line, ""))
-            channel.receive()  # until it has been read
         return
     main()
 

@@ -1,4 +1,4 @@
-"""What is installed, looked at before anything heavy is imported: what an engine needs, and whether that can be used."""
+"""What is installed, looked at before anything heavy is imported: what an engine needs, and whether it is of use."""
 
 from __future__ import annotations
 

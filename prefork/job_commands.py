@@ -227,7 +227,7 @@ def explain() -> Iterator[None]:
     try:
         yield
     except (InputError, LoadError) as error:
-        from prefork.report import show
+        from prefork.text import show
 
         print(f"prefork: {show(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error

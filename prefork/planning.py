@@ -20,7 +20,7 @@ from prefork.machine import find_facts
 from prefork.pipeline import Intake, Pipeline, choose_languages
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.report import clock
+from prefork.text import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
 
