@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 from prefork.engines.base import Engine, LoadError
-from prefork.platform_matrix.imports import explain_import
+from prefork.platform_matrix.imports import explain_import, find_reason
 from prefork.platform_matrix.versions import describe_distribution, normalise
 
 GROUP = "prefork.engines"
@@ -115,7 +115,7 @@ def _read(group: str) -> tuple[list[EntryPoint], list[str]]:
 
 def _describe_problem(distribution: Distribution, error: Exception) -> str:
     owner = " ".join(filter(None, describe_distribution(distribution))) or "a package"
-    return f"the entry points of {owner} cannot be read ({error}); install it anew, or uninstall it"
+    return f"the entry points of {owner} cannot be read ({find_reason(error)}); install it anew, or uninstall it"
 
 
 def _import(found: EntryPoint) -> Any:
@@ -133,8 +133,7 @@ def _import(found: EntryPoint) -> Any:
 def _describe(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "it calls sys.exit"
-    line = (str(error).strip().splitlines() or [""])[-1]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return find_reason(error)
 
 
 def _name_owner(found: EntryPoint) -> str:

@@ -7,7 +7,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import distribution, packages_distributions
+from importlib.metadata import distribution, distributions, packages_distributions
 from types import TracebackType
 
 from prefork.platform_matrix.versions import (
@@ -47,7 +47,13 @@ def explain_import(error: BaseException) -> str:
         return _describe_missing(versions, named, importer)
     if named and not foreign and _find_top(named) not in _OWN:
         importer = _identify(versions, named)
-    return _describe_broken(versions, importer, _find_reason(root)) if importer is not None else ""
+    if importer is None:
+        return ""
+    if _has_asked_for_metadata(root.__traceback__) and (culprit := _find_unreadable()) is not None:
+        return (
+            f"{importer.name} {importer.version} cannot be imported, because it asks what all packages bring: {culprit}"
+        )
+    return _describe_broken(versions, importer, find_reason(root))
 
 
 def _follow(error: BaseException) -> Iterator[BaseException]:
@@ -108,7 +114,27 @@ def _identify(versions: Versions, module: str, file: str = "") -> Package | None
     return Package(*describe_distribution(found)) if found is not None else None
 
 
-def _find_reason(error: BaseException) -> str:
+def _has_asked_for_metadata(trace: TracebackType | None) -> bool:
+    """Whether Python's own reader of what all packages say of themselves has raised this."""
+    name = ""
+    while trace is not None:
+        name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return bool(name == "importlib.metadata")
+
+
+def _find_unreadable() -> str | None:
+    """What the first package says of itself that cannot be read, and what to type."""
+    for found in distributions():
+        try:
+            found.entry_points  # noqa: B018  it is read here
+        except (TypeError, ValueError) as error:
+            package = Package(*describe_distribution(found))
+            what = f"the entry points of {package.name} {package.version} cannot be read ({find_reason(error)})"
+            return f"{what}; type: pip uninstall -y {package.name}"
+    return None
+
+
+def find_reason(error: BaseException) -> str:
     """What it says, in a line; the loader's messages and those of imports need no class to be understood."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "".join(character for character in (lines or [""])[0] if character.isprintable())

@@ -169,11 +169,11 @@ def _find_pair_conflict(versions: Versions) -> Conflict | None:
 def _find_range_conflict(versions: Versions, packages: Sequence[Package]) -> Conflict | None:
     """Of torch and torchaudio the pair decides: their ranges leave out what nobody has tried."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
-    from packaging.version import InvalidVersion
+    from packaging.version import InvalidVersion, Version
 
     def is_unfit(package: Package) -> bool:
         try:
-            return not SpecifierSet(package.wanted).contains(package.version, prereleases=True)
+            return not SpecifierSet(package.wanted).contains(Version(package.version), prereleases=True)
         except (InvalidSpecifier, InvalidVersion):  # then nothing is known of it
             return False
 
@@ -193,11 +193,14 @@ def _describe_missing(versions: Versions, missing: Sequence[Package]) -> Conflic
     pair = describe_pair(versions, [name for name in PAIRED if name not in lost]) if lost else ""
     typed = [*([pair] if pair else []), *([f"pip install {' '.join(remedies)}"] if remedies else [])]
     found = f"{_join([package.name for package in missing])} {_be(missing)} not installed"
-    return Conflict(found, f"prefork needs {_join([package.name + package.wanted for package in missing])}", " && ".join(typed))
+    return Conflict(
+        found, f"prefork needs {_join([package.name + package.wanted for package in missing])}", " && ".join(typed)
+    )
 
 
 def _describe_copies(versions: Versions, package: Package) -> Conflict:
-    install = describe_pair(versions, ()) if package.name in PAIRED else f"pip install {package.requirement}"
+    others = [name for name in PAIRED if name != package.name]
+    install = describe_pair(versions, others) if package.name in PAIRED else f"pip install {package.requirement}"
     remove = " && ".join([f"pip uninstall -y {package.name}"] * len(package.copies))
     found = f"{package.name} lies {len(package.copies)} times in {package.place} ({', '.join(package.copies)})"
     return Conflict(found, "its files are a mixture of them", f"{remove} && {install}")
