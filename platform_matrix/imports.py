@@ -50,9 +50,8 @@ def explain_import(error: BaseException) -> str:
     if importer is None:
         return ""
     if _has_asked_for_metadata(root.__traceback__) and (culprit := _find_unreadable()) is not None:
-        return (
-            f"{importer.name} {importer.version} cannot be imported, because it asks what all packages bring: {culprit}"
-        )
+        what = f"{importer.name} {importer.version} cannot be imported"
+        return f"{what}, because it asks what all packages bring: {culprit}"
     return _describe_broken(versions, importer, find_reason(root))
 
 
@@ -119,7 +118,7 @@ def _has_asked_for_metadata(trace: TracebackType | None) -> bool:
     name = ""
     while trace is not None:
         name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return bool(name == "importlib.metadata")
+    return is_in(str(name), "importlib.metadata")
 
 
 def _find_unreadable() -> str | None:

@@ -193,9 +193,8 @@ def _describe_missing(versions: Versions, missing: Sequence[Package]) -> Conflic
     pair = describe_pair(versions, [name for name in PAIRED if name not in lost]) if lost else ""
     typed = [*([pair] if pair else []), *([f"pip install {' '.join(remedies)}"] if remedies else [])]
     found = f"{_join([package.name for package in missing])} {_be(missing)} not installed"
-    return Conflict(
-        found, f"prefork needs {_join([package.name + package.wanted for package in missing])}", " && ".join(typed)
-    )
+    wanted = _join([f"{package.name}{package.wanted}" for package in missing])
+    return Conflict(found, f"prefork needs {wanted}", " && ".join(typed))
 
 
 def _describe_copies(versions: Versions, package: Package) -> Conflict:

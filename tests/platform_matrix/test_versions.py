@@ -41,16 +41,11 @@ def _make(torch: str | None, torchaudio: str | None, *others: Package) -> Versio
     return Versions("0.1.0", "3.12.1", (*others, *pair))
 
 
-def _write(folder: Path, name: str, version: str | None, source: str = "", head: str = "", kind: str = "dist") -> None:
+def _write(folder: Path, name: str, version: str | None, source: str = "") -> None:
     """A package with its metadata, by hand."""
-    place = folder / f"{name}-{version or 'unknown'}.{kind}-info"
+    place = folder / f"{name}-{version or 'unknown'}.dist-info"
     place.mkdir(parents=True)
-    lines = [
-        "Metadata-Version: 2.1",
-        f"Name: {name}",
-        *([f"Version: {version}"] if version else []),
-        *head.splitlines(),
-    ]
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", *([f"Version: {version}"] if version else [])]
     (place / "METADATA").write_text("\n".join([*lines, "", "Version: 0.0 is what this README says"]))
     (folder / find_module(normalise(name))).mkdir(exist_ok=True)
     (folder / find_module(normalise(name)) / "__init__.py").write_text(source)
