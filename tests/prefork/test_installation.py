@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from prefork.check import Finding, conclude, examine, find_targets
 from prefork.engines import registry
 from prefork.engines.base import LoadError
 from prefork.installation import find_needs
+from prefork.platform_matrix.matrix import Request
 from prefork.platform_matrix.versions import find_module, read_versions
+from prefork.runtime import make_plan
 from tests.conftest import SCRIPT_ENGINE
 from tests.prefork.command import SAMPLES, run, write_script
 from tests.prefork.installations import HERE, Installation, link, write_metadata
@@ -118,6 +121,7 @@ def test_it_is_known_what_the_engines_import() -> None:
     code = """
 import json, os, sys
 import prefork.worker
+from prefork.check import Finding, conclude, examine, find_targets
 from prefork.engines import registry
 for name in sys.argv[1:]:
     pid = os.fork()
@@ -179,6 +183,29 @@ def test_a_package_that_fails_while_an_engine_imports_it_is_named_with_its_versi
     assert (
         "cannot be imported: AttributeError: module 'torch' has no attribute 'gone'; type: pip install --force" in line
     )
+
+
+@pytest.mark.slow
+def test_a_package_that_only_a_worker_imports_ends_the_run_once_and_no_job_has_failed(
+    tmp_path: Path, script_engine: None
+) -> None:
+    folder = tmp_path / "packages"
+    write_metadata(folder, "late", "1.0", entry_points="[prefork.engines]\nlate = late:Late\n")
+    write_metadata(folder, "needed", "0.3")
+    (folder / "needed.py").write_text("raise OSError('libneeded.so.2: cannot open shared object file')")
+    (folder / "late.py").write_text(
+        "from script_engine import ScriptEngine\n\n\nclass Late(ScriptEngine):\n"
+        "    def prepare(self, job, segment):\n        import needed\n"
+    )
+    for name in ("a", "b", "c"):
+        write_script(tmp_path / "in", name, "say something")
+    path = f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"
+    done = run("align", tmp_path / "in", tmp_path / "out", "--engine", "late", "--utr", "off", PYTHONPATH=path)
+    assert _say(done) == (
+        "needed 0.3 cannot be imported: libneeded.so.2: cannot open shared object file; "
+        "type: pip install --force-reinstall needed==0.3"
+    )
+    assert "failed" not in done.stdout
 
 
 # -- read-only, and other people's packages --------------------------------------------------------------------------
@@ -275,11 +302,18 @@ def test_entry_points_that_cannot_be_read_are_told_with_their_package(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_check_of_all_that_is_here_passes_over_engines_that_are_broken(broken: Path) -> None:
-    done = run("check", "--json", PYTHONPATH=str(broken))
-    targets = {target["name"]: target["finding"] for target in json.loads(done.stdout)["targets"]}
-    assert targets["ctc"] == "safe", "its name is prefork's own"
-    assert {targets[name] for name in BROKEN} == {"skipped"}
+def test_a_check_of_all_that_is_here_passes_over_engines_that_are_broken(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(broken))
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    targets = {target.name: target for target in find_targets([], {})}
+    assert {"ctc", "stanza", "exits", "twice"} <= set(targets)
+    assert registry.find("ctc").value.startswith("prefork."), "its name is prefork's own"
+    plan = make_plan(Request(("ctc",), force_cpu=True))
+    for name in ("exits", "twice"):
+        steps = list(examine(targets[name], plan, 30.0))
+        assert conclude(targets[name], steps) is Finding.SKIPPED, steps
 
 
 # -- versions --------------------------------------------------------------------------------------------------------
