@@ -104,6 +104,8 @@ def import_pyannote(name: str) -> Any:
     except ImportError as error:
         if "pyannote.audio" not in sys.modules:
             sys.modules.pop("pyannote.audio.telemetry", None)
+        if not (error.name or "").startswith("pyannote"):  # it is there, and something that it needs is not
+            raise
         raise LoadError(f"speakers need pyannote.audio ({error}); install prefork[diarize]") from error
 
 

@@ -25,6 +25,7 @@ import psutil
 
 from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.imports import explain_import
 
 KINDS = ("cuda", "rocm", "mps")
 MODES = ("", "exclusive", "prohibited")
@@ -146,7 +147,7 @@ def main() -> None:
     try:
         devices = _look()
     except BaseException as error:  # noqa: BLE001  whatever torch raises, SystemExit included, is the answer
-        devices = Devices(error=_make_line(f"{type(error).__name__}: {error}"))
+        devices = Devices(error=explain_import(error) or _make_line(f"{type(error).__name__}: {error}"))
     answer(asdict(devices))
 
 

@@ -51,7 +51,7 @@ class Request:
     bytes of a worker's own at its peak beside the libraries, or of the server's; host: of a worker's without a model;
     libraries: bytes of these; None as long as nobody knows.
     unsafe: why the process that has loaded the models must not fork; no_ipc: why CUDA IPC does not work here; empty as
-    long as it has not shown that.
+    long as it has not shown that. broken: why the models cannot be loaded at all; empty as long as nothing is known.
     """
 
     engines: tuple[str, ...] = ()
@@ -70,6 +70,7 @@ class Request:
     cannot: tuple[tuple[str, str], ...] = ()
     host: int | None = None
     no_ipc: str = ""
+    broken: str = ""
 
     @property
     def needs(self) -> Needs:
@@ -164,7 +165,7 @@ class _Reasons:
 
 def decide(facts: Facts, request: Request) -> Plan:
     """What to do on a machine with these facts. Never raises for a machine: a refusal is part of the plan."""
-    reasons = _Reasons()
+    reasons = _Reasons(refusal=request.broken)
     hidden = _hide(facts, request)
     row, selection = _choose_row(facts, request, hidden, reasons)
     unused = tuple(reasons.found)

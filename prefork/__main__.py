@@ -1,6 +1,21 @@
-"""`python -m prefork`: the command, where it is not on PATH."""
+"""The command `prefork`, and `python -m prefork` where it is not on PATH."""
 
-from prefork.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point. What the command itself needs may be missing."""
+    try:
+        from prefork.cli import main as run
+    except ImportError as error:
+        from prefork.platform_matrix.imports import explain_import
+
+        print(f"prefork: {explain_import(error) or error}", file=sys.stderr)
+        sys.exit(2)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -200,7 +200,7 @@ def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Tar
             registry.find(name)
         return [Target(name, name, options) for name in dict.fromkeys(engines)]
     names = [name for name in registry.names() if find_owner(name) == name]
-    once = {registry.find(name).value: name for name in reversed(names)}
+    once = {value: name for name, value in reversed(registry.list_models(names).items())}
     return [Target(name, name, options, required=False) for name in sorted(once.values())]
 
 
@@ -288,7 +288,7 @@ def follow(
     try:
         child.channel.post(order)
         while True:
-            kind, content = child.receive(phase.patience, log)
+            kind, content, *_ = child.receive(phase.patience, log)
             began = time.monotonic()
             if kind == "step":
                 yield content
@@ -296,6 +296,8 @@ def follow(
                 phase = content
             elif kind == "leave":
                 legacy = content
+            elif kind == "failed":
+                yield Step(phase.step, Finding.UNKNOWN, content)
             else:
                 return legacy
     except TimeoutError:

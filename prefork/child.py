@@ -12,11 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from prefork import process
 from prefork.channel import Channel
+from prefork.platform_matrix.imports import explain_import
 
 _POLL_SECONDS = 0.05
 _MOST_BYTES = 65_536  # read at a time
@@ -156,6 +158,21 @@ class ChildProcess:
             return self._process.wait()
 
 
+def run(module: str) -> None:
+    """In the child: its life, or, if what it needs cannot be imported, the reason over the channel."""
+    try:
+        main = import_module(f"prefork.{module}").main
+    except Exception as error:
+        if not (line := explain_import(error)):
+            raise
+        channel = open_channel()
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor has gone
+            channel.receive()  # what it was to do; a spawned worker is told when it is its turn
+            channel.send(("failed", line, ""))
+        return
+    main()
+
+
 def open_channel() -> Channel:
     """In the child: its end of the channel. From here on it does not outlive its parent."""
     handle, parent = sys.argv[2:4]
@@ -170,9 +187,9 @@ def open_channel() -> Channel:
 def _command(module: str, there: socket.socket) -> list[str]:
     # Bound to its parent before anything else: to import torch alone may take seconds.
     bind = "from prefork.process import die_with_parent; die_with_parent(int(sys.argv[3]))"
-    code = f"import sys; sys.path.append(sys.argv[1]); {bind}; from prefork.{module} import main; main()"
+    code = f"import sys; sys.path.append(sys.argv[1]); {bind}; from prefork.child import run; run(sys.argv[4])"
     handle = str(there.fileno()) if os.name == "posix" else "stdin"
-    return [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), handle, str(os.getpid())]
+    return [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), handle, str(os.getpid()), module]
 
 
 def _detach(there: socket.socket) -> dict[str, Any]:

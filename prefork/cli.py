@@ -41,12 +41,19 @@ _TIMED = ("chat", "textgrid", "srt", "vtt", "ctm", "rttm", "json")
 _TAGGED = ("chat", "conllu", "json")
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        from importlib.metadata import version
+def _show_version(context: typer.Context, value: bool) -> None:
+    """Of the dependencies too, if -v is given before or after it: that is parsed first."""
+    if not value:
+        return
+    from prefork.installation import list_versions
 
-        print(version("prefork"))
-        raise typer.Exit()
+    rows = list_versions()
+    if not context.params.get("verbose"):
+        print(rows[0][1])
+    else:
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {version}" for name, version in rows))
+    raise typer.Exit()
 
 
 @app.callback()
@@ -54,10 +61,15 @@ def configure(
     context: typer.Context,
     force_cpu: ForceCPU = False,
     no_mps: NoMPS = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", is_eager=True, help="With --version: of the dependencies too.")
+    ] = False,
     version: Annotated[  # noqa: ARG001  its callback does it
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    if verbose:
+        raise typer.BadParameter("-v goes with --version, or after `check`")
     context.obj = Hiding(force_cpu, no_mps)
 
 
@@ -180,6 +192,7 @@ def matrix(
     from rich.console import Console
 
     from prefork.engines import registry
+    from prefork.installation import describe_installation
     from prefork.machine import find_facts, show_matrix
     from prefork.platform_matrix.matrix import Request, decide
 
@@ -190,7 +203,8 @@ def matrix(
         if as_json:
             print(found.to_json())
         else:
-            show_matrix(Console(), found, decide(found, request))
+            installed = describe_installation() if facts is None else ()
+            show_matrix(Console(), found, decide(found, request), installed)
 
 
 @app.command()
@@ -228,6 +242,11 @@ def check(
 
     Exit code: 0 safe, 1 unsafe, 2 cannot tell.
     """
+    from prefork.installation import require
+
+    with explain():
+        require((engines or None) if load is None else ())
+
     from rich.console import Console
 
     from prefork import check, check_report

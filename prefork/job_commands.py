@@ -15,6 +15,7 @@ import typer
 
 from prefork import pipeline as pipelines
 from prefork.engines.batching import Batching
+from prefork.installation import require
 from prefork.options import (
     AsJSON,
     DeviceList,
@@ -121,7 +122,10 @@ def _run_jobs(
 ) -> None:
     """What every command that makes outputs takes, and does. usual: the output format, empty if that depends on what
     goes in. known: those that there are."""
-    from prefork.run import Request
+    with explain():
+        stages = pipeline()
+        require(stage.engine for stage in stages if not stage.is_remote)
+    from prefork.run import Request  # a second and a half, with all that it imports
     from prefork.tasks import PER_AUDIO_SECOND, PER_TEXT_SECOND, HangLimit
 
     pace = PER_TEXT_SECOND if intake is Intake.TEXTS else PER_AUDIO_SECOND
@@ -136,7 +140,7 @@ def _run_jobs(
             source=source,
             target=target,
             command=str(context.info_name),
-            pipeline=pipeline(),
+            pipeline=stages,
             intake=intake,
             residency=pipelines.Residency(residency),
             formats=names,
@@ -223,7 +227,7 @@ def explain() -> Iterator[None]:
     try:
         yield
     except (InputError, LoadError) as error:
-        from prefork.report import show
+        from prefork.text import show
 
         print(f"prefork: {show(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error

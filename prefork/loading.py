@@ -21,6 +21,7 @@ from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, LoadEr
 from prefork.engines.batching import Batcher, Batching
 from prefork.forecast import BASE
 from prefork.platform_matrix.hazards import Hazard
+from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.process import release_free_memory
 
@@ -457,6 +458,8 @@ def explain(error: Exception) -> tuple[str, str]:
     """A sentence, and a traceback where that says more."""
     if isinstance(error, LoadError):
         return str(error), ""
+    if line := explain_import(error):
+        return line, ""
     return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 

@@ -57,9 +57,10 @@ def describe_facts(facts: Facts) -> list[tuple[str, str]]:
     return rows if not facts.initialised else [*rows, ("initialised", ", ".join(facts.initialised))]
 
 
-def show_matrix(console: Console, facts: Facts, plan: Plan) -> None:
-    """The whole table, with the row of the machine marked, and why each row says what it says."""
-    _show_rows(console, describe_facts(facts))
+def show_matrix(console: Console, facts: Facts, plan: Plan, installed: Sequence[tuple[str, str]] = ()) -> None:
+    """The whole table, with the row of the machine marked, and why each row says what it says. installed: names and
+    values, of this machine's packages."""
+    _show_rows(console, [*describe_facts(facts), *installed])
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("", "machine", "fork", "strategies", "engines", "why"):
         table.add_column(heading, no_wrap=heading != "why")

@@ -28,7 +28,7 @@ from prefork.memlog import (
     is_worker,
     list_throttled,
 )
-from prefork.report import clock, show
+from prefork.text import clock, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

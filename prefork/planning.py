@@ -14,12 +14,13 @@ from prefork.engines import registry
 from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
 from prefork.engines.batching import Batching, BatchingStrategy
 from prefork.governor import Governor
+from prefork.installation import find_obstacle
 from prefork.loading import Specification, make_environment
 from prefork.machine import find_facts
 from prefork.pipeline import Intake, Pipeline, choose_languages
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.report import clock
+from prefork.text import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
 
@@ -60,12 +61,15 @@ def plan_run(
     ]
     if intake is not Intake.TEXTS:
         work.append(("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"))
-    request = replace(request, engines=tuple(engines), cannot=find_obstacles(engines))
+    conflict = find_obstacle(engines)
+    request = replace(
+        request, engines=tuple(engines), cannot=find_obstacles(engines), broken=str(conflict) if conflict else ""
+    )
     plan = decide(find_facts(facts, refresh), request)
     if facts is None and plan.wants_gpus:
         plan = decide(replace(plan.facts, devices=look_again(plan.facts.devices, request.devices)), request)
     names = " -> ".join(stage.engine for stage in pipeline)
-    if plan.refusal and plan.budget.cap:  # then the size of the weights changes nothing
+    if request.broken or (plan.refusal and plan.budget.cap):  # then the size of the weights changes nothing
         return plan, [("engine", names), *work]
     found = survey(Specification(engines, plan=plan))
     plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))

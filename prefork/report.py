@@ -17,6 +17,7 @@ from rich.text import Text
 
 from prefork.jobs import JobResult
 from prefork.supervisor import WorkerStatus
+from prefork.text import clock, show
 
 MEGABYTE = 1e6
 
@@ -303,15 +304,3 @@ def _count_workers(summary: Summary) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def show(name: str) -> str:
-    """A name or text as it can be printed on one line whatever is in it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, overload
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
 from prefork.governor import Governor, Limits
+from prefork.installation import require
 from prefork.jobs import Course, JobResult, JobRun
 from prefork.loading import Specification
 from prefork.pipeline import Pipeline, Stage
@@ -104,6 +105,7 @@ class Runtime(Executor):
         batching.check_for_jobs()
         self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()
         local = {stage.engine: stage.options for stage in self.pipeline if not stage.is_remote}
+        require(local)
         self._ranks = itertools.count()
         self._shutdown = False
         self._lock = threading.Lock()

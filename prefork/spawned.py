@@ -11,14 +11,13 @@ import time
 
 from prefork import loading
 from prefork.child import open_channel
+from prefork.worker import serve  # torch is imported while others load
 
 
 def main() -> None:
     """Entry point of a spawned worker. It is told what to load when it is its turn: one copy at a time."""
     started = time.monotonic()
     channel = open_channel()
-    from prefork.worker import serve  # while others load: seconds for torch and transformers
-
     try:
         specification, _ = channel.receive()
     except EOFError:

@@ -271,6 +271,7 @@ class Supervisor:
         if worker.task is not None:
             problem = unpickle_error(error)
             self.governor.lose(worker.task, str(problem), starved=False)
+            self._heed(problem)
             worker.task.refuse(number, problem)
 
     def _take_result(self, worker: Worker, kind: str, result: bytes) -> None:
@@ -290,10 +291,17 @@ class Supervisor:
         else:
             error = unpickle_error(result)
             self.governor.lose(task, str(error), starved=False)
+            if task.name != "call":
+                self._heed(error)
             if task.parts:
                 self._separate(task)
             else:
                 task.done(None, error)
+
+    def _heed(self, error: BaseException) -> None:
+        """What no worker can do without, no other job could either."""
+        if isinstance(error, LoadError):
+            self.fail(error)
 
     def _take_measure(self, worker: Worker, usage: Usage | None, steps: dict[tuple[str, str], float]) -> None:
         """What its last task took, and what it has kept of it."""

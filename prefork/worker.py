@@ -23,13 +23,14 @@ from prefork.channel import Channel
 from prefork.comparison import encode
 from prefork.device_memory import WeightsChanged
 from prefork.engines import formats
-from prefork.engines.base import Engine, HostEngine, Job, Segment
+from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
 from prefork.engines.document import Document
 from prefork.faults import FATAL, watch_for_writes
 from prefork.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.loading import Loaded, is_for_memory, release, reseed
 from prefork.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.platform_matrix.imports import explain_import
 from prefork.staging import is_broken
 from prefork.tasks import pickle_error
 
@@ -144,6 +145,7 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
     """
+    name = ""
     try:
         name, arguments = pickle.loads(payload)
         return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
@@ -154,9 +156,15 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
             return ("starved", f"{type(error).__name__}: {error}".encode())
         if is_broken(error, context.loaded.device):
             _give_up(error)
-        return ("error", pickle_error(error, traceback.format_exc()))
+        return ("error", _pickle(error) if name != "call" else pickle_error(error, traceback.format_exc()))
     finally:
         context.inference.drop()
+
+
+def _pickle(error: BaseException) -> bytes:
+    """What an engine raises. A package that it cannot import is no job's fault, and the next job would lack it too."""
+    line = explain_import(error)
+    return pickle_error(LoadError(line) if line else error, traceback.format_exc())
 
 
 def _give_up(error: BaseException) -> NoReturn:
@@ -263,7 +271,7 @@ def _costs_one(context: Context, item: _Item, refused: set[str]) -> Iterator[Non
         if is_for_memory(error):
             raise
         if item.job.id not in refused:
-            content = error.error if isinstance(error, Refused) else pickle_error(error, traceback.format_exc())
+            content = error.error if isinstance(error, Refused) else _pickle(error)
             context.refuse(item.number, content)
         refused.add(item.job.id)
 
