@@ -20,9 +20,9 @@ def copy_samples(target: Path) -> list[Path]:
     Either all of them or none: nothing that is there is changed, and a file that is there already is fine if it is the
     same. Raises InputError.
     """
-    _check_place(target)
-    files = {target / path.name: path.read_bytes() for path in sorted(SAMPLES.iterdir())}
     try:
+        _check_place(target)
+        files = {target / path.name: path.read_bytes() for path in sorted(SAMPLES.iterdir())}
         missing = {path: data for path, data in files.items() if not _is_there(path, data)}
         _write(target, missing)
     except OSError as error:
@@ -34,7 +34,7 @@ def copy_samples(target: Path) -> list[Path]:
 def _check_place(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; the samples go into a folder: give another name")
-    place = target.resolve()
+    place = Path(os.path.realpath(target))  # Path.resolve raises of a loop of links, and not always the same
     if any(place.is_relative_to(folder.resolve()) for folder in _PLACES):
         raise InputError(f"{target}: lies within prefork itself; give a folder of your own")
 
