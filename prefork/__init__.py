@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from prefork.pipeline import Stage
     from prefork.runtime import Runtime
     from prefork.tasks import HangLimit, Stopped, WorkerDied
+
+_FOLDER = Path(__file__).parent
+if not (_FOLDER / "engines").is_dir():
+    raise ImportError(
+        f"{_FOLDER} is not the whole of prefork: it is an unpacked source distribution, or a checkout without symbolic "
+        "links; install it by `pip install .` and use it from another folder, or make the checkout anew by "
+        "`git clone -c core.symlinks=true`"
+    )
 
 _HOMES = {
     "Document": "prefork.engines.document",

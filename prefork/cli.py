@@ -32,7 +32,6 @@ app = typer.Typer(
     name="prefork",
     help="Run speech and language models over many files with workers that share one copy of the weights.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -283,6 +282,23 @@ def check(
         for line in check_report.annotate(examined):
             print(line)
     raise typer.Exit(check.EXIT_CODES[finding])
+
+
+@app.command()
+def samples(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing there is changed.")],
+) -> None:
+    """Copy the sample recordings and transcripts to a folder, to try the commands on them."""
+    import shlex
+
+    from prefork.examples import copy_samples
+    from prefork.report import show
+
+    with explain():
+        copied = copy_samples(target)
+        where = show(str(target))
+        print(f"{len(copied)} files copied to {where}" if copied else f"all samples are in {where} already")
+        print(f"next: prefork align {show(shlex.quote(str(target)))} aligned")
 
 
 @app.command()

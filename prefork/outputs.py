@@ -54,9 +54,9 @@ class OutputFolder:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             self.locate(path)  # again, now that the folders are there
-            _write_synced(partial, data)
+            write_synced(partial, data)
             partial.replace(final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # it may not even be there
                 partial.unlink()
@@ -80,7 +80,7 @@ def name_partial(path: Path) -> Path:
     return path.with_name(f".prefork-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with open(fd, "wb") as file:
         file.write(data)
@@ -88,7 +88,7 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     if os.name == "nt":  # a folder cannot be opened there
         return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
