@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.video.stream import VideoStream
 
+pytestmark = pytest.mark.dependencies
+
 RATE = 16000
 
 

@@ -16,7 +16,7 @@ import torch
 
 from prefork.arena import Arena
 
-pytestmark = pytest.mark.usefixtures("script_engine")
+pytestmark = [pytest.mark.dependencies, pytest.mark.usefixtures("script_engine")]
 
 
 def _lies_in(tensor: torch.Tensor, arena: Arena) -> bool:
