@@ -174,15 +174,29 @@ def test_what_builds_needs_nothing_that_is_not_named(monkeypatch: pytest.MonkeyP
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), line
 
 
-def test_whatever_ci_installs_comes_from_the_lock() -> None:
+def test_whatever_ci_installs_and_builds_comes_from_the_lock() -> None:
+    """What builds a package that comes as source, such as docopt, is held to constraints in the environment alone."""
     readme = (ROOT / "README.md").read_text()
-    [first] = re.findall(r"^python3 -m venv \.venv && (.*)$", readme, re.M)
-    assert first.startswith(".venv/bin/pip install -q -c requirements.lock -e '.[test]' && ")
+    first = re.findall(r"^```bash\n(.*?)^```", readme, re.M | re.S)[0]
+    names = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")  # up to pip 26.1; from pip 25.3
+    assert f"{' '.join(f'{name}=requirements.lock' for name in names)} .venv/bin/pip install " in first
+    assert first.count("pip install") == 1
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "fork-safety.yml").read_text())
-    for name, job in workflow["jobs"].items():
-        installs = [step["run"] for step in job["steps"] if "pip install" in step.get("run", "")]
-        assert installs, name
-        assert all("pip install -c requirements.lock " in line for line in installs), name
+    assert workflow["env"].items() >= dict.fromkeys(names, "requirements.lock").items()
+    for environment in ENVIRONMENTS:
+        assert {"setuptools", "wheel"} <= _locked(environment).keys()
+
+
+@pytest.mark.parametrize("kind", ["DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"])
+@pytest.mark.parametrize("ours", ["prefork", "prefork.engines.audio", "prefork.platform_matrix.facts", "tests.limits"])
+def test_a_call_of_our_own_that_a_package_will_drop_is_an_error(ours: str, kind: str) -> None:
+    with pytest.raises(Warning, match="will go"):
+        exec(f"import warnings; warnings.warn('will go', {kind})", {"__name__": ours})
+
+
+@pytest.mark.parametrize("theirs", ["torch", "transformers.tests", "preforked", "__main__"])
+def test_a_call_of_a_package_that_another_will_drop_is_not(theirs: str) -> None:
+    exec("import warnings; warnings.warn('will go', DeprecationWarning)", {"__name__": theirs})
 
 
 # -- .ci/versions.py
