@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import av
 import av.error
@@ -21,13 +21,13 @@ import av.filter
 import av.logging
 import numpy as np
 from av.audio.frame import AudioFrame, format_dtypes
+from av.container import InputContainer
 from av.stream import Discard
 
 from prefork.engines.base import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
-    from av.container import InputContainer
     from av.packet import Packet
     from numpy.typing import NDArray
 
@@ -48,6 +48,8 @@ _LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause i
 # An MP3 with a Xing header does state it; FFmpeg shows that by the encoder's delay, which is in the same header.
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
 _PATIENCE = 100  # failures in a row to find another packet
+# At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
+_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 _FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
 
 av.logging.set_level(None)
@@ -118,7 +120,7 @@ class Line:
             self.close()
             raise AudioError(f"{path} has an audio stream but no sound in it; copy or export it again")
         self.rate = frame.sample_rate
-        self._tick = self._stream.time_base or Fraction(1, self.rate)  # seconds
+        self._tick = _time_base(self._stream) or Fraction(1, self.rate)  # seconds
         self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
         counts_samples = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
         self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
@@ -300,7 +302,8 @@ def _open(path: Path) -> InputContainer:
     try:
         # The prefix keeps a name such as "concat:a|b" from being taken for a protocol, the whitelist keeps a
         # playlist from fetching its parts from the network.
-        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container: InputContainer = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAGS)
+        return container
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
             raise AudioError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
@@ -332,11 +335,12 @@ def _open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
 def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
     if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
-    if stream.duration is not None and stream.time_base is not None:
-        return stream.duration * stream.time_base
+    tick = _time_base(stream)
+    if stream.duration is not None and tick is not None:
+        return stream.duration * tick
     if container.duration is None:
         return None
-    start = stream.start_time * stream.time_base if stream.start_time and stream.time_base else Fraction(0)
+    start = stream.start_time * tick if stream.start_time and tick else Fraction(0)
     return Fraction(container.duration, av.time_base) - max(start, Fraction(0))
 
 
@@ -347,9 +351,16 @@ def _counted_seconds(container: InputContainer, stream: AudioStream, path: Path)
         if packet.pts is not None:
             start = packet.pts if start is None else start
             end = packet.pts + (packet.duration or 0)
-    if start is None or end is None or stream.time_base is None:
+    tick = _time_base(stream)
+    if start is None or end is None or tick is None:
         return Fraction(0)
-    return (end - start) * stream.time_base
+    return (end - start) * tick
+
+
+def _time_base(stream: AudioStream) -> Fraction | None:
+    """Seconds from one timestamp to the next; None if the file does not say. PyAV 19 has a type of its own for it."""
+    base = stream.time_base
+    return Fraction(base.numerator, base.denominator) if base else None
 
 
 def _check_damage(error: av.error.FFmpegError, path: Path) -> None:

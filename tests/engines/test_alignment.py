@@ -21,6 +21,8 @@ from prefork.engines.alignment import (
 )
 from prefork.engines.document import Timing, Word
 
+pytestmark = pytest.mark.dependencies
+
 LETTERS = Vocabulary({c: i for i, c in enumerate(string.ascii_uppercase + "'", start=2)}, blank=0, separator=1)
 CLOCK = Clock(0.02)
 

@@ -23,6 +23,8 @@ from tests.engines.audio_files import Sound, make_sound, write_audio
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
 
+pytestmark = pytest.mark.dependencies
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEECH = REPOSITORY.parent / "shared" / "data" / "speech"
 SECONDS = 12.0

@@ -19,6 +19,8 @@ from prefork.engines.base import LoadError
 from prefork.engines.checkpoint import DTYPES, count_weights, load_model, open_checkpoint
 from prefork.engines.ctc_aligner import EMBEDDED, CTCAligner
 
+pytestmark = pytest.mark.dependencies
+
 Change = Callable[[Path], object]
 
 

@@ -19,6 +19,8 @@ from prefork.engines.base import InputError
 from prefork.engines.document import Document, SyntacticWord, Token, TokenKind, Utterance
 from prefork.engines.formats import conllu
 
+pytestmark = pytest.mark.dependencies
+
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TREEBANK = SHARED / "data" / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
 

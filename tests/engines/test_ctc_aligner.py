@@ -23,6 +23,8 @@ from prefork.engines.ctc_aligner import EMBEDDED, MOST_BYTES, CTCAligner
 from prefork.engines.document import Document, Timing, Utterance, Word
 from prefork.engines.forced_aligner import keep_apart
 
+pytestmark = pytest.mark.dependencies
+
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 WORDS = ["And", "so", "my", "fellow", "Americans"]  # all of the three seconds of speech that come with the model
 SMALL: dict[str, Any] = {

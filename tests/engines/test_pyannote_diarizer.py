@@ -27,6 +27,8 @@ from prefork.engines.document import Document, Turn
 from prefork.engines.pyannote_diarizer import PyannoteDiarizer, SpeakerModels
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 
+pytestmark = pytest.mark.dependencies
+
 try:
     version("pyannote.audio")
 except PackageNotFoundError:

@@ -18,6 +18,8 @@ from prefork.engines import quantization
 from prefork.engines.ctc_aligner import CTCAligner
 from prefork.engines.quantization import QuantizedLinear, quantize_linears
 
+pytestmark = pytest.mark.dependencies
+
 # What oneDNN gets wrong on processors without VNNI if weights use all 8 bits: every sum as large as it can be.
 LARGEST_SUMS = """
 import torch

@@ -27,6 +27,8 @@ from prefork.engines.document import Document, Timing, Turn, Utterance, Word
 from prefork.engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
 from prefork.engines.rev_transcript import read_transcript
 
+pytestmark = pytest.mark.dependencies
+
 pytest.importorskip("rev_ai", reason="needs Rev.ai's SDK, the extra [rev]")
 
 KEY = "02-very-secret-key"

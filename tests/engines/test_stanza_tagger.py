@@ -31,6 +31,8 @@ from prefork.engines.stanza_tagger import LONGEST, StanzaTagger
 from tests.engines.stanza_packages import write_charlm_package
 from tests.prefork.command import run
 
+pytestmark = pytest.mark.dependencies
+
 HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child\n@ID:\teng|x|CHI|||||Target_Child|||\n"
 JOB = Job("a.cha", Path("a.cha"))
 LINES = (

@@ -19,6 +19,8 @@ from prefork.engines.base import Engine, InputError, Job, LoadError, Segment
 from prefork.engines.document import Document, Utterance, Word
 from prefork.engines.whisper_asr import Heard, LanguageDetector, Slice, WhisperASR, join_heard
 
+pytestmark = pytest.mark.dependencies
+
 JFK = [
     "and",
     "so",

@@ -40,7 +40,10 @@ TINY = SHARED / "models" / "whisper-tiny.en"
 SPEECH = SHARED / "data" / "jfk.flac"
 TEXT = " And so my fellow Americans, ask not what your country can do for you"
 
-pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="needs ../shared/models/whisper-tiny.en")
+pytestmark = [
+    pytest.mark.dependencies,
+    pytest.mark.skipif(not TINY.is_dir(), reason="needs ../shared/models/whisper-tiny.en"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 
 from prefork.arena import Arena
 
-pytestmark = pytest.mark.usefixtures("script_engine")
+pytestmark = [pytest.mark.dependencies, pytest.mark.usefixtures("script_engine")]
 torch.set_num_threads(1)  # one of these tests forks this process: a pool of threads would not be in the child
 
 

@@ -143,6 +143,7 @@ def test_quiet_says_nothing_of_what_went_well_and_names_what_did_not(tmp_path: P
     assert done.stderr == "bad.txt: script: this line cannot be processed; change it\n"
 
 
+@pytest.mark.dependencies
 @pytest.mark.slow
 @pytest.mark.usefixtures("script_engine")
 def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path)
     assert all(part in text for part in ("loading the models", "worker 0", "worker 1", "/3 files", "left", "3 done"))
 
 
+@pytest.mark.dependencies
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -249,6 +251,7 @@ def test_force_cpu_goes_before_and_after_the_command_and_into_the_environment(tm
     assert run(*rest, PREFORK_FORCE_CPU="1").returncode == 0
 
 
+@pytest.mark.dependencies
 def test_help_comes_at_once_and_without_torch() -> None:
     times = []
     for _ in range(5):
@@ -263,5 +266,6 @@ def test_help_comes_at_once_and_without_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.dependencies
 def test_the_version_is_shown() -> None:
     assert run("--version").stdout.strip() == "0.1.0"

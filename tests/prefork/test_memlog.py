@@ -378,6 +378,7 @@ def test_a_long_run_is_drawn_from_fewer_states_that_keep_its_peak_and_its_end(tm
     assert stack.workers["worker 0"][-2:] == [10 * MB, 0]
 
 
+@pytest.mark.dependencies
 def test_the_command_shows_figures_and_draws(log: Path, tmp_path: Path) -> None:
     done = _ask(log.parent.parent, "--picture", tmp_path / "a.png")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -441,6 +442,7 @@ def _draw_svg(path: Path) -> list[str]:
     return ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
+@pytest.mark.dependencies
 def test_an_svg_names_every_worker_the_limit_and_what_happened(log: Path) -> None:
     texts = _draw_svg(log)
     for text in (*(f"worker {slot}" for slot in range(4)), "shared weights", "limit 4.00 GB", "available"):

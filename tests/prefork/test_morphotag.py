@@ -34,6 +34,7 @@ def strip_tiers(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("%mor:", "%gra:")))
 
 
+@pytest.mark.dependencies
 def test_transcripts_get_their_tiers_and_stay_the_same_otherwise(tmp_path: Path) -> None:
     source = write_talk(tmp_path / "in", "talk")
     done = run("morphotag", tmp_path / "in", tmp_path / "out", "--workers", 1)

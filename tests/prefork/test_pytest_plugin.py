@@ -58,6 +58,7 @@ def test_fixture_of_what_cannot_be_loaded(fork_safe):
 """
 
 
+@pytest.mark.dependencies
 @pytest.mark.slow
 def test_the_marker_and_the_fixture_examine_a_tests_model(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(MODELS.read_text())

@@ -24,6 +24,7 @@ def _write(path: Path, *lines: str) -> Job:
     return Job(path.name, path, seconds=float(len(lines)))
 
 
+@pytest.mark.dependencies
 def test_a_function_gets_the_model_that_was_loaded_once() -> None:
     import script_functions as functions
 
