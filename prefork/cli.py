@@ -292,7 +292,7 @@ def samples(
     import shlex
 
     from prefork.examples import copy_samples
-    from prefork.report import show
+    from prefork.text import show
 
     with explain():
         copied = copy_samples(target)

@@ -134,10 +134,9 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 
 def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        table.add_row(Text(name, "bold"), Text(value, overflow="fold"))
-    console.print(table)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:  # a path stays in one piece, to be copied
+        console.print(Text.assemble((name.ljust(width), "bold"), "  ", value), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def _launcher(_cache: None) -> Iterator[None]:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite runs in two processes, if pytest-xdist is there and nobody says otherwise (-n, --pdb)."""
     option = config.option
-    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS and "PYTEST_XDIST_WORKER" not in os.environ
     if whole and getattr(option, "numprocesses", 0) is None and not (option.usepdb or option.collectonly):
         option.numprocesses, option.dist = 2, "loadscope"
 

@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if _FOLDER in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.gpu)
+        item.add_marker(pytest.mark.exec)  # as users' processes start, and not all that tests.launcher imports is there
     if not ours:
         return
     torch.set_num_threads(1)  # this process forks: it must have no pool of threads

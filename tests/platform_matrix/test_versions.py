@@ -119,7 +119,7 @@ def test_no_pair_is_in_the_table_twice_and_every_one_has_its_day() -> None:
         (
             None,
             "2.11.0",
-            "torch is not installed: prefork needs torch; type: pip install torch==2.11.0 torchaudio==2.11.0",
+            "torch is not installed: prefork needs torch; type: pip install torch==2.14.1 torchaudio==2.11.0",
         ),
     ],
 )

@@ -86,7 +86,9 @@ def test_what_is_missing_is_named_with_what_to_type(make: Make) -> None:
 
 def test_even_what_the_command_itself_is_made_of(make: Make) -> None:
     here = make("typer", "typer-*")
-    assert _say(here.run("--version")).startswith("typer is not installed: prefork needs typer>=")
+    assert _say(here.run("--version")).startswith(
+        "typer is not installed: prefork needs typer<0.29,>=0.24; type: pip install"
+    )
 
 
 def test_a_dependency_that_is_too_old_or_there_twice_is_named_with_what_to_type(make: Make) -> None:

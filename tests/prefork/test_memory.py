@@ -19,6 +19,8 @@ from tests.prefork.command import PREFORK, read_outputs, run, run_apart, write_s
 
 MB = 1_000_000
 pytestmark = [
+    pytest.mark.exec,
+    pytest.mark.alone,
     pytest.mark.usefixtures("script_engine"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
 ]
