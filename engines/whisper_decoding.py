@@ -36,8 +36,8 @@ _ROUNDS = 4  # times that a loop goes round, at least
 _LOOP = 16  # tokens of a loop in all, at least: people repeat themselves too
 _MOST_NO_SPEECH = 0.6
 _SEED = 0
-# What the decoder calls the keys and values that it has computed: transformers 5 begins with the second of these names,
-# and leaves it out from 5.40 on.
+# What the decoder calls the keys and values that it has computed: transformers 5.4 has the second of these names,
+# 5.40 will no longer.
 CACHE = "cache" if "cache" in signature(WhisperDecoder.forward).parameters else "past_key_values"
 
 
