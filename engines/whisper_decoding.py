@@ -13,11 +13,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from prefork.engines.whisper_model import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper_rules import TimestampRules, place
@@ -34,6 +36,9 @@ _ROUNDS = 4  # times that a loop goes round, at least
 _LOOP = 16  # tokens of a loop in all, at least: people repeat themselves too
 _MOST_NO_SPEECH = 0.6
 _SEED = 0
+# What the decoder calls the keys and values that it has computed: transformers 5.4 has the second of these names,
+# 5.40 will no longer.
+CACHE = "cache" if "cache" in signature(WhisperDecoder.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,8 @@ class Decoder:
         output = self._decoder(
             input_ids=place(tokens, self.device),
             encoder_hidden_states=self._encoded,
-            past_key_values=EncoderDecoderCache(self._said, self._heard),
             use_cache=True,
+            **{CACHE: EncoderDecoderCache(self._said, self._heard)},
         )
         if not self._memory:
             self._memory = [(layer.keys, layer.values) for layer in self._heard.layers]

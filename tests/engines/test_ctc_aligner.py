@@ -215,10 +215,16 @@ def test_one_thread_and_two_give_the_same_bits(aligner: CTCAligner, model: Any, 
 
 
 def test_a_segment_of_a_batch_gives_what_it_gives_alone(aligner: CTCAligner, model: Any, speech: Any) -> None:
+    """To the bit on one thread, whoever has set how many before; two share a batch out otherwise than a segment."""
     batch = [{"waveform": torch.from_numpy(speech[:length])} for length in (48_000, 20_000, 1_600)]
-    with torch.inference_mode():
-        together = aligner.infer(model, batch)
-        alone = [aligner.infer(model, [tensors])[0] for tensors in batch]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            together = aligner.infer(model, batch)
+            alone = [aligner.infer(model, [tensors])[0] for tensors in batch]
+    finally:
+        torch.set_num_threads(before)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one["log_probs"], other["log_probs"])
 

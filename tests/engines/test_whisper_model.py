@@ -19,6 +19,7 @@ from prefork.engines.base import LoadError
 from prefork.engines.checkpoint import open_checkpoint
 from prefork.engines.ctc_aligner import EMBEDDED
 from prefork.engines.model_folder import DTYPES
+from prefork.engines.whisper_decoding import CACHE
 from prefork.engines.whisper_model import (
     AttentionTap,
     WhisperCheckpoint,
@@ -111,7 +112,7 @@ def test_tapped_attention_is_that_of_the_model(checkpoint: WhisperCheckpoint, wa
     with AttentionTap(model, checkpoint.alignment_heads) as stepwise:
         cache = None
         for token in tokens[0]:
-            arguments = {"input_ids": token.view(1, 1), "encoder_hidden_states": states, "past_key_values": cache}
+            arguments = {"input_ids": token.view(1, 1), "encoder_hidden_states": states, CACHE: cache}
             cache = model.model.decoder(**arguments, use_cache=True).past_key_values
     assert not any(module._forward_hooks for module in model.modules())
     model.set_attn_implementation("eager")
