@@ -277,7 +277,7 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
     script = None if "-c" in arguments[:3] else arguments[1]
     beside = [] if "-P" in arguments else [os.path.dirname(script) if script else ""]  # noqa: PTH120  as Python has it
-    sys.path[:0] = [*beside, *added]
+    sys.path[:1] = [*beside, *added]  # in place of the launcher's own
     importlib.invalidate_caches()
     sys.argv = arguments[1:] if script else ["-c", *arguments[arguments.index("-c") + 2 :]]
     for name, (fd, mode) in {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}.items():
@@ -288,16 +288,12 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
 
 def _open(name: str, fd: int, mode: str) -> io.TextIOWrapper:
     """As Python opens its standard streams."""
-    raw = io.FileIO(fd, mode, closefd=False)
-    buffer: Any = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
     old = getattr(sys, name)
-    return io.TextIOWrapper(
-        buffer,
-        old.encoding,
-        old.errors,
-        line_buffering=name == "stderr" or raw.isatty(),
-        write_through=name == "stderr",
-    )
+    raw = io.FileIO(fd, mode, closefd=False)
+    unbuffered = mode == "w" and bool(os.environ.get("PYTHONUNBUFFERED"))
+    buffer: Any = raw if unbuffered else io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    lines = not unbuffered and (name == "stderr" or raw.isatty())
+    return io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=lines, write_through=unbuffered)
 
 
 def _prepare_to_ask(environment: Mapping[str, str]) -> None:
@@ -318,7 +314,9 @@ def _prepare_to_ask(environment: Mapping[str, str]) -> None:
         _show_command([LAUNCHER])
         _serve(theirs, environment)
     theirs.close()
-    Popen.launcher = Launcher(ours, environment)
+    high = fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)  # out of the way of what is counted from 3 on
+    ours.close()
+    Popen.launcher = Launcher(socket.socket(fileno=high), environment)
     subprocess.Popen = Popen  # type: ignore[misc]
 
 
@@ -328,7 +326,7 @@ def _run(code: str, script: str | None) -> int:
     if script:
         main_module.__file__ = script
     sys.modules["__main__"] = main_module
-    status = 0
+    status, interrupted = 0, False
     try:
         exec(compile(code, script or "<string>", "exec"), main_module.__dict__)
     except SystemExit as end:
@@ -337,8 +335,7 @@ def _run(code: str, script: str | None) -> int:
             print(end.code, file=sys.stderr)
     except KeyboardInterrupt:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupted = True
     except BaseException:  # noqa: BLE001  as the interpreter does it
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         status = 1
@@ -348,6 +345,9 @@ def _run(code: str, script: str | None) -> int:
         sys.stdout.flush()
     except (OSError, ValueError):
         status = 120
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return status & 0xFF
 
 

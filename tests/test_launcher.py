@@ -1,0 +1,91 @@
+"""What the launcher of the tests starts is what exec would have started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import launcher
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the launcher needs Linux's PR_SET_CHILD_SUBREAPER")
+SELF = """
+import prefork
+from prefork import LoadError
+import atexit, json, os, resource, signal, sys, threading, time
+atexit.register(lambda: print("the end"))
+threading.Thread(target=lambda: (time.sleep(0.3), print("a thread"))).start()
+print(json.dumps({
+    "arguments": sys.argv, "path": sys.path, "main": [__name__, __file__, vars(sys.modules["__main__"]) is globals()],
+    "environment": dict(os.environ), "folder": os.getcwd(), "parent": os.getppid(),
+    "session": os.getsid(0) == os.getpid(), "cores": sorted(os.sched_getaffinity(0)),
+    "limits": [resource.getrlimit(kind) for kind in range(16)],
+    "descriptors": sorted(fd for fd in map(int, os.listdir("/proc/self/fd")) if fd < 1000),
+    "command": open("/proc/self/cmdline", "rb").read().rstrip(b"\\0").decode().split("\\0"),
+    "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+    "streams": [[s.encoding, s.errors, s.line_buffering] for s in (sys.stdin, sys.stdout, sys.stderr)],
+}, indent=1))
+print("to stderr", file=sys.stderr)
+print(sys.stdin.read())
+"""
+ENDS = {
+    "returns": "",
+    "exits": "sys.exit(3)",
+    "exits with words": "sys.exit('no')",
+    "raises": "raise LoadError('so')",
+    "is interrupted": "raise KeyboardInterrupt",
+    "aborts": "os.abort()",
+    "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+def _start(script: Path, monkeypatch: pytest.MonkeyPatch, by_exec: bool) -> subprocess.CompletedProcess[str]:
+    monkeypatch.setattr(launcher.Popen, "is_off", by_exec)
+    return subprocess.run(
+        [sys.executable, script, "an argument", ""],
+        input="what it reads",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=script.parent,
+        env={**os.environ, "OURS": "é \udcff"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_forked_program_cannot_be_told_from_one_that_was_execed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"{SELF}{end}\n")
+    forked, execed = (_start(script, monkeypatch, by_exec) for by_exec in (False, True))
+    assert forked.stdout == execed.stdout
+    assert [line for line in forked.stderr.splitlines() if "launcher.py" not in line and "exec(" not in line] == (
+        execed.stderr.splitlines()
+    )
+    assert forked.returncode == execed.returncode
+
+
+def test_it_is_forked_and_what_is_not_prefork_s_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import prefork\nfrom prefork import LoadError\nimport sys; print('torch' in sys.modules)\n")
+    assert [_start(script, monkeypatch, by_exec).stdout for by_exec in (False, True)] == ["True\n", "False\n"]
+    script.write_text("import sys; print('torch' in sys.modules)\n")
+    assert _start(script, monkeypatch, False).stdout == "False\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from prefork import LoadError\nimport time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(20) == -number
