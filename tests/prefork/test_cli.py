@@ -251,7 +251,6 @@ def test_force_cpu_goes_before_and_after_the_command_and_into_the_environment(tm
     assert run(*rest, PREFORK_FORCE_CPU="1").returncode == 0
 
 
-@pytest.mark.dependencies
 def test_help_comes_at_once_and_without_torch() -> None:
     times = []
     for _ in range(5):
