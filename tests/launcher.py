@@ -383,8 +383,10 @@ def _list_limits() -> list[int]:
 
 def _read(connection: socket.socket, count: int) -> bytes:
     data = b""
+    waiting = select.poll()  # its descriptor may be too high for select()
+    waiting.register(connection, select.POLLIN)
     while len(data) < count:
-        if not select.select([connection], [], [], _SECONDS)[0]:
+        if not waiting.poll(1000 * _SECONDS):
             raise TimeoutError("the launcher of the tests does not answer")
         if not (more := connection.recv(count - len(data))):
             raise EOFError("the launcher of the tests has gone")
