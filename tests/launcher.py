@@ -265,7 +265,10 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     for kind, limits in request["limits"].items():
         resource.setrlimit(int(kind), tuple(limits))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    until = time.monotonic() + _SECONDS
     while os.getppid() != request["parent"]:
+        if time.monotonic() > until:
+            return 1  # whoever asked has ended meanwhile
         time.sleep(0.0005)
     arguments, code = request["arguments"], request["code"]
     if _is_program(code):
