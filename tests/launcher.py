@@ -41,6 +41,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefork.process import die_with_parent
+
 LAUNCHER = "tests.launcher"  # the command line of one that the command has for itself
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.child` writes it, or the command, as `tests.prefork.command` does.
@@ -305,9 +307,7 @@ def _prepare_to_ask(environment: Mapping[str, str]) -> None:
     asker = os.getpid()
     if os.fork() == 0:
         os.setsid()
-        _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != asker:
-            os._exit(0)
+        die_with_parent(asker)
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nothing, fd)
