@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prefork.engines.document import Document
+from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file to write: a format of `prefork.engines.formats` and where, below the output folder."""
+    """One file to write: a format of `prefork.engines.text.formats` and where, below the output folder."""
 
     format: str
     path: Path  # relative to the output folder

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
-    from prefork.engines.document import Document
-    from prefork.jobs import JobResult
-    from prefork.pipeline import Stage
-    from prefork.runtime import Runtime
-    from prefork.tasks import HangLimit, Stopped, WorkerDied
+    from prefork.engines.text.document import Document
+    from prefork.pool.jobs import JobResult
+    from prefork.pool.pipeline import Stage
+    from prefork.pool.runtime import Runtime
+    from prefork.pool.tasks import HangLimit, Stopped, WorkerDied
 
 _FOLDER = Path(__file__).parent
 if not (_FOLDER / "engines").is_dir():
@@ -23,7 +23,7 @@ if not (_FOLDER / "engines").is_dir():
     )
 
 _HOMES = {
-    "Document": "prefork.engines.document",
+    "Document": "prefork.engines.text.document",
     "Engine": "prefork.engines.base",
     "HostEngine": "prefork.engines.base",
     "InputError": "prefork.engines.base",
@@ -31,12 +31,12 @@ _HOMES = {
     "LoadError": "prefork.engines.base",
     "Output": "prefork.engines.base",
     "Segment": "prefork.engines.base",
-    "JobResult": "prefork.jobs",
-    "Runtime": "prefork.runtime",
-    "Stage": "prefork.pipeline",
-    "HangLimit": "prefork.tasks",
-    "Stopped": "prefork.tasks",
-    "WorkerDied": "prefork.tasks",
+    "JobResult": "prefork.pool.jobs",
+    "Runtime": "prefork.pool.runtime",
+    "Stage": "prefork.pool.pipeline",
+    "HangLimit": "prefork.pool.tasks",
+    "Stopped": "prefork.pool.tasks",
+    "WorkerDied": "prefork.pool.tasks",
 }
 __all__ = [
     "Document",

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Entry point. What the command itself needs may be missing."""
     try:
-        from prefork.cli import main as run
+        from prefork.cli.app import main as run
     except ImportError as error:
         from prefork.platform_matrix.imports import explain_import
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from prefork.engines.base import InputError
-from prefork.engines.document import Document
+from prefork.engines.text.document import Document
 
 
 @dataclass(frozen=True, slots=True)

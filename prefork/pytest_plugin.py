@@ -53,11 +53,11 @@ def require_fork_safe(
     __tracebackhide__ = True
     from rich.console import Console
 
-    from prefork.check import Finding, Reference, Target
-    from prefork.check_report import check
+    from prefork.check.report import check
+    from prefork.check.steps import Finding, Reference, Target
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, Strategy
-    from prefork.runtime import make_plan
+    from prefork.pool.runtime import make_plan
 
     shown = io.StringIO()
     try:

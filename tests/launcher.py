@@ -41,21 +41,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefork.process import die_with_parent
+from prefork.wire.process import die_with_parent
 
 LAUNCHER = "tests.launcher"  # the command line of one that the command has for itself
 ROOT = Path(__file__).resolve().parents[1]
-# What runs a child of prefork, as `prefork.child` writes it, or the command, as `tests.prefork.command` does.
+# What runs a child of prefork, as `prefork.wire.child` writes it, or the command, as `tests.prefork.command` does.
 _OURS = re.compile(
     r"import sys; sys\.path\.append\(sys\.argv\[1\]\); .*; from prefork\.child import run; run\(sys\.argv\[4\]\)"
     r"|from prefork\.cli import main; main\(\)"
 )
 _IMPORTED = (
     *("torch", "torchaudio", "transformers", "stanza", "av", "rustling", "rich.live", "typer", "yaml", "num2words"),
-    *("prefork.cli", "prefork.run", "prefork.zygote", "prefork.spawned", "prefork.server", "prefork.worker"),
-    *("prefork.machine", "prefork.planning", "prefork.report", "prefork.arena", "prefork.memlog", "prefork.check"),
-    *("prefork.engines.ctc_aligner", "prefork.engines.ctc_recovery", "prefork.engines.whisper_asr"),
-    *("prefork.engines.whisper_aligner", "prefork.engines.stanza_tagger", "prefork.engines.word_matching"),
+    *(
+        "prefork.cli.app",
+        "prefork.run.runner",
+        "prefork.work.zygote",
+        "prefork.work.spawned",
+        "prefork.work.server",
+        "prefork.work.worker",
+    ),
+    *(
+        "prefork.cli.machine",
+        "prefork.run.planning",
+        "prefork.cli.report",
+        "prefork.weights.arena",
+        "prefork.memory.memlog",
+        "prefork.check.steps",
+    ),
+    *("prefork.engines.ctc.aligner", "prefork.engines.ctc.recovery", "prefork.engines.whisper.asr"),
+    *("prefork.engines.whisper.aligner", "prefork.engines.stanza.tagger", "prefork.engines.alignment.word_matching"),
     *("transformers.models.wav2vec2", "transformers.models.whisper", "transformers.models.auto.modeling_auto"),
 )
 _READ_AT_IMPORT = re.compile(
@@ -80,7 +94,7 @@ class Launcher:
     @classmethod
     def start(cls) -> Launcher:
         """A fresh process, which imports everything."""
-        from prefork.loading import _ENVIRONMENT
+        from prefork.work.loading import _ENVIRONMENT
 
         environment = {**os.environ, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
         ours, theirs = socket.socketpair()
@@ -188,7 +202,7 @@ def _find_code(arguments: Any) -> str | None:
 
 def _is_program(code: str) -> bool:
     """Whether it is what a user starts, and no process of prefork's."""
-    return "prefork.cli" in code or not _OURS.fullmatch(code)
+    return "prefork.cli.app" in code or not _OURS.fullmatch(code)
 
 
 def main(handle: int) -> None:

@@ -188,7 +188,9 @@ def test_whatever_ci_installs_and_builds_comes_from_the_lock() -> None:
 
 
 @pytest.mark.parametrize("kind", ["DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"])
-@pytest.mark.parametrize("ours", ["prefork", "prefork.engines.audio", "prefork.platform_matrix.facts", "tests.limits"])
+@pytest.mark.parametrize(
+    "ours", ["prefork", "prefork.engines.audio.reader", "prefork.platform_matrix.facts", "tests.limits"]
+)
 def test_a_call_of_our_own_that_a_package_will_drop_is_an_error(ours: str, kind: str) -> None:
     with pytest.raises(Warning, match="will go"):
         exec(f"import warnings; warnings.warn('will go', {kind})", {"__name__": ours})

@@ -163,8 +163,8 @@ def test_a_package_engines_of_the_user_s_own_and_prefork_work_in_one_process(
     python = built.python if install == "wheel" else Path(sys.executable)
     done = _run(python, "script.py", cwd=users_folder)
     assert done.returncode == 0, done.stderr
-    match = "prefork.engines.word_matching:WordMatcher"
-    assert done.stdout.splitlines() == ["prefork.runtime", match, str(users_folder / "engines" / "__init__.py")]
+    match = "prefork.engines.alignment.word_matching:WordMatcher"
+    assert done.stdout.splitlines() == ["prefork.pool.runtime", match, str(users_folder / "engines" / "__init__.py")]
 
 
 @pytest.mark.parametrize("install", ["wheel", "as the tests have it"])
@@ -216,7 +216,7 @@ def test_a_checkout_without_symbolic_links_makes_the_same_wheel(
     assert _build("wheel", checkout_without_links, tmp_path).read_bytes() == built.wheel.read_bytes()
 
 
-@pytest.mark.parametrize("module", ["prefork", "prefork.engines", "prefork.cli"])
+@pytest.mark.parametrize("module", ["prefork", "prefork.engines", "prefork.cli.app"])
 def test_sources_that_lack_the_links_say_so_and_what_to_do(
     built: Built, checkout_without_links: Path, module: str
 ) -> None:

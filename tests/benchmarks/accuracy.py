@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import torch
 
-from prefork.engines import formats
-from prefork.engines.audio import probe
+from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.document import Document, Word
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Word
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 import prefork.engines.batching
-from prefork.engines import formats
-from prefork.engines.audio import SAMPLE_RATE, probe
+from prefork.engines.audio.reader import SAMPLE_RATE, probe
 from prefork.engines.base import Job
 from prefork.engines.batching import Batcher, Batching, batch_by_length, measure_padding
-from prefork.engines.ctc_aligner import CTCAligner
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.text import formats
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
 SEGMENTS = 2_000

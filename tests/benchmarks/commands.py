@@ -25,13 +25,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import prefork.runtime
+import prefork.pool.runtime
 from prefork import Runtime
-from prefork.corpus import find_jobs
-from prefork.engines.audio import SAMPLE_RATE, read_audio
-from prefork.pipeline import Intake, transcribe
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.platform_matrix.matrix import Plan, Request
-from prefork.process import measure_memory
+from prefork.pool.pipeline import Intake, transcribe
+from prefork.run.corpus import find_jobs
+from prefork.wire.process import measure_memory
 from tests.prefork.command import read_outputs, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -67,7 +67,7 @@ def measure_memory_of_four() -> Iterator[Row]:
     jobs = find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs[-8:]  # the shortest
     totals = {}
     for name, strategy, copies in (("forked", "fork", False), ("mapped", "spawn", False), ("copies", "spawn", True)):
-        prefork.runtime.make_plan = lambda request, copies=copies: _make_plan(replace(request, copies=copies))
+        prefork.pool.runtime.make_plan = lambda request, copies=copies: _make_plan(replace(request, copies=copies))
         with Runtime(transcribe(model=str(WHISPER)), workers=4, threads=1, strategy=strategy) as runtime:
             while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
                 time.sleep(0.2)
@@ -86,7 +86,7 @@ def _make_plan(request: Request) -> Plan:
     return _original(request)
 
 
-_original = prefork.runtime.make_plan
+_original = prefork.pool.runtime.make_plan
 
 
 def measure_hour() -> Iterator[Row]:

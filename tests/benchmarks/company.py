@@ -23,14 +23,14 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from prefork.corpus import find_jobs  # noqa: E402
 from prefork.engines.base import Engine, Job, Segment, Tensors  # noqa: E402
-from prefork.engines.ctc_aligner import EMBEDDED, CTCAligner  # noqa: E402
-from prefork.engines.document import Document, Word  # noqa: E402
-from prefork.engines.formats import open_document  # noqa: E402
-from prefork.engines.whisper_aligner import WhisperAligner  # noqa: E402
-from prefork.engines.whisper_asr import WhisperASR  # noqa: E402
-from prefork.pipeline import Intake  # noqa: E402
+from prefork.engines.ctc.aligner import EMBEDDED, CTCAligner  # noqa: E402
+from prefork.engines.text.document import Document, Word  # noqa: E402
+from prefork.engines.text.formats import open_document  # noqa: E402
+from prefork.engines.whisper.aligner import WhisperAligner  # noqa: E402
+from prefork.engines.whisper.asr import WhisperASR  # noqa: E402
+from prefork.pool.pipeline import Intake  # noqa: E402
+from prefork.run.corpus import find_jobs  # noqa: E402
 
 SPEECH = ROOT.parent / "shared" / "data" / "speech"
 WHISPER = str(ROOT.parent / "shared" / "models" / "whisper-tiny.en")

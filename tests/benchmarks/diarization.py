@@ -26,8 +26,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.base import Job
-from prefork.engines.document import Turn
-from prefork.engines.pyannote_diarizer import PyannoteDiarizer, SpeakerModels
+from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
+from prefork.engines.text.document import Turn
 from tests.engines.package_weights import fetch_segmentation, fetch_voice_encoder
 from tests.engines.test_pyannote_diarizer import ask_pyannote, diarize, mix, round_turns, write_config, write_plda
 

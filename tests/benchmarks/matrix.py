@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
 
-import prefork.runtime
+import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.base import Job
 from prefork.platform_matrix.matrix import Plan, Request
-from prefork.process import Memory, measure_memory
+from prefork.wire.process import Memory, measure_memory
 
 TRIES = 20
 DEADLINE = 10.0  # seconds for an inference that takes 0.1 s
@@ -99,7 +99,7 @@ def measure_mapping() -> Iterator[Row]:
             jobs = write_jobs(Path(folder), 8, 10.0)
             totals = []
             for shared in (True, False):
-                prefork.runtime.make_plan = _fix_sharing(shared)
+                prefork.pool.runtime.make_plan = _fix_sharing(shared)
                 what = f"{dtype} in the file, {'with' if shared else 'without'} the arena"
                 memory, peak, ready = _spawn_four(model, jobs)
                 totals.append(sum(m.pss for m in memory))
@@ -132,7 +132,7 @@ def _fix_sharing(shared: bool) -> Callable[[Request], Plan]:
     return lambda request: make_plan(replace(request, copies=not shared))
 
 
-make_plan = prefork.runtime.make_plan
+make_plan = prefork.pool.runtime.make_plan
 
 
 def measure_start() -> Iterator[Row]:
@@ -145,7 +145,7 @@ def measure_start() -> Iterator[Row]:
         times.append(time.monotonic() - started)
     yield "prefork matrix, devices cached", f"median {statistics.median(times) * 1e3:.0f} ms", "300 ms"
     code = (
-        "import sys, contextlib; from prefork.cli import app\n"
+        "import sys, contextlib; from prefork.cli.app import app\n"
         "with contextlib.suppress(SystemExit): app(['matrix'])\n"
         "print('torch' in sys.modules)"
     )

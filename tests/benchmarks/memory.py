@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prefork.memlog import Event, read_log
+from prefork.memory.memlog import Event, read_log
 
 sys.path.append(str(Path(__file__).parents[2]))
 from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]

@@ -26,13 +26,13 @@ from rustling.chat import CHAT
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork import Runtime
-from prefork.corpus import find_jobs
-from prefork.engines import formats
 from prefork.engines.base import Job
-from prefork.engines.document import Document
-from prefork.engines.stanza_models import EMBEDDED
-from prefork.pipeline import Intake, Stage
-from prefork.process import Memory, measure_memory
+from prefork.engines.stanza.models import EMBEDDED
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document
+from prefork.pool.pipeline import Intake, Stage
+from prefork.run.corpus import find_jobs
+from prefork.wire.process import Memory, measure_memory
 from tests.prefork.command import read_outputs, run
 
 TREEBANK = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ud-english-ewt"

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from prefork import Runtime
-from prefork.engines.audio import probe
+from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
-from prefork.engines.checkpoint import DTYPES
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.memlog import read_log
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.ctc.checkpoint import DTYPES
+from prefork.memory.memlog import read_log
 
 sys.path.append(str(Path(__file__).parent))
 from accuracy import SHARED, Stopwatch, align, read_sentences  # type: ignore[import-not-found]

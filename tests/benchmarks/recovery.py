@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefork.engines import formats
-from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.alignment.word_matching import WordMatcher
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Job, Segment
-from prefork.engines.ctc_recovery import CTCRecovery, Emission
-from prefork.engines.document import Document, Timing, Utterance, Word
-from prefork.engines.word_matching import WordMatcher
+from prefork.engines.ctc.recovery import CTCRecovery, Emission
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 SPEECH = SHARED / "data" / "speech"

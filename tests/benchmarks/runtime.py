@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from prefork.engines.base import Job
-from prefork.process import measure_memory
+from prefork.wire.process import measure_memory
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
-PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
+PREFORK = [sys.executable, "-c", "from prefork.cli.app import main; main()"]
 Row = tuple[str, str, str]  # what, measured, wanted
 
 # One worker as it is usually written: its own interpreter, its own copy of the weights.
@@ -188,7 +188,7 @@ def measure_start() -> Iterator[Row]:
         subprocess.run([*PREFORK, "--help"], check=True, capture_output=True)
         times.append(time.monotonic() - started)
     code = (
-        "import sys, contextlib; from prefork.cli import app\n"
+        "import sys, contextlib; from prefork.cli.app import app\n"
         "with contextlib.suppress(SystemExit): app(['--help'])\n"
         "print('torch' in sys.modules)"
     )
@@ -294,7 +294,7 @@ def _join_recordings(folder: Path) -> None:
     import av
     import numpy as np
 
-    from prefork.engines.audio import probe, read_audio
+    from prefork.engines.audio.reader import probe, read_audio
 
     lines = [
         "@UTF8",
@@ -351,7 +351,9 @@ def measure_killing() -> Iterator[Row]:
             if starts > 60:
                 raise RuntimeError(f"no end after {starts} starts: {errors.decode()[-500:]}")
         left = [
-            p.pid for p in psutil.process_iter(["cmdline"]) if "prefork.zygote" in " ".join(p.info["cmdline"] or [])
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if "prefork.work.zygote" in " ".join(p.info["cmdline"] or [])
         ]
         yield "killed 50 workers, 5 zygotes, 5 supervisors: outputs equal", _same(out / "calm", out / "hunted"), "all"
         yield "starts of the command that it took", str(starts), ""

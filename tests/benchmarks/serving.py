@@ -30,10 +30,10 @@ sys.path[:0] = [str(ROOT), str(SCRIPT_ENGINE)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPT_ENGINE), os.environ.get("PYTHONPATH", "")])
 
 from prefork import Job, Runtime  # noqa: E402
-from prefork.corpus import find_jobs  # noqa: E402
 from prefork.engines.batching import Batching  # noqa: E402  the script engine has to be where Python looks first
-from prefork.engines.formats import render  # noqa: E402
-from prefork.pipeline import Intake, Pipeline, Stage, align, transcribe  # noqa: E402
+from prefork.engines.text.formats import render  # noqa: E402
+from prefork.pool.pipeline import Intake, Pipeline, Stage, align, transcribe  # noqa: E402
+from prefork.run.corpus import find_jobs  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 SPEECH = SHARED / "data" / "speech"

@@ -21,12 +21,12 @@ from rich.table import Table
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from prefork.engines.audio import SAMPLE_RATE, probe, read_audio
+from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
 from prefork.engines.base import Job
-from prefork.engines.document import Document
-from prefork.engines.formats import read
-from prefork.engines.whisper_asr import WhisperASR
-from prefork.engines.whisper_decoding import TEMPERATURES
+from prefork.engines.text.document import Document
+from prefork.engines.text.formats import read
+from prefork.engines.whisper.asr import WhisperASR
+from prefork.engines.whisper.decoding import TEMPERATURES
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 JFK = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"

@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 import torch
 
-from prefork.engines.audio import probe
+from prefork.engines.alignment.forced_aligner import ForcedAligner
+from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.document import Document, Utterance, Word
-from prefork.engines.forced_aligner import ForcedAligner
-from prefork.engines.whisper_aligner import WhisperAligner
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.text.document import Document, Utterance, Word
+from prefork.engines.whisper.aligner import WhisperAligner
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"

@@ -17,7 +17,7 @@ from stanza.models.pos.tag_columns import tag_columns_from_config
 from stanza.models.pos.trainer import Trainer as TaggerTrainer
 from stanza.models.pos.vocab import MultiVocab
 
-from prefork.engines.stanza_models import EMBEDDED
+from prefork.engines.stanza.models import EMBEDDED
 
 HIDDEN = 512
 NAME = "ewt_small"

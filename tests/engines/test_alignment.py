@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork.engines.alignment import (
+from prefork.engines.alignment.viterbi import (
     WILDCARD,
     Clock,
     Vocabulary,
@@ -19,7 +19,7 @@ from prefork.engines.alignment import (
     separate_words,
     spread_words,
 )
-from prefork.engines.document import Timing, Word
+from prefork.engines.text.document import Timing, Word
 
 pytestmark = pytest.mark.dependencies
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from prefork.engines.anchors import find_anchors
+from prefork.engines.alignment.anchors import find_anchors
 
 
 def test_a_shared_stretch_is_found_among_noise() -> None:

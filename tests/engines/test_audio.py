@@ -16,8 +16,8 @@ import av
 import numpy as np
 import pytest
 
-from prefork.engines import audio
-from prefork.engines.audio import SAMPLE_RATE, AudioError, AudioReader, probe, read_audio
+from prefork.engines.audio import reader as audio
+from prefork.engines.audio.reader import SAMPLE_RATE, AudioError, AudioReader, probe, read_audio
 from tests.engines.audio_files import Sound, make_sound, write_audio
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def test_three_hour_mark_is_read_at_once_and_in_little_memory(tmp_path: Path) ->
         data.seek(44 + 3 * 3600 * 16000 * 2)
         data.write(mark.tobytes())
     code = (
-        "import resource, sys, time; from prefork.engines.audio import read_audio\n"
+        "import resource, sys, time; from prefork.engines.audio.reader import read_audio\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "read_audio(sys.argv[1], 0, 1); before = peak(); start = time.perf_counter()\n"
         "samples = read_audio(sys.argv[1], 10800, 10810)\n"
@@ -215,7 +215,7 @@ def test_import_brings_no_torch_and_no_resampler_threads(tmp_path: Path) -> None
     path = write_audio(tmp_path / "a.m4a", make_sound(3, 44100, 2), 44100, "aac")
     code = (
         "import os, sys, numpy; threads = lambda: len(os.listdir('/proc/self/task')); before = threads()\n"
-        "from prefork.engines.audio import read_audio\n"
+        "from prefork.engines.audio.reader import read_audio\n"
         "print(read_audio(sys.argv[1], 0, 2).size, threads() - before, 'torch' in sys.modules)"
     )
     assert _python(code, str(path)).split() == ["32000", "0", "False"]

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rustling.chat import CHAT
 
-from prefork.engines import formats
-from prefork.engines.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
-from prefork.engines.formats import FORMATS, chat
-from prefork.engines.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
-from prefork.engines.retokenization import Analysis, Piece, fill, merge
+from prefork.engines.stanza.retokenization import Analysis, Piece, fill, merge
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
+from prefork.engines.text.formats import FORMATS, chat
+from prefork.engines.text.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
 from tests.engines.chat_files import HEAD, B, make
 
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForCTC, WhisperConfig
 
-from prefork.arena import Arena
 from prefork.engines.base import LoadError
-from prefork.engines.checkpoint import DTYPES, count_weights, load_model, open_checkpoint
-from prefork.engines.ctc_aligner import EMBEDDED, CTCAligner
+from prefork.engines.ctc.aligner import EMBEDDED, CTCAligner
+from prefork.engines.ctc.checkpoint import DTYPES, count_weights, load_model, open_checkpoint
+from prefork.weights.arena import Arena
 
 pytestmark = pytest.mark.dependencies
 

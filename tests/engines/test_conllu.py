@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rustling.conllu import CoNLLU
 from rustling.conllu import Token as Row
 
-from prefork.engines import formats
 from prefork.engines.base import InputError
-from prefork.engines.document import Document, SyntacticWord, Token, TokenKind, Utterance
-from prefork.engines.formats import conllu
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance
+from prefork.engines.text.formats import conllu
 
 pytestmark = pytest.mark.dependencies
 

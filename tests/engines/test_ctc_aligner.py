@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
 
-from prefork.engines import formats
+from prefork.engines.alignment.forced_aligner import keep_apart
 from prefork.engines.base import InputError, Job, LoadError, Segment
-from prefork.engines.ctc_aligner import EMBEDDED, MOST_BYTES, CTCAligner
-from prefork.engines.document import Document, Timing, Utterance, Word
-from prefork.engines.forced_aligner import keep_apart
+from prefork.engines.ctc.aligner import EMBEDDED, MOST_BYTES, CTCAligner
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 pytestmark = pytest.mark.dependencies
 

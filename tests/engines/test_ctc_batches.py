@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from prefork.engines import formats
 from prefork.engines.base import Job, Segment, Tensors
-from prefork.engines.ctc_aligner import EMBEDDED, CTCAligner
-from prefork.engines.ctc_recovery import CTCRecovery
-from prefork.engines.padding import Padding, choose_padding, compute_logits
+from prefork.engines.ctc.aligner import EMBEDDED, CTCAligner
+from prefork.engines.ctc.padding import Padding, choose_padding, compute_logits
+from prefork.engines.ctc.recovery import CTCRecovery
+from prefork.engines.text import formats
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 SAMPLES = [47_999, 16_000, 32_100, 32_100, 1_600]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.engines import formats
+from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, QUIET, find_units
 from prefork.engines.base import Job, Segment
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.ctc_recovery import CTCRecovery
-from prefork.engines.document import Document, Recovery, Utterance, Word
-from prefork.engines.sparse_alignment import FIRST, FLOOR, QUIET, find_units
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.ctc.recovery import CTCRecovery
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Recovery, Utterance, Word
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 SPEECH = SHARED / "data" / "speech"

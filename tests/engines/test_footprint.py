@@ -20,11 +20,11 @@ from transformers import (
     WavLMConfig,
 )
 
-from prefork.engines.audio import SAMPLE_RATE
+from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import BYTES_PER_SECOND
-from prefork.engines.footprint import estimate_encoder
-from prefork.engines.whisper_ctc import WhisperCTCConfig
-from prefork.forecast import BASE
+from prefork.engines.checkpoints.footprint import estimate_encoder
+from prefork.engines.whisper.ctc_head import WhisperCTCConfig
+from prefork.memory.forecast import BASE
 
 MB = 1_000_000
 FRAME = 0.02  # seconds
@@ -107,9 +107,9 @@ _MEASURE = """
 import json, os, torch
 torch.set_num_threads(1)
 from prefork.engines.base import Segment
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.footprint import estimate_encoder
-from prefork.process import PeakProbe, release_free_memory
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.checkpoints.footprint import estimate_encoder
+from prefork.wire.process import PeakProbe, release_free_memory
 engine = CTCAligner()
 engine.setup()
 model = engine.load()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rustling.srt import SRT
 from rustling.textgrid import TextGrid
 
-from prefork.engines import formats
 from prefork.engines.base import InputError, Job
-from prefork.engines.document import Character, Document, Timing, Utterance, Word
-from prefork.engines.formats.textgrid import fill
+from prefork.engines.text import formats
+from prefork.engines.text.document import Character, Document, Timing, Utterance, Word
+from prefork.engines.text.formats.textgrid import fill
 
 
 def make_word(text: str, start: float | None = None, end: float | None = None, characters: bool = False) -> Word:
@@ -206,8 +206,8 @@ def test_formats_start_no_threads_and_leave_torch_alone() -> None:
     """Both would be inherited, broken, by every forked worker."""
     script = """if True:
         import os, sys
-        from prefork.engines import formats
-        from prefork.engines.document import Document, Utterance, Word
+        from prefork.engines.text import formats
+        from prefork.engines.text.document import Document, Utterance, Word
         document = Document((Utterance("hi", (Word("hi", 0.0, 1.0),), None, 0.0, 1.0),), seconds=1.0)
         for name in formats.OUTPUTS:
             formats.render(document, name)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rustling.chat import CHAT
 
-from prefork.engines import formats
 from prefork.engines.base import InputError
-from prefork.engines.document import Document, Timing, Utterance, Word
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Timing, Utterance, Word
 from tests.engines.chat_files import HEAD, B, make
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rustling.chat import CHAT
 
-from prefork.engines import mor
-from prefork.engines.document import SyntacticWord, Token, TokenKind
-from prefork.engines.mor.lemmas import clean_lemma
+from prefork.engines.text import mor
+from prefork.engines.text.document import SyntacticWord, Token, TokenKind
+from prefork.engines.text.mor.lemmas import clean_lemma
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TREEBANK = SHARED / "data/ud-english-ewt/en_ewt-ud-test.conllu"

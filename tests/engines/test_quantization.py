@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from prefork.arena import Arena
-from prefork.engines import quantization
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.checkpoints import quantization
+from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.weights.arena import Arena
 
 pytestmark = pytest.mark.dependencies
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.dependencies
 LARGEST_SUMS = """
 import torch
 from torch import nn
-from prefork.engines.quantization import QuantizedLinear
+from prefork.engines.checkpoints.quantization import QuantizedLinear
 linear = nn.Linear(384, 96, bias=False)
 for sign in (1.0, -1.0):
     nn.init.constant_(linear.weight, sign)

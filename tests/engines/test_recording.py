@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from prefork.engines.audio.recording import AudioError, Line, _judge, probe
 from prefork.engines.base import InputError
-from prefork.engines.recording import AudioError, Line, _judge, probe
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.document import Document, Timing, Turn, Utterance, Word
-from prefork.engines.rev import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
-from prefork.engines.rev_transcript import read_transcript
+from prefork.engines.rev.transcriber import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
+from prefork.engines.rev.transcript import read_transcript
+from prefork.engines.text.document import Document, Timing, Turn, Utterance, Word
 
 pytestmark = pytest.mark.dependencies
 
@@ -594,7 +594,7 @@ def test_odd_transcripts_are_read_as_far_as_they_go() -> None:
 
 def test_torch_stays_out_of_the_supervisor() -> None:
     script = (
-        "import sys, prefork.engines.rev as rev; "
+        "import sys, prefork.engines.rev.transcriber as rev; "
         "rev._make_client('key', 'http://127.0.0.1', (1, 1)); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from prefork.engines import formats
-from prefork.engines.document import Document, Turn, Utterance, Word
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Turn, Utterance, Word
 
 
 def test_turns_are_lines_in_the_order_of_time() -> None:

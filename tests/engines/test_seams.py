@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from prefork.engines.document import Word
-from prefork.engines.seams import join_words
+from prefork.engines.alignment.seams import join_words
+from prefork.engines.text.document import Word
 
 
 def say(text: str, start: float, pace: float = 0.5) -> list[Word]:

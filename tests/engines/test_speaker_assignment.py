@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork.engines.base import Job, LoadError
-from prefork.engines.document import Document, Timing, Turn, Word
-from prefork.engines.speaker_assignment import SpeakerAssigner, assign_speakers
+from prefork.engines.speakers.assignment import SpeakerAssigner, assign_speakers
+from prefork.engines.text.document import Document, Timing, Turn, Word
 
 JOB = Job("talk.wav", Path("talk.wav"), Path("talk.wav"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefork.engines.audio import SAMPLE_RATE, read_audio
-from prefork.engines.speech_regions import (
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
+from prefork.engines.audio.speech_regions import (
     FRAME,
     LONGEST,
     OVERLAP,

@@ -21,13 +21,13 @@ import torch
 from rustling.chat import CHAT
 from stanza.resources import common
 
-from prefork.engines import formats
 from prefork.engines.base import InputError, Job, LoadError, Output
-from prefork.engines.document import Document, TokenKind
-from prefork.engines.formats import chat
-from prefork.engines.mor import check_tree
-from prefork.engines.stanza_models import EMBEDDED, MissingModel, Package
-from prefork.engines.stanza_tagger import LONGEST, StanzaTagger
+from prefork.engines.stanza.models import EMBEDDED, MissingModel, Package
+from prefork.engines.stanza.tagger import LONGEST, StanzaTagger
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, TokenKind
+from prefork.engines.text.formats import chat
+from prefork.engines.text.mor import check_tree
 from tests.engines.stanza_packages import write_charlm_package
 from tests.prefork.command import run
 
@@ -331,7 +331,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 FETCH = """
 import sys
-from prefork.engines.stanza_models import MissingModel, Package
+from prefork.engines.stanza.models import MissingModel, Package
 try:
     package = Package.find("eng", sys.argv[1])
     print(len(package.files), package.folder)

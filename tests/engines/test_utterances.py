@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from rustling.chat import CHAT
 from rustling.textgrid import TextGrid
 
-from prefork.engines import formats
-from prefork.engines.document import Document, Timing, Turn, Utterance, Word
-from prefork.engines.languages import get_long_code, get_short_code
-from prefork.engines.spoken_numbers import spell_numbers
-from prefork.engines.utterances import compose_utterances, strip_punctuation
+from prefork.engines.text import formats
+from prefork.engines.text.document import Document, Timing, Turn, Utterance, Word
+from prefork.engines.text.languages import get_long_code, get_short_code
+from prefork.engines.text.spoken_numbers import spell_numbers
+from prefork.engines.text.utterances import compose_utterances, strip_punctuation
 
 B = "\x15"
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.engines.audio import read_audio
+from prefork.engines.audio.reader import read_audio
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.document import Document, Timing, Utterance, Word
-from prefork.engines.whisper_aligner import WhisperAligner
-from prefork.engines.whisper_model import compose_prompt
+from prefork.engines.text.document import Document, Timing, Utterance, Word
+from prefork.engines.whisper.aligner import WhisperAligner
+from prefork.engines.whisper.model import compose_prompt
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Engine, InputError, Job, LoadError, Segment
-from prefork.engines.document import Document, Utterance, Word
-from prefork.engines.whisper_asr import Heard, LanguageDetector, Slice, WhisperASR, join_heard
+from prefork.engines.text.document import Document, Utterance, Word
+from prefork.engines.whisper.asr import Heard, LanguageDetector, Slice, WhisperASR, join_heard
 
 pytestmark = pytest.mark.dependencies
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.engines.audio import SAMPLE_RATE, read_audio
+from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Job, Segment, Tensors
-from prefork.engines.formats.chat import parse
-from prefork.engines.whisper_aligner import WhisperAligner
-from prefork.engines.whisper_asr import LanguageDetector, Slice, WhisperASR
-from prefork.engines.whisper_decoding import Decoded, Decoder, _write, decode, listen
-from prefork.engines.whisper_model import WhisperCheckpoint, attend, compose_prompt, encode
-from prefork.engines.whisper_rules import TimestampRules
-from prefork.engines.whisper_windows import DETECT, tell_languages
+from prefork.engines.text.formats.chat import parse
+from prefork.engines.whisper.aligner import WhisperAligner
+from prefork.engines.whisper.asr import LanguageDetector, Slice, WhisperASR
+from prefork.engines.whisper.decoding import Decoded, Decoder, _write, decode, listen
+from prefork.engines.whisper.model import WhisperCheckpoint, attend, compose_prompt, encode
+from prefork.engines.whisper.rules import TimestampRules
+from prefork.engines.whisper.windows import DETECT, tell_languages
 
 CLOSE = 2e-3  # what float32 rounds differently in a batch is far below
 
@@ -149,7 +149,7 @@ def test_only_windows_that_do_not_hold_up_are_written_again(
         rounds.append((temperature, sorted(prompts)))
         return _write(decoder, rules, prompts, temperature, most)
 
-    monkeypatch.setattr("prefork.engines.whisper_decoding._write", write)
+    monkeypatch.setattr("prefork.engines.whisper.decoding._write", write)
     monkeypatch.setattr(Decoded, "sound", property(lambda said: said.temperature >= 0.4 or len(said.tokens) > 20))
     monkeypatch.setattr(Decoded, "silent", property(lambda _: False))
     decoder = Decoder(model, encoded[[2, 0]])

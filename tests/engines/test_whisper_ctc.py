@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCTC, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from prefork.engines import whisper_ctc
+from prefork.engines.whisper import ctc_head as whisper_ctc
 
 MODEL = Path(whisper_ctc.__file__).parent / "models" / "ctc-aligner-en"
 

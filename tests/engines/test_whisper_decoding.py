@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from prefork.engines.audio import read_audio
-from prefork.engines.whisper_decoding import (
+from prefork.engines.audio.reader import read_audio
+from prefork.engines.whisper.decoding import (
     Decoded,
     Decoder,
     _write,
@@ -19,8 +19,8 @@ from prefork.engines.whisper_decoding import (
     listen,
     measure_compression,
 )
-from prefork.engines.whisper_model import WhisperCheckpoint, compute_features, encode, load_whisper, open_whisper
-from prefork.engines.whisper_rules import TimestampRules
+from prefork.engines.whisper.model import WhisperCheckpoint, compute_features, encode, load_whisper, open_whisper
+from prefork.engines.whisper.rules import TimestampRules
 
 
 @pytest.fixture(scope="module", autouse=True)

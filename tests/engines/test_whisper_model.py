@@ -13,14 +13,13 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from prefork.arena import Arena
-from prefork.engines.audio import read_audio
+from prefork.engines.audio.reader import read_audio
 from prefork.engines.base import LoadError
-from prefork.engines.checkpoint import open_checkpoint
-from prefork.engines.ctc_aligner import EMBEDDED
-from prefork.engines.model_folder import DTYPES
-from prefork.engines.whisper_decoding import CACHE
-from prefork.engines.whisper_model import (
+from prefork.engines.checkpoints.model_folder import DTYPES
+from prefork.engines.ctc.aligner import EMBEDDED
+from prefork.engines.ctc.checkpoint import open_checkpoint
+from prefork.engines.whisper.decoding import CACHE
+from prefork.engines.whisper.model import (
     AttentionTap,
     WhisperCheckpoint,
     attend,
@@ -34,7 +33,8 @@ from prefork.engines.whisper_model import (
     open_whisper,
     time_words,
 )
-from prefork.engines.whisper_timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
+from prefork.engines.whisper.timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
+from prefork.weights.arena import Arena
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"

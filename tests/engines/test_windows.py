@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.document import Utterance, Word
-from prefork.engines.windows import MARGIN, Window, plan_windows
+from prefork.engines.alignment.windows import MARGIN, Window, plan_windows
+from prefork.engines.text.document import Utterance, Word
 
 Times = tuple[float | None, float | None]
 UNTIMED: Times = (None, None)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefork.engines.alignment.word_matching import WordMatcher, align_texts, spell_out
 from prefork.engines.base import Job
-from prefork.engines.document import Document, Recovery, Timing, Utterance, Word
-from prefork.engines.word_matching import WordMatcher, align_texts, spell_out
+from prefork.engines.text.document import Document, Recovery, Timing, Utterance, Word
 
 LINES = ["the boy looked from the hand to her", "I walked up to my room", "she is 21 and has a new house"]
 

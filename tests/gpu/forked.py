@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from prefork.device_memory import DeviceError, WeightsChanged
 from prefork.platform_matrix.devices import initialised_drivers
+from prefork.weights.device_memory import DeviceError, WeightsChanged
 
 
 class Worker:

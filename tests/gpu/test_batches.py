@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from prefork.engines import formats
+from prefork.engines.alignment.forced_aligner import Piece
 from prefork.engines.base import Job, Segment, Tensors
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.engines.forced_aligner import Piece
-from prefork.loading import speed_up
-from prefork.staging import open_stage
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.text import formats
+from prefork.work.loading import speed_up
+from prefork.work.staging import open_stage
 from tests.gpu.forked import do
 from tests.gpu.machine import TORCH, needs_cuda
 from tests.prefork.command import SAMPLES

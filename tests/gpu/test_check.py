@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from prefork.device_check import DEVICE_STEPS
+from prefork.check.device_check import DEVICE_STEPS
 from tests.gpu.machine import needs_cuda
 from tests.prefork.command import run
 

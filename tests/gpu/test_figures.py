@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from prefork import Runtime
-from prefork.engines.ctc_aligner import CTCAligner
-from prefork.loading import speed_up
+from prefork.engines.ctc.aligner import CTCAligner
 from prefork.platform_matrix.nvml import Load
+from prefork.work.loading import speed_up
 from tests.gpu import models
 from tests.gpu.forked import do
 from tests.gpu.machine import DEVICES, STAND_IN, STRATEGIES, TORCH, Meter, read_load

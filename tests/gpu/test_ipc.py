@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefork.arena import Arena
-from prefork.child import ChildProcess
-from prefork.device_memory import DeviceError, Export, Guard, WeightsChanged, attach, make_memory
-from prefork.process import MemoryFile
+from prefork.weights.arena import Arena
+from prefork.weights.device_memory import DeviceError, Export, Guard, WeightsChanged, attach, make_memory
+from prefork.wire.child import ChildProcess
+from prefork.wire.process import MemoryFile
 from tests.gpu.forked import Worker, do
 from tests.gpu.machine import needs_cuda
 
@@ -225,8 +225,8 @@ def read_alone() -> None:
 
 def test_a_process_that_was_forked_after_cuda_was_used_is_told_so() -> None:
     code = (
-        "import os, torch; from prefork.checksum import Checksum\n"
-        "from prefork.device_memory import CUDAMemory, DeviceError, Export\n"
+        "import os, torch; from prefork.weights.checksum import Checksum\n"
+        "from prefork.weights.device_memory import CUDAMemory, DeviceError, Export\n"
         "torch.ones(1, device='cuda')\n"
         "if os.fork() == 0:\n"
         "    try: CUDAMemory().open(Export('cuda', bytes(64), 64, Checksum(0, 0), 'GPU 0'))\n"

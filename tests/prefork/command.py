@@ -17,7 +17,7 @@ from prefork.engines.base import Job
 from tests.launcher import LAUNCHER
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
-PREFORK = [sys.executable, "-c", "from prefork.cli import main; main()"]
+PREFORK = [sys.executable, "-c", "from prefork.cli.app import main; main()"]
 
 
 def run(*arguments: object, timeout: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:

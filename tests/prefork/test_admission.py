@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork.admission import PATIENCE, Holder, Level, choose, find_room, judge
+from prefork.memory.admission import PATIENCE, Holder, Level, choose, find_room, judge
 from prefork.platform_matrix.memory import MachineMemory, keep_back
 
 GB = 1 << 30

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefork.arena import Arena
+from prefork.weights.arena import Arena
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.usefixtures("script_engine")]
 torch.set_num_threads(1)  # one of these tests forks this process: a pool of threads would not be in the child
@@ -145,7 +145,8 @@ def test_a_model_without_tensors_is_no_problem() -> None:
 def test_weights_from_a_file_do_not_count_twice_while_they_are_packed(tmp_path: Path) -> None:
     """In a process of its own, because a high-water mark never falls."""
     script = (
-        "import sys, torch, safetensors.torch as st; from pathlib import Path; from prefork.arena import Arena\n"
+        "import sys, torch, safetensors.torch as st; from pathlib import Path\n"
+        "from prefork.weights.arena import Arena\n"
         "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
         "path = sys.argv[1]\n"
         "tensors = {str(i): torch.ones(1_250_000) for i in range(40)} if sys.argv[2] == 'save' else {}\n"

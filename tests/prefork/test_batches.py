@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefork import Job, Runtime, WorkerDied
-from prefork.jobs import JobResult
-from prefork.tasks import Task, TaskQueue, bundle
+from prefork.pool.jobs import JobResult
+from prefork.pool.tasks import Task, TaskQueue, bundle
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")

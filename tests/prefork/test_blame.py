@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.blame import Blame, Cause, Group, Request
+from prefork.pool.blame import Blame, Cause, Group, Request
 
 _CAUSES = st.sampled_from(list(Cause))
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from prefork.channel import Channel
+from prefork.wire.channel import Channel
 
 
 def _pair() -> tuple[Channel, Channel]:

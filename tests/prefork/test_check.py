@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from prefork.check import (
+from prefork.check.report import Examined, annotate, check, write_junit
+from prefork.check.steps import (
     EXIT_CODES,
     STEPS,
     Finding,
@@ -28,12 +29,11 @@ from prefork.check import (
     judge,
     sum_up,
 )
-from prefork.check_report import Examined, annotate, check, write_junit
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.runtime import make_plan
+from prefork.pool.runtime import make_plan
 from tests.prefork.command import run
 
 pytestmark = pytest.mark.exec
@@ -149,7 +149,7 @@ def _target(load: str, infer: str) -> Target:
 
 
 def test_a_kill_of_our_own_is_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork.check._END_SECONDS", 0.5)
+    monkeypatch.setattr("prefork.check.steps._END_SECONDS", 0.5)
     _, load, *later = examine(_target("load_and_close_everything", "infer"), make_plan(Request()), 2.0)
     assert load.finding is Finding.UNKNOWN
     assert load.text.endswith("closed its channel, did not end within 0.5 s, and was killed by prefork check")
@@ -177,7 +177,7 @@ def test_what_fails_in_check_itself_is_no_finding_about_the_target(monkeypatch: 
     def start(*_: object) -> None:
         raise OSError("too many open files")
 
-    monkeypatch.setattr("prefork.check.ChildProcess", start)
+    monkeypatch.setattr("prefork.check.steps.ChildProcess", start)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert steps[1].finding is Finding.UNKNOWN
@@ -190,7 +190,7 @@ def test_steps_that_are_unknown_or_told_twice_are_ignored(monkeypatch: pytest.Mo
         for name in ("load", "load", "garbage", "matrix", "hazards", "load"):
             yield _step(name, Finding.SAFE)
 
-    monkeypatch.setattr("prefork.check._examine", say)
+    monkeypatch.setattr("prefork.check.steps._examine", say)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert {step.finding for step in steps[3:]} == {Finding.SKIPPED}
@@ -198,7 +198,7 @@ def test_steps_that_are_unknown_or_told_twice_are_ignored(monkeypatch: pytest.Mo
 
 def test_what_the_examined_code_says_can_be_printed_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = _step("load", Finding.UNKNOWN, "\udcff is no name", ("at \udcff",))
-    monkeypatch.setattr("prefork.check_report.examine", lambda *_: iter([broken]))
+    monkeypatch.setattr("prefork.check.report.examine", lambda *_: iter([broken]))
     file = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
     check([Target("\udcff.py:load")], make_plan(Request()), 2.0, Console(file=file, width=120), verbose=False)
     file.seek(0)
@@ -241,7 +241,7 @@ def test_garbage_that_a_child_prints_is_shown_to_nobody_who_did_not_ask() -> Non
 def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "models.py").write_text(MODELS.read_text())
-    command = [sys.executable, "-P", "-c", "from prefork.cli import main; main()", "check"]
+    command = [sys.executable, "-P", "-c", "from prefork.cli.app import main; main()", "check"]
     options = ["--load", "package.models:load_model", "--infer", "package.models:infer"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

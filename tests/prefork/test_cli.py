@@ -15,8 +15,8 @@ import pytest
 import typer
 from rustling.chat import CHAT
 
+from prefork.cli.options import make_batching
 from prefork.engines.batching import Batching
-from prefork.options import make_batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 
 pytestmark = pytest.mark.exec
@@ -259,7 +259,7 @@ def test_help_comes_at_once_and_without_torch() -> None:
         times.append(time.monotonic() - started)
     assert "align" in done.stdout
     assert statistics.median(times) < 1.0  # what is wanted is 0.25 s; tests/benchmarks/runtime.py measures it
-    code = "import sys\nfrom prefork.cli import app\ntry: app(['align', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys\nfrom prefork.cli.app import app\ntry: app(['align', '--help'])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'av', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.comparison import NotComparable, encode
+from prefork.work.comparison import NotComparable, encode
 
 
 @dataclass

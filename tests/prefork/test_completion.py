@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 # Typer takes the name of the variable from that of the program.
-_CODE = "import sys; sys.argv[0] = 'prefork'; from prefork.cli import main; main()"
+_CODE = "import sys; sys.argv[0] = 'prefork'; from prefork.cli.app import main; main()"
 
 
 def _complete(line: str, shell: str) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prefork.corpus import Corpus, find_jobs, find_languages
 from prefork.engines.base import InputError, Output
-from prefork.pipeline import Intake
+from prefork.pool.pipeline import Intake
+from prefork.run.corpus import Corpus, find_jobs, find_languages
 
 CHAT = "@UTF8\n@Begin\n@Languages:\teng\n@Media:\t{}, {}\n*CHI:\tgo .\n@End\n"
 
@@ -429,7 +429,7 @@ def test_languages_are_those_of_the_headers_and_an_empty_one_where_none_says_it(
 
 
 def test_finding_jobs_leaves_torch_alone() -> None:
-    script = "import sys, prefork.corpus; print('torch' in sys.modules)"
+    script = "import sys, prefork.run.corpus; print('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -15,19 +15,19 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from prefork import device_check
-from prefork.check import Finding, Reference, Step, Target, conclude
-from prefork.check_report import check
-from prefork.cli import app
-from prefork.comparison import NotComparable
-from prefork.device_check import DEVICE_STEPS, examine, find_obstacle, judge, part
-from prefork.device_examination import judge_naive
-from prefork.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
+from prefork.check import device_check
+from prefork.check.device_check import DEVICE_STEPS, examine, find_obstacle, judge, part
+from prefork.check.device_examination import judge_naive
+from prefork.check.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
+from prefork.check.report import check
+from prefork.check.steps import Finding, Reference, Step, Target, conclude
+from prefork.cli.app import app
 from prefork.platform_matrix.canary import Fate, Outcome
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from prefork.runtime import make_plan
+from prefork.pool.runtime import make_plan
+from prefork.work.comparison import NotComparable
 
 pytestmark = pytest.mark.exec
 

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.arena import Arena
-from prefork.checksum import ROW_BYTES, Checksum, Summer, measure
-from prefork.device_memory import (
+from prefork.engines.base import LoadError
+from prefork.weights.arena import Arena
+from prefork.weights.checksum import ROW_BYTES, Checksum, Summer, measure
+from prefork.weights.device_memory import (
     CUDAMemory,
     DeviceError,
     Driver,
@@ -33,8 +34,7 @@ from prefork.device_memory import (
     WeightsChanged,
     attach,
 )
-from prefork.engines.base import LoadError
-from prefork.process import MemoryFile
+from prefork.wire.process import MemoryFile
 
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),

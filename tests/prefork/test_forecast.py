@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork.forecast import BASE, FLOOR, QUANTILE, History, Series, fit
+from prefork.memory.forecast import BASE, FLOOR, QUANTILE, History, Series, fit
 
 MB = 1_000_000
 POINTS = st.lists(st.tuples(st.floats(0, 1e12), st.integers(0, 10**12)), max_size=60)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from prefork.blame import Group
-from prefork.channel import Channel
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher, Batching
-from prefork.inference import Refused, RemoteInference
-from prefork.loading import ServerOrder, Specification
-from prefork.server import _Server
+from prefork.pool.blame import Group
+from prefork.wire.channel import Channel
+from prefork.work.inference import Refused, RemoteInference
+from prefork.work.loading import ServerOrder, Specification
+from prefork.work.server import _Server
 
 _JOB = Job("talk", Path("talk"))
 _CREDIT = {"twice": 1 << 40}

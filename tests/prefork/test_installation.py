@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from prefork.check import Finding, conclude, examine, find_targets
+from prefork.check.steps import Finding, conclude, examine, find_targets
 from prefork.engines import registry
 from prefork.engines.base import LoadError
 from prefork.installation import find_needs
 from prefork.platform_matrix.matrix import Request
 from prefork.platform_matrix.versions import find_module, read_versions
-from prefork.runtime import make_plan
+from prefork.pool.runtime import make_plan
 from tests.conftest import SCRIPT_ENGINE
 from tests.prefork.command import SAMPLES, run, write_script
 from tests.prefork.installations import HERE, Installation, link, write_metadata
@@ -122,8 +122,8 @@ def test_it_is_known_what_the_engines_import() -> None:
     names = ("assign", "match", "diarize", "stanza", "whisper")
     code = """
 import json, os, sys
-import prefork.worker
-from prefork.check import Finding, conclude, examine, find_targets
+import prefork.work.worker
+from prefork.check.steps import Finding, conclude, examine, find_targets
 from prefork.engines import registry
 for name in sys.argv[1:]:
     pid = os.fork()
@@ -180,7 +180,7 @@ def test_a_package_that_fails_while_an_engine_imports_it_is_named_with_its_versi
     (here.packages / "stanza" / "__init__.py").write_text("import torch\nprint(torch.gone)")
     line = _say(here.run("--force-cpu", "morphotag", SAMPLES, here.folder / "out"))
     assert line.startswith(
-        "engine stanza cannot be imported from prefork.engines.stanza_tagger:StanzaTagger: stanza 1."
+        "engine stanza cannot be imported from prefork.engines.stanza.tagger:StanzaTagger: stanza 1."
     )
     assert (
         "cannot be imported: AttributeError: module 'torch' has no attribute 'gone'; type: pip install --force" in line

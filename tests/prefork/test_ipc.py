@@ -1,7 +1,7 @@
 """Weights that an owner process has put into a device's memory, and workers that look into it.
 
-The device is the host's memory here: what differs on a GPU is in `prefork.device_memory.CUDAMemory` alone, and has its
-tests in tests/gpu.
+The device is the host's memory here: what differs on a GPU is in `prefork.weights.device_memory.CUDAMemory` alone, and
+has its tests in tests/gpu.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-import prefork.runtime
+import prefork.pool.runtime
 from prefork import Runtime
-from prefork.jobs import JobResult
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
+from prefork.pool.jobs import JobResult
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
-_decide = prefork.runtime.make_plan
+_decide = prefork.pool.runtime.make_plan
 
 
 class HostPlan(Plan):
@@ -39,7 +39,7 @@ def _host_ipc(monkeypatch: pytest.MonkeyPatch) -> None:
         values = {field.name: getattr(plan, field.name) for field in fields(plan)}
         return HostPlan(**{**values, "strategy": Strategy.IPC})
 
-    monkeypatch.setattr(prefork.runtime, "make_plan", make)
+    monkeypatch.setattr(prefork.pool.runtime, "make_plan", make)
 
 
 def read(results: list[JobResult]) -> dict[str, list[tuple[str, float | None]]]:
@@ -122,15 +122,15 @@ def _write_over(runtime: Runtime) -> None:
 def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import prefork.owners
+    import prefork.pool.owners
 
-    class Refusing(prefork.owners.Owners):
+    class Refusing(prefork.pool.owners.Owners):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             time.sleep(0)
             self._loop.tell(lambda: self._holder.refuse_ipc("this driver says no"))
 
-    monkeypatch.setattr("prefork.crew.Owners", Refusing)
+    monkeypatch.setattr("prefork.pool.crew.Owners", Refusing)
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))

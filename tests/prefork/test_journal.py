@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 import pytest
 
 from prefork.engines.base import InputError, Job, Output
-from prefork.journal import Journal
 from prefork.outputs import OutputFolder
+from prefork.run.journal import Journal
 
 SETTINGS = {"engine": "ctc", "model": {"sha256": "abc"}}
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prefork.cli.machine import show_plan
 from prefork.engines.batching import Batching
-from prefork.machine import show_plan
-from prefork.planning import describe_batches, find_obstacles
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.run.planning import describe_batches, find_obstacles
 from tests.prefork.command import SAMPLES, copy_sample, run
 
 GB = 1_000_000_000
@@ -76,7 +76,7 @@ def test_the_matrix_has_every_row_marks_this_machines_and_gives_its_sources() ->
 
 def test_no_torch_is_imported_once_the_devices_are_known() -> None:
     code = (
-        "import sys, contextlib; from prefork.cli import app\n"
+        "import sys, contextlib; from prefork.cli.app import app\n"
         "with contextlib.suppress(SystemExit): app(['matrix'])\n"
         "print('torch' in sys.modules)"
     )

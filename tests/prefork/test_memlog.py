@@ -17,10 +17,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from prefork.cli import app
+from prefork.cli.app import app
+from prefork.cli.memlog_picture import draw_picture, pile_up, show_figures
 from prefork.engines.base import InputError
-from prefork.memlog import Event, MemoryLog, follow, list_throttled, read_log, sum_up
-from prefork.memlog_picture import draw_picture, pile_up, show_figures
+from prefork.memory.memlog import Event, MemoryLog, follow, list_throttled, read_log, sum_up
 
 MB = 1_000_000
 COMMON = {"engine": "ctc", "model": "tiny", "dtype": "float32", "strategy": "fork"}
@@ -221,7 +221,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing() -> None:
 def test_a_line_that_fits_only_in_part_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.memory.jsonl"
     code = (
-        "import resource; from pathlib import Path; from prefork.memlog import MemoryLog\n"
+        "import resource; from pathlib import Path; from prefork.memory.memlog import MemoryLog\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         f"log = MemoryLog(Path({str(path)!r}), notice=print)\n"
         "log.write('start', time=1.0); log.write('fail', reason='x' * 200); print('still here')\n"
@@ -476,7 +476,7 @@ def test_no_name_breaks_the_table_or_the_picture(tmp_path: Path) -> None:
 
 def test_drawing_leaves_no_state_behind(log: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from prefork.cli import app\n"
+        "import sys; from prefork.cli.app import app\n"
         f"try: app(['memlog', {str(log)!r}, '--json', '--picture', {str(tmp_path / 'a.svg')!r}])\n"
         "except SystemExit as ended: assert not ended.code\n"
         "import matplotlib\n"

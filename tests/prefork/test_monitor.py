@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefork.monitor import (
+from prefork.memory.monitor import (
     CHECKPOINTS,
     Alarm,
     Cleanups,
@@ -432,5 +432,5 @@ def test_the_gpu_meter_sees_what_torch_allocates_and_gives_back_what_it_reserves
 
 
 def test_importing_the_monitor_imports_no_torch() -> None:
-    code = "import sys, prefork.monitor; print('torch' in sys.modules)"
+    code = "import sys, prefork.memory.monitor; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

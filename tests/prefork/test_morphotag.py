@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rustling.chat import CHAT
 
-from prefork.engines.stanza_models import EMBEDDED
+from prefork.engines.stanza.models import EMBEDDED
 from tests.prefork.command import read_outputs, run
 
 HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child, MOT Mother\n"

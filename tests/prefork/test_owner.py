@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
-from prefork.checksum import measure
-from prefork.child import ChildProcess
-from prefork.device_memory import DeviceError, HostMemory
-from prefork.process import measure_memory
+from prefork.weights.checksum import measure
+from prefork.weights.device_memory import DeviceError, HostMemory
+from prefork.wire.child import ChildProcess
+from prefork.wire.process import measure_memory
 from tests.prefork.command import wait_until_gone
 from tests.prefork.test_device_memory import compile_driver
 
@@ -101,7 +101,7 @@ def test_weights_that_cannot_be_read_fail_in_words(owners: list[ChildProcess], t
 
 def test_the_owner_ends_with_the_process_that_started_it(weights: Path) -> None:
     script = (
-        "import sys, time; from prefork.child import ChildProcess\n"
+        "import sys, time; from prefork.wire.child import ChildProcess\n"
         "owner = ChildProcess('owner', {}); owner.channel.post((sys.argv[1], int(sys.argv[2]), 'host'))\n"
         "owner.receive(30); print(owner.pid, flush=True); time.sleep(60)\n"
     )

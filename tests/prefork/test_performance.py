@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
-from prefork import performance
-from prefork.governor import Tally
-from prefork.loading import Inventory
+from prefork.cli.report import GPULoad, Summary, tabulate
+from prefork.memory.governor import Tally
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
-from prefork.report import GPULoad, Summary, tabulate
+from prefork.run import performance
+from prefork.work.loading import Inventory
 
 FULL = Path("/dev/full")
 NAMES = {"command": "align", "engine": "ctc", "model": "größer \ud800", "dtype": "float32"}

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from prefork import Job, LoadError, Runtime, Stopped
-from prefork.jobs import JobResult
-from prefork.pipeline import Residency, Stage, align, list_phases, transcribe
-from prefork.report import Report, Summary
-from prefork.run import Request, run
+from prefork.cli.report import Report, Summary
+from prefork.pool.jobs import JobResult
+from prefork.pool.pipeline import Residency, Stage, align, list_phases, transcribe
+from prefork.run.runner import Request, run
 from tests.prefork.command import read_outputs, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -182,7 +182,7 @@ def test_a_service_alone_needs_no_torch_here(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from prefork import Job, Runtime\nfrom prefork.pipeline import Stage\n"
+        "from prefork import Job, Runtime\nfrom prefork.pool.pipeline import Stage\n"
         "if __name__ == '__main__':\n"
         "    with Runtime((Stage('oracle'), Stage('collect')), workers=1) as runtime:\n"
         "        (result,) = runtime.map([Job('a', Path('a.txt'))])\n"

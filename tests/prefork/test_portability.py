@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.child import Output
+from prefork.wire.child import Output
 
 pytestmark = pytest.mark.exec
 
@@ -22,7 +22,7 @@ WINDOWS = """
 import os, signal, socket, sys
 
 import torch, numpy, psutil, platformdirs, rich.console, typer  # what others import is their business
-import prefork.engines.ctc_aligner
+import prefork.engines.ctc.aligner
 
 for name in [name for name in sys.modules if name.split(".")[0] == "prefork"]:
     del sys.modules[name]
@@ -59,7 +59,7 @@ torch._C._has_mps = True
 torch._C._mps_is_available = lambda: True
 torch.backends.mps.is_available.cache_clear()
 assert torch.backends.mps.is_available() and torch.mps.device_count() == 1
-from prefork.loading import hide_mps
+from prefork.work.loading import hide_mps
 hide_mps()
 import transformers.utils
 refused = 0
@@ -117,7 +117,7 @@ def test_what_a_process_prints_is_read_without_blocking(pumped: bool) -> None:
 
 def test_a_channel_needs_no_unix_socket() -> None:
     """Windows makes its socket pairs of TCP connections, and passes no descriptors."""
-    from prefork.channel import Channel
+    from prefork.wire.channel import Channel
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = socket.create_connection(server.getsockname())

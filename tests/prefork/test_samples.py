@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from prefork.cli.samples import SAMPLES, copy_samples
 from prefork.engines.base import InputError
-from prefork.examples import SAMPLES, copy_samples
 from tests.prefork.command import PREFORK, run
 
 NAMES = sorted(path.name for path in SAMPLES.iterdir())

@@ -14,8 +14,8 @@ import pytest
 
 from prefork import Job, Runtime, WorkerDied
 from prefork.engines.batching import Batching
-from prefork.jobs import JobResult
-from prefork.tasks import HangLimit, OutOfMemory
+from prefork.pool.jobs import JobResult
+from prefork.pool.tasks import HangLimit, OutOfMemory
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -82,7 +82,7 @@ def test_one_segment_is_not_kept_waiting_for_company(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_its_own_engine_follows_in_the_same_server(tmp_path: Path) -> None:
-    from prefork.pipeline import Stage
+    from prefork.pool.pipeline import Stage
 
     with Runtime((Stage("script"), Stage("relay")), workers=2, strategy="server") as runtime:
         results = {result.job.id: result for result in runtime.map(write_talks(tmp_path, 3, lines=2))}

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from prefork.blame import Group
-from prefork.channel import Channel
-from prefork.child import Output
-from prefork.governor import Governor
-from prefork.loading import Inventory, Specification
-from prefork.loop import Loop
+from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
-from prefork.servers import Servers
-from prefork.tasks import HangLimit
+from prefork.pool.blame import Group
+from prefork.pool.servers import Servers
+from prefork.pool.tasks import HangLimit
+from prefork.wire.channel import Channel
+from prefork.wire.child import Output
+from prefork.wire.loop import Loop
+from prefork.work.loading import Inventory, Specification
 
 _SECOND = 16_000  # elements
 
@@ -192,5 +192,5 @@ def test_the_end_does_not_wait_for_a_batch(office: Office) -> None:
 def test_few_requests_are_under_way_where_few_files_may_be_open(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork.process.count_descriptors", lambda: 256)
+    monkeypatch.setattr("prefork.wire.process.count_descriptors", lambda: 256)
     assert office.servers._find_most_asked() == 32

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import prefork.runtime
+import prefork.pool.runtime
 from prefork import LoadError, Runtime, WorkerDied
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import read_facts
@@ -140,8 +140,8 @@ def test_a_zygote_that_could_fork_and_cannot_when_it_is_started_again_makes_room
 def test_where_nothing_can_be_shared_each_worker_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     import script_functions as functions
 
-    original = prefork.runtime.make_plan
-    monkeypatch.setattr(prefork.runtime, "make_plan", lambda request: original(replace(request, copies=True)))
+    original = prefork.pool.runtime.make_plan
+    monkeypatch.setattr(prefork.pool.runtime, "make_plan", lambda request: original(replace(request, copies=True)))
     with Runtime(load=functions.load_linear, workers=1, strategy="spawn") as runtime:
         _, line = runtime.submit(functions.find_mapping).result()
         assert "memfd" not in line
@@ -158,7 +158,7 @@ def test_fewer_workers_than_were_asked_for_are_explained(
         facts = replace(read_facts(Devices()), memory=2_200_000_000, available=2_200_000_000)
         return decide(facts, request)
 
-    monkeypatch.setattr(prefork.runtime, "make_plan", make_plan)
+    monkeypatch.setattr(prefork.pool.runtime, "make_plan", make_plan)
     with caplog.at_level(logging.WARNING, "prefork"):
         with Runtime(load=functions.load_linear, workers=5, strategy="spawn") as runtime:
             assert isinstance(runtime.submit(functions.score, 1.0).result(), float)

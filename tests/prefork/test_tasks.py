@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefork.tasks import HangLimit, Task, TaskQueue
+from prefork.pool.tasks import HangLimit, Task, TaskQueue
 
 
 def _task(label: str, order: int = 0, *, attempts: int = 0, closing: bool = False) -> Task:

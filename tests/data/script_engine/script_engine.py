@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Segment, Tensors
-from prefork.engines.document import Document, Timing, Utterance, Word
+from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 
 class ScriptEngine(Engine):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.document import Document, Utterance, Word
+from prefork.engines.text.document import Document, Utterance, Word
 
 
 class Oracle:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefork.engines.base import Engine, Job, Segment, Tensors
-from prefork.engines.document import Document, Timing, Utterance, Word
+from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 _VERBS = ("say", "sleep", "fill", "assert")
 

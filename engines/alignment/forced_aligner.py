@@ -1,0 +1,188 @@
+"""What every forced aligner does around its model: a transcript's utterances into stretches of the recording, and the
+words' times back into the transcript."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from prefork.engines.alignment.viterbi import spread_words
+from prefork.engines.alignment.windows import Window, plan_windows
+from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
+from prefork.engines.base import Engine, InputError, Job, Segment, Tensors
+from prefork.engines.text.document import Document, Timing, Utterance, Word
+
+_SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One utterance of a segment. index: in the document. start, end: seconds it has in the transcript, or those of
+    the segment. language: ISO 639-3, None if the transcript does not say."""
+
+    index: int
+    start: float
+    end: float
+    words: tuple[str, ...]
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The words of each of a segment's lines, with times. guessed: the lines did not fit, times are spread evenly."""
+
+    words: tuple[tuple[Word, ...], ...]
+    guessed: bool = False
+
+
+class ForcedAligner(Engine):
+    """Times for words that are known. max_segment: seconds up to which timed utterances that follow one another go
+    through the model together."""
+
+    max_segment: float
+    low: ClassVar[float]  # mean score of an utterance's words below which these are probably not what is said
+
+    @abstractmethod
+    def count_seconds_needed(self, words: Sequence[str]) -> float:
+        """Seconds of the recording that the words take at the very least."""
+
+    @abstractmethod
+    def check_size(self, job: Job, words: Sequence[str], seconds: float) -> None:
+        """Raises InputError if so many words over so many seconds are too many at once."""
+
+    @abstractmethod
+    def align(
+        self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
+    ) -> list[Word] | None:
+        """The segment's words with their times, in order, apart and within it; None if they do not fit.
+
+        output: what `infer` made of the segment. before, after: there may be other speech than these words at the
+        beginning, at the end.
+        """
+
+    def split(self, job: Job, document: Document) -> list[Segment]:
+        seconds = measure(job)
+        windows, _ = self._plan(document, seconds)
+        return [self._make_segment(job, document, index, window) for index, window in enumerate(windows)]
+
+    def _plan(self, document: Document, seconds: float) -> tuple[list[Window], list[str]]:
+        least = [self.count_seconds_needed([word.text for word in u.words]) for u in document.utterances]
+        return plan_windows(document.utterances, least, seconds, self.max_segment)
+
+    def _make_segment(self, job: Job, document: Document, index: int, window: Window) -> Segment:
+        language = document.languages[0] if document.languages else None
+        lines = tuple(_make_line(document.utterances[i], i, window, language) for i in window.utterances)
+        words = [word for line in lines for word in line.words]
+        seconds = window.end - window.start
+        self.check_size(job, words, seconds)
+        needed = self.count_seconds_needed(words)
+        whole = len(window.utterances) == sum(bool(utterance.words) for utterance in document.utterances)
+        if needed > seconds and whole and not window.timed:
+            raise InputError(
+                f"{job.id}: {len(words)} words need at least {needed:.1f} s, but the recording "
+                f"has {seconds:.1f} s for them; check that the transcript is of this recording"
+            )
+        return Segment(index, window.start, window.end, lines)
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        """{"waveform": (samples,) mono at 16 kHz}."""
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
+        if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
+            end = segment.start + len(waveform) / SAMPLE_RATE
+            raise InputError(
+                f"{job.media}: the recording's header says {measure(job):.1f} s but it ends at {end:.1f} s; "
+                "it is truncated, get it again"
+            )
+        return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, _SHORTEST - len(waveform))))}
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Piece:
+        lines: tuple[Line, ...] = segment.content
+        words = [word for line in lines for word in line.words]
+        # A window's margins hold words of its neighbours. Without wildcards for these, first and last words are drawn
+        # to them by up to 1.2 s (40 sentences of the benchmark in one file, times off by 0.1 to 0.5 s); with, 0.4 s.
+        before, after = segment.start > 0, segment.end < measure(job)
+        timed = self.align(words, output, segment, before=before, after=after)
+        if timed is None:
+            return Piece(tuple(tuple(spread_words(line.words, line.start, line.end)) for line in lines), guessed=True)
+        rest = iter(timed)
+        return Piece(tuple(tuple(next(rest) for _ in line.words) for line in lines))
+
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Piece]) -> Document:
+        seconds = measure(job)
+        _, warnings = self._plan(document, seconds)
+        utterances = list(document.utterances)
+        for segment, piece in zip(segments, pieces, strict=True):
+            for line, words in zip(segment.content, piece.words, strict=True):
+                utterance = utterances[line.index]
+                utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
+                if piece.guessed:
+                    what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
+                    warnings.append(f"{what} do not fit into {line.end - line.start:.1f} s; their times are guessed")
+        apart = keep_apart(document.utterances, utterances)
+        warnings += doubt(apart, self.low)
+        return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
+
+
+def make_tone(seconds: float) -> torch.Tensor:
+    """(samples,) of a rising tone, for examples: every frame is different from the one before."""
+    times = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return 0.1 * torch.sin(2 * torch.pi * (100 + 500 * times) * times)
+
+
+def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
+    """What there is to say about utterances whose words' mean score is low."""
+    scores = {i: [w.score for w in u.words if w.score is not None] for i, u in enumerate(utterances)}
+    means = {index: sum(found) / len(found) for index, found in scores.items() if found}
+    warnings = [
+        f"utterance {index + 1} ({utterances[index].text[:40].strip()}): low confidence ({mean:.2f}); check its times"
+        for index, mean in means.items()
+        if mean < low
+    ]
+    if len(warnings) * 2 > len(means) > 1:
+        reason = f"{len(warnings)} of {len(means)} utterances have a low confidence"
+        warnings.append(f"{reason}; check that the transcript is of this recording")
+    return warnings
+
+
+def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[Utterance]:
+    """Ends an utterance where the next begins, unless the transcript says that they overlap.
+
+    before, after: the same utterances as the transcript has them and with their words' times.
+    """
+    result = list(after)
+    for i, (utterance, following) in enumerate(pairwise(after)):
+        timed = any(word.timing is not Timing.NONE for word in utterance.words)
+        if not timed or utterance.start is None or utterance.end is None or following.start is None:
+            continue
+        ends, begins = before[i].end, before[i + 1].start
+        overlap = ends is not None and begins is not None and begins < ends
+        if not overlap and utterance.start < following.start < utterance.end:
+            words = tuple(word.end_by(following.start) for word in utterance.words)
+            result[i] = replace(utterance, words=words, end=following.start)
+    return result
+
+
+def _make_line(utterance: Utterance, index: int, window: Window, language: str | None) -> Line:
+    words = tuple(word.text for word in utterance.words)
+    start, end = utterance.start, utterance.end
+    if start is None or end is None or not window.start <= start < end:
+        return Line(index, window.start, window.end, words, language)
+    return Line(index, start, min(end, window.end), words, language)
+
+
+def find_media(job: Job) -> Path:
+    """The job's recording. Raises InputError if it has none."""
+    if job.media is None:
+        raise InputError(f"{job.id}: no recording was found for this transcript; put it beside it under the same name")
+    return job.media
+
+
+def measure(job: Job) -> float:
+    """Length of the job's recording, seconds."""
+    return job.seconds or probe(find_media(job)).seconds

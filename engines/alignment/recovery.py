@@ -1,0 +1,120 @@
+"""Utterances without times: which they are, where in the recording they may be, and what is said of those found and
+of those not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from prefork.engines.text.document import Document, Recovery, Utterance
+
+_MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, may be off
+_LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an utterance was found. start, end: seconds. confidence: 0 to 1."""
+
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A run of utterances to be found in [start, end] seconds. utterances: their indices, in order. wanted: those of
+    them that have no times; the others are timed neighbours, which are there to be told from them."""
+
+    start: float
+    end: float
+    utterances: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+
+def is_timed(utterance: Utterance) -> bool:
+    """Whether it has times that can be used; reversed ones cannot."""
+    return utterance.start is not None and utterance.end is not None and utterance.start < utterance.end
+
+
+def plan_regions(utterances: Sequence[Utterance], least: Sequence[float], seconds: float) -> list[Region]:
+    """A region for each run of utterances without times, none if all have them.
+
+    least: seconds that each utterance's words need. seconds: length of the recording. Where there is hardly room
+    between the timed neighbours, these belong to the region.
+    """
+    regions: list[Region] = []
+    run: list[int] = []
+    last: int | None = None  # the timed utterance before the run
+    reached = 0.0
+    for index, utterance in enumerate(utterances):
+        if not utterance.words or utterance.missing:
+            continue
+        if not is_timed(utterance):
+            run.append(index)
+            continue
+        if run:
+            regions.append(_make_region(utterances, least, seconds, run, last, index, reached))
+            run = []
+        assert utterance.end is not None
+        last, reached = index, max(reached, utterance.end)
+    if run:
+        regions.append(_make_region(utterances, least, seconds, run, last, None, reached))
+    return regions
+
+
+def _make_region(
+    utterances: Sequence[Utterance],
+    least: Sequence[float],
+    seconds: float,
+    run: Sequence[int],
+    last: int | None,
+    following: int | None,
+    reached: float,
+) -> Region:
+    limit = seconds if following is None else utterances[following].start
+    assert limit is not None
+    start, end = reached, min(limit, seconds)
+    indices = tuple(run)
+    if end - start < 2 * sum(least[index] for index in run) and (last, following) != (None, None):
+        neighbours = [utterances[index] for index in (last, following) if index is not None]
+        start = min([start, *(u.start for u in neighbours if u.start is not None)])
+        end = max([end, *(u.end for u in neighbours if u.end is not None)])
+        indices = (*([] if last is None else [last]), *run, *([] if following is None else [following]))
+    start = max(0.0, min(start, seconds) - _MARGIN)
+    return Region(start, max(start, min(seconds, end + _MARGIN)), indices, tuple(run))
+
+
+def give_times(document: Document, found: Mapping[int, Place | None], seconds: float) -> Document:
+    """The document with the places of the utterances that were looked for; those without one are missing.
+
+    found: for the index of each of them, its place or None; empty if all have times. seconds: length of the recording.
+    """
+    timed = sum(bool(u.words) and is_timed(u) and index not in found for index, u in enumerate(document.utterances))
+    utterances = list(document.utterances)
+    warnings = []
+    for index, place in found.items():
+        utterance = utterances[index]
+        what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
+        if utterance.start is not None and utterance.end is not None:
+            warnings.append(f"{what}: its times are reversed ({utterance.start:.3f} to {utterance.end:.3f} s)")
+        if place is None:
+            utterances[index] = replace(utterance, start=None, end=None, missing=True)
+            warnings.append(f"{what}: not found in the recording; it has no times")
+            continue
+        utterances[index] = replace(utterance, start=round(place.start, 3), end=round(place.end, 3), missing=False)
+        if place.confidence < _LOW:
+            warnings.append(f"{what}: found with low confidence ({place.confidence:.2f}); check its times")
+    missing = sum(place is None for place in found.values())
+    if missing * 2 > len(found) and len(found) > 1:
+        warnings.append(
+            f"{missing} of {len(found)} utterances were not found in the recording; "
+            "check that the transcript is of this recording"
+        )
+    return replace(
+        document,
+        utterances=tuple(utterances),
+        seconds=seconds,
+        warnings=(*document.warnings, *warnings),
+        recovery=Recovery(timed, len(found) - missing, missing),
+    )

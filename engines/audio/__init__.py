@@ -1,0 +1,1 @@
+"""Sound: recordings, and samples out of them."""

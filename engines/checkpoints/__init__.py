@@ -1,0 +1,1 @@
+"""Models on disk: a model's folder, its weights, what they take of memory."""

@@ -1,0 +1,240 @@
+"""A model's folder: its files, its weights, and one clear refusal for each thing that can be wrong with them.
+
+Only JSON and safetensors are read, never pickled weights, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+import prefork.engines.whisper.ctc_head  # noqa: F401  makes its model type known to transformers
+from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.base import LoadError
+from prefork.engines.checkpoints.quantization import quantize_linears
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# What any model needs here. The hub's folders hold more: pickles, other frameworks, a gigabyte of language adapters.
+FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "vocab.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+)
+# What a model's weights may be held in. int8: those of its linear layers, the others are float32.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
+UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+# Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
+_TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
+_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
+_LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
+
+Quantize = Callable[["nn.Module"], None]
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises LoadError if weights cannot be held in it."""
+    if dtype not in DTYPES:
+        raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """name: of the model, as the user gave it. files: patterns of what is read of the folder. remedy: the end of every
+    refusal."""
+
+    name: str
+    path: Path
+    files: tuple[str, ...]
+    remedy: str
+
+    @classmethod
+    def find(cls, name: str, files: tuple[str, ...], remedy: str) -> ModelFolder:
+        """name: a folder, or a hub id, which is fetched if it is not here yet. Raises LoadError."""
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        return cls(name, _find_path(name, files, remedy), files, remedy)
+
+    def refuse(self, reason: str, cause: BaseException | None = None, *, engine: str | None = None) -> NoReturn:
+        """Raises LoadError. engine: the one that can use the model."""
+        raise LoadError(compose_refusal(self.name, reason, self.remedy, engine)) from cause
+
+    def read_json(self, file: str) -> dict[str, Any]:
+        """The file's object, an empty one if there is no such file."""
+        path = self.path / file
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, ValueError) as error:
+            self.refuse(f"{file} cannot be read ({shorten(error)})", error)
+        if not isinstance(content, dict):
+            self.refuse(f"{file} is not a JSON object")
+        return content
+
+    def read_config(self) -> PreTrainedConfig:
+        if not (self.path / "config.json").is_file():
+            self.refuse("it has no config.json")
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.refuse(f"config.json is not one that transformers {transformers.__version__} knows", error)
+        return config
+
+    def read_extractor_settings(self) -> dict[str, Any]:
+        """What the model's feature extractor is told. Raises LoadError if that is not there, or not for 16 kHz."""
+        settings = self.read_json("preprocessor_config.json")
+        settings = settings or self.read_json("processor_config.json").get("feature_extractor", {})
+        if not settings:
+            self.refuse("it has no preprocessor_config.json, which says how it wants its audio")
+        if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+            self.refuse(f"it hears {rate} Hz; only models for {SAMPLE_RATE} Hz can be used")
+        return settings
+
+    def check_weights(self) -> None:
+        """Raises LoadError unless there are weights that can be read without running code."""
+        if not any(self.path.glob("model*.safetensors")):
+            pickled = any(self.path.glob("*.bin"))
+            found = "only pickled ones, which can run code when they are read" if pickled else "none"
+            self.refuse(f"it has no safetensors weights ({found})")
+
+    def load(self, kind: Any, dtype: str, quantize: Quantize = quantize_linears) -> PreTrainedModel:
+        """The model for inference. Raises LoadError unless every weight is in the folder and has its place in the
+        model: transformers alone would make up what is missing.
+
+        kind: transformers' class of the model. dtype: one of DTYPES. For int8, the weights are read as they are in the
+        file, and converted one at a time.
+        """
+        stored = self._read_stored_dtype()
+        try:
+            model, report = kind.from_pretrained(
+                self.path,
+                dtype=stored if dtype == "int8" else DTYPES[dtype],
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except UNLOADABLE as error:
+            self.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
+        self._check_loaded(report)
+        if dtype == "int8":
+            quantize(model)
+            model.float()
+        return model.eval()  # type: ignore[no-any-return]
+
+    def count_weights(
+        self, build: Callable[..., Any], config: PreTrainedConfig, dtype: str, quantize: Quantize = quantize_linears
+    ) -> int:
+        """Bytes that the model will take once it is loaded in this dtype; of the weights, only the files' headers are
+        read. build: makes the model of its configuration. Raises LoadError if there is no such model, or if a file is
+        not whole."""
+        self._read_stored_dtype()
+        try:
+            with torch.device("meta"):
+                model = build(copy.deepcopy(config), dtype=DTYPES[dtype])
+        except UNLOADABLE as error:
+            self.refuse(f"there is no model as its config.json describes it ({shorten(error)})", error)
+        if dtype == "int8":
+            quantize(model)
+        return sum(-(-tensor.nbytes // _LINE) * _LINE for tensor in [*model.parameters(), *model.buffers()])
+
+    def _read_stored_dtype(self) -> torch.dtype:
+        """The one that the files' floating weights have, as their headers say; float32 if they have several."""
+        whole = self.path / "model.safetensors"
+        found: set[str] = set()
+        for file in [whole] if whole.is_file() else sorted(self.path.glob("model*.safetensors")):
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                self.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
+        floating = [name for name in found if "F" in name]
+        return _HALVES.get(floating[0], torch.float32) if len(floating) == 1 else torch.float32
+
+    def _check_loaded(self, report: Mapping[str, Any]) -> None:
+        """report: what transformers says about a model that it has loaded."""
+        keys = {
+            "missing": [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])],
+            "without a place": list(report["unexpected_keys"]),
+        }
+        for fault, found in keys.items():
+            if found := sorted(key for key in found if not _TRAINING_ONLY.search(key)):
+                self.refuse(f"its weights do not fit its config.json: {len(found)} {fault} ({', '.join(found[:3])})")
+        if report["error_msgs"]:
+            self.refuse(f"its weights cannot be loaded ({shorten(report['error_msgs'][0])})")
+
+    def identify(self) -> dict[str, str]:
+        """What tells this model from others: the hub's commit, or a digest of the folder's files.
+
+        Of weights, the table of contents and the last megabyte are digested: another training changes both ends of a
+        file, and gigabytes need not be read at each start.
+        """
+        if self.path.parent.name == "snapshots":
+            return {"id": self.name, "commit": self.path.name}
+        digest = hashlib.sha256()
+        for file in sorted(path for pattern in self.files for path in self.path.glob(pattern)):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, size - (1 << 20)))
+                digest.update(stream.read())
+        return {"sha256": digest.hexdigest()}
+
+
+def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = None) -> str:
+    """engine: the one that can use the model."""
+    return f"{name}: {reason}; {f'use it with --engine {engine}, or ' if engine else ''}{remedy}"
+
+
+def shorten(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
+    def refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
+        raise LoadError(compose_refusal(name, reason, remedy)) from cause
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        refuse("there is no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except HFValidationError as error:
+        refuse("there is no such folder, and it is no hub id", error)
+    except GatedRepoError as error:
+        refuse("the hub gives it only after its terms were accepted there and `hf auth login` was run", error)
+    except RepositoryNotFoundError as error:
+        refuse("there is no such folder, and no such model on the hub", error)
+    except OSError as error:
+        reason = "there is no such folder, and the hub cannot be reached; fetch it where there is a network"
+        refuse(f"{reason} ({shorten(error)})", error)

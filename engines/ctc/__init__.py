@@ -1,0 +1,1 @@
+"""CTC models such as wav2vec2: word times, and times of utterances that have none."""

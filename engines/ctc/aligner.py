@@ -1,0 +1,184 @@
+"""The CTC aligner: when each word of a transcript is said, from the emissions of any CTC model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prefork.engines.alignment.forced_aligner import ForcedAligner, make_tone
+from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
+from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.checkpoints.footprint import estimate_encoder
+from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
+from prefork.engines.ctc.padding import choose_padding, compute_logits
+from prefork.engines.text.document import Word
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EMBEDDED = Path(__file__).parents[1] / "models" / "ctc-aligner-en"
+WINDOW_SECONDS = 20.0  # what the model is given at a time
+CONTEXT_SECONDS = 2.0  # at each end of a window that goes on: heard, but its emissions are the neighbour's
+MOST_BYTES = 512 << 20  # of a segment's emissions and Viterbi table
+_EXAMPLE_SECONDS = 2
+
+
+class CTCAligner(ForcedAligner):
+    """Anything that AutoModelForCTC loads: wav2vec2, HuBERT, WavLM, MMS, and the small model that comes with this.
+
+    model: a folder with config.json, a vocabulary and model.safetensors, or a hub id; by default the embedded one.
+    max_segment: seconds up to which timed utterances that follow one another go through the model together.
+    dtype: float32, bfloat16, float16 or int8, of the weights.
+    """
+
+    name = "ctc"
+    # Of the embedded model, on 100 utterances of ../shared/data/speech, the lowest is 0.45; on as many with the text of
+    # another recording, the highest is 0.39.
+    low = 0.35
+
+    def __init__(self, model: str | None = None, max_segment: float = 12.0, dtype: str = "float32") -> None:
+        if not 0 < max_segment < float("inf"):
+            raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
+        check_dtype(dtype)
+        self._model = str(EMBEDDED) if model is None else model
+        self.max_segment = max_segment
+        self._dtype = dtype
+
+    def setup(self) -> None:
+        self._checkpoint: Checkpoint = open_checkpoint(self._model)
+        self._vocabulary = self._checkpoint.vocabulary
+        self._clock = self._checkpoint.clock
+        self._padding = choose_padding(self._checkpoint.config)
+        self._hop = round(self._clock.frame * SAMPLE_RATE)  # samples from one frame to the next
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    def load(self) -> PreTrainedModel:
+        return load_model(self._checkpoint, self._dtype)
+
+    def count_weights(self) -> int:
+        return count_weights(self._checkpoint, self._dtype)
+
+    def estimate_memory(self, segment: Segment) -> int:
+        """The model sees a window at a time; the waveform, the emissions and the table of the search are whole."""
+        words = [word for line in segment.content or () for word in line.words]
+        window = estimate_encoder(self._checkpoint.config, min(segment.seconds, WINDOW_SECONDS), self._clock.frame)
+        waveform = 2 * 4 * SAMPLE_RATE * segment.seconds
+        return round(window + waveform + self._count_search_bytes(words, segment.seconds))
+
+    def count_seconds_needed(self, words: Sequence[str]) -> float:
+        return count_frames_needed(words, self._vocabulary) * self._clock.frame
+
+    def check_size(self, job: Job, words: Sequence[str], seconds: float) -> None:
+        size = self._count_search_bytes(words, seconds)
+        if size > MOST_BYTES:
+            raise InputError(
+                f"{job.id}: {len(words)} words without times over {seconds:.0f} s are too many to align at once "
+                f"({size / 2**20:.0f} MiB, at most {MOST_BYTES / 2**20:.0f}); "
+                "give an utterance every few minutes its times, or cut the recording"
+            )
+
+    def _count_search_bytes(self, words: Sequence[str], seconds: float) -> float:
+        """torchaudio keeps a byte for each frame and each token or blank; the emissions are copied for the wildcard."""
+        frames, needed = seconds / self._clock.frame, count_frames_needed(words, self._vocabulary)
+        return float(frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4)
+
+    def example(self) -> Tensors:
+        return {"waveform": make_tone(_EXAMPLE_SECONDS)}
+
+    def verify(self, output: Tensors) -> None:
+        """Raises LoadError if the model's frames are not as long as its configuration says."""
+        frames, expected = len(output["log_probs"]), _EXAMPLE_SECONDS / self._clock.frame
+        if abs(frames - expected) > 3:
+            raise LoadError(
+                f"{self._model}: it makes {frames} frames of {_EXAMPLE_SECONDS} s, not {expected:.0f}; "
+                "put the length of its frames into its config.json as frame_seconds"
+            )
+
+    def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:
+        """{"log_probs": (frames, vocabulary)} of each waveform.
+
+        A waveform goes through the model in windows, as many of them at once as the batch has waveforms: what the model
+        takes grows with the batch and its longest window, not with how long a waveform is.
+        """
+        cut = [self._cut(tensors["waveform"]) for tensors in batch]
+        windows = [window for parts in cut for window in parts]
+        emissions = iter(self._emit(model, windows, len(batch)))
+        return [{"log_probs": self._merge([next(emissions) for _ in parts])} for parts in cut]
+
+    def count_window_frames(self) -> tuple[int, int]:
+        """Frames of what the model is given at a time, and of the context at each of its ends."""
+        return round(WINDOW_SECONDS * SAMPLE_RATE / self._hop), round(CONTEXT_SECONDS * SAMPLE_RATE / self._hop)
+
+    def _cut(self, waveform: torch.Tensor) -> list[torch.Tensor]:
+        size, context = (frames * self._hop for frames in self.count_window_frames())
+        if len(waveform) <= size:
+            return [waveform]
+        return [waveform[first : first + size] for first in range(0, len(waveform) - 2 * context, size - 2 * context)]
+
+    def _merge(self, emissions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(frames, vocabulary) of the whole waveform from those of its windows, without their contexts."""
+        if len(emissions) == 1:
+            return emissions[0]
+        size, context = self.count_window_frames()
+        last = len(emissions) - 1
+        return torch.cat(
+            [e[context if i else 0 : None if i == last else size - context] for i, e in enumerate(emissions)]
+        )
+
+    def _emit(self, model: PreTrainedModel, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
+        """(frames, vocabulary) log-probabilities of each window. together: how many go through the model at once."""
+        dtype = getattr(model, "input_dtype", DTYPES[self._dtype])
+        order = sorted(range(len(windows)), key=lambda index: len(windows[index]))  # the least padding
+        emissions: dict[int, torch.Tensor] = {}
+        for first in range(0, len(order), together):
+            some = order[first : first + together]
+            logits = compute_logits(model, [self._encode(windows[index]).to(dtype) for index in some], self._padding)
+            emissions.update(
+                (index, rows.float().log_softmax(dim=-1)) for index, rows in zip(some, logits, strict=True)
+            )
+        return [emissions[index] for index in range(len(windows))]
+
+    def _encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The model's input: the waveform, (samples,), or the features of the extractor that came with it."""
+        if self._checkpoint.extractor is not None:
+            features = self._checkpoint.extractor(
+                waveform.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
+            )
+            return features["input_features"][0].to(waveform.device)  # type: ignore[no-any-return]
+        if self._checkpoint.normalize:
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+        return waveform
+
+    def align(
+        self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
+    ) -> list[Word] | None:
+        log_probs = output["log_probs"]
+        if len(log_probs) < count_frames_needed(words, self._vocabulary):
+            return None
+        times = (self._clock, segment.start, segment.end)
+        return align_words(log_probs, words, self._vocabulary, *times, before=before, after=after)
+
+    def identify_model(self) -> Hashable:
+        return ("ctc", str(self._checkpoint.folder), self._dtype)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "engine": self.name,
+            "version": version("prefork"),
+            "model": identify(self._checkpoint),
+            "max_segment": self.max_segment,
+            "dtype": self._dtype,
+        }

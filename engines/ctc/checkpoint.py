@@ -1,0 +1,134 @@
+"""A CTC model on disk: what its files say about it, and its weights, or one clear reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoFeatureExtractor, AutoModelForCTC
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
+
+from prefork.engines.alignment.viterbi import Clock, Vocabulary
+from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["DTYPES", "Checkpoint", "count_weights", "identify", "load_model", "open_checkpoint"]
+
+_REMEDY = "give a folder with a CTC model's config.json, vocabulary and safetensors weights with --model PATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's folder and what stands in it beside the weights.
+
+    extractor: transformers' feature extractor for a model that takes features, None for one that takes the waveform;
+    normalize: whether that is brought to zero mean and unit variance.
+    """
+
+    source: ModelFolder
+    config: PreTrainedConfig
+    vocabulary: Vocabulary
+    clock: Clock
+    extractor: Any | None
+    normalize: bool
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def folder(self) -> Path:
+        return self.source.path
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Reads everything but the weights. name: a folder, or a hub id, which is fetched if it is not here yet.
+
+    Raises LoadError if it cannot be had, or is not a CTC model of characters for 16 kHz.
+    """
+    source = ModelFolder.find(name, FILES, _REMEDY)
+    config = source.read_config()
+    if type(config) not in MODEL_FOR_CTC_MAPPING:
+        engine = "whisper" if config.model_type == "whisper" else None
+        source.refuse(f"a {config.model_type} model is not a CTC model", engine=engine)
+    source.check_weights()
+    settings = source.read_extractor_settings()
+    kind: Any = MODEL_FOR_CTC_MAPPING[type(config)]
+    waveform = kind.main_input_name == "input_values"
+    return Checkpoint(
+        source=source,
+        config=config,
+        vocabulary=_read_vocabulary(source, config),
+        clock=_read_clock(source, config, settings, waveform),
+        extractor=None if waveform else _load_extractor(source),
+        normalize=settings.get("do_normalize", settings.get("feature_extractor_type") == "Wav2Vec2FeatureExtractor"),
+    )
+
+
+def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> PreTrainedModel:
+    """The model for inference, with every weight. dtype: one of DTYPES. Raises LoadError."""
+    return checkpoint.source.load(AutoModelForCTC, dtype)
+
+
+def count_weights(checkpoint: Checkpoint, dtype: str = "float32") -> int:
+    """Bytes that the model will take once `load_model` has it in this dtype. Raises LoadError."""
+    kind: Any = AutoModelForCTC
+    return checkpoint.source.count_weights(kind.from_config, checkpoint.config, dtype)
+
+
+def identify(checkpoint: Checkpoint) -> dict[str, str]:
+    """What tells this model from others: the hub's commit, or a digest of the folder's files."""
+    return checkpoint.source.identify()
+
+
+def _load_extractor(source: ModelFolder) -> Any:
+    kind: Any = AutoFeatureExtractor
+    try:
+        return kind.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        source.refuse(f"its feature extractor cannot be loaded ({shorten(error)})", error)
+
+
+def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabulary:
+    columns: Mapping[str, Any] = source.read_json("vocab.json")
+    if not columns:
+        tokenizer = source.read_json("tokenizer.json")
+        columns = tokenizer.get("model", {}).get("vocab", {})
+    if not columns:
+        source.refuse("it has no vocabulary (vocab.json or tokenizer.json)")
+    if isinstance(columns, dict) and any(isinstance(value, dict) for value in columns.values()):
+        languages = ", ".join(sorted(columns)[:5])
+        source.refuse(f"it has a vocabulary for each language ({languages}, ...); save it with one of them")
+    if not isinstance(columns, dict) or not all(isinstance(column, int) for column in columns.values()):
+        source.refuse("its vocabulary is not a table of tokens and their numbers")
+    if max(columns.values()) >= config.vocab_size or config.pad_token_id is None:
+        source.refuse(f"its vocabulary of {len(columns)} tokens does not fit config.json's {config.vocab_size} outputs")
+    blank = int(config.pad_token_id)
+    separator = source.read_json("tokenizer_config.json").get("word_delimiter_token") or "|"
+    characters = {
+        token: column
+        for token, column in columns.items()
+        if len(token) == 1 and not token.isspace() and token != separator and column != blank
+    }
+    if not any(token.isalpha() for token in characters):
+        source.refuse("its vocabulary has no single letters; only models that emit characters can be used")
+    return Vocabulary(characters, blank, columns.get(separator))
+
+
+def _read_clock(source: ModelFolder, config: PreTrainedConfig, settings: Mapping[str, Any], waveform: bool) -> Clock:
+    """The length of a frame: as config.json says, or as the strides of what makes the frames multiply to."""
+    ratio = getattr(config, "inputs_to_logits_ratio", None)
+    frame = getattr(config, "frame_seconds", None)
+    if frame is None and waveform and ratio:
+        frame = ratio / SAMPLE_RATE
+    elif frame is None and not waveform:
+        frame = settings.get("hop_length", 160) * (settings.get("stride") or ratio or 1) / SAMPLE_RATE
+    if not frame or abs(frame * SAMPLE_RATE - round(frame * SAMPLE_RATE)) > 1e-6:
+        source.refuse("how long its frames are is not known; add frame_seconds to its config.json")
+    starts, ends = (float(getattr(config, f"{edge}_offset_seconds", 0.0)) for edge in ("start", "end"))
+    return Clock(frame, starts, ends)

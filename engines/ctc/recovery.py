@@ -1,0 +1,291 @@
+"""Times for utterances that have none, from the emissions of the CTC aligner's model over the whole recording."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefork.engines.alignment.forced_aligner import measure
+from prefork.engines.alignment.recovery import Place, Region, give_times, plan_regions
+from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, Span, find_units
+from prefork.engines.alignment.viterbi import WILDCARD
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.text.document import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STEPS = 8  # of a nat, in which scores go from worker to worker
+_UNIT = 40  # characters after which a longer utterance is cut at a word, so that a part of it can be found
+_PAUSE = 10.0  # seconds; parts of an utterance further apart are not all of it
+_SHARE = 0.5  # of an utterance's characters that must be found
+_BREATH = 0.5  # seconds without speech that end a stretch of it
+_SHORTEST = 0.1  # seconds of speech that a word takes
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of a segment whose emissions are kept. first: its first frame in the recording. skip: frames of the
+    segment before it. count: its frames; None for all that follow. columns: the characters that matter."""
+
+    first: int
+    skip: int
+    count: int | None
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A slice's scores as `find_units` wants them, (columns, frames) in eighths below 0, compressed."""
+
+    frames: int
+    scores: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A part of an utterance. owner: the utterance. known: characters that the model can spell."""
+
+    owner: int
+    columns: tuple[int, ...]
+    known: int
+
+
+class CTCRecovery(Engine):
+    """Looks for the utterances without times in the whole recording, or between those that have times.
+
+    What is not there gets no times: it is `missing`, and the document's warnings say so. Options as of CTCAligner.
+    """
+
+    name = "ctc-recovery"
+
+    def __init__(self, model: str | None = None, dtype: str = "float32") -> None:
+        self._aligner = CTCAligner(model=model, dtype=dtype)
+
+    def setup(self) -> None:
+        self._aligner.setup()
+
+    def load(self) -> PreTrainedModel:
+        return self._aligner.load()
+
+    def count_weights(self) -> int:
+        return self._aligner.count_weights()
+
+    def estimate_memory(self, segment: Segment) -> int:
+        return self._aligner.estimate_memory(replace(segment, content=None))
+
+    def example(self) -> Tensors:
+        return self._aligner.example()
+
+    def verify(self, output: Tensors) -> None:
+        self._aligner.verify(output)
+
+    def identify_model(self) -> Hashable:
+        return self._aligner.identify_model()
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {**self._aligner.fingerprint(), "engine": self.name}
+
+    def split(self, job: Job, document: Document) -> list[Segment]:
+        """Windows of one grid over the recording, those that untimed utterances may be in. What is kept of each meets
+        its neighbours without a gap."""
+        seconds = measure(job)
+        regions = self._plan(document, seconds)
+        columns = self._list_columns(document, regions)
+        if not columns:
+            return []
+        frame = self._aligner.clock.frame
+        size, context = self._aligner.count_window_frames()
+        total = math.ceil(seconds / frame)
+        segments: list[Segment] = []
+        for first in range(0, max(1, total - 2 * context), size - 2 * context):
+            ends = first + size >= total
+            kept = (first + (context if first else 0), total if ends else first + size - context)
+            if any(r.start < kept[1] * frame and r.end > kept[0] * frame for r in regions):
+                part = Slice(kept[0], kept[0] - first, None if ends else kept[1] - kept[0], columns)
+                segments.append(Segment(len(segments), first * frame, min((first + size) * frame, seconds), part))
+        return segments
+
+    def _plan(self, document: Document, seconds: float) -> list[Region]:
+        words = [[word.text for word in utterance.words] for utterance in document.utterances]
+        return plan_regions(
+            document.utterances, [self._aligner.count_seconds_needed(w) if w else 0 for w in words], seconds
+        )
+
+    def _list_columns(self, document: Document, regions: Sequence[Region]) -> tuple[int, ...]:
+        texts = {word.text for r in regions for index in r.utterances for word in document.utterances[index].words}
+        spelled = {column for text in texts for _, column in self._aligner.vocabulary.spell(text)}
+        return tuple(sorted(spelled - {WILDCARD}))
+
+    def prepare(self, job: Job, segment: Segment) -> Tensors:
+        return self._aligner.prepare(job, segment)
+
+    def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:
+        return self._aligner.infer(model, batch)
+
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> Emission:  # noqa: ARG002
+        """About 2 kB for 16 s of the embedded model's."""
+        part: Slice = segment.content
+        emission = output["log_probs"].cpu()[part.skip :]
+        if part.count is not None:
+            emission = emission[: part.count]
+        vocabulary = self._aligner.vocabulary
+        quiet = [vocabulary.blank, *([] if vocabulary.separator is None else [vocabulary.separator])]
+        characters = sorted(set(vocabulary.columns.values()))
+        rows = [emission[:, quiet].amax(1), emission[:, characters].amax(1), *emission[:, list(part.columns)].T]
+        scores = np.stack([row.numpy() for row in rows])
+        below = scores[:2].max(axis=0) - scores
+        eighths = np.minimum(np.ceil(below * _STEPS - 1e-6), -FLOOR * _STEPS).clip(0).astype(np.uint8)
+        return Emission(scores.shape[1], zlib.compress(eighths.tobytes()))
+
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Emission]) -> Document:
+        seconds = measure(job)
+        regions = self._plan(document, seconds)
+        columns: tuple[int, ...] = segments[0].content.columns if segments else ()
+        found: dict[int, Place | None] = {}
+        if regions:
+            scores = self._put_together(segments, pieces, columns, seconds)
+            for region in regions:
+                found |= self._find(document, region, scores, columns)
+        return give_times(document, found, seconds)
+
+    def _put_together(
+        self, segments: Sequence[Segment], pieces: Sequence[Emission], columns: Sequence[int], seconds: float
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """(frames, columns) of the whole recording, in eighths below 0; silence where nothing was looked for."""
+        total = math.ceil(seconds / self._aligner.clock.frame)
+        scores = np.full((total, FIRST + len(columns)), round(-FLOOR * _STEPS), np.uint8)
+        scores[:, QUIET] = 0
+        for segment, piece in zip(segments, pieces, strict=True):
+            part: Slice = segment.content
+            rows = np.frombuffer(zlib.decompress(piece.scores), np.uint8).reshape(-1, piece.frames).T
+            count = min(piece.frames, total - part.first)
+            scores[part.first : part.first + count] = rows[:count]
+        return scores
+
+    def _find(
+        self, document: Document, region: Region, scores: np.ndarray[Any, np.dtype[np.uint8]], columns: Sequence[int]
+    ) -> dict[int, Place | None]:
+        clock = self._aligner.clock
+        origin, limit = math.floor(region.start / clock.frame), math.ceil(region.end / clock.frame)
+        emitted = scores[origin:limit].astype(np.float16)  # in which eighths down to -6 are exact
+        emitted /= -_STEPS
+        units = [unit for index in region.utterances for unit in self._cut(document, index, columns)]
+        spans = find_units(emitted, [unit.columns for unit in units])
+        places = _gather(units, spans, round(_PAUSE / clock.frame))
+        loud = np.flatnonzero(emitted[:, LOUD] >= emitted[:, QUIET])
+        edges = self._widen(document, region, places, loud, len(emitted))
+        found: dict[int, Place | None] = dict.fromkeys(region.wanted)
+        for index, (first, last, confidence) in edges.items():
+            if index in found:
+                start = (origin + first) * clock.frame + clock.start_offset
+                end = (origin + last + 1) * clock.frame + clock.end_offset
+                found[index] = Place(max(0.0, start), min(end, region.end), confidence)
+        return _keep_apart(found)
+
+    def _cut(self, document: Document, index: int, columns: Sequence[int]) -> Iterator[_Unit]:
+        """The utterance's units. Words that cannot be spelled count only between others: at an end, there is no telling
+        how far they reach."""
+        places = {column: FIRST + place for place, column in enumerate(columns)}
+        spelled = [self._aligner.vocabulary.spell(word.text) for word in document.utterances[index].words]
+        words = [[places.get(column, LOUD) for _, column in spelling] for spelling in spelled]
+        while words and max(words[-1]) < FIRST:
+            words.pop()
+        while words and max(words[0]) < FIRST:
+            words.pop(0)
+        unit: list[int] = []
+        for place, word in enumerate(words):
+            unit += word
+            rest = sum(len(other) for other in words[place + 1 :])
+            known = sum(column >= FIRST for column in unit)
+            if not rest or (known >= _UNIT and rest >= _UNIT // 2):
+                yield _Unit(index, tuple(unit), known)
+                unit = []
+
+    def _widen(
+        self,
+        document: Document,
+        region: Region,
+        places: Mapping[int, tuple[int, int, float]],
+        loud: np.ndarray[Any, np.dtype[np.int64]],
+        frames: int,
+    ) -> dict[int, tuple[int, int, float]]:
+        """The places, with those of words that cannot be spelled: the stretch of speech at that end of the utterance,
+        up to its neighbour; for a whole utterance of them, the one stretch of speech between its neighbours that is
+        apart from both, if these were found."""
+        breath, shortest = (round(s / self._aligner.clock.frame) for s in (_BREATH, _SHORTEST))
+        widened = dict(places)
+        for position, index in enumerate(region.utterances):
+            unknown = [
+                all(column == WILDCARD for _, column in self._aligner.vocabulary.spell(word.text))
+                for word in document.utterances[index].words
+            ]
+            before = widened.get(region.utterances[position - 1]) if position else None
+            after = places.get(region.utterances[position + 1]) if position + 1 < len(region.utterances) else None
+            if index in places:
+                first, last, confidence = places[index]
+                low, high = before[1] + 1 if before else 0, after[0] if after else frames
+                if unknown[0]:
+                    first = _follow(loud[(loud >= low) & (loud < first)][::-1], first, breath)
+                if unknown[-1]:
+                    last = _follow(loud[(loud > last) & (loud < high)], last, breath)
+                widened[index] = (first, last, confidence)
+            elif all(unknown) and before and after:
+                between = loud[(loud > before[1]) & (loud < after[0])]
+                stretches = np.split(between, np.flatnonzero(np.diff(between) > 2 * breath) + 1)
+                # One that touches a neighbour is the rest of its last word, or the beginning of its first.
+                clear = [
+                    stretch
+                    for stretch in stretches
+                    if len(stretch) >= shortest
+                    and stretch[0] - before[1] > shortest
+                    and after[0] - stretch[-1] > shortest
+                ]
+                if len(clear) == 1:
+                    widened[index] = (int(clear[0][0]), int(clear[0][-1]), 1.0)
+        return widened
+
+
+def _follow(loud: np.ndarray[Any, np.dtype[np.int64]], edge: int, breath: int) -> int:
+    """The end of the stretch of speech that begins at `edge`. loud: frames with speech, nearest first."""
+    for frame in loud.tolist():
+        if abs(frame - edge) > breath:
+            break
+        edge = frame
+    return edge
+
+
+def _gather(units: Sequence[_Unit], spans: Sequence[Span | None], pause: int) -> dict[int, tuple[int, int, float]]:
+    """First frame, last frame and confidence of each utterance of which enough was found in one place."""
+    places = {}
+    for owner, pairs in groupby(zip(units, spans, strict=True), key=lambda pair: pair[0].owner):
+        known = 0
+        groups: list[list[tuple[_Unit, Span]]] = []
+        for unit, span in pairs:
+            known += unit.known
+            if span and groups and span.first - groups[-1][-1][1].last <= pause:
+                groups[-1].append((unit, span))
+            elif span:
+                groups.append([(unit, span)])
+        best = max(groups, key=lambda group: sum(unit.known for unit, _ in group), default=[])
+        there = sum(unit.known for unit, _ in best)
+        if best and there >= _SHARE * known:
+            confidence = math.exp(-sum(span.cost for _, span in best) / there) * there / known
+            places[owner] = (best[0][1].first, best[-1][1].last, confidence)
+    return places
+
+
+def _keep_apart(found: Mapping[int, Place | None]) -> dict[int, Place | None]:
+    """An utterance ends where the next one begins, if not before."""
+    apart = dict(found)
+    places = [(index, place) for index, place in found.items() if place]
+    for (index, place), (_, following) in pairwise(places):
+        apart[index] = replace(place, end=max(place.start, min(place.end, following.start)))
+    return apart

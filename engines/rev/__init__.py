@@ -1,0 +1,1 @@
+"""The Rev.ai service."""

@@ -1,0 +1,1 @@
+"""Who speaks when: pyannote, and who said which word."""

@@ -1,0 +1,1 @@
+"""Stanza: parts of speech, lemmas and dependencies."""

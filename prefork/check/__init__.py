@@ -1,0 +1,1 @@
+"""Fork safety: what `prefork check` tries, and what it says about it."""

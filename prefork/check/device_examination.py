@@ -1,0 +1,428 @@
+"""The processes in which a target of `prefork check --device` is examined: one computes on the GPU by itself, the other
+never does, and forks children that do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefork.check.device_check import TOGETHER, WORKERS, DeviceOrder
+from prefork.check.difference import (
+    Difference,
+    Numbers,
+    Unlike,
+    find_dtype,
+    find_tolerance,
+    flatten,
+    measure_difference,
+)
+from prefork.check.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
+from prefork.check.steps import LOAD_SECONDS, Finding, describe_error, one_process
+from prefork.engines.base import Job, Segment
+from prefork.engines.batching import Batching
+from prefork.platform_matrix.canary import Canary, Fate, Outcome
+from prefork.platform_matrix.devices import initialised_drivers
+from prefork.platform_matrix.hazards import find_hazards
+from prefork.weights.device_memory import DeviceError, Export, WeightsChanged
+from prefork.wire import process
+from prefork.wire.channel import Channel
+from prefork.wire.child import ChildProcess, open_channel
+from prefork.wire.process import MemoryFile
+from prefork.work import loading
+from prefork.work.comparison import NotComparable, encode
+from prefork.work.inference import Refused, RemoteInference
+from prefork.work.loading import Loaded, ServerOrder
+from prefork.work.worker import settle
+
+# What torch says in a child of a process that has initialised CUDA, and what CUDA says where torch does not ask first.
+_EXPECTED = ("re-initialize CUDA in forked subprocess", "initialization error", "CUDA_ERROR_NOT_INITIALIZED")
+_WRITTEN = 65_536  # of the weights' bytes, in their middle
+_END_SECONDS = 5.0  # for a server or an owner to end by itself
+_SAID_SECONDS = 0.5  # for what it has said before to arrive
+
+Infer = Callable[[Loaded], Any]
+
+
+class NotThere(Exception):
+    """A step that this machine, or this target, has no use for. Says why."""
+
+
+def main() -> None:
+    """Entry point of both processes."""
+    channel = open_channel()
+    order, _ = channel.receive()
+    (Computing if order.expected is None else Forking)(channel, order).run()
+    os._exit(0)  # whatever the target has left running
+
+
+class DeviceStepwise(Stepwise):
+    def __init__(self, channel: Channel, order: DeviceOrder) -> None:
+        super().__init__(channel)
+        self._order = order
+
+    def _load(self) -> Result | None:
+        """None if there is something to go on with."""
+        self._loaded = loading.load(self._order.specification)
+        infer = find_inference(self._order.target, self._loaded)
+        if infer is None:
+            return Finding.UNKNOWN, "the engine has no example to infer on", ()
+        self._infer: Infer = infer
+        return None
+
+    def _try(self, step: Callable[[], Result]) -> Result:
+        try:
+            return super()._try(step)
+        finally:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """After each step."""
+
+
+class Computing(DeviceStepwise):
+    """Loads and infers on the device, as any process does that computes there, and shows what a fork then costs."""
+
+    who = "the process that computes there"
+
+    def run(self) -> None:
+        loads = self.take("load", partial(self._load_with, self._compute), LOAD_SECONDS, alone=True)
+        if loads is Finding.SAFE:
+            self.take("naive", self._fork, self._order.deadline + SLACK_SECONDS)
+        self._channel.send(("end", None))
+
+    def _compute(self) -> Result:
+        if (nothing := self._load()) is not None:
+            return nothing
+        try:
+            result = flatten(self._infer(self._loaded))
+        except NotComparable as error:
+            return Finding.UNKNOWN, str(error), ()
+        text = f"{self._loaded.count_weights() / 1e6:.0f} MB of weights"
+        if self._loaded.device == "cuda":
+            tf32 = "with" if torch.backends.cuda.matmul.allow_tf32 else "without"
+            text = f"{text} on {torch.cuda.get_device_name(0)}, {tf32} TF32"
+        self._channel.send(("leave", pickle.dumps(result)))
+        return Finding.SAFE, text, ()
+
+    def _fork(self) -> Result:
+        if self._loaded.device == "cpu":
+            return Finding.SKIPPED, "nothing of CUDA's has been initialised", ()
+        return judge_naive(Canary(partial(_infer_again, self._loaded, self._infer)).wait(self._order.deadline))
+
+
+def _infer_again(loaded: Loaded, infer: Infer) -> bytes:
+    process.die_with_parent(os.getppid())
+    process.restore_signals()
+    return encode(infer(loaded))
+
+
+def judge_naive(outcome: Outcome) -> Result:
+    """It is to fail. That it does not is no danger, but then nobody knows what else is not as it is said to be."""
+    if outcome.lived:
+        return Finding.UNKNOWN, "it computed there all the same, which is said to be impossible", ()
+    if outcome.fate is Fate.RAISED and not any(words in outcome.words for words in _EXPECTED):
+        return Finding.UNKNOWN, f"{describe_death(outcome)}, and says nothing of CUDA's state", outcome.where
+    return Finding.SAFE, describe_death(outcome), ()
+
+
+class Forking(DeviceStepwise):
+    """Has the weights on the CPU and no CUDA, and forks children that compute on the device."""
+
+    def __init__(self, channel: Channel, order: DeviceOrder) -> None:
+        super().__init__(channel, order)
+        self._file = MemoryFile()
+        self._order = replace(order, specification=replace(order.specification, arena=self._file.path))
+        self._dtype = "float32"
+        self._expected: Numbers = pickle.loads(order.expected or b"")
+        self._owner: ChildProcess | None = None
+        self._export: Export | None = None
+        self._server: ChildProcess | None = None
+
+    def run(self) -> None:
+        patience = self._order.deadline + SLACK_SECONDS
+        try:
+            clean = self.take("clean", partial(self._load_with, self._stay_clean), LOAD_SECONDS, alone=True)
+            if clean is not Finding.SAFE:
+                return
+            self.take("close", self._compute_here, patience, alone=True)
+            if self.take("child", self._fork_one, patience) is not Finding.SAFE:
+                return
+            if self.take("ipc", self._share, LOAD_SECONDS + patience) in (Finding.SAFE, Finding.SKIPPED):
+                self.take("written", self._write_over, patience)
+            self._end_owner()
+            self.take("server", self._serve, LOAD_SECONDS + patience)
+        finally:
+            self._end_owner()
+            self._channel.send(("end", None))
+
+    def _try(self, step: Callable[[], Result]) -> Result:
+        def do() -> Result:
+            try:
+                return step()
+            except NotThere as error:
+                return Finding.SKIPPED, str(error), ()
+            except _ChildFailed as error:
+                return Finding.UNSAFE, str(error), error.details
+            except Unlike as error:
+                return Finding.UNKNOWN, f"it cannot be compared: {error}", ()
+
+        return super()._try(do)
+
+    def _tidy(self) -> None:
+        if self._server is not None:
+            self._server.end(_END_SECONDS)
+            self._server = None
+
+    def _end_owner(self) -> None:
+        if self._owner is not None:
+            self._owner.end(_END_SECONDS)
+            self._owner = None
+
+    def _stay_clean(self) -> Result:
+        if (nothing := self._load()) is not None:
+            return nothing
+        if "cuda" in initialised_drivers():
+            return Finding.UNSAFE, "CUDA has been initialised in it, although all GPUs were hidden", ()
+        return judge_hazards(find_hazards())
+
+    def _compute_here(self) -> Result:
+        """On the CPU."""
+        self._dtype = find_dtype(self._loaded.models)
+        try:
+            with one_process():
+                here = flatten(self._infer(self._loaded))
+        except Exception as error:  # noqa: BLE001  whatever the model raises is what came of it
+            return Finding.UNKNOWN, f"the CPU cannot infer: {describe_error(error, 'infer')}", ()
+        return self._judge(measure_difference(self._expected, here))
+
+    def _judge(self, difference: Difference, text: str = "") -> Result:
+        tolerance = find_tolerance(self._dtype)
+        found = f"{text}{'; ' * bool(text)}{difference}; {self._dtype} may differ by {tolerance:.1e} of it"
+        return (Finding.SAFE if difference.relative <= tolerance else Finding.UNSAFE), found, ()
+
+    # -- children ----------------------------------------------------------------------------------------------------
+
+    def _fork(self, action: Callable[[Loaded], Any], loaded: Loaded | None = None) -> Canary:
+        return Canary(partial(_live, loaded or self._loaded, self._order.threads, action))
+
+    def _wait(self, canary: Canary) -> Any:
+        """What its action has returned. Raises _ChildFailed, NotThere."""
+        outcome = canary.wait(self._order.deadline)
+        if not outcome.lived:
+            raise _ChildFailed(describe_death(outcome), [f"at {frame}" for frame in outcome.where])
+        kind, content = pickle.loads(outcome.result or b"")
+        if kind == "refused":
+            raise NotThere(content)
+        return content
+
+    def _fork_one(self) -> Result:
+        device = self._order.device
+        there = self._wait(self._fork(partial(_infer_alone, self._infer, device)))[1]
+        return self._judge(measure_difference(there, self._expected))
+
+    # -- one copy of the weights -----------------------------------------------------------------------------------
+
+    def _share(self) -> Result:
+        if self._order.no_ipc:
+            raise NotThere(self._order.no_ipc)
+        loaded, seconds = self._attachable()
+        canaries = [self._fork(partial(_infer_there, self._infer), loaded) for _ in range(WORKERS)]
+        results = [self._wait(canary) for canary in canaries]
+        if len({digest for digest, _ in results}) > 1:
+            return Finding.UNSAFE, "they computed something else than one another", ()
+        assert self._export is not None
+        text = f"{self._export.size / 1e6:.0f} MB went to {self._export.device} in {seconds:.2f} s"
+        return self._judge(measure_difference(results[0][1], self._expected), text)
+
+    def _attachable(self) -> tuple[Loaded, float]:
+        """What children attach to once they are forked, and the seconds it took. Raises NotThere."""
+        arena = self._loaded.arena
+        assert arena is not None
+        visible = {"CUDA_VISIBLE_DEVICES": self._order.device} if self._order.device else {}
+        self._owner = ChildProcess("owner", visible)
+        self._owner.channel.post((self._file.path, arena.size, self._order.kind))
+        kind, *content = self._owner.receive(LOAD_SECONDS)
+        if kind == "refused":
+            raise NotThere(content[0])
+        if kind != "exported":
+            raise _ChildFailed(f"the owner of the weights: {content[0]}")
+        self._export = content[0]
+        return replace(self._loaded, exports=(content[0],), devices=(self._order.device,)), float(content[1])
+
+    def _write_over(self) -> Result:
+        """A child that has mapped the weights computes with them after another one has written to them."""
+        if self._export is None:
+            raise NotThere("no weights are shared between processes here")
+        loaded = replace(self._loaded, exports=(self._export,), devices=(self._order.device,))
+        ready, told = os.pipe()
+        waiting, go = os.pipe()
+        reader = self._fork(partial(_infer_once_told, self._infer, told, waiting), loaded)
+        os.close(told)
+        os.close(waiting)
+        try:
+            select.select([ready], [], [], self._order.deadline)  # at its end, too, if the child dies
+            self._wait(self._fork(_write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
+            with suppress(BrokenPipeError):
+                os.write(go, b"!")
+            noticed = self._wait(reader)
+        finally:
+            os.close(ready)
+            os.close(go)
+        if noticed is None:
+            return Finding.UNSAFE, "a result was kept that was computed after another process had written to them", ()
+        return Finding.SAFE, "the result was thrown away", (noticed,)
+
+    def _with(self, export: Export) -> Loaded:
+        """What a child needs that only writes; the host's memory cannot be written to by those that map it."""
+        return replace(self._loaded, devices=(os.fsdecode(export.handle),))
+
+    # -- one process that has the model ----------------------------------------------------------------------------
+
+    def _serve(self) -> Result:
+        if self._order.no_server:
+            raise NotThere(self._order.no_server)
+        engine = self._order.target.engine
+        assert engine is not None and self._order.served is not None
+        self._server = server = self._start_server()
+        canaries = []
+        for number in range(WORKERS):
+            here, there = socket.socketpair()
+            server.channel.post(("link", number), [there.detach()])
+            server.channel.flush()
+            canaries.append(self._fork(partial(_ask, engine, here.fileno())))
+            here.close()
+        try:
+            answers = [self._wait(canary) for canary in canaries]
+        except _ChildFailed as error:
+            said = [text for kind, text in _listen(server) if kind in ("stumbled", "broken")]
+            raise _ChildFailed(f"{error}{': the server: ' + said[0] if said else ''}", error.details) from error
+        sizes = [size for kind, size in _listen(server) if kind == "begin"]
+        single = answers[0][0]
+        found = [measure_difference(one, single) for answer in answers for one in answer[1:]]
+        found.append(measure_difference(single, self._expected))
+        text = f"{sum(sizes)} segments in batches of {min(sizes)} to {max(sizes)}"
+        if max(sizes) == 1:
+            return Finding.UNKNOWN, f"{text}: nothing shared a batch", ()
+        return self._judge(max(found, key=lambda difference: difference.relative), text)
+
+    def _start_server(self) -> ChildProcess:
+        assert self._order.served is not None
+        plan = self._order.served.plan
+        assert plan is not None
+        environment = loading.make_environment(plan)
+        if self._order.device:
+            environment["CUDA_VISIBLE_DEVICES"] = self._order.device
+        server = ChildProcess("server", environment)
+        served = replace(self._order.served, batching=Batching(batch_size=TOGETHER))
+        server.channel.post(ServerOrder(served, self._order.threads))
+        try:
+            kind, *content = server.receive(LOAD_SECONDS)
+        except (EOFError, TimeoutError) as error:
+            server.kill()
+            words = server.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+            raise _ChildFailed(f"the server did not come up: {words}") from error
+        if kind != "loaded":
+            server.kill()
+            raise _ChildFailed(f"the server cannot load: {content[0]}")
+        return server
+
+
+class _ChildFailed(Exception):
+    """A child, or another process, that did not do what it was to do. Says how, and where."""
+
+    def __init__(self, text: str, details: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.details = details
+
+
+def _listen(server: ChildProcess) -> list[tuple[str, Any]]:
+    """What it has said: of batches that began how many segments they have, of failures the text."""
+    found: list[tuple[str, Any]] = []
+    with suppress(EOFError, TimeoutError):
+        while True:
+            kind, *content = server.receive(_SAID_SECONDS)
+            found.append((kind, len(content[1]) if kind == "begin" else content[-1]))
+    return found
+
+
+def _live(loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
+    """A child's life: as a worker's begins, on its device if there is something for it."""
+    process.die_with_parent(os.getppid())
+    process.restore_signals()
+    try:
+        return pickle.dumps(("done", action(settle(loaded, threads))))
+    except DeviceError as error:
+        if error.refuses_ipc:
+            return pickle.dumps(("refused", str(error)))
+        raise
+
+
+def _infer_there(infer: Infer, loaded: Loaded) -> tuple[bytes, Numbers]:
+    """Once: what is computed, in full and as numbers."""
+    result = infer(loaded)
+    return encode(result), flatten(result)
+
+
+def _infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numbers]:
+    """With weights of its own on the device."""
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA is initialised, here for the first time
+        models = {name: model.to("cuda") if hasattr(model, "to") else model for name, model in loaded.models.items()}
+        loading.speed_up("cuda")
+        loaded = replace(loaded, models=models, device="cuda", arena=None)
+    return _infer_there(infer, loaded)
+
+
+def _infer_once_told(infer: Infer, told: int, waiting: int, loaded: Loaded) -> str | None:
+    """What was noticed; None if nothing was."""
+    os.write(told, b"!")
+    os.read(waiting, 1)
+    try:
+        infer(loaded)
+        assert loaded.guard is not None
+        loaded.guard.check()  # as it is after every batch: a function of the user's asks nobody
+    except WeightsChanged as error:
+        return str(error)
+    return None
+
+
+def _write_to(loaded: Loaded) -> None:
+    if loaded.guard is None:
+        with Path(loaded.devices[0]).open("r+b") as file:
+            file.seek(Path(loaded.devices[0]).stat().st_size // 2)
+            file.write(bytes([255]) * _WRITTEN)
+        return
+    weights = loaded.guard.view.tensor
+    weights[len(weights) // 2 :][:_WRITTEN] ^= 1
+    torch.cuda.synchronize()
+
+
+def _ask(engine: str, link: int, loaded: Loaded) -> list[Numbers]:
+    """What a server makes of the engine's example: once alone, then of as many as go into a batch."""
+    here, _there = socket.socketpair()  # nobody has anything to say about servers
+    remote = RemoteInference(Channel(here), loaded)
+    remote.obey("link", [{engine: 1 << 40}, TOGETHER], [os.dup(link)])
+    remote.open(engine)
+    example = loaded.engines[engine].example()
+    assert example is not None
+    job, segment = Job("example", Path("example")), Segment(0, 0.0, 2.0)
+    answers: dict[int, Mapping[str, torch.Tensor]] = {}
+    for numbers in (range(1), range(1, 1 + TOGETHER)):
+        for number in numbers:
+            remote.submit(number, job, segment, example)
+        while remote.is_busy:
+            for number, output in remote.collect():
+                if isinstance(output, Refused):
+                    raise pickle.loads(output.error)
+                answers[number] = output
+    return [flatten({engine: answers[number]}) for number in sorted(answers)]

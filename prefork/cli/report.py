@@ -1,0 +1,306 @@
+"""What a run shows: a live view on a terminal, plain lines elsewhere, JSON lines for a machine, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from prefork.pool.jobs import JobResult
+from prefork.pool.supervisor import WorkerStatus
+from prefork.wording import clock, show
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class GPULoad:
+    """Of one GPU in a run. busy: percent of the time, used, memory: bytes, at the most and in all, whoever has them."""
+
+    name: str
+    busy: float
+    used: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of a run. Seconds, and bytes."""
+
+    done: int
+    skipped: int  # done by an earlier run
+    failed: Mapping[str, str]  # by job: the reason
+    unfinished: int  # not begun, or not done, when the run was stopped
+    notices: Mapping[str, str]  # inputs that were not used, and why; no errors
+    warnings: Mapping[str, Sequence[str]]  # by job: what to look at in its output
+    audio_seconds: float
+    utterances: int  # and
+    words: int  # whose grammar was analysed
+    wall_seconds: float
+    load_seconds: float
+    strategy: str  # fork, spawn ...
+    workers: int
+    threads: int
+    shared: bool  # whether all workers use one copy of the weights
+    weights: int  # bytes of one copy
+    private: int  # bytes, the largest worker's own
+    total: int  # bytes, everything together at the most, shared pages counted once
+    measured: int  # tasks whose peak of private memory is known
+    close: int  # of these, those that were predicted to within a fifth
+    throttles: int  # times that nothing new was started because memory was short
+    throttled: float  # seconds
+    shrinks: int  # workers given up for want of memory
+    starved: int  # tasks that lost their worker for want of memory
+    deaths: int  # of workers, and of servers
+    target: str
+    recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
+    gpus: Sequence[GPULoad] = ()  # that have computed and can be asked
+    servers: int = 0  # processes that have the model for the workers
+    server_threads: int = 0  # of each
+
+    @property
+    def speed(self) -> float:
+        """Audio seconds per second, or, without audio, words; loading included."""
+        return (self.audio_seconds or self.words) / self.wall_seconds if self.wall_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a live view shows now."""
+
+    workers: Sequence[WorkerStatus]
+    audio_done: float  # seconds
+    audio_total: float  # seconds
+    files_done: int
+    files_total: int
+    timed: bool = True  # False: there is no audio, and its seconds stand for text
+
+
+class Report:
+    """Says nothing; its children say more."""
+
+    def note(self, text: str) -> None:
+        """Something that happened on the way, such as the death of a worker."""
+
+    def begin(self, look: Callable[[], View]) -> None:
+        """The models are loaded and the jobs known."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        """A job is done, or has failed for a reason."""
+
+    def close(self) -> None:
+        """Nothing more happens, in whatever way the run has ended."""
+
+    def end(self, summary: Summary) -> None:
+        """The run has ended in order."""
+
+
+class QuietReport(Report):
+    """Failures alone, on stderr."""
+
+    def end(self, summary: Summary) -> None:
+        for job, reason in summary.failed.items():
+            print(f"{show(job)}: {show(reason)}", file=sys.stderr)
+
+
+class JSONReport(Report):
+    """One JSON object per line on stdout: events `note`, `done`, `failed` and, at the end, `summary`."""
+
+    def note(self, text: str) -> None:
+        self._print(event="note", text=text)
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        if reason is not None:
+            self._print(event="failed", id=result.job.id, reason=reason)
+            return
+        warnings = list(result.document.warnings) if result.document else []
+        files = [file.path for file in result.files]
+        seconds = result.job.seconds if result.job.media is not None else 0.0
+        self._print(event="done", id=result.job.id, audio_seconds=seconds, files=files, warnings=warnings)
+
+    def end(self, summary: Summary) -> None:
+        self._print(event="summary", **asdict(summary), speed=summary.speed)
+
+    def _print(self, **event: Any) -> None:
+        sys.stdout.write(json.dumps(event) + "\n")  # in one piece: notes come from another thread
+        sys.stdout.flush()
+
+
+class PlainReport(Report):
+    """One line for each finished file, and a table at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line, however long."""
+        self.console.print(Text(show(text), style), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.say(text, "yellow")
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        if reason is not None:
+            self.say(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
+            return
+        warnings = len(result.document.warnings) if result.document else 0
+        more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        self.say(f"done    {result.job.id}  {_measure(result)}{more}")
+
+    def end(self, summary: Summary) -> None:
+        for job, warnings in summary.warnings.items():
+            for warning in warnings:
+                self.say(f"warning {job}: {warning}", "yellow")
+        for name, reason in summary.notices.items():
+            self.say(f"unused  {name}: {reason}", "dim")
+        self.console.print(tabulate(summary))
+        for job, reason in summary.failed.items():
+            self.say(f"failed  {job}: {reason}", "red")
+
+
+class LiveReport(PlainReport):
+    """The plain lines, and below them, as long as the run lasts, a line for each worker and a bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._look: Callable[[], View] | None = None
+        self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
+        self._live.start()
+
+    def begin(self, look: Callable[[], View]) -> None:
+        self._look = look
+        self.started = time.monotonic()
+
+    def refresh(self) -> None:
+        if self._look is not None:
+            self._live.update(draw(self._look(), time.monotonic() - self.started))
+
+    def finish_job(self, result: JobResult, reason: str | None) -> None:
+        warned = result.document is not None and result.document.warnings
+        if reason is not None or warned:  # the bar counts the others
+            super().finish_job(result, reason)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def draw(view: View, elapsed: float) -> Group:
+    """The live view: what each worker does, and how far the whole is."""
+    table = Table.grid(padding=(0, 2))
+    for worker in view.workers:
+        memory = f"{worker.memory.uss / MEGABYTE:.0f} MB" if worker.memory else ""
+        position = clock(worker.position) if worker.label and view.timed else ""
+        label = Text(show(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
+        table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
+    left = elapsed * (view.audio_total - view.audio_done) / view.audio_done if view.audio_done else None
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(
+        ProgressBar(total=max(view.audio_total, 1e-9), completed=view.audio_done, width=40),
+        f"{view.files_done}/{view.files_total} files",
+        f"{clock(view.audio_done)} of {clock(view.audio_total)}" if view.timed else "",
+        f"{clock(left)} left" if left is not None else "",
+    )
+    return Group(table, bar)
+
+
+def tabulate(summary: Summary) -> Table:
+    """The table that ends a run."""
+    table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
+    rows = [
+        ("files", _count_files(summary)),
+        *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
+        *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
+        *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
+        ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
+        ("speed", f"{summary.speed:.0f} {'audio seconds' if summary.audio_seconds else 'words'} per second"),
+        ("workers", _count_workers(summary)),
+        ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {_describe_copies(summary)}"),
+        ("private", _describe_private(summary)),
+        ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
+        *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
+        *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
+        ("results", show(summary.target)),
+    ]
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _measure(result: JobResult) -> str:
+    """How long a job's recording is, or how many words there were to analyse."""
+    if result.job.media is not None or result.document is None:
+        return clock(result.job.seconds)
+    return f"{result.document.count_tagged()['words']:,} words"
+
+
+def _describe_recovery(recovery: Mapping[str, int]) -> str:
+    """What became of utterances without times."""
+    timed, found, missing = (recovery.get(name, 0) for name in ("timed", "found", "missing"))
+    if not found and not missing:
+        return f"all {timed} utterances had times"
+    parts = [f"{timed} utterances had times"] if timed else []
+    parts += [f"{found} of {found + missing} without were found in the recordings"]
+    return ", ".join(parts)
+
+
+def _describe_copies(summary: Summary) -> str:
+    if not summary.shared:
+        return "for each"
+    return "once for all workers" if summary.servers < 2 else "once for each server"
+
+
+def _describe_private(summary: Summary) -> str:
+    text = f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
+    if not summary.measured:
+        return text
+    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within a fifth"
+
+
+def _describe_gpu(gpu: GPULoad) -> str:
+    return f"{gpu.name}: busy {gpu.busy:.0f} %, {gpu.used / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB at most"
+
+
+def _describe_shortage(summary: Summary) -> str:
+    """What was done about too little memory."""
+    parts = [f"nothing new for {summary.throttled:.0f} s"] if summary.throttles else []
+    parts += [f"{summary.shrinks} worker{'s' * (summary.shrinks != 1)} given up"] if summary.shrinks else []
+    parts += [f"{summary.starved} ended at their work"] if summary.starved else []
+    return ", ".join(parts)
+
+
+def _count_files(summary: Summary) -> str:
+    parts = [f"{summary.done} done"]
+    parts += [f"{summary.skipped} done before"] if summary.skipped else []
+    parts += [f"{len(summary.failed)} failed"] if summary.failed else []
+    parts += [f"{summary.unfinished} left: the same command goes on with them"] if summary.unfinished else []
+    return ", ".join(parts)
+
+
+def _count_workers(summary: Summary) -> str:
+    how = {"fork": "forked, ", "spawn": "spawned, ", "ipc": "forked, ", "server": "forked, "}.get(summary.strategy, "")
+    text = f"{summary.workers}, {how}with {_count(summary.threads, 'thread')} each"
+    if summary.servers == 1:
+        text += f"; a server with {_count(summary.server_threads, 'thread')} has the model"
+    elif summary.servers:
+        text += f"; {summary.servers} servers with {_count(summary.server_threads, 'thread')} each have the model"
+    if not summary.deaths:
+        return text
+    who = f" {'process' if summary.deaths == 1 else 'processes'}" if summary.servers else ""
+    return f"{text}; {summary.deaths}{who} died and {'was' if summary.deaths == 1 else 'were'} replaced"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,0 +1,201 @@
+"""One job's way through the stages: split, segments wherever there is room, join; and the next stage."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from prefork.engines.base import Job
+from prefork.engines.text.document import Document
+from prefork.outputs import JobOutput, WrittenFile
+from prefork.pool.pipeline import Pipeline, Stage
+from prefork.pool.remote import Remote
+from prefork.pool.supervisor import Supervisor
+from prefork.pool.tasks import Task
+
+CHUNK_SECONDS = 20.0  # audio that a worker takes of a job at a time: little to lose, and no long wait for the last one
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What became of a job: a document, or an error. passed: the pickled document, where the pipeline goes on in
+    another runtime."""
+
+    job: Job
+    document: Document | None = None
+    files: tuple[WrittenFile, ...] = ()
+    error: BaseException | None = None
+    passed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What jobs go through. target: where their outputs are written, None if they are not. passing: the pipeline goes
+    on elsewhere, so that the last document is passed on instead. advance: called with seconds of audio as they are
+    worked off."""
+
+    pipeline: Pipeline
+    target: Path | None = None
+    passing: bool = False
+    advance: Callable[[float], None] = lambda _: None
+
+
+class JobRun:
+    """Takes one job through the stages of a pipeline. Every chunk of a stage's segments may go to another worker; all
+    see the same bytes, so that the result does not depend on which.
+
+    Lives in the supervisor's thread.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        remote: Remote,
+        course: Course,
+        job: Job,
+        rank: int,
+        done: Callable[[JobResult], None],
+        document: bytes | None = None,
+    ) -> None:
+        """document: what is known of the job, pickled; None for no more than its source says."""
+        self._supervisor = supervisor
+        self._remote = remote
+        self._course = course
+        self._job = job
+        self._rank = rank
+        self._done = done
+        self._document = document
+        self._number = 0  # of the stage
+        self._over = False
+        self._left = job.seconds  # audio that is not worked off
+        self._segments: list[bytes] = []
+        self._pieces: list[list[bytes]] = []
+        self._waiting: dict[int, Task] = {}  # chunks that are not done, by number
+
+    @property
+    def _stage(self) -> Stage:
+        return self._course.pipeline[self._number]
+
+    @property
+    def _is_last(self) -> bool:
+        return self._number == len(self._course.pipeline) - 1
+
+    def start(self) -> None:
+        if self._stage.is_remote:
+            self._remote.submit(self._stage.engine, self._job, self._document, self._take_document)
+        else:
+            self._submit("split", (self._document,), 0, self._job.seconds, self._take_segments)
+
+    def _submit(
+        self,
+        name: str,
+        arguments: tuple[object, ...],
+        index: int,
+        step: float,
+        take: Callable[[bytes], None],
+        items: Sequence[bytes] | None = None,
+        size: float = 0.0,
+        seconds: float = 0.0,
+        closing: bool = False,
+    ) -> Task:
+        def done(result: bytes | None, error: BaseException | None) -> None:
+            if result is None:
+                self._fail(error)
+            else:
+                take(result)
+
+        task = Task(
+            name,
+            (self._stage.engine, *((self._job, *arguments) if items is None else ())),
+            done,
+            order=(self._rank, self._number, index),
+            label=self._job.id,
+            engine=self._stage.engine,
+            items=None if items is None else [(self._job, item) for item in items],
+            size=size,
+            seconds=seconds,
+            segment=step if items is not None else 0.0,
+            audio=self._job.seconds,
+            step=step,
+            closing=closing,
+        )
+        self._supervisor.submit(task)
+        return task
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self._over:  # another chunk failed before this one
+            return
+        self._over = True
+        self._supervisor.cancel(self._waiting.values())
+        self._course.advance(self._left)
+        self._done(JobResult(self._job, error=error))
+
+    def _take_segments(self, result: bytes) -> None:
+        described: list[tuple[float, int, bytes]] = pickle.loads(result)
+        self._segments = [segment for _, _, segment in described]
+        chunks = divide([seconds for seconds, _, _ in described], CHUNK_SECONDS)
+        self._pieces = [[] for _ in chunks]
+        if not chunks:
+            self._join()
+        for number, (start, end) in enumerate(chunks):
+            step = max(seconds for seconds, _, _ in described[start:end])
+            size = max(size for _, size, _ in described[start:end])
+            take = partial(self._take_chunk, number)
+            items, seconds = self._segments[start:end], sum(length for length, _, _ in described[start:end])
+            self._waiting[number] = self._submit("run", (), number, step, take, items, size, seconds)
+
+    def _take_chunk(self, number: int, _: bytes) -> None:
+        self._pieces[number] = self._waiting[number].finished
+        stages = len(self._course.pipeline) - self._number  # those that are left, this one included
+        self._work_off(self._left / (stages * len(self._waiting)))
+        del self._waiting[number]
+        if not self._waiting:
+            self._join()
+
+    def _work_off(self, seconds: float) -> None:
+        self._left -= seconds
+        self._course.advance(seconds)
+
+    def _join(self) -> None:
+        pieces = [piece for chunk in self._pieces for piece in chunk]
+        writing = self._is_last and not self._course.passing
+        arguments = (self._document, self._segments, pieces, writing, self._course.target)
+        take = self._finish if writing else partial(self._take_document, error=None)
+        self._submit("join", arguments, 0, self._job.seconds, take, closing=writing)
+
+    def _take_document(self, document: bytes | None, error: BaseException | None) -> None:
+        """A stage is over: with what it has made, or an error."""
+        if document is None:
+            self._fail(error)
+            return
+        self._document = document
+        if self._is_last:  # so the pipeline goes on elsewhere
+            self._work_off(self._left)
+            self._done(JobResult(self._job, passed=document))
+            return
+        self._number += 1
+        self.start()
+
+    def _finish(self, result: bytes) -> None:
+        self._work_off(self._left)
+        output: JobOutput = pickle.loads(result)
+        self._done(JobResult(self._job, output.document, output.files))
+
+
+def divide(seconds: Sequence[float], most: float) -> list[tuple[int, int]]:
+    """Cuts a list of segments into runs of at most so many seconds, each of one segment at least.
+
+    >>> divide([20.0, 20.0, 20.0, 90.0, 5.0], 60.0)
+    [(0, 3), (3, 4), (4, 5)]
+    """
+    chunks: list[tuple[int, int]] = []
+    start, total = 0, 0.0
+    for index, length in enumerate(seconds):
+        if index > start and total + length > most:
+            chunks.append((start, index))
+            start, total = index, 0.0
+        total += length
+    return [*chunks, (start, len(seconds))] if seconds else []

@@ -1,0 +1,293 @@
+"""The Python API: a concurrent.futures.Executor whose workers share one copy of the model."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import multiprocessing
+import multiprocessing.spawn
+import pickle
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from prefork.engines.base import Job
+from prefork.engines.batching import Batching
+from prefork.installation import require
+from prefork.memory.governor import Governor, Limits
+from prefork.platform_matrix.devices import Devices
+from prefork.platform_matrix.driver import look_again
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.platform_matrix.selection import parse_devices
+from prefork.pool.jobs import Course, JobResult, JobRun
+from prefork.pool.pipeline import Pipeline, Stage
+from prefork.pool.remote import Remote
+from prefork.pool.supervisor import Supervisor
+from prefork.pool.tasks import HangLimit, Task
+from prefork.run.planning import find_obstacles
+from prefork.work.loading import Specification
+
+T = TypeVar("T")
+
+
+class Runtime(Executor):
+    """Workers that share one copy of the models, forked from one process that has loaded them wherever that is safe.
+
+    With an engine, for its jobs:
+
+    >>> with Runtime("ctc", workers=4) as runtime:
+    ...     for result in runtime.map(jobs):          # as they finish, each with its job, or its error
+    ...         print(result.job.id, result.error or result.document)
+
+    With any model of your own; `load` runs once, and its tensors are shared and read-only:
+
+    >>> with Runtime(load=load_model, workers=8) as runtime:
+    ...     futures = [runtime.submit(score, item) for item in items]   # score(model, item), in a worker
+
+    engine: a name from the entry points `prefork.engines`, or a pipeline of several (`prefork.pool.pipeline`). options:
+    the engine's own settings.
+    load: a function without arguments that returns the model, or anything that holds it.
+    workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
+    threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by default
+    what the platform matrix says for this machine. devices: those that compute, as `--devices` has them: ["cuda:0",
+    "cuda:1"]; by default one GPU for engines, and the CPU for what `load` returns. batching: which segments go through
+    the model together: see prefork.engines.batching. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
+    hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
+    like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
+    RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.
+    memory_log: a file that gets one JSON line for each thing that happens to memory. memory_checkpoints: have workers
+    print what they use before and after the steps of every segment. command: what the measured peaks
+    are kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
+    logger `prefork`. log: gets what the workers print, which by default comes out as it is.
+
+    Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
+    your script, which needs its `if __name__ == "__main__":`.
+    """
+
+    def __init__(
+        self,
+        engine: str | Pipeline | None = None,
+        *,
+        load: Callable[[], Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        workers: int | None = None,
+        threads: int | None = None,
+        strategy: str | None = None,
+        devices: str | Sequence[str] | None = None,
+        batching: Batching | None = None,
+        force_cpu: bool = False,
+        no_mps: bool = False,
+        hang_limit: HangLimit | None = None,
+        memory_limit: int | None = None,
+        mem_guard: bool = False,
+        memory_log: Path | None = None,
+        memory_checkpoints: bool = False,
+        command: str = "runtime",
+        notice: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        if engine is not None and load is not None:
+            raise ValueError("Runtime takes an engine or a load function, not both")
+        for name, value in (("workers", workers), ("threads", threads), ("memory_limit", memory_limit)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if strategy is not None and strategy not in list(Strategy):
+            raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
+        asked = () if devices is None else parse_devices(devices if isinstance(devices, str) else ",".join(devices))
+        batching = batching or Batching()
+        batching.check_for_jobs()
+        self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()
+        local = {stage.engine: stage.options for stage in self.pipeline if not stage.is_remote}
+        require(local)
+        self._ranks = itertools.count()
+        self._shutdown = False
+        self._lock = threading.Lock()
+        specification = Specification(
+            engines=local,
+            load=pickle.dumps(load) if load else None,
+            preparation=_describe_main(),
+            checkpoints=memory_checkpoints,
+            batching=batching,
+        )
+        request = Request(
+            engines=tuple(local),
+            strategy=Strategy(strategy) if strategy else None,
+            workers=workers,
+            threads=threads,
+            force_cpu=force_cpu,
+            no_mps=no_mps,
+            memory_limit=memory_limit,
+            devices=asked,
+            cannot=find_obstacles(local),
+        )
+        limits = Limits(memory_limit, mem_guard)
+        governor = Governor(limits, command=command, engines=local, path=memory_log)
+        self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
+        self._remote = Remote(self.supervisor, {s.engine: s.options for s in self.pipeline if s.is_remote})
+        self._remote.setup()
+        self.supervisor.start()
+        _live.add(self)
+
+    def __enter__(self) -> Runtime:
+        self.wait_until_loaded()
+        return self
+
+    def wait_until_loaded(self) -> None:
+        """Raises LoadError if the models cannot be loaded, or this process must not fork with them."""
+        self.supervisor.loaded.wait()
+        if self.supervisor.failure is not None:
+            self.shutdown()
+            raise self.supervisor.failure
+
+    @property
+    def fingerprints(self) -> dict[str, Mapping[str, Any]]:
+        """What the outputs depend on besides the inputs, by engine. Known once the models are loaded."""
+        inventory = self.supervisor.inventory
+        assert inventory is not None
+        return {**inventory.fingerprints, **self._remote.fingerprints()}
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided for this machine, with every reason. Waits until the models are loaded."""
+        self.supervisor.loaded.wait()
+        if self.supervisor.plan is None:
+            raise self.supervisor.failure or RuntimeError("this runtime was ended before it had a plan")
+        return self.supervisor.plan
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Runs fn(model, *args, **kwargs) in a worker; without a model, fn(*args, **kwargs).
+
+        If the worker dies, the call is tried once more on a fresh one; if that dies too, the future raises
+        WorkerDied, and the pool lives on.
+        """
+        future: Future[T] = Future()
+        label = getattr(fn, "__qualname__", repr(fn))
+
+        def done(result: bytes | None, error: BaseException | None) -> None:
+            _complete(future, result, error)
+
+        try:
+            payload = pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            error.add_note(f"{label} and its arguments go to another process: use top-level functions of a module")
+            future.set_exception(error)
+            return future
+        with self._lock:
+            if self._shutdown:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            begin = partial(_begin, future)
+            self.supervisor.submit(Task("call", (payload,), done, (next(self._ranks),), label, begin=begin))
+        return future
+
+    @overload
+    def map(self, jobs: Iterable[Job], /, *, target: Path | None = None) -> Iterator[JobResult]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    def map(self, first: Any, /, *iterables: Any, target: Path | None = None, **options: Any) -> Iterator[Any]:
+        """map(jobs): their results, as they finish. map(fn, *iterables): as every Executor does it.
+
+        target: where the jobs' outputs are written; without it, the documents are in the results alone.
+        """
+        if callable(first):
+            return super().map(first, *iterables, **options)
+        results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
+        jobs = list(first)
+        self.run(jobs, Course(self.pipeline, target), results.put)
+        return (results.get() for _ in jobs)
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        course: Course,
+        done: Callable[[JobResult], None],
+        documents: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish.
+
+        course: through this runtime's pipeline. documents: what is known of the jobs, pickled, by their ids.
+        """
+        if not self.pipeline:
+            raise ValueError("jobs need an engine: Runtime('ctc')")
+        known = documents or {}
+        for job in sorted(jobs, key=lambda job: -job.seconds):
+            rank = next(self._ranks)
+            JobRun(self.supervisor, self._remote, course, job, rank, done, known.get(job.id)).start()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""
+        with self._lock:
+            self._shutdown = True
+        if cancel_futures:
+            self.supervisor.cancel_waiting()
+        self.supervisor.close()
+        if wait:
+            self.supervisor.join()
+            self._remote.close()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for what was submitted; after an exception (Ctrl-C is one) nobody does, and all of it ends at once."""
+        if kind is not None:
+            self.supervisor.drain(0.0)
+        self.shutdown()
+
+
+def make_plan(request: Request) -> Plan:
+    """What the matrix says for this machine. Devices that are to be hidden need not be asked; GPUs that are to compute
+    are asked once more what they are up to now."""
+    facts = read_facts(Devices() if request.force_cpu or request.devices == ("cpu",) else None)
+    plan = decide(facts, request)
+    if not plan.wants_gpus:
+        return plan
+    return decide(replace(facts, devices=look_again(facts.devices, request.devices)), request)
+
+
+def _begin(future: Future[Any]) -> bool:
+    """From here on it cannot be cancelled; False if it was. A second attempt finds it running."""
+    return future.running() or future.set_running_or_notify_cancel()
+
+
+def _complete(future: Future[Any], result: bytes | None, error: BaseException | None) -> None:
+    if not _begin(future):
+        return
+    if error is not None or result is None:
+        future.set_exception(error)
+        return
+    try:
+        future.set_result(pickle.loads(result))
+    except Exception as problem:  # noqa: BLE001  a result that cannot be unpickled here is this call's error alone
+        future.set_exception(problem)
+
+
+def _describe_main() -> dict[str, Any]:
+    """What another process needs to import this program's main module."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a Runtime was created while its own script is imported by the process that loads the models; "
+            'put the code that starts it under `if __name__ == "__main__":`'
+        )
+    preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
+    return {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
+
+
+_live: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for runtime in list(_live):
+        runtime.shutdown()

@@ -1,0 +1,1 @@
+"""A command's run: the corpus, the plan, the journal, the performance log, the summary."""

@@ -1,0 +1,131 @@
+"""What a command would do here, found out without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefork.cli.machine import find_facts
+from prefork.engines import registry
+from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
+from prefork.engines.batching import Batching, BatchingStrategy
+from prefork.installation import find_obstacle
+from prefork.memory.governor import Governor
+from prefork.platform_matrix.driver import look_again
+from prefork.platform_matrix.matrix import Plan, Request, decide
+from prefork.pool.pipeline import Intake, Pipeline, choose_languages
+from prefork.run.corpus import find_jobs, find_languages
+from prefork.wire.child import ChildProcess
+from prefork.wording import clock
+from prefork.work.loading import Specification, make_environment
+
+_SURVEY_SECONDS = 600.0  # a hub may have to be asked
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What models say of themselves before they are loaded. Bytes of the weights and of a worker's own, None if they
+    cannot say; what outputs depend on, by engine."""
+
+    weights: int | None
+    private: int | None
+    fingerprints: Mapping[str, Mapping[str, Any]]
+
+
+def plan_run(
+    command: str,
+    source: Path,
+    media: Path | None,
+    pipeline: Pipeline,
+    request: Request,
+    facts: Path | None,
+    refresh: bool,
+    intake: Intake = Intake.PAIRS,
+) -> tuple[Plan, list[tuple[str, str]]]:
+    """The plan, and what it would be for: names and values. Raises InputError, LoadError."""
+    for stage in pipeline:
+        if not stage.is_remote:
+            registry.find(stage.engine)
+    corpus = find_jobs(source, None, media=media, intake=intake)
+    pipeline = choose_languages(pipeline, partial(find_languages, source))
+    engines = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
+    seconds = [job.seconds for job in corpus.jobs]
+    work = [
+        (
+            "files",
+            f"{len(seconds)}, and {len(corpus.problems)} that cannot be used" if corpus.problems else f"{len(seconds)}",
+        ),
+    ]
+    if intake is not Intake.TEXTS:
+        work.append(("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"))
+    conflict = find_obstacle(engines)
+    request = replace(
+        request, engines=tuple(engines), cannot=find_obstacles(engines), broken=str(conflict) if conflict else ""
+    )
+    plan = decide(find_facts(facts, refresh), request)
+    if facts is None and plan.wants_gpus:
+        plan = decide(replace(plan.facts, devices=look_again(plan.facts.devices, request.devices)), request)
+    names = " -> ".join(stage.engine for stage in pipeline)
+    if request.broken or (plan.refusal and plan.budget.cap):  # then the size of the weights changes nothing
+        return plan, [("engine", names), *work]
+    found = survey(Specification(engines, plan=plan))
+    plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))
+    size = "weights of a size that only loading shows"
+    if found.weights is not None:
+        size = f"{found.weights / 1e6:.0f} MB of weights"
+    return plan, [("engine", f"{names}, {size}"), *work]
+
+
+def find_obstacles(engines: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Engines that cannot compute on a GPU, each with the reason. engines: with their options."""
+    int8 = "int8 weights are multiplied by the CPU; take another --dtype"
+    return tuple((name, int8) for name, options in engines.items() if options.get("dtype") == "int8")
+
+
+def describe_batches(batching: Batching, plan: Plan) -> str:
+    """Which segments go through the model together."""
+    if batching.strategy is BatchingStrategy.STATIC:
+        return f"STATIC, {batching.batch_size} segment{'s' * (batching.batch_size != 1)} each"
+    if batching.max_num_elements is None and plan.batch_memory is None:
+        return _describe_usual(batching, plan.device)
+    chosen = batching.max_num_elements is not None
+    batching, warnings = batching.resolve(plan.batch_memory or 0)
+    most = batching.max_num_elements or 0
+    text = f"{batching.strategy.name}, up to {most:,} elements ({most / ELEMENTS_PER_SECOND:.0f} s of audio)"
+    if batching.max_bucket_size is not None:
+        text += f" and {batching.max_bucket_size} segments"
+    if batching.num_seqs_multiple_of > 1:
+        text += f", beyond {batching.num_seqs_multiple_of} segments in multiples of that"
+    if batching.max_audio_len is not None:
+        text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
+    return "; ".join([text, *(warnings if chosen else [])])  # of what nobody has asked for, nobody need be warned
+
+
+def _describe_usual(batching: Batching, device: str) -> str:
+    """Where nobody has said how large batches are, and no GPU's memory says it; see `Loaded.choose_batching`."""
+    name = {"cpu": "the CPU", "mps": "MPS"}.get(device, device)
+    text = f"one segment at a time on {name}, unless the engine takes more at once"
+    if batching.max_audio_len is not None:
+        text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
+    return f"{text}; --batch-size or --max-num-elements change that"
+
+
+def survey(specification: Specification) -> Survey:
+    """What a process says that opens the models and does not load them. Raises LoadError."""
+    assert specification.plan is not None
+    child = ChildProcess("zygote", make_environment(specification.plan))
+    try:
+        child.channel.post(replace(specification, survey=True))
+        kind, *answer = child.receive(_SURVEY_SECONDS)
+    except (EOFError, TimeoutError) as error:
+        words = child.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LoadError(f"the process that looks at the models ended without an answer: {words}") from error
+    finally:
+        child.kill()
+        child.end(1.0)
+    if kind != "surveyed":
+        raise LoadError(answer[0])
+    return Survey(*answer)

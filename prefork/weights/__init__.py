@@ -1,0 +1,1 @@
+"""Weights that processes share: the arena, GPU memory, and what protects them."""

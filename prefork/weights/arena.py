@@ -1,0 +1,376 @@
+"""The arena: the one place where the weights live, shared by every worker and read-only once sealed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import re
+import sys
+import types
+import warnings
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+
+from prefork.wire.process import open_memory
+
+_MADV_PAGEOUT = 21  # linux/mman.h
+_MADV_POPULATE_READ = 22  # linux/mman.h
+_PAGE_READONLY = 2  # winnt.h
+_ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
+
+_PACKED = re.compile(r"\.classes\.(quantized|rnn|mkldnn|xnnpack|sparse)\.")  # C++ objects that keep weights
+
+# What is never walked through in search of tensors: it leads to the whole interpreter, not to the model.
+_OPAQUE = (
+    types.ModuleType,
+    type,
+    types.FrameType,
+    types.CodeType,
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where one storage lies in the arena, and which tensor of which engine it belongs to."""
+
+    offset: int  # bytes
+    size: int  # bytes
+    owner: str
+    tensor: str
+
+
+@dataclass(slots=True)
+class _Storage:
+    """A storage outside the arena, with all the tensors that look into it: tied weights, slices, views."""
+
+    owner: str
+    name: str
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    low: int = 0  # bytes, the part of the storage that the tensors use
+    high: int = 0
+
+    def read(self) -> torch.Tensor:
+        """(bytes,) uint8, the part that is used; not a copy."""
+        size = self.high - self.low
+        return torch.empty(0, dtype=torch.uint8).set_(self.tensors[0].untyped_storage(), self.low, (size,), (1,))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What lies in the file of an arena, for processes that were not forked from the one that packed it."""
+
+    path: str
+    size: int  # bytes
+    regions: tuple[Region, ...]
+    digests: tuple[int, ...]  # CRC-32 of each
+
+
+class Arena:
+    """One shared mapping that holds the tensors of several models.
+
+    >>> model = torch.nn.Linear(2, 2)
+    >>> arena = Arena.pack({"score": model})
+    >>> arena.seal()    # from here on, a write to a weight kills the process that tries
+    """
+
+    def __init__(self, fd: int, size: int, access: int, path: str | None = None) -> None:
+        self.size = size  # bytes
+        self.path = path  # of the file, None if it has no name
+        self._regions: list[Region] = []
+        self._populated = False
+        self._mapping = mmap.mmap(fd, size, access=access)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # that is the point of it
+            self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
+        self.address = self._bytes.data_ptr()
+
+    @classmethod
+    def pack(cls, models: Mapping[str, Any], path: str | None = None) -> Arena:
+        """Moves every CPU tensor that can be reached from the models into a new arena.
+
+        path: a file that takes the weights, for `describe`; else they are in memory without a name. Tensors keep their
+        identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
+        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
+        """
+        unique = _collect(models)
+        size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
+        fd = _open_backing(size, path)
+        arena = cls(fd, size, mmap.ACCESS_WRITE, path)
+        os.close(fd)
+        offset = 0
+        while unique:
+            storage = unique.pop(0)
+            source = storage.read()
+            region = Region(offset, source.numel(), storage.owner, storage.name)
+            arena._view(region).copy_(source)
+            _release(source)
+            del source
+            arena._bind(storage, region)
+            arena._regions.append(region)
+            offset += _align(region.size)
+        return arena
+
+    def describe(self) -> Manifest:
+        """For processes that load the same models and are to share these weights."""
+        assert self.path is not None
+        digests = tuple(_digest(self._view(region)) for region in self._regions)
+        return Manifest(self.path, self.size, tuple(self._regions), digests)
+
+    @classmethod
+    def adopt(cls, models: Mapping[str, Any], manifest: Manifest) -> Arena:
+        """Replaces every tensor of models that were loaded here by the one in another process's arena that is the
+        same byte for byte. Raises ValueError if one has no equal there: no two workers may have different weights."""
+        with open(manifest.path, "rb") as file:
+            arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
+        arena._regions = list(manifest.regions)
+        known = {(r.size, digest): r for r, digest in zip(manifest.regions, manifest.digests, strict=True)}
+        unique = _collect(models)
+        while unique:
+            storage = unique.pop(0)
+            source = storage.read()
+            region = known.get((source.numel(), _digest(source)))
+            if region is None or not torch.equal(arena._view(region), source):
+                raise ValueError(
+                    f"{storage.owner}: its tensor {storage.name} is not what it was in the process that loaded it "
+                    "first; seed what is random in it, or load it from a file"
+                )
+            _release(source)
+            del source
+            arena._bind(storage, region)
+        return arena
+
+    def _view(self, region: Region) -> torch.Tensor:
+        return self._bytes[region.offset : region.offset + region.size]
+
+    def _bind(self, storage: _Storage, region: Region) -> None:
+        """Has the tensors of a storage look into the arena."""
+        _look(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
+
+    def rebind(self, models: Mapping[str, Any], buffer: torch.Tensor) -> list[str]:
+        """Has every tensor of the models that looks into the arena look into a copy of it, at the same place.
+
+        buffer: (size,) uint8 on any device, with the bytes of the arena's file. Tensors keep their identity, shape,
+        strides and ties; the models are searched anew, since nothing is kept of who looks where. Empty tensors and
+        those that were made after the models were packed (a table that the first inference has cached) are moved to
+        the buffer's device too, as memory of this process's own. Once per process, sealed or not, forked or not.
+
+        Gives the names of what stays on the CPU: sparse and quantised tensors, tensor subclasses with tensors inside,
+        and C++ objects such as the packed weights of torch.ao.quantization, which only the CPU can compute with.
+        Raises ValueError if a tensor lies on a GPU already, or if the buffer is of another size.
+
+        A tensor's `data` may be replaced by one of another device where torch says that the two are compatible, which
+        the CPU and CUDA are: torch.nn.Module.to does the same (torch/nn/modules/module.py, _apply). "meta" is not.
+        """
+        if (buffer.dtype, tuple(buffer.shape)) != (torch.uint8, (self.size,)):
+            raise ValueError(f"{_describe(buffer)} {buffer.dtype} is no copy of the arena's {self.size} bytes")
+        found = {owner: list(_visit(model)) for owner, model in models.items()}
+        left = [f"{owner}: {name}" for owner, things in found.items() for name, thing in things if _must_stay(thing)]
+        for storage in _join(_group(owner, _keep_tensors(things)) for owner, things in found.items()):
+            source = storage.read()
+            offset = source.data_ptr() - self.address
+            inside = 0 <= offset < self.size
+            _look(storage, buffer[offset : offset + source.numel()] if inside else source.to(buffer.device, copy=True))
+        for tensor in [tensor for things in found.values() for _, tensor in _keep_tensors(things)]:
+            if tensor.device.type == "cpu" and tensor.numel() == 0 and not _must_stay(tensor):
+                tensor.data = torch.empty_strided(
+                    tensor.size(), tensor.stride(), dtype=tensor.dtype, device=buffer.device
+                )
+        return left
+
+    def seal(self) -> None:
+        """Makes the weights read-only for this process and for all that are forked from it."""
+        address, size = ctypes.c_void_p(self.address), ctypes.c_size_t(_align(self.size, mmap.PAGESIZE))
+        if sys.platform == "win32":
+            if not ctypes.windll.kernel32.VirtualProtect(address, size, _PAGE_READONLY, ctypes.byref(ctypes.c_ulong())):
+                raise ctypes.WinError()
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(address, size, mmap.PROT_READ) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot make the shared weights read-only: {os.strerror(code)}")
+
+    def populate(self) -> None:
+        """Enters all the weights into this process's page tables, once: what they would enter one by one as they are
+        used would look like memory that the first task takes."""
+        if sys.platform == "linux" and not self._populated:  # advice: a kernel before 5.14 does not know it
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), _MADV_POPULATE_READ)
+        self._populated = True
+
+    def digest(self) -> int:
+        """CRC-32 of all the weights."""
+        return _digest(self._bytes)
+
+    def find(self, address: int) -> Region | None:
+        """The region that holds a memory address; None outside the arena."""
+        offset = address - self.address
+        if not 0 <= offset < self.size or not self._regions:
+            return None
+        return self._regions[max(0, bisect_right(self._regions, offset, key=lambda r: r.offset) - 1)]
+
+
+def _release(source: torch.Tensor) -> None:
+    """Lets the kernel take back the pages of a weights file that has been copied from.
+
+    MADV_PAGEOUT never loses data, so it does not matter who else looks at the storage; without it the file's
+    pages stay in this process's resident set until its last tensor is gone: twice the weights at the peak.
+    """
+    start = -(-source.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (source.data_ptr() + source.numel() - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if sys.platform == "linux" and size > 0:  # advice: a kernel too old for it (before 5.4) may ignore it
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
+
+
+def _look(storage: _Storage, memory: torch.Tensor) -> None:
+    """Has the tensors of a storage look into other memory: (bytes,) uint8, what was the used part of the storage."""
+    for tensor in storage.tensors:
+        size = tensor.element_size()
+        start = memory.storage_offset() // size + tensor.storage_offset() - storage.low // size
+        strided = torch.empty(0, dtype=tensor.dtype, device=memory.device)
+        tensor.data = strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
+
+
+def _digest(data: torch.Tensor) -> int:
+    array: Any = data.numpy()  # a buffer, whatever its stubs say
+    return zlib.crc32(array)
+
+
+def measure_weights(models: Mapping[str, Any]) -> int:
+    """Bytes of all parameters and buffers, wherever they lie, each counted once."""
+    tensors = [t for model in models.values() for _, t in _walk(model) if t.layout is torch.strided]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _open_backing(size: int, path: str | None) -> int:
+    """A file, by default without a name: memory that is accounted once, however many processes map it."""
+    fd = open_memory() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    os.truncate(fd, 0)
+    os.truncate(fd, size)
+    return fd
+
+
+def _align(size: int, to: int = _ALIGNMENT) -> int:
+    return -(-size // to) * to
+
+
+def _collect(models: Mapping[str, Any]) -> list[_Storage]:
+    """Every storage that can be reached from the models, once."""
+    return _join(_group(owner, _walk(model)) for owner, model in models.items())
+
+
+def _join(storages: Iterable[Iterable[_Storage]]) -> list[_Storage]:
+    joined = list({id(storage): storage for storage in _merge(list(chain.from_iterable(storages)))}.values())
+    for storage in joined:
+        storage.tensors = list({id(tensor): tensor for tensor in storage.tensors}.values())
+        # several dtypes may look into one: it begins where the widest has a whole element
+        storage.low -= storage.low % max(tensor.element_size() for tensor in storage.tensors)
+    return joined
+
+
+def _group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[_Storage]:
+    storages: dict[int, _Storage] = {}
+    for name, tensor in named:
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
+                "the CPU (map_location, device_map), or share nothing with --strategy spawn"
+            )
+        if not _has_memory(tensor):
+            continue
+        key = tensor.untyped_storage().data_ptr()
+        low, high = _extent(tensor)
+        storage = storages.setdefault(key, _Storage(owner, name, low=low, high=high))
+        storage.tensors.append(tensor)
+        storage.low, storage.high = min(storage.low, low), max(storage.high, high)
+    yield from storages.values()
+
+
+def _merge(storages: list[_Storage]) -> list[_Storage]:
+    """Joins what two engines have of one storage, so that a model which both use is packed once."""
+    merged: dict[int, _Storage] = {}
+    for storage in storages:
+        known = merged.setdefault(storage.tensors[0].untyped_storage().data_ptr(), storage)
+        if known is not storage:
+            known.tensors += storage.tensors
+            known.low, known.high = min(known.low, storage.low), max(known.high, storage.high)
+    return list(merged.values())
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last byte + 1 of the storage that the tensor can touch."""
+    last = sum((int(size) - 1) * int(step) for size, step in zip(tensor.size(), tensor.stride(), strict=True))
+    low = int(tensor.storage_offset()) * tensor.element_size()
+    return low, low + (last + 1) * tensor.element_size()
+
+
+def _walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that can be reached from an object, each once, with its name."""
+    return _keep_tensors(_visit(root))
+
+
+def _keep_tensors(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, thing) for name, thing in named if isinstance(thing, torch.Tensor))
+
+
+def _visit(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor, and every C++ object that may hold some, that can be reached from an object."""
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+    keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
+    stack = [root]
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen or isinstance(thing, _OPAQUE):
+            continue
+        seen.add(id(thing))
+        keep.append(thing)
+        if isinstance(thing, torch.Tensor):
+            yield names.get(id(thing), f"a {_describe(thing)} tensor"), thing
+        if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
+            yield f"a {str(thing._type()).rpartition('.')[2]}", thing
+        if isinstance(thing, torch.nn.Module):
+            named = [
+                *thing.named_parameters(remove_duplicate=False),
+                *thing.named_buffers(remove_duplicate=False),
+            ]
+            for name, tensor in named:
+                names.setdefault(id(tensor), name)
+            stack.extend(tensor for _, tensor in named)
+        stack.extend(_references(thing))
+
+
+def _references(thing: Any) -> list[Any]:
+    if isinstance(thing, types.FunctionType):  # not its globals: they lead to everything
+        return [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
+    return gc.get_referents(thing)
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether there is something to share: plain memory of its own on the CPU."""
+    if _must_stay(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
+        return False
+    return tensor.untyped_storage().nbytes() > 0
+
+
+def _must_stay(thing: Any) -> bool:
+    """Whether its memory cannot be replaced by other memory."""
+    if not isinstance(thing, torch.Tensor):
+        return True
+    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.size())) or "scalar"

@@ -1,0 +1,71 @@
+"""Last words: what a worker still says when it writes to shared weights and is killed for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefork.weights.arena import Arena
+
+FATAL = "prefork: fatal: "  # how a last word begins
+
+_SA_SIGINFO = 4  # linux: asm-generic/signal.h
+_SI_ADDR_OFFSET = 16  # bytes into siginfo_t on 64-bit Linux
+
+_installed: list[Any] = []
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _Sigaction(ctypes.Structure):
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def find_last_words(text: str) -> str:
+    """What a process said of its own end, among what it printed; empty if it said nothing."""
+    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
+    return lines[-1].removeprefix(FATAL) if lines else ""
+
+
+def describe_write(arena: Arena, address: int) -> str | None:
+    """What to say of a write to this address; None if it is not in the arena."""
+    region = arena.find(address)
+    if region is None:
+        return None
+    return (
+        f"engine {region.owner} wrote to shared weights ({region.tensor}), which are read-only in a worker; "
+        "put the model into eval mode, or let it write to a copy"
+    )
+
+
+def watch_for_writes(arena: Arena, fd: int) -> None:
+    """Makes this process name the weight it wrote to, on `fd`, before SIGSEGV ends it.
+
+    Python's own signal handlers run between two bytecodes, which a faulting instruction never reaches; this one
+    runs inside the fault. Whatever else faults passes through it unharmed. Linux only; elsewhere the worker dies
+    without last words.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = _Sigaction()
+
+    def handle(signum: int, info: int, _context: Any) -> None:
+        address = ctypes.c_void_p.from_address(info + _SI_ADDR_OFFSET).value or 0
+        text = describe_write(arena, address) or f"invalid memory access at {address:#x} (SIGSEGV)"
+        os.write(fd, f"{FATAL}{text}\n".encode())
+        libc.sigaction(signum, ctypes.byref(before), None)  # the instruction runs again, and now it is the end
+
+    handler = _Handler(handle)
+    _installed.append(handler)  # ctypes does not keep it alive
+    action = _Sigaction(ctypes.cast(handler, ctypes.c_void_p).value, flags=_SA_SIGINFO)
+    if libc.sigaction(signal.SIGSEGV, ctypes.byref(action), ctypes.byref(before)) != 0:
+        raise OSError(ctypes.get_errno(), "cannot watch for writes to shared weights")

@@ -1,0 +1,1 @@
+"""Between the processes: how they are started, the messages, the sockets."""

@@ -1,0 +1,204 @@
+"""A child process as the supervisor has it: started by exec, a channel to it, and what it says on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from prefork.platform_matrix.imports import explain_import
+from prefork.wire import process
+from prefork.wire.channel import Channel
+
+_POLL_SECONDS = 0.05
+_MOST_BYTES = 65_536  # read at a time
+
+
+class Output:
+    """What a process prints, read without blocking by whoever waits for it with `selectors`.
+
+    Windows can only wait for sockets: a thread passes on there what comes out of the pipe.
+    """
+
+    def __init__(self, pipe: IO[bytes], pumped: bool = os.name != "posix") -> None:
+        self._source: IO[bytes] | socket.socket = pipe
+        if pumped:
+            self._source, there = socket.socketpair()
+            threading.Thread(target=_pump, args=(pipe, there), name="prefork-output", daemon=True).start()
+            self._source.setblocking(False)
+        else:
+            os.set_blocking(pipe.fileno(), False)
+
+    @classmethod
+    def pipe(cls) -> tuple[Output, int]:
+        """One to read, and the descriptor for another process to write to."""
+        reading, writing = os.pipe()
+        return cls(open(reading, "rb", buffering=0)), writing
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def read(self, most: int) -> bytes | None:
+        """What there is; None if nothing is there now, empty at the end."""
+        try:
+            if isinstance(self._source, socket.socket):
+                return self._source.recv(most)
+            return self._source.read(most)
+        except (BlockingIOError, ConnectionResetError) as error:
+            return None if isinstance(error, BlockingIOError) else b""
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def _pump(pipe: IO[bytes], there: socket.socket) -> None:
+    with pipe, there, contextlib.suppress(OSError):  # nobody reads any more
+        while data := os.read(pipe.fileno(), 65_536):
+            there.sendall(data)
+
+
+class ChildProcess:
+    """In a session of its own: Ctrl-C is for the supervisor, which knows what to do about it.
+
+    module: of prefork; its `main` runs there. environment: beside this process's own. talkative: its stdout is this
+    process's; else it goes where stderr goes. errors: what it says on stderr.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str], talkative: bool = False) -> None:
+        self.channel, there = Channel.pair()
+        self.last_words = bytearray()
+        self._received: deque[Any] = deque()
+        self._silent = False  # it has closed its stderr
+        with there:
+            self._process = subprocess.Popen(
+                _command(module, there),
+                stdin=subprocess.DEVNULL if os.name == "posix" else subprocess.PIPE,
+                stdout=None if talkative else subprocess.PIPE,
+                stderr=subprocess.PIPE if talkative else subprocess.STDOUT,
+                env={**os.environ, **environment},
+                bufsize=0,
+                **_detach(there),
+            )
+            if self._process.stdin is not None:
+                _share(there, self._process.stdin, self._process.pid)
+        output = self._process.stderr if talkative else self._process.stdout
+        assert output is not None
+        self.errors = Output(output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def receive(self, patience: float, log: Callable[[str], None] = lambda _: None) -> Any:
+        """Its next message, for a caller that waits for nobody else. log: gets what it prints.
+
+        Raises EOFError when it has gone, TimeoutError when it says nothing for so many seconds.
+        """
+        until = time.monotonic() + patience
+        while not self._received:
+            if time.monotonic() > until:
+                raise TimeoutError
+            self.channel.flush()
+            for fileobj in self._wait(_POLL_SECONDS):
+                if fileobj is self.errors:
+                    self._read_words(log)
+                else:
+                    self._read_messages()
+        return self._received.popleft()
+
+    def _wait(self, seconds: float) -> list[Any]:
+        """What of its output and its channel can be read now, the output first: it may explain the other's end."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.channel, selectors.EVENT_READ)
+            if not self._silent:
+                selector.register(self.errors, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(seconds)]
+        return sorted(ready, key=lambda fileobj: fileobj is self.channel)
+
+    def _read_words(self, log: Callable[[str], None]) -> None:
+        data = self.errors.read(_MOST_BYTES)
+        self._silent = data == b""
+        if data:
+            self.last_words += data
+            log(data.decode(errors="replace"))
+
+    def _read_messages(self) -> None:
+        try:
+            self._received.extend(self.channel.poll())
+        except EOFError:
+            if not self._received:  # else it will be raised when these have been taken
+                raise
+
+    def poll(self) -> int | None:
+        """Its exit status, None as long as it runs."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self, patience: float) -> int:
+        """Its exit status. It ends by itself when its channel closes; if not within `patience` seconds, it is killed.
+        The kernel, or the end of their channels, ends what it has started."""
+        self.channel.close()
+        self.errors.close()
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def run(module: str) -> None:
+    """In the child: its life, or, if what it needs cannot be imported, the reason over the channel."""
+    try:
+        main = import_module(f"prefork.work.{module}").main
+    except Exception as error:
+        if not (line := explain_import(error)):
+            raise
+        channel = open_channel()
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor has gone
+            channel.receive()  # what it was to do; a spawned worker is told when it is its turn
+            channel.send(("failed", line, ""))
+        return
+    main()
+
+
+def open_channel() -> Channel:
+    """In the child: its end of the channel. From here on it does not outlive its parent."""
+    handle, parent = sys.argv[2:4]
+    if handle == "stdin":
+        channel = Channel(socket.fromshare(sys.stdin.buffer.read()))  # type: ignore[attr-defined]
+    else:
+        channel = Channel(socket.socket(fileno=int(handle)))
+    process.die_with_parent(int(parent))
+    return channel
+
+
+def _command(module: str, there: socket.socket) -> list[str]:
+    # Bound to its parent before anything else: to import torch alone may take seconds.
+    bind = "from prefork.wire.process import die_with_parent; die_with_parent(int(sys.argv[3]))"
+    code = f"import sys; sys.path.append(sys.argv[1]); {bind}; from prefork.wire.child import run; run(sys.argv[4])"
+    handle = str(there.fileno()) if os.name == "posix" else "stdin"
+    return [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), handle, str(os.getpid()), module]
+
+
+def _detach(there: socket.socket) -> dict[str, Any]:
+    if os.name == "posix":
+        return {"pass_fds": [there.fileno()], "start_new_session": True}
+    return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+
+
+def _share(there: socket.socket, stdin: IO[bytes], pid: int) -> None:
+    """Windows knows no inherited sockets: the child makes its own from what we write to it."""
+    with stdin:
+        stdin.write(there.share(pid))  # type: ignore[attr-defined]

@@ -1,0 +1,229 @@
+"""Inference as a worker sees it: prepared segments go in, outputs come out, in any order.
+
+Either the model is in this process, or a server has it. How many segments may be under way is bounded in both: a worker
+that has no room left prepares nothing more until something has come out.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import zlib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prefork.engines.base import Job, Segment, Tensors
+from prefork.engines.batching import Batcher
+from prefork.wire.channel import Channel
+from prefork.wire.exchange import Layout, pack, unpack
+from prefork.work.loading import Loaded, reseed
+
+
+class Refused(Exception):
+    """A segment that the model cannot be run on, whatever it shares its batch with. error: as `pickle_error` has it."""
+
+    def __init__(self, error: bytes) -> None:
+        super().__init__("refused by the model server")
+        self.error = error
+
+
+Result = tuple[int, Tensors | Refused]  # with the number that it was submitted under
+
+
+class Inference(Protocol):
+    """inputs: what the model was last given, if it was in this process."""
+
+    inputs: list[Tensors]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be submitted."""
+
+    def open(self, engine: str) -> None:
+        """What is submitted from here on is for this engine."""
+
+    def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None: ...
+
+    def collect(self) -> Sequence[Result]:
+        """Waits until something comes out."""
+
+    def withdraw(self, numbers: Set[int]) -> None:
+        """Forgets what was submitted under these numbers."""
+
+    def drop(self) -> None:
+        """Forgets all that has been submitted."""
+
+
+def find_seed(job: Job, segment: Segment) -> int:
+    """For what draws random numbers on the segment's way: the same wherever and with whomever it is computed."""
+    return zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape"))
+
+
+class LocalInference:
+    """The model is in this process."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.inputs: list[Tensors] = []
+        self._loaded = loaded
+        self._engine = ""
+        self._batchers: dict[str, Batcher[int]] = {}
+        self._waiting: dict[int, tuple[int, Tensors]] = {}
+
+    def open(self, engine: str) -> None:
+        self._engine = engine
+        if engine not in self._batchers:
+            self._batchers[engine] = self._loaded.make_batcher(engine)
+
+    @property
+    def _batcher(self) -> Batcher[int]:
+        return self._batchers[self._engine]
+
+    @property
+    def has_room(self) -> bool:
+        return not self._batcher.is_full
+
+    def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:
+        self._batcher.add(number, self._loaded.engines[self._engine].count_elements(segment))
+        self._waiting[number] = find_seed(job, segment), tensors
+
+    def collect(self) -> list[Result]:
+        """One batch. What it raises, the model has raised."""
+        numbers = self._batcher.pop(flush=True)
+        batch = [self._waiting.pop(number) for number in numbers]
+        self.inputs[:] = [tensors for _, tensors in batch]
+        reseed(batch[0][0])
+        return list(zip(numbers, self._loaded.infer(self._engine, self.inputs), strict=True))
+
+    def withdraw(self, numbers: Set[int]) -> None:
+        for number in numbers:
+            self._batcher.discard(number)
+            self._waiting.pop(number, None)
+
+    def drop(self) -> None:
+        self.inputs.clear()
+        self._waiting.clear()
+        self._batchers.clear()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request that is not answered. fd: of the memory that its tensors lie in."""
+
+    number: int
+    engine: str
+    elements: int
+    seed: int
+    fd: int
+    layout: Layout
+
+
+class RemoteInference:
+    """A server has the model. If it dies, what it has not answered is asked again of the one that takes its place."""
+
+    def __init__(self, channel: Channel, loaded: Loaded) -> None:
+        """channel: to the supervisor, which brings connections to servers."""
+        self.inputs: list[Tensors] = []
+        self._channel = channel
+        self._loaded = loaded
+        self._link: Channel | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._next = 0
+        self._engine = ""
+        self._credits: Mapping[str, int] = {}
+        self._most = 1  # requests under way
+
+    def obey(self, kind: str, content: Sequence[Any], fds: Sequence[int]) -> _Asked | None:
+        """What the supervisor says of servers; the request that it refuses.
+
+        link: a connection to a server, which may be the first of several, the elements that may be under way, by
+        engine, and how many requests. refuse: no server can do this.
+        """
+        if kind == "link":
+            self._lose_link()
+            self._link = Channel(socket.socket(fileno=fds[0]))
+            self._credits, self._most = content
+            self._post(("want", list(self._asked)))
+            for request in list(self._asked):
+                self._ask(request)
+            return None
+        assert kind == "refuse", kind
+        return self._take_back(content[0])
+
+    def _take_back(self, request: int) -> _Asked | None:
+        """It need not be asked again; None if nobody waits for it any more."""
+        asked = self._asked.pop(request, None)
+        if asked is not None:
+            os.close(asked.fd)
+        return asked
+
+    def open(self, engine: str) -> None:
+        self._engine = engine
+
+    @property
+    def has_room(self) -> bool:
+        credit = self._credits.get(self._engine, 0)
+        elements = sum(asked.elements for asked in self._asked.values())
+        return not self._asked or (elements < credit and len(self._asked) < self._most)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something has been submitted that has not come out."""
+        return bool(self._asked)
+
+    def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:
+        elements = self._loaded.engines[self._engine].count_elements(segment)
+        self._asked[self._next] = _Asked(number, self._engine, elements, find_seed(job, segment), *pack(tensors))
+        self._ask(self._next)
+        self._next += 1
+
+    def _ask(self, request: int) -> None:
+        asked = self._asked[request]
+        message = ("ask", request, asked.engine, asked.elements, asked.seed, asked.layout)
+        self._post(message, [os.dup(asked.fd)] if self._link is not None else [])
+
+    def _post(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """To the server, if there is one; else it will be asked when there is."""
+        if self._link is None:
+            return
+        self._link.post(message, fds)
+        try:
+            self._link.flush()
+        except OSError:  # it is gone
+            self._lose_link()
+
+    def _lose_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link = None
+
+    def collect(self) -> list[Result]:
+        """One answer, however many servers it takes. Raises EOFError if the supervisor has gone."""
+        while True:
+            ends = [self._channel] if self._link is None else [self._channel, self._link]
+            ready, _, _ = select.select(ends, [], [])
+            if self._channel in ready:
+                (kind, *content), fds = self._channel.receive()
+                if (asked := self.obey(kind, content, fds)) is not None:
+                    return [(asked.number, Refused(content[1]))]
+            elif self._link is not None:
+                try:
+                    (request, content), fds = self._link.receive()
+                except (EOFError, ConnectionResetError):
+                    self._lose_link()
+                    continue
+                output = Refused(content) if isinstance(content, bytes) else unpack(fds[0], content)
+                if (asked := self._take_back(request)) is not None:
+                    return [(asked.number, output)]
+
+    def withdraw(self, numbers: Set[int]) -> None:
+        """They are not waited for; answers to them are thrown away if they come all the same."""
+        requests = [request for request, asked in self._asked.items() if asked.number in numbers]
+        for request in requests:
+            self._take_back(request)
+        if requests:
+            self._post(("want", list(self._asked)))
+
+    def drop(self) -> None:
+        self.withdraw({asked.number for asked in self._asked.values()})

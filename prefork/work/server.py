@@ -1,0 +1,304 @@
+"""The model server: the one process of a device that has the models. Workers send it prepared segments.
+
+It forms batches of whatever has come, of several files and workers, waits a few milliseconds at most for a fuller one,
+and sends the outputs back in any order. While a GPU computes one batch, the next is copied to it. What becomes of a
+batch that fails is not decided here, but by the supervisor, which survives.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.engines.base import InputError, Tensors
+from prefork.engines.batching import Batcher
+from prefork.pool.blame import Group, Request
+from prefork.pool.tasks import pickle_error
+from prefork.wire.channel import Channel
+from prefork.wire.child import open_channel
+from prefork.wire.exchange import Layout, pack, unpack
+from prefork.work import loading
+from prefork.work.loading import Loaded, ServerOrder
+from prefork.work.staging import Results, Stage, is_broken, open_stage
+
+_PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
+_IN_FLIGHT = 2  # batches on a GPU: one that is computed, and one that is copied
+
+
+def main() -> None:
+    """Entry point of the server process."""
+    started = time.monotonic()
+    channel = open_channel()
+    try:
+        order, _ = channel.receive()
+    except EOFError:
+        return
+    try:
+        import torch
+
+        loaded = loading.load(order.specification)
+        torch.set_num_threads(order.threads)
+        inventory = loading.describe(loaded, started)
+    except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is said in words
+        channel.send(("failed", *loading.explain(error)))
+        return
+    channel.send(("loaded", inventory))
+    status = 1
+    try:
+        _Server(channel, loaded, order).run()
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        status = 0  # the supervisor has gone
+    except BaseException:  # noqa: BLE001  it is said, and another takes this one's place
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # tearing the interpreter down takes a second and frees what the kernel frees at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A segment that a worker wants the model's output for."""
+
+    engine: str
+    elements: int
+    seed: int
+    tensors: Tensors
+    arrived: float
+
+
+@dataclass(slots=True)
+class _Batch:
+    number: int
+    requests: Group
+    results: Results
+
+
+@dataclass(slots=True)
+class _Server:
+    channel: Channel
+    loaded: Loaded
+    order: ServerOrder
+    _links: dict[int, Channel] = field(default_factory=dict)  # by the worker's number
+    _asked: dict[Request, _Asked] = field(default_factory=dict)
+    _batchers: dict[str, Batcher[Request]] = field(default_factory=dict)
+    _groups: list[Group] = field(default_factory=list)
+    _held: set[Request] = field(default_factory=set)  # what runs with its group, or waits for a decision
+    _wanted: dict[int, set[int]] = field(default_factory=dict)  # by worker, what it has yet to ask again
+    _undecided: int = 0  # batches that have failed, and of which the supervisor has not said what is to become of them
+    _running: deque[_Batch] = field(default_factory=deque)
+    _batches: int = 0  # so far
+    _limit: float = field(init=False)  # what is left of the usual size of a batch
+    _stage: Stage = field(init=False)
+    _in_flight: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._in_flight = 1 if self.loaded.device == "cpu" else _IN_FLIGHT
+        self._limit = self.order.limit
+        self._stage = open_stage(self.loaded.device)
+        self._set_groups(self.order.groups)
+
+    def run(self) -> None:
+        """Until the supervisor closes the channel."""
+        while True:
+            self._listen(self._find_timeout())
+            if (group := self._find_group()) is not None:
+                if not self._running:
+                    self._launch(group)
+                while self._running:
+                    self._answer()
+            elif len(self._running) < self._in_flight and (batch := self._choose()):
+                self._launch(batch)
+            elif self._running:
+                self._answer()
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def _find_timeout(self) -> float | None:
+        """Seconds for which nothing can be done unless something comes; None for as long as it takes."""
+        if self._running or self._find_group() is not None:
+            return 0.0
+        arrived = [self._asked[oldest].arrived for batcher in self._batchers.values() if (oldest := batcher.oldest)]
+        return max(0.0, min(arrived) + _PATIENCE - time.monotonic()) if arrived else None
+
+    def _listen(self, timeout: float | None) -> None:
+        """Takes all that has come; waits for it so many seconds at most."""
+        while True:
+            ready, _, _ = select.select([self.channel, *self._links.values()], [], [], timeout)
+            if not ready:
+                return
+            timeout = 0.0
+            if self.channel in ready:
+                self._obey()
+            for worker, link in [(worker, link) for worker, link in self._links.items() if link in ready]:
+                try:
+                    self._take(worker, *link.receive())
+                except (EOFError, ConnectionResetError):
+                    self._forget(worker)
+
+    def _obey(self) -> None:
+        (kind, *content), fds = self.channel.receive()
+        if kind == "link":
+            self._links[content[0]] = Channel(socket.socket(fileno=fds[0]))
+        elif kind == "forget":
+            self._forget(content[0])
+        elif kind == "decide":
+            self._decide(*content)
+
+    def _take(self, worker: int, message: tuple[Any, ...], fds: list[int]) -> None:
+        kind, *content = message
+        if kind == "want":
+            self._keep(worker, set(content[0]))
+            return
+        number, engine, elements, seed, layout = content
+        request = (worker, number)
+        self._wanted.get(worker, set()).discard(number)
+        self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
+        if request not in self._held:
+            self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        asked = self._asked[request]
+        if asked.engine not in self._batchers:
+            self._batchers[asked.engine] = self.loaded.make_batcher(asked.engine)
+            self._batchers[asked.engine].limit(self._limit)
+        try:
+            self._batchers[asked.engine].add(request, asked.elements)
+        except ValueError as error:
+            self._drop(request)
+            self._send(request, pickle_error(InputError(str(error)), ""))
+
+    def _forget(self, worker: int) -> None:
+        """A worker has gone, and with it who wanted its answers."""
+        if (link := self._links.pop(worker, None)) is not None:
+            link.close()
+        self._keep(worker, set())
+
+    def _keep(self, worker: int, numbers: Set[int]) -> None:
+        """Of all that a worker has asked, it still wants these; nobody waits for the others."""
+
+        def is_wanted(request: Request) -> bool:
+            return request[0] != worker or request[1] in numbers
+
+        for request in [request for request in self._asked if not is_wanted(request)]:
+            self._drop(request)
+        self._wanted[worker] = {number for number in numbers if (worker, number) not in self._asked}
+        self._set_groups(self._groups)
+
+    def _drop(self, request: Request) -> _Asked | None:
+        asked = self._asked.pop(request, None)
+        if asked is not None and asked.engine in self._batchers:
+            self._batchers[asked.engine].discard(request)
+        return asked
+
+    def _set_groups(self, groups: Iterable[Group]) -> None:
+        """Batches to be run before all others. What nobody will ask again, or has its answer, is left out of them: they
+        would wait for it for ever."""
+        groups = list(groups)
+        gone = [request for group in groups for request in group if not self._may_come(request)]
+        rests = (tuple(filter(self._may_come, group)) for group in groups)
+        self._groups = [group for group in dict.fromkeys(rests) if group]
+        self._held = {request for group in self._groups for request in group}
+        if gone:
+            self.channel.send(("gone", gone))
+
+    def _may_come(self, request: Request) -> bool:
+        """Whether it is there, or will be: a worker that has been connected says first what it wants."""
+        worker, number = request
+        return request in self._asked or number in self._wanted.get(worker, {number})
+
+    # -- what is done ----------------------------------------------------------------------------------------------
+
+    def _find_group(self) -> Group | None:
+        """One that is to be run as it is, and that is there."""
+        return next((group for group in self._groups if all(request in self._asked for request in group)), None)
+
+    def _choose(self) -> Group:
+        """The next batch: a full one, or, of what has waited long enough, the one with the oldest; empty if none."""
+        waiting = [(self._asked[o].arrived, b) for b in self._batchers.values() if (o := b.oldest) is not None]
+        waiting.sort(key=lambda pair: pair[0])
+        for _, batcher in waiting:
+            if batch := batcher.pop():
+                return tuple(batch)
+        if not waiting or self._running or time.monotonic() - waiting[0][0] < _PATIENCE:
+            return ()
+        return tuple(waiting[0][1].pop(flush=True))
+
+    def _launch(self, requests: Group) -> None:
+        self._batches += 1
+        asked = [self._asked[request] for request in requests]
+        self.channel.send(("begin", self._batches, requests, sum(one.elements for one in asked)))
+        if requests in self._groups:
+            self._groups.remove(requests)
+        engine = asked[0].engine
+        try:
+            loading.reseed(asked[0].seed)
+            staged = self._stage.send([one.tensors for one in asked])
+            outputs = self.loaded.compute(engine, staged)
+            if len(outputs) != len(requests):
+                raise ValueError(f"{engine}: infer made {len(outputs)} outputs of {len(requests)} segments")
+            self._running.append(_Batch(self._batches, requests, self._stage.fetch(outputs)))
+        except BaseException as error:  # noqa: BLE001  whatever the model raises, sys.exit too, is for others to judge
+            self._fail(self._batches, requests, error)
+
+    def _answer(self) -> None:
+        """Waits for the oldest batch and sends its outputs where they are wanted."""
+        batch = self._running.popleft()
+        packed: list[tuple[int, Layout]] = []
+        try:
+            packed.extend(map(pack, batch.results.wait()))
+        except Exception as error:  # noqa: BLE001  a GPU says late what went wrong, and an engine may return anything
+            for fd, _ in packed:
+                os.close(fd)
+            self._fail(batch.number, batch.requests, error)
+            return
+        self.channel.send(("end", batch.number))  # before it is answered: what was answered is not asked again
+        for request, (fd, layout) in zip(batch.requests, packed, strict=True):
+            self._held.discard(request)
+            if self._drop(request) is not None:
+                self._send(request, layout, [fd])
+            else:
+                os.close(fd)
+        loading.release(self.loaded.device)
+
+    def _send(self, request: Request, content: Layout | bytes, fds: Sequence[int] = ()) -> None:
+        link = self._links.get(request[0])
+        if link is None:
+            for fd in fds:
+                os.close(fd)
+            return
+        link.post((request[1], content), fds)
+        try:
+            link.flush()
+        except OSError:
+            self._forget(request[0])
+
+    def _fail(self, number: int, requests: Group, error: BaseException) -> None:
+        """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
+        is of no more use: this process ends, and another takes its place."""
+        starved = loading.is_for_memory(error)
+        self._held.update(requests)
+        text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
+        error.__traceback__ = None  # it holds the tensors
+        if not starved and is_broken(error, self.loaded.device):
+            self.channel.send(("broken", text))
+            os._exit(1)
+        loading.release(self.loaded.device)
+        self._undecided += 1
+        self.channel.send(("stumbled", number, starved, pickled, text))
+
+    def _decide(self, groups: Sequence[Group], refused: Sequence[Request], limit: float) -> None:
+        """What is to become of a batch that has failed. Whose request is refused has been told."""
+        self._limit = limit
+        for batcher in self._batchers.values():
+            batcher.limit(limit)
+        for request in refused:
+            self._drop(request)
+        self._undecided -= 1
+        if not self._undecided:  # else this is no news: more has failed since, and that decision has all groups
+            self._set_groups(groups)

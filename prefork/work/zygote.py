@@ -1,0 +1,189 @@
+"""The zygote: loads every model once, then does nothing but fork workers on request.
+
+It is started with exec, so that it is clean, and stays single-threaded, so that it can fork. Its children inherit
+the weights by copy-on-write and from a sealed mapping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import replace
+from functools import partial
+
+from prefork.platform_matrix.canary import Canary
+from prefork.platform_matrix.hazards import Severity, find_hazards
+from prefork.platform_matrix.matrix import Strategy
+from prefork.weights.faults import find_last_words
+from prefork.wire import process
+from prefork.wire.channel import Channel
+from prefork.wire.child import open_channel
+from prefork.work import loading
+from prefork.work.loading import Loaded
+
+_CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
+
+
+class CannotFork(Exception):
+    """This process has loaded its models and must not fork: a hazard, or a canary that died. Says what, and why."""
+
+
+class CannotAttach(Exception):
+    """Its children cannot compute on the weights that are in the memory of devices. Says why."""
+
+
+def main() -> None:
+    """Entry point of the zygote process."""
+    started = time.monotonic()
+    channel = open_channel()
+    specification, _ = channel.receive()
+    try:
+        if specification.survey:
+            engines = loading.open_engines(specification)
+            sizes = loading.survey(specification, engines), loading.estimate_private(engines)
+            channel.send(("surveyed", *sizes, {name: dict(engine.fingerprint()) for name, engine in engines.items()}))
+            return
+        loaded = loading.load(specification)
+        hazards = find_hazards()
+        harmless: tuple[Severity, ...] = (
+            Severity.HARMLESS,
+            Severity.SUSPECT,
+        )  # a canary that infers shows what a suspect one is
+        if specification.load is not None:  # nothing is known to infer with: what is suspect cannot be cleared
+            harmless = (Severity.HARMLESS,)
+        if unsafe := [hazard for hazard in hazards if hazard.severity not in harmless]:
+            raise CannotFork("; ".join(f"{hazard.what}; {hazard.remedy}" for hazard in unsafe))
+        if specification.plan.strategy is Strategy.IPC:
+            loaded = _await_exports(channel, loaded)
+        _prove(loaded, specification.plan.threads)
+        inventory = loading.describe(loaded, started, tuple(hazards))
+    except CannotAttach as error:
+        channel.send(("no_ipc", str(error)))
+        return
+    except CannotFork as error:
+        channel.send(("unsafe", str(error)))
+        return
+    except EOFError:  # the supervisor has gone, or wants something else
+        return
+    except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
+        channel.send(("failed", *loading.explain(error)))
+        return
+    channel.send(("loaded", inventory))
+    _Nursery(channel, loaded).run()
+    os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
+
+
+def _await_exports(channel: Channel, loaded: Loaded) -> Loaded:
+    """Says that the weights are in their file, and waits until their owners have put them on every device."""
+    assert loaded.arena is not None
+    channel.send(("packed", loaded.arena.size))
+    (_, exports), _ = channel.receive()
+    return replace(loaded, exports=tuple(exports))
+
+
+def _prove(loaded: Loaded, threads: int) -> None:
+    """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it lives."""
+    from prefork.work.worker import rehearse
+
+    for place in range(len(loaded.exports) or 1):
+        outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
+        if not outcome.lived:
+            words = find_last_words(outcome.words)
+            text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"
+            raise CannotAttach(text) if loaded.exports else CannotFork(text)
+
+
+class _Nursery:
+    """Forks workers on request, buries them, and says what they died of."""
+
+    def __init__(self, channel: Channel, loaded: Loaded) -> None:
+        self._channel = channel
+        self._loaded = loaded
+        self._pids: dict[int, int] = {}  # pid -> worker's number
+
+    def run(self) -> None:
+        """Until the supervisor closes the channel."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            ready, _, _ = select.select([self._channel.fileno(), reading], [], [])
+            if reading in ready:
+                os.read(reading, 4096)
+                self._bury()
+            if self._channel.fileno() in ready and not self._obey():
+                return
+
+    def _obey(self) -> bool:
+        try:
+            (order, number, *arguments), fds = self._channel.receive()
+        except EOFError:
+            self._end()
+            return False
+        if order == "fork":
+            self._fork(number, fds, *arguments)
+        elif order == "kill":  # only its parent can be sure that a pid is still the worker's
+            for pid in [pid for pid, owner in self._pids.items() if owner == number]:
+                os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _fork(self, number: int, fds: list[int], threads: int, place: int) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or no more processes allowed: it costs this worker, not all of them
+            print(f"cannot fork: {error.strerror}", file=sys.stderr, flush=True)
+            for fd in fds:
+                os.close(fd)
+            self._channel.send(("exited", number, 1))
+            return
+        if pid == 0:
+            _become_worker(parent, fds, self._loaded, threads, place)
+        for fd in fds:
+            os.close(fd)
+        self._pids[pid] = number
+        self._channel.send(("forked", number, pid))
+
+    def _bury(self) -> None:
+        for pid in list(self._pids):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._channel.send(("exited", self._pids.pop(pid), os.waitstatus_to_exitcode(status)))
+
+    def _end(self) -> None:
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._pids:
+            os.waitpid(pid, 0)
+
+
+def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, place: int) -> None:
+    """Turns the forked child into a worker; never returns into the zygote's frames. place: of its device."""
+    status = 1
+    try:
+        process.die_with_parent(parent)
+        process.restore_signals()
+        sock, errors = fds
+        os.dup2(errors, 2)
+        process.close_inherited(keep={sock})
+        from prefork.work.worker import serve
+
+        serve(Channel(socket.socket(fileno=sock)), loaded, threads, place)
+        status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        status = 0  # the supervisor has gone
+    except BaseException:  # noqa: BLE001  a child must not unwind into the zygote's frames, whatever happens
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
