@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
     from prefork.engines.text.document import Document
+    from prefork.errors import Stopped, WorkerDied
     from prefork.pool.jobs import JobResult
     from prefork.pool.pipeline import Stage
     from prefork.pool.runtime import Runtime
-    from prefork.pool.tasks import HangLimit, Stopped, WorkerDied
+    from prefork.pool.tasks import HangLimit
 
 _FOLDER = Path(__file__).parent
 if not (_FOLDER / "engines").is_dir():

@@ -94,7 +94,7 @@ class Launcher:
     @classmethod
     def start(cls) -> Launcher:
         """A fresh process, which imports everything."""
-        from prefork.work.loading import _ENVIRONMENT
+        from prefork.wire.environment import _ENVIRONMENT
 
         environment = {**os.environ, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
         ours, theirs = socket.socketpair()

@@ -33,15 +33,18 @@ from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
 from prefork.platform_matrix.hazards import find_hazards
-from prefork.weights.device_memory import DeviceError, Export, WeightsChanged
+from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
-from prefork.wire.process import MemoryFile
+from prefork.wire.environment import make_environment
+from prefork.wire.memory_file import MemoryFile
+from prefork.wire.messages import Export, ServerOrder
 from prefork.work import loading
 from prefork.work.comparison import NotComparable, encode
 from prefork.work.inference import Refused, RemoteInference
-from prefork.work.loading import Loaded, ServerOrder
+from prefork.work.loaded import Loaded
+from prefork.work.torch_state import speed_up
 from prefork.work.worker import settle
 
 # What torch says in a child of a process that has initialised CUDA, and what CUDA says where torch does not ask first.
@@ -319,7 +322,7 @@ class Forking(DeviceStepwise):
         assert self._order.served is not None
         plan = self._order.served.plan
         assert plan is not None
-        environment = loading.make_environment(plan)
+        environment = make_environment(plan)
         if self._order.device:
             environment["CUDA_VISIBLE_DEVICES"] = self._order.device
         server = ChildProcess("server", environment)
@@ -378,7 +381,7 @@ def _infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numb
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA is initialised, here for the first time
         models = {name: model.to("cuda") if hasattr(model, "to") else model for name, model in loaded.models.items()}
-        loading.speed_up("cuda")
+        speed_up("cuda")
         loaded = replace(loaded, models=models, device="cuda", arena=None)
     return _infer_there(infer, loaded)
 

@@ -26,12 +26,11 @@ from prefork.check.steps import (
 )
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
-from prefork.weights.faults import find_last_words
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import open_channel
+from prefork.wire.child import find_last_words, open_channel
 from prefork.work import loading
-from prefork.work.loading import Loaded
+from prefork.work.loaded import Loaded
 
 SLACK_SECONDS = 15.0  # what a step may take beyond its canaries' deadline
 _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it

@@ -28,7 +28,8 @@ from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy, Verdict
 from prefork.pool.pipeline import find_owner
 from prefork.wire.child import ChildProcess
-from prefork.work.loading import Specification, make_environment
+from prefork.wire.environment import make_environment
+from prefork.wire.messages import Specification
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
 PARALLEL = 20  # children at once

@@ -190,10 +190,11 @@ def matrix(
     """
     from rich.console import Console
 
-    from prefork.cli.machine import find_facts, show_matrix
+    from prefork.cli.machine import show_matrix
     from prefork.engines import registry
     from prefork.installation import describe_installation
     from prefork.platform_matrix.matrix import Request, decide
+    from prefork.run.facts import find_facts
 
     hiding: Hiding = context.obj
     request = Request(tuple(registry.names()), force_cpu=hiding.force_cpu, no_mps=hiding.no_mps)

@@ -48,8 +48,8 @@ from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
-    from prefork.cli.report import Report
     from prefork.run.runner import Request
+    from prefork.run.summary import Report
 
 Declaration = Callable[..., Pipeline]
 _PLANNED = "Strategy, workers, threads and memory, and every reason. Exit code: 0 if it would run, 2 if not."

@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefork.engines.base import InputError
 from prefork.platform_matrix.devices import Device
-from prefork.platform_matrix.facts import Facts, FactsError, read_facts
+from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
 
 GIGABYTE = 1e9
 _STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "red"}
-
-
-def find_facts(file: Path | None, refresh: bool = False) -> Facts:
-    """Of this machine, or as a file describes another. Raises InputError if there is no such file, or it is none."""
-    if file is None:
-        from prefork.platform_matrix.devices import ask_devices
-
-        return read_facts(ask_devices(refresh))
-    try:
-        return Facts.from_json(file.read_text(encoding="utf-8"), str(file))
-    except FactsError as error:
-        raise InputError(str(error)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise InputError(f"{file}: {reason}; give a file as `prefork matrix --json` writes it") from error
 
 
 def describe_facts(facts: Facts) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,95 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prefork.pool.jobs import JobResult
-from prefork.pool.supervisor import WorkerStatus
+from prefork.run.summary import GPULoad, Report, Summary, View
 from prefork.wording import clock, show
 
 MEGABYTE = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class GPULoad:
-    """Of one GPU in a run. busy: percent of the time, used, memory: bytes, at the most and in all, whoever has them."""
-
-    name: str
-    busy: float
-    used: int
-    memory: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What became of a run. Seconds, and bytes."""
-
-    done: int
-    skipped: int  # done by an earlier run
-    failed: Mapping[str, str]  # by job: the reason
-    unfinished: int  # not begun, or not done, when the run was stopped
-    notices: Mapping[str, str]  # inputs that were not used, and why; no errors
-    warnings: Mapping[str, Sequence[str]]  # by job: what to look at in its output
-    audio_seconds: float
-    utterances: int  # and
-    words: int  # whose grammar was analysed
-    wall_seconds: float
-    load_seconds: float
-    strategy: str  # fork, spawn ...
-    workers: int
-    threads: int
-    shared: bool  # whether all workers use one copy of the weights
-    weights: int  # bytes of one copy
-    private: int  # bytes, the largest worker's own
-    total: int  # bytes, everything together at the most, shared pages counted once
-    measured: int  # tasks whose peak of private memory is known
-    close: int  # of these, those that were predicted to within a fifth
-    throttles: int  # times that nothing new was started because memory was short
-    throttled: float  # seconds
-    shrinks: int  # workers given up for want of memory
-    starved: int  # tasks that lost their worker for want of memory
-    deaths: int  # of workers, and of servers
-    target: str
-    recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
-    gpus: Sequence[GPULoad] = ()  # that have computed and can be asked
-    servers: int = 0  # processes that have the model for the workers
-    server_threads: int = 0  # of each
-
-    @property
-    def speed(self) -> float:
-        """Audio seconds per second, or, without audio, words; loading included."""
-        return (self.audio_seconds or self.words) / self.wall_seconds if self.wall_seconds else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a live view shows now."""
-
-    workers: Sequence[WorkerStatus]
-    audio_done: float  # seconds
-    audio_total: float  # seconds
-    files_done: int
-    files_total: int
-    timed: bool = True  # False: there is no audio, and its seconds stand for text
-
-
-class Report:
-    """Says nothing; its children say more."""
-
-    def note(self, text: str) -> None:
-        """Something that happened on the way, such as the death of a worker."""
-
-    def begin(self, look: Callable[[], View]) -> None:
-        """The models are loaded and the jobs known."""
-
-    def refresh(self) -> None:
-        """Some time has passed."""
-
-    def finish_job(self, result: JobResult, reason: str | None) -> None:
-        """A job is done, or has failed for a reason."""
-
-    def close(self) -> None:
-        """Nothing more happens, in whatever way the run has ended."""
-
-    def end(self, summary: Summary) -> None:
-        """The run has ended in order."""
 
 
 class QuietReport(Report):

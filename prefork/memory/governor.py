@@ -19,11 +19,12 @@ from prefork.memory import admission
 from prefork.memory.admission import Holder, Level
 from prefork.memory.forecast import History, Series
 from prefork.memory.memlog import EventName, MemoryLog
+from prefork.memory.probe import MemoryProbe, measure_address_space
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.platform_matrix.memory import MachineMemory, keep_back, read_memory
 from prefork.platform_matrix.nvml import LoadMeter
 from prefork.pool.tasks import Task
-from prefork.wire.process import Memory, MemoryProbe, Usage, measure_address_space
+from prefork.wire.messages import Memory, Usage
 
 IDLE = 30_000_000  # bytes of a worker's own between two tasks: 10 to 24 MB were measured
 ZYGOTE = "zygote"

@@ -27,8 +27,10 @@ from enum import Enum
 from functools import partial
 from typing import Protocol
 
+from prefork.memory.probe import MemoryProbe, measure_memory
 from prefork.platform_matrix.memory import read_memory
-from prefork.wire.process import Memory, MemoryProbe, measure_memory, release_free_memory
+from prefork.wire.messages import Memory
+from prefork.wire.process import release_free_memory
 
 ELEVATED = 70.0  # percent of the total that is allocated
 CRITICAL = 85.0

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-Request = tuple[int, int]  # a worker's number, and that of its request
-Group = tuple[Request, ...]
+from prefork.wire.messages import Group, Request
 
 _MOST_KILLS = 5  # of the server during one batch, from outside: after that it counts against the batch
 

@@ -14,19 +14,18 @@ from typing import Any, Protocol
 
 from prefork.engines.base import LoadError
 from prefork.memory.governor import ZYGOTE, Governor
+from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.owners import Owners
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
-from prefork.weights.device_memory import Export
-from prefork.weights.faults import find_last_words
-from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import ChildProcess, Output
+from prefork.wire.child import ChildProcess, Output, find_last_words
+from prefork.wire.environment import hide_gpus, make_environment
 from prefork.wire.loop import Loop
-from prefork.wire.process import Memory, MemoryFile
-from prefork.work.loading import Inventory, Specification, hide_gpus, make_environment
+from prefork.wire.memory_file import MemoryFile
+from prefork.wire.messages import Export, Inventory, Memory, Specification
 
 _BARREN_STARTS = 3  # zygotes, or workers, that may die in a row before anything gets done
 _BOOT_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
@@ -392,7 +391,7 @@ class Crew:
             self._governor.begin(self.plan, inventory.weights)
             self.size = self.plan.workers
         loaded = self.zygote or next(iter(self.workers.values()))
-        memory = process.measure_memory(loaded.pid)
+        memory = measure_memory(loaded.pid)
         if memory is not None:
             weights = 0 if self.servers is not None else inventory.weights
             self._governor.note_loaded(memory.pss, weights, forks=self.zygote is not None)

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
-from prefork.weights.device_memory import Export
 from prefork.wire.child import ChildProcess
+from prefork.wire.environment import make_environment
 from prefork.wire.loop import Loop
-from prefork.work.loading import make_environment
+from prefork.wire.messages import Export
 
 _EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 

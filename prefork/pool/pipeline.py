@@ -197,3 +197,9 @@ def find_owner(engine: str) -> str:
 
 def _drop_none(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def find_obstacles(engines: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Engines that cannot compute on a GPU, each with the reason. engines: with their options."""
+    int8 = "int8 weights are multiplied by the CPU; take another --dtype"
+    return tuple((name, int8) for name, options in engines.items() if options.get("dtype") == "int8")

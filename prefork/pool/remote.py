@@ -12,8 +12,8 @@ from prefork.engines import registry
 from prefork.engines.base import Job, LoadError
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
+from prefork.errors import Stopped
 from prefork.pool.supervisor import Supervisor
-from prefork.pool.tasks import Stopped
 
 _STOPPED = "the run was stopped before this was done"
 Done = Callable[[bytes | None, BaseException | None], None]

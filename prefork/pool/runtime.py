@@ -27,12 +27,11 @@ from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.platform_matrix.selection import parse_devices
 from prefork.pool.jobs import Course, JobResult, JobRun
-from prefork.pool.pipeline import Pipeline, Stage
+from prefork.pool.pipeline import Pipeline, Stage, find_obstacles
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import HangLimit, Task
-from prefork.run.planning import find_obstacles
-from prefork.work.loading import Specification
+from prefork.wire.messages import Specification
 
 T = TypeVar("T")
 

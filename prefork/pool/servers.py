@@ -17,17 +17,19 @@ from functools import partial
 from typing import Any, Protocol
 
 from prefork.engines.base import ELEMENTS_PER_SECOND
+from prefork.errors import OutOfMemory, WorkerDied
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.blame import Blame, Cause, Group, Request
-from prefork.pool.tasks import HangLimit, OutOfMemory, WorkerDied, pickle_error
-from prefork.weights.faults import find_last_words
+from prefork.pool.blame import Blame, Cause
+from prefork.pool.tasks import HangLimit
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import ChildProcess
+from prefork.wire.child import ChildProcess, find_last_words
+from prefork.wire.environment import make_environment
+from prefork.wire.exceptions import pickle_error
 from prefork.wire.loop import Loop
-from prefork.work.loading import Inventory, ServerOrder, Specification, make_environment
+from prefork.wire.messages import Group, Inventory, Request, ServerOrder, Specification
 
 _BARREN_STARTS = 3  # servers that may die in a row before they have begun a batch
 _MOST_GUILTY = 8  # segments in a row that servers may die of, with nothing done in between

@@ -13,26 +13,16 @@ from functools import partial
 from typing import Any
 
 from prefork.engines.base import LoadError
+from prefork.errors import OutOfMemory, Stopped, WorkerDied
 from prefork.memory.admission import Holder, Level
 from prefork.memory.governor import Governor
+from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.crew import Crew, Worker
-from prefork.pool.tasks import (
-    ATTEMPTS,
-    HangLimit,
-    OutOfMemory,
-    Stopped,
-    Task,
-    TaskQueue,
-    WorkerDied,
-    bundle,
-    end_finished,
-    unpickle_error,
-)
-from prefork.wire import process
+from prefork.pool.tasks import ATTEMPTS, HangLimit, Task, TaskQueue, bundle, end_finished
+from prefork.wire.exceptions import unpickle_error
 from prefork.wire.loop import Loop
-from prefork.wire.process import Memory, Usage
-from prefork.work.loading import Inventory, Specification
+from prefork.wire.messages import Inventory, Memory, Specification, Usage
 
 _TICK_SECONDS = 0.25
 _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
@@ -200,7 +190,7 @@ class Supervisor:
                 self._kill_hung()
                 self._watch_memory()
                 self._dispatch()
-            self.memory = {n: m for n, pid in self._crew.list_pids().items() if (m := process.measure_memory(pid))}
+            self.memory = {n: m for n, pid in self._crew.list_pids().items() if (m := measure_memory(pid))}
         except BaseException as error:  # noqa: BLE001  nobody else is there to say that the loop has ended
             self.failure = self.failure or error
         finally:

@@ -13,18 +13,6 @@ from typing import Any
 ATTEMPTS = 2  # a task whose worker dies is tried once more
 
 
-class WorkerDied(Exception):
-    """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
-
-
-class OutOfMemory(Exception):
-    """A task that does not fit into memory, with what was predicted, measured and there. It costs only itself."""
-
-
-class Stopped(Exception):
-    """The run was stopped before the task was done."""
-
-
 PER_AUDIO_SECOND = 20.0  # a large model on one slow core stays well below that
 PER_TEXT_SECOND = 1.0  # the same for text, whose seconds are those that it would take to say it
 
@@ -257,30 +245,3 @@ class TaskQueue:
     def wants_alone(self) -> bool:
         """Whether one waits that nothing may run beside."""
         return any(task.alone and not task.cancelled for task in self._again)
-
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception that was raised in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-def pickle_error(error: BaseException, trace: str) -> bytes:
-    """For the way from a worker to who asked: the exception, what it says, and its traceback."""
-    try:
-        itself = pickle.dumps(error)
-    except Exception:  # noqa: BLE001  an exception class may fail to pickle in any way it likes
-        itself = b""
-    return pickle.dumps((itself, f"{type(error).__name__}: {error}", trace))
-
-
-def unpickle_error(data: bytes) -> BaseException:
-    """The exception itself, or, if it does not survive the way, a RuntimeError that says the same."""
-    itself, text, trace = pickle.loads(data)
-    try:
-        error = pickle.loads(itself)
-    except Exception:  # noqa: BLE001  nor need it be one that can be made again
-        error = RuntimeError(text)
-    error.__cause__ = RemoteTraceback(trace)
-    return error  # type: ignore[no-any-return]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefork.cli.machine import find_facts
 from prefork.engines import registry
 from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
 from prefork.engines.batching import Batching, BatchingStrategy
@@ -16,11 +15,13 @@ from prefork.installation import find_obstacle
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.pool.pipeline import Intake, Pipeline, choose_languages
+from prefork.pool.pipeline import Intake, Pipeline, choose_languages, find_obstacles
 from prefork.run.corpus import find_jobs, find_languages
+from prefork.run.facts import find_facts
 from prefork.wire.child import ChildProcess
+from prefork.wire.environment import make_environment
+from prefork.wire.messages import Specification
 from prefork.wording import clock
-from prefork.work.loading import Specification, make_environment
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
 
@@ -77,12 +78,6 @@ def plan_run(
     if found.weights is not None:
         size = f"{found.weights / 1e6:.0f} MB of weights"
     return plan, [("engine", f"{names}, {size}"), *work]
-
-
-def find_obstacles(engines: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """Engines that cannot compute on a GPU, each with the reason. engines: with their options."""
-    int8 = "int8 weights are multiplied by the CPU; take another --dtype"
-    return tuple((name, int8) for name, options in engines.items() if options.get("dtype") == "int8")
 
 
 def describe_batches(batching: Batching, plan: Plan) -> str:

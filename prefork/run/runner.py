@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from prefork.cli.report import Report, Summary, View
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.batching import Batching
 from prefork.engines.text.languages import get_long_code
+from prefork.errors import Stopped
 from prefork.memory import memlog
 from prefork.memory.governor import Tally, describe_subjects
 from prefork.outputs import OutputFolder
@@ -25,12 +25,13 @@ from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.pool.runtime import Runtime
-from prefork.pool.tasks import HangLimit, Stopped
+from prefork.pool.tasks import HangLimit
 from prefork.run import performance
 from prefork.run.corpus import Corpus, find_jobs, find_languages, read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
-from prefork.work.loading import Inventory, Specification
+from prefork.run.summary import Report, Summary, View
+from prefork.wire.messages import Inventory, Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _LOOK_SECONDS = 0.1

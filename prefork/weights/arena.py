@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from prefork.wire.process import open_memory
+from prefork.wire.memory_file import open_memory
 
 _MADV_PAGEOUT = 21  # linux/mman.h
 _MADV_POPULATE_READ = 22  # linux/mman.h

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from prefork.wire.messages import Checksum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,20 +13,6 @@ if TYPE_CHECKING:
 
 _ROW = 1024  # words
 ROW_BYTES = 8 * _ROW
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """Of memory as 64-bit words in this machine's byte order, laid out in rows of 1,024: the sum modulo 2^64 of each
-    row, mixed with the row's number and added up, and the same of the columns.
-
-    Every change of a single word is seen, and every other that changes a row's or a column's sum, but for one in 2^64.
-    Missed is what keeps them all (four words at the corners of a rectangle, plus and minus the same), and what is
-    undone before anybody looks.
-    """
-
-    rows: int
-    columns: int
 
 
 def measure(memory: torch.Tensor) -> Checksum:

@@ -23,12 +23,12 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.base import LoadError
-from prefork.weights.checksum import ROW_BYTES, Checksum, Summer, measure
-from prefork.wire.process import MemoryFile
+from prefork.weights.checksum import ROW_BYTES, Summer, measure
+from prefork.wire.memory_file import MemoryFile
+from prefork.wire.messages import Export
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,17 +96,6 @@ class DeviceError(Exception):
 
 class WeightsChanged(Exception):
     """The weights in a device's memory are not those that were put there: nothing computed since counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What another process needs to open an owner's memory. handle: CUDA's, or a path. device: for people."""
-
-    kind: str
-    handle: bytes
-    size: int  # bytes
-    checksum: Checksum  # of the file that was uploaded
-    device: str
 
 
 class View(Protocol):

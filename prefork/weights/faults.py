@@ -8,10 +8,11 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefork.wire.child import FATAL
+
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
 
-FATAL = "prefork: fatal: "  # how a last word begins
 
 _SA_SIGINFO = 4  # linux: asm-generic/signal.h
 _SI_ADDR_OFFSET = 16  # bytes into siginfo_t on 64-bit Linux
@@ -27,12 +28,6 @@ class _Sigaction(ctypes.Structure):
         ("flags", ctypes.c_int),
         ("restorer", ctypes.c_void_p),
     )
-
-
-def find_last_words(text: str) -> str:
-    """What a process said of its own end, among what it printed; empty if it said nothing."""
-    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
-    return lines[-1].removeprefix(FATAL) if lines else ""
 
 
 def describe_write(arena: Arena, address: int) -> str | None:

@@ -67,6 +67,15 @@ def _pump(pipe: IO[bytes], there: socket.socket) -> None:
             there.sendall(data)
 
 
+FATAL = "prefork: fatal: "  # how a last word begins
+
+
+def find_last_words(text: str) -> str:
+    """What a process said of its own end, among what it printed; empty if it said nothing."""
+    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
+    return lines[-1].removeprefix(FATAL) if lines else ""
+
+
 class ChildProcess:
     """In a session of its own: Ctrl-C is for the supervisor, which knows what to do about it.
 

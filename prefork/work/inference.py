@@ -17,8 +17,10 @@ from typing import Any, Protocol
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
-from prefork.wire.exchange import Layout, pack, unpack
-from prefork.work.loading import Loaded, reseed
+from prefork.wire.messages import Layout
+from prefork.work.exchange import pack, unpack
+from prefork.work.loaded import Loaded
+from prefork.work.torch_state import reseed
 
 
 class Refused(Exception):

@@ -19,13 +19,13 @@ from typing import Any
 
 from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
-from prefork.pool.blame import Group, Request
-from prefork.pool.tasks import pickle_error
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
-from prefork.wire.exchange import Layout, pack, unpack
-from prefork.work import loading
-from prefork.work.loading import Loaded, ServerOrder
+from prefork.wire.exceptions import pickle_error
+from prefork.wire.messages import Group, Layout, Request, ServerOrder
+from prefork.work import loading, torch_state
+from prefork.work.exchange import pack, unpack
+from prefork.work.loaded import Loaded
 from prefork.work.staging import Results, Stage, is_broken, open_stage
 
 _PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
@@ -237,7 +237,7 @@ class _Server:
             self._groups.remove(requests)
         engine = asked[0].engine
         try:
-            loading.reseed(asked[0].seed)
+            torch_state.reseed(asked[0].seed)
             staged = self._stage.send([one.tensors for one in asked])
             outputs = self.loaded.compute(engine, staged)
             if len(outputs) != len(requests):
@@ -264,7 +264,7 @@ class _Server:
                 self._send(request, layout, [fd])
             else:
                 os.close(fd)
-        loading.release(self.loaded.device)
+        torch_state.release(self.loaded.device)
 
     def _send(self, request: Request, content: Layout | bytes, fds: Sequence[int] = ()) -> None:
         link = self._links.get(request[0])
@@ -281,14 +281,14 @@ class _Server:
     def _fail(self, number: int, requests: Group, error: BaseException) -> None:
         """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
         is of no more use: this process ends, and another takes its place."""
-        starved = loading.is_for_memory(error)
+        starved = torch_state.is_for_memory(error)
         self._held.update(requests)
         text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
         error.__traceback__ = None  # it holds the tensors
         if not starved and is_broken(error, self.loaded.device):
             self.channel.send(("broken", text))
             os._exit(1)
-        loading.release(self.loaded.device)
+        torch_state.release(self.loaded.device)
         self._undecided += 1
         self.channel.send(("stumbled", number, starved, pickled, text))
 

@@ -22,17 +22,20 @@ from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor, Stage
+from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.platform_matrix.imports import explain_import
-from prefork.pool.tasks import pickle_error
 from prefork.weights.device_memory import WeightsChanged
-from prefork.weights.faults import FATAL, watch_for_writes
+from prefork.weights.faults import watch_for_writes
 from prefork.wire import process
 from prefork.wire.channel import Channel
+from prefork.wire.child import FATAL
+from prefork.wire.exceptions import pickle_error
 from prefork.work.comparison import encode
 from prefork.work.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
-from prefork.work.loading import Loaded, is_for_memory, release, reseed
+from prefork.work.loaded import Loaded
 from prefork.work.staging import is_broken
+from prefork.work.torch_state import is_for_memory, release, reseed
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     process.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(("ready", os.getpid()))
-    probe = process.PeakProbe()
+    probe = PeakProbe()
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)

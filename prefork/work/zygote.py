@@ -20,12 +20,11 @@ from functools import partial
 from prefork.platform_matrix.canary import Canary
 from prefork.platform_matrix.hazards import Severity, find_hazards
 from prefork.platform_matrix.matrix import Strategy
-from prefork.weights.faults import find_last_words
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import open_channel
+from prefork.wire.child import find_last_words, open_channel
 from prefork.work import loading
-from prefork.work.loading import Loaded
+from prefork.work.loaded import Loaded
 
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
+from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Intake, transcribe
 from prefork.run.corpus import find_jobs
-from prefork.wire.process import measure_memory
 from tests.prefork.command import read_outputs, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

@@ -24,8 +24,9 @@ from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-n
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.base import Job
+from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan, Request
-from prefork.wire.process import Memory, measure_memory
+from prefork.wire.messages import Memory
 
 TRIES = 20
 DEADLINE = 10.0  # seconds for an inference that takes 0.1 s

@@ -30,9 +30,10 @@ from prefork.engines.base import Job
 from prefork.engines.stanza.models import EMBEDDED
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
+from prefork.memory.probe import measure_memory
 from prefork.pool.pipeline import Intake, Stage
 from prefork.run.corpus import find_jobs
-from prefork.wire.process import Memory, measure_memory
+from prefork.wire.messages import Memory
 from tests.prefork.command import read_outputs, run
 
 TREEBANK = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ud-english-ewt"

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefork.engines.base import Job
-from prefork.wire.process import measure_memory
+from prefork.memory.probe import measure_memory
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
 PREFORK = [sys.executable, "-c", "from prefork.cli.app import main; main()"]

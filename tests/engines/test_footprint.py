@@ -109,7 +109,8 @@ torch.set_num_threads(1)
 from prefork.engines.base import Segment
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.wire.process import PeakProbe, release_free_memory
+from prefork.wire.process import release_free_memory
+from prefork.memory.probe import PeakProbe
 engine = CTCAligner()
 engine.setup()
 model = engine.load()

@@ -13,8 +13,8 @@ from prefork.engines.alignment.forced_aligner import Piece
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
-from prefork.work.loading import speed_up
 from prefork.work.staging import open_stage
+from prefork.work.torch_state import speed_up
 from tests.gpu.forked import do
 from tests.gpu.machine import TORCH, needs_cuda
 from tests.prefork.command import SAMPLES

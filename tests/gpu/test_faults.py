@@ -14,8 +14,8 @@ import pytest
 
 from prefork import Job, Runtime, WorkerDied
 from prefork.engines.batching import Batching
+from prefork.errors import OutOfMemory
 from prefork.pool.jobs import JobResult
-from prefork.pool.tasks import OutOfMemory
 from tests.gpu.machine import DEVICES, STAND_IN
 
 _ENGINE = Path(__file__).parent / "fragile"

@@ -22,7 +22,7 @@ from rich.table import Table
 from prefork import Runtime
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.platform_matrix.nvml import Load
-from prefork.work.loading import speed_up
+from prefork.work.torch_state import speed_up
 from tests.gpu import models
 from tests.gpu.forked import do
 from tests.gpu.machine import DEVICES, STAND_IN, STRATEGIES, TORCH, Meter, read_load

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from prefork.weights.arena import Arena
-from prefork.weights.device_memory import DeviceError, Export, Guard, WeightsChanged, attach, make_memory
+from prefork.weights.device_memory import DeviceError, Guard, WeightsChanged, attach, make_memory
 from prefork.wire.child import ChildProcess
-from prefork.wire.process import MemoryFile
+from prefork.wire.memory_file import MemoryFile
+from prefork.wire.messages import Export
 from tests.gpu.forked import Worker, do
 from tests.gpu.machine import needs_cuda
 
@@ -225,7 +226,7 @@ def read_alone() -> None:
 
 def test_a_process_that_was_forked_after_cuda_was_used_is_told_so() -> None:
     code = (
-        "import os, torch; from prefork.weights.checksum import Checksum\n"
+        "import os, torch; from prefork.wire.messages import Checksum\n"
         "from prefork.weights.device_memory import CUDAMemory, DeviceError, Export\n"
         "torch.ones(1, device='cuda')\n"
         "if os.fork() == 0:\n"

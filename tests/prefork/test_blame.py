@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.pool.blame import Blame, Cause, Group, Request
+from prefork.pool.blame import Blame, Cause
+from prefork.wire.messages import Group, Request
 
 _CAUSES = st.sampled_from(list(Cause))
 

@@ -24,17 +24,10 @@ import torch
 
 from prefork.engines.base import LoadError
 from prefork.weights.arena import Arena
-from prefork.weights.checksum import ROW_BYTES, Checksum, Summer, measure
-from prefork.weights.device_memory import (
-    CUDAMemory,
-    DeviceError,
-    Driver,
-    Export,
-    HostMemory,
-    WeightsChanged,
-    attach,
-)
-from prefork.wire.process import MemoryFile
+from prefork.weights.checksum import ROW_BYTES, Summer, measure
+from prefork.weights.device_memory import CUDAMemory, DeviceError, Driver, HostMemory, WeightsChanged, attach
+from prefork.wire.memory_file import MemoryFile
+from prefork.wire.messages import Checksum, Export
 
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),

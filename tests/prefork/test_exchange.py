@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefork.wire.exchange import pack, unpack
+from prefork.work.exchange import pack, unpack
 
 
 def count_open() -> int:

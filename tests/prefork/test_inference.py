@@ -15,10 +15,9 @@ import torch
 
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher, Batching
-from prefork.pool.blame import Group
 from prefork.wire.channel import Channel
+from prefork.wire.messages import Group, ServerOrder, Specification
 from prefork.work.inference import Refused, RemoteInference
-from prefork.work.loading import ServerOrder, Specification
 from prefork.work.server import _Server
 
 _JOB = Job("talk", Path("talk"))

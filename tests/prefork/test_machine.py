@@ -17,7 +17,8 @@ from prefork.cli.machine import show_plan
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from prefork.run.planning import describe_batches, find_obstacles
+from prefork.pool.pipeline import find_obstacles
+from prefork.run.planning import describe_batches
 from tests.prefork.command import SAMPLES, copy_sample, run
 
 GB = 1_000_000_000

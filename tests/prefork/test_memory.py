@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from prefork import Job, Runtime
+from prefork.errors import OutOfMemory
 from prefork.memory.memlog import read_log
-from prefork.pool.tasks import OutOfMemory
 from tests.limits import MemoryGroup, NotAllowed
 from tests.prefork.command import PREFORK, read_outputs, run, run_apart, write_script
 

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
+from prefork.memory.probe import measure_memory
 from prefork.weights.checksum import measure
 from prefork.weights.device_memory import DeviceError, HostMemory
 from prefork.wire.child import ChildProcess
-from prefork.wire.process import measure_memory
 from tests.prefork.command import wait_until_gone
 from tests.prefork.test_device_memory import compile_driver
 

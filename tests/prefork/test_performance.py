@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
-from prefork.cli.report import GPULoad, Summary, tabulate
+from prefork.cli.report import tabulate
 from prefork.memory.governor import Tally
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.run import performance
-from prefork.work.loading import Inventory
+from prefork.run.summary import GPULoad, Summary
+from prefork.wire.messages import Inventory
 
 FULL = Path("/dev/full")
 NAMES = {"command": "align", "engine": "ctc", "model": "größer \ud800", "dtype": "float32"}

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from prefork import Job, LoadError, Runtime, Stopped
-from prefork.cli.report import Report, Summary
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Residency, Stage, align, list_phases, transcribe
 from prefork.run.runner import Request, run
+from prefork.run.summary import Report, Summary
 from tests.prefork.command import read_outputs, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")

@@ -59,7 +59,7 @@ torch._C._has_mps = True
 torch._C._mps_is_available = lambda: True
 torch.backends.mps.is_available.cache_clear()
 assert torch.backends.mps.is_available() and torch.mps.device_count() == 1
-from prefork.work.loading import hide_mps
+from prefork.work.torch_state import hide_mps
 hide_mps()
 import transformers.utils
 refused = 0

@@ -14,8 +14,9 @@ import pytest
 
 from prefork import Job, Runtime, WorkerDied
 from prefork.engines.batching import Batching
+from prefork.errors import OutOfMemory
 from prefork.pool.jobs import JobResult
-from prefork.pool.tasks import HangLimit, OutOfMemory
+from prefork.pool.tasks import HangLimit
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")

@@ -12,13 +12,12 @@ import pytest
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
-from prefork.pool.blame import Group
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit
 from prefork.wire.channel import Channel
 from prefork.wire.child import Output
 from prefork.wire.loop import Loop
-from prefork.work.loading import Inventory, Specification
+from prefork.wire.messages import Group, Inventory, Specification
 
 _SECOND = 16_000  # elements
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
 from prefork.engines.base import Tensors
-from prefork.wire.process import open_memory
+from prefork.wire.memory_file import open_memory
+from prefork.wire.messages import Layout, Place
 
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies. dtype: its name in torch. offset: bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-Layout = Sequence[Place]
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> tuple[int, Layout]:
