@@ -118,4 +118,4 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
 
 
 def _follow(environment: dict[str, str], order: DeviceOrder, log: Callable[[str], None]) -> Any:
-    return follow("device_examination", environment, order, order.target, log)
+    return follow("check.device_examination", environment, order, order.target, log)

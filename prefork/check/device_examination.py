@@ -252,7 +252,7 @@ class Forking(DeviceStepwise):
         arena = self._loaded.arena
         assert arena is not None
         visible = {"CUDA_VISIBLE_DEVICES": self._order.device} if self._order.device else {}
-        self._owner = ChildProcess("owner", visible)
+        self._owner = ChildProcess("work.owner", visible)
         self._owner.channel.post((self._file.path, arena.size, self._order.kind))
         kind, *content = self._owner.receive(LOAD_SECONDS)
         if kind == "refused":
@@ -325,7 +325,7 @@ class Forking(DeviceStepwise):
         environment = make_environment(plan)
         if self._order.device:
             environment["CUDA_VISIBLE_DEVICES"] = self._order.device
-        server = ChildProcess("server", environment)
+        server = ChildProcess("work.server", environment)
         served = replace(self._order.served, batching=Batching(batch_size=TOGETHER))
         server.channel.post(ServerOrder(served, self._order.threads))
         try:

@@ -266,7 +266,7 @@ def blame_ourselves(error: Exception) -> tuple[Finding, str]:
 
 def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None]) -> Iterator[Step]:
     order = Order(specify(target, plan), target, deadline, max(2, plan.threads))
-    yield from follow("examination", make_environment(plan), order, target, log)
+    yield from follow("check.examination", make_environment(plan), order, target, log)
 
 
 def specify(target: Target, plan: Plan) -> Specification:

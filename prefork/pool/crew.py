@@ -313,7 +313,7 @@ class Crew:
         assert self.plan is not None
         self._loading = True
         self.zygote = zygote = ChildProcess(
-            "zygote", {**make_environment(self.plan), **hide_gpus(self.plan)}, self._talkative
+            "work.zygote", {**make_environment(self.plan), **hide_gpus(self.plan)}, self._talkative
         )
         zygote.channel.post(self._specify())
         self._loop.watch(zygote.channel, self._on_zygote)
@@ -480,7 +480,7 @@ class Crew:
         environment = make_environment(self.plan)
         if self.plan.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.plan.devices[self._find_device(slot)]
-        child = ChildProcess("spawned", environment, self._talkative)
+        child = ChildProcess("work.spawned", environment, self._talkative)
         number, now = next(self._numbers), time.monotonic()
         self._adopt(Worker(slot, number, child.channel, child.errors, now, child, told=False, pid=child.pid))
 

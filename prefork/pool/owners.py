@@ -48,7 +48,7 @@ class Owners:
         self._count = len(devices)
         hidden = make_environment(plan)
         self._children = {
-            number: ChildProcess("owner", {**hidden, "CUDA_VISIBLE_DEVICES": device})
+            number: ChildProcess("work.owner", {**hidden, "CUDA_VISIBLE_DEVICES": device})
             for number, device in enumerate(devices)
         }
         for number, child in self._children.items():

@@ -181,7 +181,7 @@ class Servers:
         environment = {**make_environment(self._plan), **_WAITING}
         if device:
             environment |= {"CUDA_VISIBLE_DEVICES": device}
-        return ChildProcess("server", environment, self._talkative)
+        return ChildProcess("work.server", environment, self._talkative)
 
     def _begin(self, server: ModelServer) -> None:
         order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.limit)

@@ -111,7 +111,7 @@ def _describe_usual(batching: Batching, device: str) -> str:
 def survey(specification: Specification) -> Survey:
     """What a process says that opens the models and does not load them. Raises LoadError."""
     assert specification.plan is not None
-    child = ChildProcess("zygote", make_environment(specification.plan))
+    child = ChildProcess("work.zygote", make_environment(specification.plan))
     try:
         child.channel.post(replace(specification, survey=True))
         kind, *answer = child.receive(_SURVEY_SECONDS)

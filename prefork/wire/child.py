@@ -79,7 +79,7 @@ def find_last_words(text: str) -> str:
 class ChildProcess:
     """In a session of its own: Ctrl-C is for the supervisor, which knows what to do about it.
 
-    module: of prefork; its `main` runs there. environment: beside this process's own. talkative: its stdout is this
+    module: below prefork, such as `work.zygote`; its `main` runs there. environment: beside this process's own. talkative: its stdout is this
     process's; else it goes where stderr goes. errors: what it says on stderr.
     """
 
@@ -170,7 +170,7 @@ class ChildProcess:
 def run(module: str) -> None:
     """In the child: its life, or, if what it needs cannot be imported, the reason over the channel."""
     try:
-        main = import_module(f"prefork.work.{module}").main
+        main = import_module(f"prefork.{module}").main
     except Exception as error:
         if not (line := explain_import(error)):
             raise

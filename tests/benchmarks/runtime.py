@@ -350,11 +350,7 @@ def measure_killing() -> Iterator[Row]:
                 shutil.rmtree(out / "hunted")
             if starts > 60:
                 raise RuntimeError(f"no end after {starts} starts: {errors.decode()[-500:]}")
-        left = [
-            p.pid
-            for p in psutil.process_iter(["cmdline"])
-            if "prefork.work.zygote" in " ".join(p.info["cmdline"] or [])
-        ]
+        left = [p.pid for p in psutil.process_iter(["cmdline"]) if "work.zygote" in " ".join(p.info["cmdline"] or [])]
         yield "killed 50 workers, 5 zygotes, 5 supervisors: outputs equal", _same(out / "calm", out / "hunted"), "all"
         yield "starts of the command that it took", str(starts), ""
         yield "processes left", str(len(left)), "0"

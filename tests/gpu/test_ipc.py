@@ -58,7 +58,7 @@ def _share(width: int) -> Iterator[Shared]:
     model, file = _make_model(width), MemoryFile()
     arena = Arena.pack({"model": model}, file.path)
     arena.seal()
-    owner = ChildProcess("owner", {})
+    owner = ChildProcess("work.owner", {})
     try:
         owner.channel.post((file.path, arena.size, _KIND))
         answer = owner.receive(_SECONDS)

@@ -42,7 +42,7 @@ def owners() -> Iterator[list[ChildProcess]]:
 
 
 def _start(owners: list[ChildProcess], weights: Path, kind: str, **environment: str) -> tuple[ChildProcess, Any]:
-    owner = ChildProcess("owner", environment)
+    owner = ChildProcess("work.owner", environment)
     owners.append(owner)
     owner.channel.post((str(weights), _SIZE, kind))
     return owner, owner.receive(30)
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_read_fail_in_words(owners: list[ChildProcess], t
 def test_the_owner_ends_with_the_process_that_started_it(weights: Path) -> None:
     script = (
         "import sys, time; from prefork.wire.child import ChildProcess\n"
-        "owner = ChildProcess('owner', {}); owner.channel.post((sys.argv[1], int(sys.argv[2]), 'host'))\n"
+        "owner = ChildProcess('work.owner', {}); owner.channel.post((sys.argv[1], int(sys.argv[2]), 'host'))\n"
         "owner.receive(30); print(owner.pid, flush=True); time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, weights, str(_SIZE)]
