@@ -13,7 +13,7 @@ from typing import Any
 from prefork.check.steps import STEPS, Finding, Step, Target, follow, go_through, specify
 from prefork.platform_matrix.matrix import Plan, Strategy, decide
 from prefork.wire.environment import hide_gpus, make_environment
-from prefork.wire.messages import Specification
+from prefork.wire.specification import Specification
 
 WORKERS = 2  # at once
 TOGETHER = 4  # segments that each asks the server for

@@ -332,7 +332,7 @@ class Forking(DeviceStepwise):
             kind, *content = server.receive(LOAD_SECONDS)
         except (EOFError, TimeoutError) as error:
             server.kill()
-            words = server.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+            words = server.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
             raise _ChildFailed(f"the server did not come up: {words}") from error
         if kind != "loaded":
             server.kill()

@@ -28,7 +28,7 @@ from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import find_last_words, open_channel
+from prefork.wire.child import find_fatal_line, open_channel
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
@@ -237,7 +237,7 @@ class Examination(Stepwise):
 
 def describe_death(outcome: Outcome) -> str:
     """What a child died of, a line."""
-    words = find_last_words(outcome.words)
+    words = find_fatal_line(outcome.words)
     return f"the child {outcome.reason}{': ' + words if words else ''}"
 
 

@@ -29,7 +29,7 @@ from prefork.platform_matrix.matrix import Plan, Strategy, Verdict
 from prefork.pool.pipeline import find_owner
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
-from prefork.wire.messages import Specification
+from prefork.wire.specification import Specification
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
 PARALLEL = 20  # children at once
@@ -308,7 +308,7 @@ def follow(
         yield Step(phase.step, phase.failure, text, time.monotonic() - began)
     except EOFError:
         text = f"{phase.who} {describe_end(_wait_for_end(child))}"
-        words = tuple(child.last_words.decode(errors="replace").strip().splitlines()[-5:])
+        words = tuple(child.stderr_tail.decode(errors="replace").strip().splitlines()[-5:])
         yield Step(phase.step, phase.failure, text, time.monotonic() - began, words)
     finally:
         child.kill()

@@ -13,9 +13,9 @@ from prefork.engines.base import Job, LoadError
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.errors import Stopped
+from prefork.pool.state import STOPPED
 from prefork.pool.supervisor import Supervisor
 
-_STOPPED = "the run was stopped before this was done"
 Done = Callable[[bytes | None, BaseException | None], None]
 
 
@@ -71,12 +71,12 @@ class Remote:
         error: BaseException | None = None
         try:
             if stopped.is_set():
-                raise Stopped(_STOPPED)
+                raise Stopped(STOPPED)
             known = pickle.loads(document) if document is not None else formats.open_document(job)
             result = pickle.dumps(self._services[name].transcribe(job, known, stopped), pickle.HIGHEST_PROTOCOL)
         except LoadError as problem:
             error = problem
             self._supervisor.give_up(problem)
         except BaseException as problem:  # noqa: BLE001  whatever a service raises is this job's error
-            error = Stopped(_STOPPED) if stopped.is_set() else problem
+            error = Stopped(STOPPED) if stopped.is_set() else problem
         self._supervisor.deliver(lambda: done(result, error))

@@ -20,7 +20,8 @@ from typing import Any, TypeVar, overload
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
 from prefork.installation import require
-from prefork.memory.governor import Governor, Limits
+from prefork.memory.governor import Governor
+from prefork.memory.tally import Limits
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.facts import read_facts
@@ -31,7 +32,7 @@ from prefork.pool.pipeline import Pipeline, Stage, find_obstacles
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import HangLimit, Task
-from prefork.wire.messages import Specification
+from prefork.wire.specification import Specification
 
 T = TypeVar("T")
 

@@ -91,12 +91,14 @@ class Task:
             part, own = self.origins[number]
             part.take(own, piece)
 
-    def refuse(self, number: int, error: BaseException) -> None:
-        """One of its items can never be done: that ends the task, or of a bundle the one that it is from."""
+    def refuse(self, number: int) -> Task | None:
+        """One of its items can never be done: that ends the task, or of a bundle the one that it is from. That one, if
+        it was still wanted."""
         owner = self.origins[number][0] if self.origins else self
-        if not owner.cancelled:
-            owner.cancelled = True
-            owner.done(None, error)
+        if owner.cancelled:
+            return None
+        owner.cancelled = True
+        return owner
 
     @property
     def parts(self) -> list[Task]:
@@ -121,17 +123,13 @@ class Task:
 def bundle(parts: Sequence[Task]) -> Task:
     """One task that does the work of several of a kind, whose items a worker then gets together."""
 
-    def done(_: bytes | None, error: BaseException | None) -> None:
-        for part in end_finished(parts):
-            part.done(None, error)
-
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
     rest = [(part, number, item) for part in parts for number, item in part.rest]
     return Task(
         first.name,
         first.arguments,
-        done,
+        _ignore,  # its parts have their own
         order=first.order,
         label=f"{first.label} and {len(parts) - 1} more",
         engine=first.engine,
@@ -145,13 +143,13 @@ def bundle(parts: Sequence[Task]) -> Task:
     )
 
 
-def end_finished(parts: Sequence[Task]) -> list[Task]:
-    """Gives the parts of a bundle that are finished their end; those that are not, and still wanted."""
+def _ignore(_result: bytes | None, _error: BaseException | None) -> None: ...
+
+
+def split_finished(parts: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """Of the parts of a bundle that are still wanted, those that are finished, and those that are not."""
     wanted = [part for part in parts if not part.cancelled]
-    for part in wanted:
-        if part.is_finished:
-            part.done(b"", None)
-    return [part for part in wanted if not part.is_finished]
+    return [part for part in wanted if part.is_finished], [part for part in wanted if not part.is_finished]
 
 
 Select = Callable[[Iterator[Task]], Task | None]

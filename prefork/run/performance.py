@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from prefork.memory.governor import Tally
+from prefork.memory.tally import Tally
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.nvml import list_watched
 from prefork.run.summary import GPULoad, Summary
-from prefork.wire.messages import Inventory
+from prefork.wire.specification import Inventory
 
 SUFFIX = ".performance.json"
 _STEPS = {"split": ("split",), "run": ("prepare", "infer", "finish"), "join": ("join", "write")}  # of each kind of task

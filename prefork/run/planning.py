@@ -20,7 +20,7 @@ from prefork.run.corpus import find_jobs, find_languages
 from prefork.run.facts import find_facts
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
-from prefork.wire.messages import Specification
+from prefork.wire.specification import Specification
 from prefork.wording import clock
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
@@ -116,7 +116,7 @@ def survey(specification: Specification) -> Survey:
         child.channel.post(replace(specification, survey=True))
         kind, *answer = child.receive(_SURVEY_SECONDS)
     except (EOFError, TimeoutError) as error:
-        words = child.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+        words = child.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
         raise LoadError(f"the process that looks at the models ended without an answer: {words}") from error
     finally:
         child.kill()

@@ -19,7 +19,7 @@ from prefork.engines.batching import Batching
 from prefork.engines.text.languages import get_long_code
 from prefork.errors import Stopped
 from prefork.memory import memlog
-from prefork.memory.governor import Tally, describe_subjects
+from prefork.memory.tally import Tally, describe_subjects
 from prefork.outputs import OutputFolder
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.jobs import Course, JobResult, divide
@@ -31,7 +31,7 @@ from prefork.run.corpus import Corpus, find_jobs, find_languages, read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
 from prefork.run.summary import Report, Summary, View
-from prefork.wire.messages import Inventory, Specification
+from prefork.wire.specification import Inventory, Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _LOOK_SECONDS = 0.1

@@ -19,6 +19,7 @@ from typing import IO, Any
 from prefork.platform_matrix.imports import explain_import
 from prefork.wire import process
 from prefork.wire.channel import Channel
+from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
 _MOST_BYTES = 65_536  # read at a time
@@ -70,7 +71,7 @@ def _pump(pipe: IO[bytes], there: socket.socket) -> None:
 FATAL = "prefork: fatal: "  # how a last word begins
 
 
-def find_last_words(text: str) -> str:
+def find_fatal_line(text: str) -> str:
     """What a process said of its own end, among what it printed; empty if it said nothing."""
     lines = [line for line in text.splitlines() if line.startswith(FATAL)]
     return lines[-1].removeprefix(FATAL) if lines else ""
@@ -79,13 +80,14 @@ def find_last_words(text: str) -> str:
 class ChildProcess:
     """In a session of its own: Ctrl-C is for the supervisor, which knows what to do about it.
 
-    module: below prefork, such as `work.zygote`; its `main` runs there. environment: beside this process's own. talkative: its stdout is this
-    process's; else it goes where stderr goes. errors: what it says on stderr.
+    module: below prefork, such as `work.zygote`; its `main` runs there. environment: beside this process's own.
+    talkative: its stdout is this process's; else it goes where stderr goes. errors: its stderr. stderr_tail: the last
+    that was read of it.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str], talkative: bool = False) -> None:
         self.channel, there = Channel.pair()
-        self.last_words = bytearray()
+        self.stderr_tail = bytearray()
         self._received: deque[Any] = deque()
         self._silent = False  # it has closed its stderr
         with there:
@@ -138,7 +140,7 @@ class ChildProcess:
         data = self.errors.read(_MOST_BYTES)
         self._silent = data == b""
         if data:
-            self.last_words += data
+            self.stderr_tail += data
             log(data.decode(errors="replace"))
 
     def _read_messages(self) -> None:
@@ -177,7 +179,7 @@ def run(module: str) -> None:
         channel = open_channel()
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor has gone
             channel.receive()  # what it was to do; a spawned worker is told when it is its turn
-            channel.send(("failed", line, ""))
+            channel.send(LoadFailed(line))
         return
     main()
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from prefork.wire.channel import Channel
 from prefork.wire.child import Output
 
-_LAST_WORDS = 8192  # bytes kept of what a process has printed
+_TAIL_BYTES = 8192  # kept of what a process has printed
 Watched = Channel | Output
 
 
 class Loop:
-    """Calls a handler whenever something that is watched can be read. All of it in one thread, but for `tell`."""
+    """Calls a handler whenever something that is watched can be read. All of it in one thread, but for `call_soon`."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -29,7 +29,7 @@ class Loop:
         self._lock = threading.Lock()
         self._ended = False
 
-    def tell(self, action: Callable[[], None]) -> bool:
+    def call_soon(self, action: Callable[[], None]) -> bool:
         """Has the loop's thread do something, soon; False if it has ended. From any thread."""
         with self._lock:
             if self._ended:
@@ -60,15 +60,15 @@ class Loop:
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
         self._selector.modify(channel, events, self._selector.get_key(channel).data)
 
-    def pass_on(self, errors: Output, words: bytearray, log: Callable[[str], None]) -> bool:
-        """Logs some of what a process has printed, and keeps the last of it in `words`; False if there is no more."""
-        data = errors.read(_LAST_WORDS)
+    def pass_on(self, errors: Output, tail: bytearray, log: Callable[[str], None]) -> bool:
+        """Logs some of what a process has printed, and keeps the last of it in `tail`; False if there is no more."""
+        data = errors.read(_TAIL_BYTES)
         if not data:
             if data is not None:  # nor will there ever be
                 self.ignore(errors)
             return False
-        words += data
-        del words[:-_LAST_WORDS]
+        tail += data
+        del tail[:-_TAIL_BYTES]
         log(data.decode(errors="replace"))
         return True
 

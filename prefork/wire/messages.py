@@ -1,18 +1,34 @@
-"""Everything that one process of prefork says to another."""
+"""Everything that one process of prefork says to another, a frozen dataclass for each message.
+
+    supervisor -> zygote           Specification, then ForkWorker, KillWorker, AttachExports
+    zygote -> supervisor           Surveyed | WeightsPacked, ModelsLoaded, then WorkerForked, WorkerExited
+                                   or why not: LoadFailed, ForkUnsafe, IPCUnavailable
+    supervisor -> worker           RunTask, ConnectServer, RefuseRequest; first a Specification, if it was spawned
+    worker -> supervisor           WorkerReady, Progress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
+                                   TaskUsage, WeightsCorrupted; if it was spawned, first
+                                   ModelsLoaded or LoadFailed
+    supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
+    server -> supervisor           ModelsLoaded or LoadFailed, then BatchStarted, BatchDone | BatchFailed,
+                                   RequestsDropped, ServerBroken
+    worker -> server               InferRequest, KeepRequests
+    server -> worker               InferOutput, InferError
+    supervisor -> owner            UploadWeights
+    owner -> supervisor            WeightsExported, or IPCUnavailable, LoadFailed
+
+What a message carries as bytes is pickled by whoever made it: the supervisor passes it on, and never imports torch.
+File descriptors go beside a message: see `prefork.wire.channel`. `prefork check` has messages of its own:
+`prefork.check.messages`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from prefork.engines.batching import Batching
-from prefork.platform_matrix.hazards import Hazard
-from prefork.platform_matrix.matrix import Plan
+from prefork.wire.specification import Inventory, Specification
 
 Request = tuple[int, int]  # a worker's number, and that of its request
-
-
 Group = tuple[Request, ...]
 
 
@@ -35,29 +51,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Specification:
-    """What a process loads. engines: name -> options. load: a pickled function without arguments, or None.
-
-    plan: what has been decided for this machine; None only as long as it has not. preparation: what multiprocessing
-    needs to import the user's script again; None if it is not needed. survey: look at the models, do not load them.
-    arena: the file that takes the weights, for processes that are not forked; None for memory without a name.
-    manifest: a pickled arena.Manifest of weights that another process has put there. batching: what the user wants of
-    batches. remote: the models are in another process, which is asked.
-    """
-
-    engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    load: bytes | None = None
-    plan: Plan | None = None
-    preparation: Mapping[str, Any] | None = None
-    survey: bool = False
-    checkpoints: bool = False
-    arena: str | None = None
-    manifest: bytes | None = None
-    batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
-    remote: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ServerOrder:
     """What a model server is told before it begins. threads: that it computes on, on the CPU. groups: batches, of
     requests as `prefork.pool.blame` knows them, to be run before all others, as they are. limit: what is left of the
@@ -67,23 +60,6 @@ class ServerOrder:
     threads: int
     groups: Sequence[tuple[tuple[int, int], ...]] = ()
     limit: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a process says of itself once everything is loaded and sealed."""
-
-    weights: int  # bytes in the arena
-    seconds: float  # from the start of the process to here
-    fingerprints: Mapping[str, Mapping[str, Any]]  # by engine
-    hazards: tuple[Hazard, ...] = ()  # none of them unsafe, or there would be no inventory
-    names: tuple[str, ...] = ()
-    tf32: bool | None = None  # whether matrix products use it; None on devices that do not have it
-    private: int | None = None  # bytes that a worker's own are estimated to be at its peak
-    manifest: bytes | None = None  # for processes that are to share these weights
-    suspicions: Mapping[str, str] = field(default_factory=dict)  # by engine: why one may doubt that this can fork
-    batches: Mapping[str, float] = field(default_factory=dict)  # by engine: seconds of audio that it takes in one go
-    warnings: tuple[str, ...] = ()  # of what the user has asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +98,314 @@ class Place:
 
 
 Layout = Sequence[Place]
+
+
+# -- to the zygote, and what it answers -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForkWorker:
+    """Fork one. place: of its device, among those of the plan. Descriptors: its channel, its stderr."""
+
+    number: int
+    threads: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """Only its parent can be sure that a pid is still the worker's."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachExports:
+    """The weights are on every device; workers attach to them."""
+
+    exports: tuple[Export, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What models say of themselves before they are loaded: bytes of the weights and of a worker's own, None if
+    they cannot say; what outputs depend on, by engine."""
+
+    weights: int | None
+    private: int | None
+    fingerprints: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsLoaded:
+    """Everything is loaded: by a zygote, a spawned worker, or a server."""
+
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """Nothing can be loaded, here or anywhere. traceback: empty where the reason says it all."""
+
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkUnsafe:
+    """The zygote has loaded its models and must not fork."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IPCUnavailable:
+    """Memory of a device cannot be shared between processes here."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPacked:
+    """The zygote has the weights in their file, and waits until they are on every device. size: bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerForked:
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """status: as `os.waitstatus_to_exitcode` has it."""
+
+    number: int
+    status: int
+
+
+# -- to a worker, and what it answers -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """task: its name and arguments, pickled."""
+
+    task: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectServer:
+    """Here is a connection to the server, perhaps not the first. Descriptor: its socket.
+
+    credits: elements that may be under way, by engine. most: requests that may be."""
+
+    credits: Mapping[str, int]
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseRequest:
+    """No server can do this. error: as `pickle_error` makes it."""
+
+    request: int
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """It waits for its first task."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One item of the task is done. position: seconds reached in the recording."""
+
+    item: int
+    position: float
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailed:
+    """One item of the task can never be done; the others go on. error: as `pickle_error` makes it."""
+
+    item: int
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """error: as `pickle_error` makes it."""
+
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutOfMemory:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUsage:
+    """What the task has taken, and what the worker keeps. usage: None if nobody can say. steps: seconds, by engine and
+    step."""
+
+    usage: Usage | None
+    steps: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsCorrupted:
+    """The weights in a device's memory are not what they were: nothing that was computed since is kept."""
+
+    reason: str
+
+
+# -- to a model server, and what it answers -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectWorker:
+    """Descriptor: a socket to the worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisconnectWorker:
+    """A worker has gone."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecideBatch:
+    """What becomes of a batch that has failed. groups: batches to be run before all others, as they are. refused:
+    requests that are not run again. limit: what is left of the usual size of a batch."""
+
+    groups: Sequence[Group]
+    refused: Sequence[Request]
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStarted:
+    batch: int
+    requests: Group
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailed:
+    """The server lives. error: as `pickle_error` makes it. text: the same, to read."""
+
+    batch: int
+    out_of_memory: bool
+    error: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsDropped:
+    """Nobody waits for these any more."""
+
+    requests: Sequence[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBroken:
+    """Its GPU can be used no more by this process, which ends."""
+
+    reason: str
+
+
+# -- between a worker and a server ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A segment, prepared. elements: its length. seed: for what draws random numbers. Descriptor: the memory with its
+    tensors."""
+
+    request: int
+    engine: str
+    elements: int
+    seed: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRequests:
+    """Of all that this worker has asked, it still waits for these."""
+
+    requests: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class InferOutput:
+    """Descriptor: the memory with the tensors."""
+
+    request: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class InferError:
+    """error: as `pickle_error` makes it."""
+
+    request: int
+    error: bytes
+
+
+# -- to an owner of weights on a GPU, and what it answers -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UploadWeights:
+    """path: of a file with the weights. size: bytes. kind: "cuda", or "host" for the host's memory."""
+
+    path: str
+    size: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsExported:
+    """They are on the device until the channel is closed. seconds: that this took."""
+
+    export: Export
+    seconds: float
+
+
+FromZygote = (
+    Surveyed | WeightsPacked | ModelsLoaded | LoadFailed | ForkUnsafe | IPCUnavailable | WorkerForked | WorkerExited
+)
+FromWorker = (
+    ModelsLoaded
+    | LoadFailed
+    | WorkerReady
+    | Progress
+    | ItemFailed
+    | TaskDone
+    | TaskFailed
+    | TaskOutOfMemory
+    | TaskUsage
+    | WeightsCorrupted
+)
+FromServer = ModelsLoaded | LoadFailed | BatchStarted | BatchDone | BatchFailed | RequestsDropped | ServerBroken
+FromOwner = WeightsExported | IPCUnavailable | LoadFailed

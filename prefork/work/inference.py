@@ -12,12 +12,12 @@ import socket
 import zlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
-from prefork.wire.messages import Layout
+from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, Layout, RefuseRequest
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
 from prefork.work.torch_state import reseed
@@ -136,22 +136,19 @@ class RemoteInference:
         self._credits: Mapping[str, int] = {}
         self._most = 1  # requests under way
 
-    def obey(self, kind: str, content: Sequence[Any], fds: Sequence[int]) -> _Asked | None:
-        """What the supervisor says of servers; the request that it refuses.
-
-        link: a connection to a server, which may be the first of several, the elements that may be under way, by
-        engine, and how many requests. refuse: no server can do this.
-        """
-        if kind == "link":
-            self._lose_link()
-            self._link = Channel(socket.socket(fileno=fds[0]))
-            self._credits, self._most = content
-            self._post(("want", list(self._asked)))
-            for request in list(self._asked):
-                self._ask(request)
-            return None
-        assert kind == "refuse", kind
-        return self._take_back(content[0])
+    def take_order(self, message: ConnectServer | RefuseRequest, fds: Sequence[int]) -> _Asked | None:
+        """What the supervisor says of servers; the request that it refuses, if one still waits for it."""
+        match message:
+            case ConnectServer(credits, most):
+                self._lose_link()
+                self._link = Channel(socket.socket(fileno=fds[0]))
+                self._credits, self._most = credits, most
+                self._post(KeepRequests(list(self._asked)))
+                for request in list(self._asked):
+                    self._ask(request)
+                return None
+            case RefuseRequest(request):
+                return self._take_back(request)
 
     def _take_back(self, request: int) -> _Asked | None:
         """It need not be asked again; None if nobody waits for it any more."""
@@ -182,10 +179,10 @@ class RemoteInference:
 
     def _ask(self, request: int) -> None:
         asked = self._asked[request]
-        message = ("ask", request, asked.engine, asked.elements, asked.seed, asked.layout)
+        message = InferRequest(request, asked.engine, asked.elements, asked.seed, asked.layout)
         self._post(message, [os.dup(asked.fd)] if self._link is not None else [])
 
-    def _post(self, message: Any, fds: Sequence[int] = ()) -> None:
+    def _post(self, message: InferRequest | KeepRequests, fds: Sequence[int] = ()) -> None:
         """To the server, if there is one; else it will be asked when there is."""
         if self._link is None:
             return
@@ -206,17 +203,17 @@ class RemoteInference:
             ends = [self._channel] if self._link is None else [self._channel, self._link]
             ready, _, _ = select.select(ends, [], [])
             if self._channel in ready:
-                (kind, *content), fds = self._channel.receive()
-                if (asked := self.obey(kind, content, fds)) is not None:
-                    return [(asked.number, Refused(content[1]))]
+                message, fds = self._channel.receive()
+                if (asked := self.take_order(message, fds)) is not None:
+                    return [(asked.number, Refused(message.error))]
             elif self._link is not None:
                 try:
-                    (request, content), fds = self._link.receive()
+                    answer, fds = self._link.receive()
                 except (EOFError, ConnectionResetError):
                     self._lose_link()
                     continue
-                output = Refused(content) if isinstance(content, bytes) else unpack(fds[0], content)
-                if (asked := self._take_back(request)) is not None:
+                output = Refused(answer.error) if isinstance(answer, InferError) else unpack(fds[0], answer.layout)
+                if (asked := self._take_back(answer.request)) is not None:
                     return [(asked.number, output)]
 
     def withdraw(self, numbers: Set[int]) -> None:
@@ -225,7 +222,7 @@ class RemoteInference:
         for request in requests:
             self._take_back(request)
         if requests:
-            self._post(("want", list(self._asked)))
+            self._post(KeepRequests(list(self._asked)))
 
     def drop(self) -> None:
         self.withdraw({asked.number for asked in self._asked.values()})

@@ -20,8 +20,8 @@ from prefork.memory.forecast import BASE
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
-from prefork.wire.messages import Inventory, Specification
 from prefork.wire.process import release_free_memory
+from prefork.wire.specification import Inventory, Specification
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
 from prefork.work.torch_state import hide_mps, speed_up
 

@@ -3,10 +3,8 @@
 A process of its own, because it must outlive every worker, and a fresh one that imports no torch: it starts in a
 fifth of a second, and of the weights it has 67 MB at a time in its memory while it copies, and nothing afterwards.
 
-    order:   (path, size, kind)                             a file with the weights, its bytes, "cuda" or "host"
-    answer:  ("exported", Export, seconds)                  the channel's end is then the sign to free
-             ("refused", reason)                            memory cannot be shared on this device: use another strategy
-             ("failed", reason)                             nor would another strategy help: no device, no memory
+Told UploadWeights, it answers WeightsExported, and frees them at its channel's end; IPCUnavailable, if another strategy
+must be used; or LoadFailed, if no other would help: no device, no memory.
 """
 
 from __future__ import annotations
@@ -17,21 +15,22 @@ import time
 
 from prefork.weights.device_memory import DeviceError, make_memory
 from prefork.wire.child import open_channel
+from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
 
 
 def main() -> None:
     """Entry point of the owner process. CUDA_VISIBLE_DEVICES says which device is its own."""
     channel = open_channel()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor has gone
-        (path, size, kind), _ = channel.receive()
+        order: UploadWeights = channel.receive()[0]
         started = time.monotonic()
         try:
-            memory = make_memory(kind)
-            export = memory.upload(path, size)
+            memory = make_memory(order.kind)
+            export = memory.upload(order.path, order.size)
         except DeviceError as error:
-            channel.send(("refused" if error.refuses_ipc else "failed", str(error)))
+            channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else LoadFailed(str(error)))
             return
-        channel.send(("exported", export, time.monotonic() - started))
+        channel.send(WeightsExported(export, time.monotonic() - started))
         with contextlib.suppress(EOFError):
             channel.receive()
         memory.free()

@@ -15,14 +15,32 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
 from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
 from prefork.wire.exceptions import pickle_error
-from prefork.wire.messages import Group, Layout, Request, ServerOrder
+from prefork.wire.messages import (
+    BatchDone,
+    BatchFailed,
+    BatchStarted,
+    ConnectWorker,
+    DecideBatch,
+    DisconnectWorker,
+    Group,
+    InferError,
+    InferOutput,
+    InferRequest,
+    KeepRequests,
+    Layout,
+    LoadFailed,
+    ModelsLoaded,
+    Request,
+    RequestsDropped,
+    ServerBroken,
+    ServerOrder,
+)
 from prefork.work import loading, torch_state
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
@@ -47,9 +65,9 @@ def main() -> None:
         torch.set_num_threads(order.threads)
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is said in words
-        channel.send(("failed", *loading.explain(error)))
+        channel.send(LoadFailed(*loading.explain(error)))
         return
-    channel.send(("loaded", inventory))
+    channel.send(ModelsLoaded(inventory))
     status = 1
     try:
         _Server(channel, loaded, order).run()
@@ -134,33 +152,33 @@ class _Server:
                 return
             timeout = 0.0
             if self.channel in ready:
-                self._obey()
+                self._take_order()
             for worker, link in [(worker, link) for worker, link in self._links.items() if link in ready]:
                 try:
                     self._take(worker, *link.receive())
                 except (EOFError, ConnectionResetError):
                     self._forget(worker)
 
-    def _obey(self) -> None:
-        (kind, *content), fds = self.channel.receive()
-        if kind == "link":
-            self._links[content[0]] = Channel(socket.socket(fileno=fds[0]))
-        elif kind == "forget":
-            self._forget(content[0])
-        elif kind == "decide":
-            self._decide(*content)
+    def _take_order(self) -> None:
+        message, fds = self.channel.receive()
+        match message:
+            case ConnectWorker(worker):
+                self._links[worker] = Channel(socket.socket(fileno=fds[0]))
+            case DisconnectWorker(worker):
+                self._forget(worker)
+            case DecideBatch():
+                self._decide(message)
 
-    def _take(self, worker: int, message: tuple[Any, ...], fds: list[int]) -> None:
-        kind, *content = message
-        if kind == "want":
-            self._keep(worker, set(content[0]))
-            return
-        number, engine, elements, seed, layout = content
-        request = (worker, number)
-        self._wanted.get(worker, set()).discard(number)
-        self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
-        if request not in self._held:
-            self._queue(request)
+    def _take(self, worker: int, message: InferRequest | KeepRequests, fds: list[int]) -> None:
+        match message:
+            case KeepRequests(requests):
+                self._keep(worker, set(requests))
+            case InferRequest(number, engine, elements, seed, layout):
+                request = (worker, number)
+                self._wanted.get(worker, set()).discard(number)
+                self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
+                if request not in self._held:
+                    self._queue(request)
 
     def _queue(self, request: Request) -> None:
         asked = self._asked[request]
@@ -171,7 +189,7 @@ class _Server:
             self._batchers[asked.engine].add(request, asked.elements)
         except ValueError as error:
             self._drop(request)
-            self._send(request, pickle_error(InputError(str(error)), ""))
+            self._send(request, InferError(request[1], pickle_error(InputError(str(error)), "")))
 
     def _forget(self, worker: int) -> None:
         """A worker has gone, and with it who wanted its answers."""
@@ -205,7 +223,7 @@ class _Server:
         self._groups = [group for group in dict.fromkeys(rests) if group]
         self._held = {request for group in self._groups for request in group}
         if gone:
-            self.channel.send(("gone", gone))
+            self.channel.send(RequestsDropped(gone))
 
     def _may_come(self, request: Request) -> bool:
         """Whether it is there, or will be: a worker that has been connected says first what it wants."""
@@ -232,7 +250,7 @@ class _Server:
     def _launch(self, requests: Group) -> None:
         self._batches += 1
         asked = [self._asked[request] for request in requests]
-        self.channel.send(("begin", self._batches, requests, sum(one.elements for one in asked)))
+        self.channel.send(BatchStarted(self._batches, requests, sum(one.elements for one in asked)))
         if requests in self._groups:
             self._groups.remove(requests)
         engine = asked[0].engine
@@ -257,22 +275,22 @@ class _Server:
                 os.close(fd)
             self._fail(batch.number, batch.requests, error)
             return
-        self.channel.send(("end", batch.number))  # before it is answered: what was answered is not asked again
+        self.channel.send(BatchDone(batch.number))  # before it is answered: what was answered is not asked again
         for request, (fd, layout) in zip(batch.requests, packed, strict=True):
             self._held.discard(request)
             if self._drop(request) is not None:
-                self._send(request, layout, [fd])
+                self._send(request, InferOutput(request[1], layout), [fd])
             else:
                 os.close(fd)
         torch_state.release(self.loaded.device)
 
-    def _send(self, request: Request, content: Layout | bytes, fds: Sequence[int] = ()) -> None:
+    def _send(self, request: Request, message: InferOutput | InferError, fds: Sequence[int] = ()) -> None:
         link = self._links.get(request[0])
         if link is None:
             for fd in fds:
                 os.close(fd)
             return
-        link.post((request[1], content), fds)
+        link.post(message, fds)
         try:
             link.flush()
         except OSError:
@@ -281,24 +299,24 @@ class _Server:
     def _fail(self, number: int, requests: Group, error: BaseException) -> None:
         """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
         is of no more use: this process ends, and another takes its place."""
-        starved = torch_state.is_for_memory(error)
+        out_of_memory = torch_state.is_for_memory(error)
         self._held.update(requests)
         text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
         error.__traceback__ = None  # it holds the tensors
-        if not starved and is_broken(error, self.loaded.device):
-            self.channel.send(("broken", text))
+        if not out_of_memory and is_broken(error, self.loaded.device):
+            self.channel.send(ServerBroken(text))
             os._exit(1)
         torch_state.release(self.loaded.device)
         self._undecided += 1
-        self.channel.send(("stumbled", number, starved, pickled, text))
+        self.channel.send(BatchFailed(number, out_of_memory, pickled, text))
 
-    def _decide(self, groups: Sequence[Group], refused: Sequence[Request], limit: float) -> None:
-        """What is to become of a batch that has failed. Whose request is refused has been told."""
-        self._limit = limit
+    def _decide(self, decision: DecideBatch) -> None:
+        """What is to become of a batch that has failed. The worker whose request is refused has been told."""
+        self._limit = decision.limit
         for batcher in self._batchers.values():
-            batcher.limit(limit)
-        for request in refused:
+            batcher.limit(decision.limit)
+        for request in decision.refused:
             self._drop(request)
         self._undecided -= 1
         if not self._undecided:  # else this is no news: more has failed since, and that decision has all groups
-            self._set_groups(groups)
+            self._set_groups(decision.groups)

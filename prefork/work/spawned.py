@@ -10,6 +10,7 @@ import os
 import time
 
 from prefork.wire.child import open_channel
+from prefork.wire.messages import LoadFailed, ModelsLoaded
 from prefork.work import loading
 from prefork.work.worker import serve  # torch is imported while others load
 
@@ -26,9 +27,9 @@ def main() -> None:
         loaded = loading.load(specification)
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
-        channel.send(("failed", *loading.explain(error)))
+        channel.send(LoadFailed(*loading.explain(error)))
         return
-    channel.send(("loaded", inventory))
+    channel.send(ModelsLoaded(inventory))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor has gone
         serve(channel, loaded, specification.plan.threads)
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once

@@ -31,11 +31,24 @@ from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import FATAL
 from prefork.wire.exceptions import pickle_error
+from prefork.wire.messages import (
+    ItemFailed,
+    Progress,
+    RunTask,
+    TaskDone,
+    TaskFailed,
+    TaskOutOfMemory,
+    TaskUsage,
+    WeightsCorrupted,
+    WorkerReady,
+)
 from prefork.work.comparison import encode
 from prefork.work.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.work.loaded import Loaded
 from prefork.work.staging import is_broken
 from prefork.work.torch_state import is_for_memory, release, reseed
+
+Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +95,32 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     try:
         loaded = settle(loaded, threads, place)
     except WeightsChanged as error:
-        channel.send(("spoiled", str(error)))
+        channel.send(WeightsCorrupted(str(error)))
         return
     process.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
-    channel.send(("ready", os.getpid()))
+    channel.send(WorkerReady(os.getpid()))
     probe = PeakProbe()
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)
     while True:
         try:
-            payload, fds = channel.receive()
+            message, fds = channel.receive()
         except EOFError:
             return
-        if remote is not None and not isinstance(payload, bytes):
-            remote.obey(payload[0], payload[1:], fds)
+        if not isinstance(message, RunTask):
+            if remote is not None:
+                remote.take_order(message, fds)
             continue
         probe.reset()
         context = Context(loaded, inference, partial(_report, channel), partial(_refuse, channel), monitor=monitor)
-        answer = _run(payload, context)
+        answer = _run(message.task, context)
         sys.stdout.flush()  # before anybody can end this worker
         channel.send(answer)
-        del payload, answer
+        del message, answer
         process.release_free_memory()
-        channel.send(("measured", probe.read(), dict(context.steps)))
+        channel.send(TaskUsage(probe.read(), dict(context.steps)))
 
 
 def _make_monitor(device: str) -> MemoryMonitor:
@@ -136,14 +150,14 @@ def rehearse(loaded: Loaded, threads: int, place: int = 0) -> bytes:
 
 
 def _report(channel: Channel, number: int, position: float, piece: bytes) -> None:
-    channel.send(("progress", number, position, piece))
+    channel.send(Progress(number, position, piece))
 
 
 def _refuse(channel: Channel, number: int, error: bytes) -> None:
-    channel.send(("refused", number, error))
+    channel.send(ItemFailed(number, error))
 
 
-def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
+def _run(payload: bytes, context: Context) -> Answer:
     """The message to send back. A task's exception is its result; it costs the worker nothing.
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
@@ -151,15 +165,15 @@ def _run(payload: bytes, context: Context) -> tuple[str, bytes | str]:
     name = ""
     try:
         name, arguments = pickle.loads(payload)
-        return ("done", pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
+        return TaskDone(pickle.dumps(_TASKS[name](context, *arguments), pickle.HIGHEST_PROTOCOL))
     except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
         if isinstance(error, WeightsChanged):
-            return ("spoiled", str(error))
+            return WeightsCorrupted(str(error))
         if is_for_memory(error):
-            return ("starved", f"{type(error).__name__}: {error}".encode())
+            return TaskOutOfMemory(f"{type(error).__name__}: {error}")
         if is_broken(error, context.loaded.device):
             _give_up(error)
-        return ("error", _pickle(error) if name != "call" else pickle_error(error, traceback.format_exc()))
+        return TaskFailed(_pickle(error) if name != "call" else pickle_error(error, traceback.format_exc()))
     finally:
         context.inference.drop()
 

@@ -22,7 +22,20 @@ from prefork.platform_matrix.hazards import Severity, find_hazards
 from prefork.platform_matrix.matrix import Strategy
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import find_last_words, open_channel
+from prefork.wire.child import find_fatal_line, open_channel
+from prefork.wire.messages import (
+    AttachExports,
+    ForkUnsafe,
+    ForkWorker,
+    IPCUnavailable,
+    KillWorker,
+    LoadFailed,
+    ModelsLoaded,
+    Surveyed,
+    WeightsPacked,
+    WorkerExited,
+    WorkerForked,
+)
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
@@ -46,7 +59,8 @@ def main() -> None:
         if specification.survey:
             engines = loading.open_engines(specification)
             sizes = loading.survey(specification, engines), loading.estimate_private(engines)
-            channel.send(("surveyed", *sizes, {name: dict(engine.fingerprint()) for name, engine in engines.items()}))
+            fingerprints = {name: dict(engine.fingerprint()) for name, engine in engines.items()}
+            channel.send(Surveyed(*sizes, fingerprints))
             return
         loaded = loading.load(specification)
         hazards = find_hazards()
@@ -63,43 +77,43 @@ def main() -> None:
         _prove(loaded, specification.plan.threads)
         inventory = loading.describe(loaded, started, tuple(hazards))
     except CannotAttach as error:
-        channel.send(("no_ipc", str(error)))
+        channel.send(IPCUnavailable(str(error)))
         return
     except CannotFork as error:
-        channel.send(("unsafe", str(error)))
+        channel.send(ForkUnsafe(str(error)))
         return
     except EOFError:  # the supervisor has gone, or wants something else
         return
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
-        channel.send(("failed", *loading.explain(error)))
+        channel.send(LoadFailed(*loading.explain(error)))
         return
-    channel.send(("loaded", inventory))
-    _Nursery(channel, loaded).run()
+    channel.send(ModelsLoaded(inventory))
+    _ForkServer(channel, loaded).run()
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
 
 
 def _await_exports(channel: Channel, loaded: Loaded) -> Loaded:
     """Says that the weights are in their file, and waits until their owners have put them on every device."""
     assert loaded.arena is not None
-    channel.send(("packed", loaded.arena.size))
-    (_, exports), _ = channel.receive()
-    return replace(loaded, exports=tuple(exports))
+    channel.send(WeightsPacked(loaded.arena.size))
+    answer: AttachExports = channel.receive()[0]
+    return replace(loaded, exports=answer.exports)
 
 
 def _prove(loaded: Loaded, threads: int) -> None:
-    """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it lives."""
+    """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it succeeds."""
     from prefork.work.worker import rehearse
 
     for place in range(len(loaded.exports) or 1):
         outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
         if not outcome.lived:
-            words = find_last_words(outcome.words)
+            words = find_fatal_line(outcome.words)
             text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"
             raise CannotAttach(text) if loaded.exports else CannotFork(text)
 
 
-class _Nursery:
-    """Forks workers on request, buries them, and says what they died of."""
+class _ForkServer:
+    """Forks workers on request, reaps them, and reports their exit status."""
 
     def __init__(self, channel: Channel, loaded: Loaded) -> None:
         self._channel = channel
@@ -117,24 +131,25 @@ class _Nursery:
             ready, _, _ = select.select([self._channel.fileno(), reading], [], [])
             if reading in ready:
                 os.read(reading, 4096)
-                self._bury()
-            if self._channel.fileno() in ready and not self._obey():
+                self._reap()
+            if self._channel.fileno() in ready and not self._take_order():
                 return
 
-    def _obey(self) -> bool:
+    def _take_order(self) -> bool:
         try:
-            (order, number, *arguments), fds = self._channel.receive()
+            message, fds = self._channel.receive()
         except EOFError:
             self._end()
             return False
-        if order == "fork":
-            self._fork(number, fds, *arguments)
-        elif order == "kill":  # only its parent can be sure that a pid is still the worker's
-            for pid in [pid for pid, owner in self._pids.items() if owner == number]:
-                os.kill(pid, signal.SIGKILL)
+        match message:
+            case ForkWorker():
+                self._fork(message, fds)
+            case KillWorker(number):
+                for pid in [pid for pid, worker in self._pids.items() if worker == number]:
+                    os.kill(pid, signal.SIGKILL)
         return True
 
-    def _fork(self, number: int, fds: list[int], threads: int, place: int) -> None:
+    def _fork(self, order: ForkWorker, fds: list[int]) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -142,20 +157,20 @@ class _Nursery:
             print(f"cannot fork: {error.strerror}", file=sys.stderr, flush=True)
             for fd in fds:
                 os.close(fd)
-            self._channel.send(("exited", number, 1))
+            self._channel.send(WorkerExited(order.number, 1))
             return
         if pid == 0:
-            _become_worker(parent, fds, self._loaded, threads, place)
+            _become_worker(parent, fds, self._loaded, order.threads, order.place)
         for fd in fds:
             os.close(fd)
-        self._pids[pid] = number
-        self._channel.send(("forked", number, pid))
+        self._pids[pid] = order.number
+        self._channel.send(WorkerForked(order.number, pid))
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         for pid in list(self._pids):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                self._channel.send(("exited", self._pids.pop(pid), os.waitstatus_to_exitcode(status)))
+                self._channel.send(WorkerExited(self._pids.pop(pid), os.waitstatus_to_exitcode(status)))
 
     def _end(self) -> None:
         for pid in self._pids:

@@ -16,7 +16,8 @@ import torch
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher, Batching
 from prefork.wire.channel import Channel
-from prefork.wire.messages import Group, ServerOrder, Specification
+from prefork.wire.messages import Group, ServerOrder
+from prefork.wire.specification import Specification
 from prefork.work.inference import Refused, RemoteInference
 from prefork.work.server import _Server
 

@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from prefork.cli.report import tabulate
-from prefork.memory.governor import Tally
+from prefork.memory.tally import Tally
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.run import performance
 from prefork.run.summary import GPULoad, Summary
-from prefork.wire.messages import Inventory
+from prefork.wire.specification import Inventory
 
 FULL = Path("/dev/full")
 NAMES = {"command": "align", "engine": "ctc", "model": "größer \ud800", "dtype": "float32"}

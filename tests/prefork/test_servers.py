@@ -17,7 +17,8 @@ from prefork.pool.tasks import HangLimit
 from prefork.wire.channel import Channel
 from prefork.wire.child import Output
 from prefork.wire.loop import Loop
-from prefork.wire.messages import Group, Inventory, Specification
+from prefork.wire.messages import Group
+from prefork.wire.specification import Inventory, Specification
 
 _SECOND = 16_000  # elements
 
@@ -29,7 +30,7 @@ class Child:
         self.channel, there = Channel.pair()
         self.other = Channel(there)
         self.errors, _ = Output.pipe()
-        self.last_words = bytearray()
+        self.stderr_tail = bytearray()
         self.pid = 1
         self.killed = False
 

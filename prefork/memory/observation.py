@@ -1,0 +1,65 @@
+"""The memory of a run's processes, measured again and again: cheaply most of the time, exactly one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prefork.memory.probe import MemoryProbe, measure_address_space
+from prefork.wire.messages import Memory
+
+ZYGOTE = "zygote"
+_MOST_NEW = 4  # processes that are measured for the first time in one look, which is exact
+
+
+@dataclass(slots=True)
+class _Observed:
+    probe: MemoryProbe
+    memory: Memory | None = None
+
+
+@dataclass(slots=True)
+class Observation:
+    """shared: bytes of what workers were forked from, None if they were not."""
+
+    shared: int | None = None
+    _processes: dict[str, _Observed] = field(default_factory=dict)
+    _exact: int = 0  # exact measurements so far
+
+    def look(self, pids: Mapping[str, int], exact: bool) -> None:
+        """Measures all. pids: by name. exact: one of them exactly, each time another."""
+        changed = {name: process.probe.pid for name, process in self._processes.items()} != pids
+        self._processes = {name: self._find(name, pid) for name, pid in pids.items()}
+        chosen = ""
+        if exact:
+            self._exact += 1
+            chosen = list(pids)[self._exact % len(pids)]
+        new = [name for name, process in self._processes.items() if process.memory is None]
+        for name, process in self._processes.items():
+            if name in new[_MOST_NEW:]:
+                continue
+            stale = changed and name == ZYGOTE  # its share has changed with the number of those it shares with
+            process.memory = process.probe.read(exact=name == chosen or stale)
+
+    def _find(self, name: str, pid: int) -> _Observed:
+        known = self._processes.get(name)
+        return known if known is not None and known.probe.pid == pid else _Observed(MemoryProbe(pid))
+
+    def find(self, name: str) -> Memory | None:
+        process = self._processes.get(name)
+        return process.memory if process else None
+
+    def __iter__(self) -> Iterator[tuple[str, Memory]]:
+        """Those that could be measured, with their names."""
+        return ((name, process.memory) for name, process in self._processes.items() if process.memory is not None)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all processes together, shared pages counted once."""
+        if self.shared is None:
+            return sum(memory.pss for _, memory in self)
+        return self.shared + sum(memory.uss for name, memory in self if name != ZYGOTE)
+
+    def measure_largest(self) -> int:
+        """Bytes that the process with the most of them has mapped, which is what RLIMIT_AS limits."""
+        return max((measure_address_space(process.probe.pid) for process in self._processes.values()), default=0)

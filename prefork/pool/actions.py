@@ -1,0 +1,214 @@
+"""What the pool wants done: processes started and killed, messages sent, tasks ended. See `prefork.pool.processes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefork.platform_matrix.matrix import Plan
+from prefork.pool.tasks import Task
+from prefork.wire.messages import (
+    AttachExports,
+    ConnectServer,
+    DecideBatch,
+    DisconnectWorker,
+    ForkWorker,
+    KillWorker,
+    RefuseRequest,
+    RunTask,
+    ServerOrder,
+)
+from prefork.wire.specification import Specification
+
+
+@dataclass(frozen=True, slots=True)
+class StartZygote:
+    specification: Specification
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class EndZygote:
+    """In order, and with it its workers; nothing that it has sent since matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillZygote:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SendZygote:
+    message: KillWorker | AttachExports
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    order: ForkWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """A process that loads once it gets its specification. device: for CUDA_VISIBLE_DEVICES, None to leave it."""
+
+    number: int
+    plan: Plan
+    device: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendWorker:
+    number: int
+    message: Specification | RunTask | RefuseRequest
+
+
+@dataclass(frozen=True, slots=True)
+class KillSpawned:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartServer:
+    """place: of its device, among those of the plan. device: for CUDA_VISIBLE_DEVICES, empty on the CPU."""
+
+    place: int
+    name: str
+    plan: Plan
+    device: str
+    order: ServerOrder
+
+
+@dataclass(frozen=True, slots=True)
+class SendServer:
+    place: int
+    message: DecideBatch | DisconnectWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """A worker with a server. message: for the worker."""
+
+    number: int
+    place: int
+    message: ConnectServer
+
+
+@dataclass(frozen=True, slots=True)
+class KillServer:
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndServers:
+    """busy: places of those that are at a batch, which nobody waits for."""
+
+    busy: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StartOwners:
+    """One for each device of the plan. size: bytes of the weights, which are in the arena's file."""
+
+    plan: Plan
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndOwners:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenArena:
+    """A file for the weights, if there is none: every specification names it from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseArena:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureLoaded:
+    """What the process takes that has loaded the models. weights: bytes. forks: the workers are forked from it."""
+
+    weights: int
+    forks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A task has come to its end: with a pickled result, or an error."""
+
+    task: Task
+    result: bytes | None
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The models are loaded, or never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Nothing new begins from here on, in the threads of services too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """The user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A traceback, beside what the processes print."""
+
+    text: str
+
+
+Action = (
+    StartZygote
+    | EndZygote
+    | KillZygote
+    | SendZygote
+    | Fork
+    | Spawn
+    | SendWorker
+    | KillSpawned
+    | StartServer
+    | SendServer
+    | Connect
+    | KillServer
+    | EndServers
+    | StartOwners
+    | EndOwners
+    | OpenArena
+    | CloseArena
+    | MeasureLoaded
+    | Complete
+    | Announce
+    | Interrupt
+    | Notify
+    | Log
+)
+
+
+class Turn:
+    """One turn of the pool: the time it happens at, by time.monotonic(), and what is to be done, in that order."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._actions: list[Action] = []
+
+    def do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def notify(self, text: str) -> None:
+        self._actions.append(Notify(text))
+
+    def take(self) -> list[Action]:
+        """What is to be done, once."""
+        actions, self._actions = self._actions, []
+        return actions

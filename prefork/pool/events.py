@@ -1,0 +1,161 @@
+"""What happens to the pool: messages from its processes, their ends, and what the program asks for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prefork.pool.tasks import Task
+from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteSent:
+    message: FromZygote
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteExited:
+    """Its workers have died with it. status: as subprocess has it. out_of_memory: the kernel has killed it for want of
+    memory. stderr_tail: the last that it has printed."""
+
+    status: int
+    out_of_memory: bool = False
+    stderr_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A worker that was spawned has a pid."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSent:
+    number: int
+    message: FromWorker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClosed:
+    """Its channel is at its end: it is dead, or will be."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReaped:
+    """It has exited, and all that it had sent before was handled. The rest as for ZygoteExited."""
+
+    number: int
+    status: int
+    out_of_memory: bool = False
+    stderr_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSent:
+    """place: of its device, among those of the plan."""
+
+    place: int
+    message: FromServer
+
+
+@dataclass(frozen=True, slots=True)
+class ServerExited:
+    """The rest as for ZygoteExited."""
+
+    place: int
+    pid: int
+    status: int
+    out_of_memory: bool = False
+    stderr_tail: str = ""
+
+    @property
+    def was_killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerSent:
+    place: int
+    message: FromOwner
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerExited:
+    place: int
+    name: str
+    pid: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingCancelled:
+    """Every task that has not begun ends now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRequested:
+    """All ends once the tasks are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """Nothing new is started; all ends when what runs is done, or at this time."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """Nothing can be done any more, for this reason."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryMeasured:
+    """memory: of the workers, by number; those that could not be measured are left out."""
+
+    memory: Mapping[int, Memory]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Some time has passed."""
+
+
+Event = (
+    Started
+    | ZygoteSent
+    | ZygoteExited
+    | WorkerStarted
+    | WorkerSent
+    | WorkerClosed
+    | WorkerReaped
+    | ServerSent
+    | ServerExited
+    | OwnerSent
+    | OwnerExited
+    | TasksSubmitted
+    | WaitingCancelled
+    | CloseRequested
+    | DrainRequested
+    | Aborted
+    | MemoryMeasured
+    | Tick
+)

@@ -1,0 +1,293 @@
+"""The models of a pool: which processes load and hold them, and what takes their place. Pure: see `prefork.pool.state`.
+
+Either a zygote has loaded them and forks the workers; or, beside a zygote without models, servers or owners of GPU
+memory have them; or each worker loads them itself. What does not work here falls back to what the matrix says next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.pool.actions import (
+    Announce,
+    CloseArena,
+    EndOwners,
+    EndZygote,
+    KillZygote,
+    Log,
+    MeasureLoaded,
+    OpenArena,
+    SendZygote,
+    StartOwners,
+    StartZygote,
+    Turn,
+)
+from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
+from prefork.pool.servers import Servers
+from prefork.pool.tasks import HangLimit, Task
+from prefork.pool.workers import MOST_FAILED_STARTS, Workers
+from prefork.wire.messages import (
+    AttachExports,
+    Export,
+    ForkUnsafe,
+    FromOwner,
+    FromZygote,
+    IPCUnavailable,
+    LoadFailed,
+    ModelsLoaded,
+    WeightsExported,
+    WeightsPacked,
+    WorkerForked,
+)
+from prefork.wire.specification import Inventory, Specification
+
+
+class LoadPolicy(Protocol):
+    """What is known of memory before and after the models are loaded; the governor, if the run is real."""
+
+    def recall(self, plan: Plan) -> Plan:
+        """The plan with what earlier runs have measured."""
+
+    def begin(self, plan: Plan, weights: int) -> None:
+        """The models are loaded for the first time. weights: bytes."""
+
+    def note_kill(self) -> None:
+        """A batch was lost for want of memory."""
+
+
+class Models:
+    """plan, inventory: as they are now. descriptors: files that a process may have open."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        specification: Specification,
+        plan: Plan,
+        policy: LoadPolicy,
+        hang_limit: HangLimit,
+        fail: Callable[[str], None],
+        descriptors: int,
+    ) -> None:
+        self.inventory: Inventory | None = None
+        self.servers: Servers | None = None
+        self.workers = Workers(turn, plan, self._specify, fail)
+        self._turn = turn
+        self._specification = specification
+        self._policy = policy
+        self._hang_limit = hang_limit
+        self._fail = fail
+        self._descriptors = descriptors
+        self._has_zygote = False
+        self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
+        self._zygotes_lost = 0  # in a row, without anything done
+        self._exports: dict[int, Export] = {}  # of the owners, by place
+        self._deaths = 0  # of servers that are no more used
+
+    @property
+    def plan(self) -> Plan:
+        return self.workers.plan
+
+    @property
+    def deaths(self) -> int:
+        """Of workers and servers that were needed."""
+        return self.workers.deaths + self._deaths + (self.servers.deaths if self.servers is not None else 0)
+
+    def start(self, plan: Plan) -> None:
+        """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
+        self.workers.plan = plan = self._policy.recall(plan)
+        if plan.refusal:
+            self._fail(plan.refusal)
+        elif plan.strategy.forks:
+            if plan.strategy is Strategy.SERVER and self.servers is None:
+                self._start_servers()
+            if plan.strategy is Strategy.IPC:
+                self._turn.do(OpenArena())
+            self._start_zygote()
+        else:
+            self.workers.can_start = False
+            if plan.shared:
+                self._turn.do(OpenArena())
+            self.workers.start(0)
+
+    def note_success(self) -> None:
+        """Something was done."""
+        self._zygotes_lost = 0
+
+    def _specify(self) -> Specification:
+        manifest = self.inventory.manifest if self.inventory else None
+        return replace(self._specification, plan=self.plan, remote=self.servers is not None, manifest=manifest)
+
+    # -- what is loaded ----------------------------------------------------------------------------------------
+
+    def take_loaded(self, inventory: Inventory) -> None:
+        """By the zygote or by a spawned worker. Now that the weights are known, so is how many workers fit."""
+        self._loaded = inventory
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Everything is loaded, or part of it: what is in servers, and what is in the process to be forked from."""
+        inventory, servers = self._loaded, self.servers
+        if inventory is None or (servers is not None and servers.inventory is None):
+            return
+        self._loaded = None
+        if servers is not None and (served := servers.inventory) is not None:
+            inventory = replace(
+                inventory,
+                weights=served.weights,
+                seconds=max(inventory.seconds, served.seconds),
+                tf32=served.tf32,
+                batches=servers.share_batches(served),
+                warnings=served.warnings,
+            )
+        if self.inventory is None or self._has_zygote:
+            self._take_inventory(inventory)
+            self.workers.can_start = True
+            self.workers.refill()
+        self._turn.do(Announce())
+
+    def _take_inventory(self, inventory: Inventory) -> None:
+        first, plan = self.inventory is None, self.plan
+        private = inventory.private if plan.request.private is None else None
+        # They are loaded: one worker does fit.
+        self.workers.plan = plan = replace(plan.learn(inventory.weights, private), refusal="")
+        self.inventory = inventory
+        if first:
+            for text in (plan.fallback, plan.capped, *inventory.warnings):
+                if text:
+                    self._turn.notify(text)
+            self._policy.begin(plan, inventory.weights)
+            self.workers.size = plan.workers
+        self._turn.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
+
+    def take_failure(self, message: LoadFailed) -> None:
+        if message.traceback:
+            self._turn.do(Log(message.traceback))
+        self._fail(message.reason)
+
+    # -- the zygote --------------------------------------------------------------------------------------------
+
+    def _start_zygote(self) -> None:
+        self.workers.can_start = False
+        self._has_zygote = True
+        self._turn.do(StartZygote(self._specify(), self.plan))
+
+    def _end_zygote(self) -> None:
+        if self._has_zygote:
+            self._turn.do(EndZygote())
+        self._has_zygote = False
+
+    def take_zygote(self, message: FromZygote) -> None:
+        match message:
+            case ModelsLoaded(inventory):
+                self.take_loaded(inventory)
+            case LoadFailed():
+                self.take_failure(message)
+            case ForkUnsafe(reason):
+                self._spawn_instead(reason)
+            case IPCUnavailable(reason):
+                self._serve_instead(reason)
+            case WeightsPacked(size):
+                self._exports.clear()
+                self._turn.do(StartOwners(self.plan, size))
+            case WorkerForked(number, pid):
+                self.workers.all[number].pid = pid
+
+    def lose_zygote(self, event: ZygoteExited) -> list[Task]:
+        """The tasks of its workers, which have died with it and are not to blame."""
+        self._has_zygote = False
+        self._loaded = None
+        self._turn.do(EndOwners())
+        tasks = self.workers.drop_all()
+        if self.workers.is_closed:
+            return tasks
+        reason = "was ended by the kernel: out of memory" if event.out_of_memory else describe_exit(event.status)
+        self._zygotes_lost += 1
+        if self._zygotes_lost >= MOST_FAILED_STARTS:
+            last = event.stderr_tail.strip().rpartition("\n")[2]
+            text = f"the process that loads the models {reason} {self._zygotes_lost} times in a row"
+            self._fail(f"{text}: {last}" if last else text)
+            return tasks
+        again = "loading the models again" if self.servers is None else "started again"
+        self._turn.notify(f"the zygote {reason}; {again}")
+        self._start_zygote()
+        return tasks
+
+    def _spawn_instead(self, reason: str) -> None:
+        """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
+        self._end_zygote()
+        self._end_servers()
+        self._turn.do(EndOwners())
+        self.inventory = None  # of a zygote before it, which could fork
+        plan = self.plan.learn(unsafe=reason)
+        if not plan.refusal:
+            self._turn.notify(f"cannot fork: {reason}; the workers are spawned instead")
+        self.start(plan)
+
+    # -- the servers -------------------------------------------------------------------------------------------
+
+    def _start_servers(self) -> None:
+        workers = self.workers
+        self.servers = workers.link = Servers(
+            self._turn, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
+        )
+
+    def _end_servers(self) -> None:
+        servers, self.servers, self.workers.link = self.servers, None, None
+        if servers is not None:
+            self._deaths += servers.deaths
+            servers.end()
+
+    def take_server(self, event: ServerSent | ServerExited) -> None:
+        """With it they may have become ready, or impossible."""
+        servers = self.servers
+        if servers is None:
+            return
+        if isinstance(event, ServerExited):
+            servers.reap(event)
+        else:
+            servers.take(event.place, event.message)
+        if servers.failure is not None:
+            self.take_failure(servers.failure)
+        elif servers.inventory is not None:
+            self._go_on()
+
+    # -- the owners of weights on GPUs -------------------------------------------------------------------------
+
+    def take_owner(self, place: int, message: FromOwner) -> None:
+        match message:
+            case WeightsExported(export):
+                self._exports[place] = export
+                if len(self._exports) == max(1, len(self.plan.devices)):
+                    exports = tuple(self._exports[place] for place in sorted(self._exports))
+                    self._turn.do(SendZygote(AttachExports(exports)))
+            case IPCUnavailable(reason):
+                self._serve_instead(reason)
+            case LoadFailed(reason):
+                self._fail(reason)
+
+    def lose_owner(self, event: OwnerExited) -> None:
+        """It takes its memory with it."""
+        self.reload(f"{event.name} (pid {event.pid}) {describe_exit(event.status)}")
+
+    def reload(self, reason: str) -> None:
+        """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was
+        forked from; all is loaded anew."""
+        if self._has_zygote and not self.workers.is_closed:
+            self._turn.notify(f"{reason}; nothing that was computed since is kept")
+            self._turn.do(KillZygote())
+
+    def _serve_instead(self, reason: str) -> None:
+        """Memory cannot be shared between processes here."""
+        self._end_zygote()
+        self._turn.do(EndOwners())
+        self._turn.do(CloseArena())  # it has the weights, which are loaded anew elsewhere
+        self.inventory = None
+        plan = self.plan.learn(no_ipc=reason)
+        if not plan.refusal:
+            text = f"CUDA IPC does not work here: {reason}; one process has the models instead ({plan.strategy})"
+            self._turn.notify(text)
+        self.start(plan)

@@ -1,0 +1,375 @@
+"""The scheduler of a pool: which worker gets which task, and what becomes of it. Pure: see `prefork.pool.state`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Protocol
+
+from prefork.engines.base import LoadError
+from prefork.errors import OutOfMemory, Stopped, WorkerDied
+from prefork.memory.admission import Holder, Level
+from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Complete, Interrupt, SendWorker, Turn
+from prefork.pool.models import Models
+from prefork.pool.tasks import ATTEMPTS, HangLimit, Task, TaskQueue, bundle, split_finished
+from prefork.pool.workers import Death, Worker
+from prefork.wire.exceptions import unpickle_error
+from prefork.wire.messages import (
+    ItemFailed,
+    Memory,
+    Progress,
+    RunTask,
+    TaskDone,
+    TaskFailed,
+    TaskOutOfMemory,
+    TaskUsage,
+    Usage,
+)
+
+_PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
+_SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
+_GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
+_MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
+
+FromTask = Progress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
+
+
+class TaskPolicy(Protocol):
+    """What memory allows; the governor, if the run is real."""
+
+    level: Level
+    why: str
+
+    def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
+        """The one that starts next; None if none may. holders: the workers that have one."""
+
+    def explain(self, task: Task) -> str: ...
+
+    def admit(self, task: Task, worker: str, rest: int) -> int:
+        """A task starts on a worker that has so many bytes of its own; the bytes that it will have at its peak."""
+
+    def lose(self, task: Task, reason: str, out_of_memory: bool) -> None: ...
+
+    def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None: ...
+
+    def look_again(self) -> None:
+        """A task is over: its memory may be there for another."""
+
+    def must_stop(self) -> bool: ...
+
+    def must_end_one(self, used: list[int]) -> bool: ...
+
+    def must_shrink(self) -> bool: ...
+
+    def may_grow(self, plan: Plan) -> bool: ...
+
+    def shrink(self, workers: int) -> None: ...
+
+    def grow(self, workers: int) -> None: ...
+
+
+class Scheduler:
+    """Gives tasks to workers. fail: called with an error that no other task could do without either."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        models: Models,
+        policy: TaskPolicy,
+        hang_limit: HangLimit,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.queue = TaskQueue()
+        self.steps: Counter[tuple[str, str]] = Counter()  # seconds of all workers together, by engine and step of a job
+        self.exhausted = ""  # why the run was stopped: memory was too short
+        self.drain_until: float | None = None
+        self._turn = turn
+        self._models = models
+        self._workers = models.workers
+        self._policy = policy
+        self._hang_limit = hang_limit
+        self._fail = fail
+        self._unfit_since: float | None = None  # since when nothing has started because nothing fits
+        self._growth = _MOST_GROWTH
+
+    @property
+    def is_draining(self) -> bool:
+        return self.drain_until is not None
+
+    def drain(self, until: float) -> None:
+        """Starts nothing new but what saves work that is done."""
+        self.drain_until = min(until, self.drain_until or until)
+        self._workers.is_closed = True
+        self._turn.do(Interrupt())
+
+    def cancel_waiting(self) -> None:
+        for task in self.queue.clear():
+            self._turn.do(Complete(task, None, Stopped("it was cancelled before it began")))
+
+    # -- what workers report -----------------------------------------------------------------------------------
+
+    def take(self, worker: Worker, message: FromTask) -> None:
+        match message:
+            case Progress(item, position, result):
+                if worker.task is not None:
+                    worker.task.position = position
+                    worker.task.take(item, result)
+                    self._models.note_success()
+            case ItemFailed(item, error):
+                if worker.task is not None:
+                    self._refuse_item(worker.task, item, unpickle_error(error))
+            case TaskUsage(usage, steps):
+                self._take_usage(worker, usage, steps)
+            case TaskDone() | TaskFailed() | TaskOutOfMemory():
+                self._take_end(worker, message)
+
+    def _refuse_item(self, task: Task, item: int, error: BaseException) -> None:
+        """One of the items of a worker's task can never be done; it goes on with those of other jobs."""
+        self._policy.lose(task, str(error), out_of_memory=False)
+        self._check_fatal(error)
+        owner = task.refuse(item)
+        if owner is not None:
+            self._turn.do(Complete(owner, None, error))
+
+    def _take_end(self, worker: Worker, message: TaskDone | TaskFailed | TaskOutOfMemory) -> None:
+        task, worker.task = worker.task, None
+        worker.tasks += 1
+        self._models.note_success()
+        if task is None:
+            return
+        worker.measuring = True
+        worker.measured = (task, worker.predicted) if isinstance(message, TaskDone) else None
+        match message:
+            case TaskOutOfMemory(reason):
+                self.lose(Death(task, f"{worker.name} (pid {worker.pid}): {reason}", out_of_memory=True))
+            case _ if task.cancelled:
+                return
+            case TaskDone(result):
+                self.complete(task, result, None)
+            case TaskFailed(pickled):
+                error = unpickle_error(pickled)
+                self._policy.lose(task, str(error), out_of_memory=False)
+                if task.name != "call":
+                    self._check_fatal(error)
+                if task.parts:
+                    self._separate(task)
+                else:
+                    self.complete(task, None, error)
+
+    def complete(self, task: Task, result: bytes | None, error: BaseException | None) -> None:
+        """The end of a task, or of all that are in a bundle."""
+        if not task.parts:
+            self._turn.do(Complete(task, result, error))
+            return
+        for part in self._end_finished(task):
+            self._turn.do(Complete(part, None, error))
+
+    def _end_finished(self, bundled: Task) -> list[Task]:
+        """Ends the tasks of a bundle that are finished; those that are not, and still wanted."""
+        finished, rest = split_finished(bundled.parts)
+        for part in finished:
+            self._turn.do(Complete(part, b"", None))
+        return rest
+
+    def _check_fatal(self, error: BaseException) -> None:
+        """What no worker can do without, no other job could either."""
+        if isinstance(error, LoadError):
+            self._fail(error)
+
+    def _take_usage(self, worker: Worker, usage: Usage | None, steps: Mapping[tuple[str, str], float]) -> None:
+        """What its last task took, and what it has kept of it."""
+        self.steps.update(dict(steps))
+        worker.measuring = False
+        if usage is None:
+            return
+        if worker.measured is not None:
+            task, predicted = worker.measured
+            self._policy.measure(task, worker.name, predicted, usage)
+            worker.measured = None
+        self._policy.look_again()
+        if worker.task:  # it was given on the strength of what the worker had before
+            worker.predicted += usage.memory.uss - worker.rest
+        worker.memory, worker.rest = usage.memory, usage.memory.uss
+        worker.first_rest = worker.first_rest or worker.rest
+
+    def lose(self, death: Death) -> None:
+        """A task has lost its worker. One that did not fit into memory has it all to itself the next time."""
+        task, reason, out_of_memory = death.task, death.reason, death.out_of_memory
+        self._policy.lose(task, reason, out_of_memory)
+        if task.cancelled:
+            return
+        if task.parts:
+            self._turn.notify(f"{task.label}: {reason}; trying each by itself")
+            self._separate(task)
+            return
+        task.attempts += not out_of_memory
+        if out_of_memory and not task.alone:
+            task.alone = True
+            self._turn.notify(f"{task.label}: {reason}; trying once more, alone")
+            self.queue.push_again(task)
+        elif out_of_memory:
+            text = f"{reason}, with nothing else running; {self._policy.explain(task)}"
+            self.complete(task, None, OutOfMemory(text))
+        elif task.attempts < ATTEMPTS:
+            self._turn.notify(f"{task.label}: {reason}; trying once more on a fresh worker")
+            self.queue.push_again(task)
+        else:
+            self.complete(task, None, WorkerDied(f"{reason}, and so did another worker before it"))
+
+    def _separate(self, task: Task) -> None:
+        """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
+        for part in self._end_finished(task):
+            part.single = True
+            self.queue.push_again(part)
+
+    # -- who gets what -----------------------------------------------------------------------------------------
+
+    def kill_hung(self) -> None:
+        servers = self._models.servers
+        for worker in self._workers.list_busy():
+            task = worker.task
+            if task is None or task.step is None or worker.kill_reason:
+                continue
+            limit = self._hang_limit.seconds(task.step)
+            if servers is not None and servers.is_busy(worker):
+                worker.last_message = self._turn.now
+            if self._turn.now - worker.last_message > limit:
+                self._workers.kill(worker, f"made no progress for {limit:.0f} s and was killed")
+
+    def dispatch(self) -> None:
+        """Gives idle workers what may start."""
+        if not self.is_draining:
+            self._replace_grown()
+        idle = self._workers.list_idle()
+        while idle and self._start_next(idle):
+            pass
+        if not idle or self.is_draining:
+            return
+        workers = self._workers.all.values()
+        if self.queue.wants_fresh and not any(w.tasks == 0 or w.retired for w in workers):
+            self._workers.retire(idle[0], "made room for a fresh one")
+        elif self.queue and not self._workers.list_busy():
+            self._start_unfit(next((worker for worker in idle if worker.tasks == 0), idle[0]))
+
+    def _replace_grown(self) -> None:
+        for worker in self._workers.list_idle():
+            if worker.rest > 2 * worker.first_rest + self._growth:
+                self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
+                self._turn.notify(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
+                self._workers.retire(worker, "grew without a job")
+
+    def _start_next(self, idle: list[Worker]) -> bool:
+        """Gives one of the idle workers the next task that may start; False if none may."""
+        fresh = next((worker for worker in idle if worker.tasks == 0), None)
+        worker = fresh or idle[0]
+        task = self.queue.pop(fresh is not None, self.is_draining, self._select)
+        if task is None and not self._workers.list_busy():  # then nobody makes more of what others wait for
+            task = self.queue.pop(fresh is not None, self.is_draining, partial(self._select, waiting=False))
+        if task is None:
+            return False
+        if task.begin():
+            idle.remove(worker)
+            self._unfit_since = None
+            self._give(worker, self._join_others(task))
+        return True
+
+    def _join_others(self, task: Task) -> Task:
+        """The task, with others of its engine that it takes in one go. Towards the end of a run every worker gets a
+        share of what is left."""
+        most = self._batches.get(task.engine, 0.0)
+        if not most or not task.can_join:
+            return task
+        if not self.queue.splits[task.engine]:
+            most = min(most, (task.seconds + self.queue.seconds[task.engine]) / self._workers.plan.workers)
+        parts = [task, *self.queue.pop_more(task, most)]
+        while len(parts) > 1:
+            joined = bundle(parts)
+            if self._policy.select(iter([joined]), self._list_holders()) is not None:
+                return joined
+            half = len(parts) // 2
+            self.queue.push(*parts[half:])
+            parts = parts[:half]
+        return task
+
+    @property
+    def _batches(self) -> Mapping[str, float]:
+        """By engine: seconds of audio that it takes in one go; 0 if it does one segment after the other."""
+        return self._models.inventory.batches if self._models.inventory is not None else {}
+
+    def _list_filling(self) -> set[str]:
+        """Engines whose next batch is not full yet, while more for it is about to come. Servers fill their own."""
+        if self._models.servers is not None:
+            return set()
+        queue = self.queue
+        splitting = {w.task.engine for w in self._workers.list_busy() if w.task and w.task.name == "split"}
+        coming = (engine for engine in self._batches if queue.splits[engine] or engine in splitting)
+        return {engine for engine in coming if queue.seconds[engine] < self._batches[engine]}
+
+    def _select(self, tasks: Iterator[Task], waiting: bool = True) -> Task | None:
+        """One that must run alone has to wait for all others, and they for it. waiting: for fuller batches."""
+        if self.is_draining:  # only what saves the work that is done, and takes next to nothing
+            return next(tasks, None)
+        busy = self._workers.list_busy()
+        if any(other.task.alone for other in busy if other.task):
+            return None
+        if self.queue.wants_alone:
+            wait = busy or self._workers.is_measuring or self._policy.level > Level.EASY
+            return None if wait else next((task for task in tasks if task.alone), None)
+        filling = self._list_filling() if waiting else set()
+        ready = (task for task in tasks if not (task.engine in filling and task.can_join))
+        return self._policy.select(ready, self._list_holders())
+
+    def _list_holders(self) -> list[Holder]:
+        return [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in self._workers.list_busy()]
+
+    def _start_unfit(self, worker: Worker) -> None:
+        """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever. After that, one
+        task at a time is tried until they come: a prediction may be wrong, and nothing else can be done."""
+        if self._unfit_since is None:
+            self._unfit_since = self._turn.now
+        patience = _PATIENCE if self._policy.level > Level.EASY else _SETTLE_SECONDS
+        if self._turn.now - self._unfit_since < patience:
+            return
+        task = self.queue.pop(worker.tasks == 0, closing=False)
+        if task is None or not task.begin():
+            return
+        self._turn.notify(f"{task.label}: runs alone, because it may not fit: {self._policy.explain(task)}")
+        task.alone = True
+        self._give(worker, task)
+
+    def _give(self, worker: Worker, task: Task) -> None:
+        worker.task, worker.last_message, task.position = task, self._turn.now, 0.0
+        worker.predicted = self._policy.admit(task, worker.name, worker.rest)
+        self._turn.do(SendWorker(worker.number, RunTask(task.describe())))
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def take_memory(self, memory: Mapping[int, Memory]) -> None:
+        """All were measured, by number. As many workers as memory allows: fewer when it is short, more again later."""
+        for worker in self._workers.all.values():
+            worker.memory = memory.get(worker.number) or worker.memory
+            if worker.task and worker.memory:
+                worker.task.peak = max(worker.task.peak, worker.memory.uss)
+        if not self.is_draining:
+            self._fit_workers()
+
+    def _fit_workers(self) -> None:
+        policy, workers = self._policy, self._workers
+        busy, size = workers.list_busy(), workers.size
+        if policy.must_stop() and not self.exhausted:
+            self.exhausted = policy.why
+            self._turn.notify(f"stopping: {policy.why} (--mem-guard)")
+            self.drain(self._turn.now + _GUARD_SECONDS)
+        elif busy and policy.must_end_one([worker.memory.uss for worker in busy if worker.memory]):
+            worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
+            worker.out_of_memory = True
+            workers.kill(worker, f"was ended, because memory was too short ({policy.why})")
+        elif size > 1 and len(workers.all) <= size and policy.must_shrink():
+            policy.shrink(size - 1)
+            size -= 1
+        elif 0 < size < workers.plan.workers and policy.may_grow(workers.plan):
+            policy.grow(size + 1)
+            size += 1
+        workers.resize(size)

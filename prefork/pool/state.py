@@ -1,0 +1,168 @@
+"""The pool as a state machine: (event, time) -> actions.
+
+Who is started, killed and retried, who is given what, and what is overdue is decided here, and in what it is made of:
+
+    Models      which processes load and hold the models, and what takes their place        models.py, servers.py
+    Workers     which workers there are                                                     workers.py
+    Scheduler   which worker gets which task, and what becomes of it                        scheduling.py, tasks.py
+
+None of them starts a process, reads a socket or a clock: that is `prefork.pool.processes`, which turns what happens
+into events (events.py) and does what comes out (actions.py). What memory allows is asked of a policy, the governor.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from prefork.engines.base import LoadError
+from prefork.errors import Stopped
+from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Action, Turn
+from prefork.pool.events import (
+    Aborted,
+    CloseRequested,
+    DrainRequested,
+    Event,
+    MemoryMeasured,
+    OwnerExited,
+    OwnerSent,
+    ServerExited,
+    ServerSent,
+    Started,
+    TasksSubmitted,
+    Tick,
+    WaitingCancelled,
+    WorkerClosed,
+    WorkerReaped,
+    WorkerSent,
+    WorkerStarted,
+    ZygoteExited,
+    ZygoteSent,
+)
+from prefork.pool.models import LoadPolicy, Models
+from prefork.pool.scheduling import Scheduler, TaskPolicy
+from prefork.pool.tasks import HangLimit
+from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsCorrupted, WorkerReady
+from prefork.wire.specification import Specification
+
+STOPPED = "the run was stopped before this was done"
+
+
+class Policy(LoadPolicy, TaskPolicy, Protocol):
+    """What memory allows."""
+
+
+class Pool:
+    """failure: why nothing can run any more."""
+
+    def __init__(
+        self, specification: Specification, plan: Plan, policy: Policy, hang_limit: HangLimit, descriptors: int
+    ) -> None:
+        """descriptors: files that a process may have open."""
+        self._turn = turn = Turn()
+        self.failure: BaseException | None = None
+        self.models = Models(turn, specification, plan, policy, hang_limit, self._fail_loading, descriptors)
+        self.workers = self.models.workers
+        self.scheduler = Scheduler(turn, self.models, policy, hang_limit, self._fail)
+        self._closing = False
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What is to be done, in that order. now: seconds, by a clock that never goes back."""
+        self._turn.now = now
+        match event:
+            case Tick():
+                self._tick()
+            case WorkerSent(number, message):
+                self._take_worker(number, message)
+            case MemoryMeasured(memory):
+                self.scheduler.take_memory(memory)
+            case TasksSubmitted() | WaitingCancelled() | CloseRequested() | DrainRequested() | Aborted() | Started():
+                self._take_request(event)
+            case _:
+                self._take_process(event)
+        return self._turn.take()
+
+    def _take_request(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.models.start(self.models.plan)
+            case TasksSubmitted(tasks):
+                self.scheduler.queue.push(*tasks)
+            case WaitingCancelled():
+                self.scheduler.cancel_waiting()
+            case CloseRequested():
+                self._closing = True
+            case DrainRequested(until):
+                self.scheduler.drain(until)
+            case Aborted(error):
+                self._fail(error)
+
+    def _take_process(self, event: Event) -> None:
+        """What a process has sent, or its end."""
+        match event:
+            case ZygoteSent(message):
+                self.models.take_zygote(message)
+            case ZygoteExited():
+                for task in self.models.lose_zygote(event):
+                    self.scheduler.queue.push_again(task)
+            case WorkerStarted(number, pid):
+                self.workers.all[number].pid = pid
+            case WorkerClosed(number):
+                self.workers.close(self.workers.all[number])
+            case WorkerReaped():
+                if (death := self.workers.reap(event)) is not None:
+                    self.scheduler.lose(death)
+            case ServerSent() | ServerExited():
+                self.models.take_server(event)
+            case OwnerSent(place, message):
+                self.models.take_owner(place, message)
+            case OwnerExited():
+                self.models.lose_owner(event)
+
+    def _take_worker(self, number: int, message: FromWorker) -> None:
+        worker = self.workers.all[number]
+        worker.last_message = self._turn.now
+        match message:
+            case ModelsLoaded(inventory):
+                self.models.take_loaded(inventory)
+            case LoadFailed():
+                self.models.take_failure(message)
+            case WorkerReady():
+                self.workers.note_ready(worker)
+            case WeightsCorrupted(reason):
+                self.models.reload(reason)
+            case _:
+                self.scheduler.take(worker, message)
+
+    def _tick(self) -> None:
+        if self.models.servers is not None:
+            self.models.servers.tick()
+        self.workers.tick()
+        self.scheduler.kill_hung()
+        self.scheduler.dispatch()
+
+    def is_finished(self, now: float, pending: bool) -> bool:
+        """Whether all is done that was asked for. pending: something else is under way that may bring more tasks."""
+        if self.failure is not None:
+            return True
+        running, queue = bool(self.workers.list_busy()), self.scheduler.queue
+        until = self.scheduler.drain_until
+        if until is not None:
+            return now > until or not (running or queue.has_closing)
+        return self._closing and not (running or self.workers.is_measuring or queue or pending)
+
+    def end(self, failure: BaseException | None) -> list[Action]:
+        """Every process has been ended: the tasks that are left end, with the failure if there was one."""
+        reason = failure or Stopped(STOPPED)
+        left = [worker.task for worker in self.workers.all.values() if worker.task and not worker.task.cancelled]
+        self.workers.all.clear()
+        for task in [*left, *self.scheduler.queue.clear()]:
+            self.scheduler.complete(task, None, reason)
+        return self._turn.take()
+
+    def _fail_loading(self, reason: str) -> None:
+        self.workers.is_closed = True
+        self._fail(LoadError(reason))
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error

@@ -1,0 +1,221 @@
+"""The workers of a pool: which there are, and who is started, killed and replaced. Pure: see `prefork.pool.state`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Fork, KillSpawned, SendWorker, SendZygote, Spawn, Turn
+from prefork.pool.events import WorkerReaped
+from prefork.pool.tasks import Task
+from prefork.wire.child import find_fatal_line
+from prefork.wire.messages import ForkWorker, KillWorker, Memory
+from prefork.wire.specification import Specification
+
+MOST_FAILED_STARTS = 3  # of zygotes, servers or workers, in a row without anything done
+START_SECONDS = 30.0  # from the request to fork to a worker's first message; it takes 20 ms
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    slot: int  # 0 .. workers-1: what the user sees
+    number: int  # never used again in a run
+    started: float
+    forked: bool  # by the zygote, with the models loaded; else it loads them itself, when it is its turn
+    loading: bool = False  # it was told what to load
+    pid: int = 0
+    ready: float | None = None  # seconds from its start to the message that says so
+    task: Task | None = None
+    tasks: int = 0  # done
+    last_message: float = 0.0
+    closed: bool = False  # its channel is at its end: it is dead, or will be
+    kill_reason: str = ""
+    out_of_memory: bool = False  # we killed it, because memory was short
+    retired: bool = False  # we ended it, and it had nothing to do
+    measuring: bool = False  # its task is done, and it has not reported yet what that took
+    measured: tuple[Task, int] | None = None  # its last task, and what that was predicted to take
+    predicted: int = 0  # bytes of its own at the peak of its task
+    memory: Memory | None = None
+    rest: int = 0  # bytes of its own after its last task
+    first_rest: int = 0  # and after its first
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Of a worker that had a task."""
+
+    task: Task
+    reason: str
+    out_of_memory: bool
+
+
+class Link(Protocol):
+    """What joins workers with the servers that have the models."""
+
+    def connect(self, worker: Worker) -> None: ...
+
+    def disconnect(self, worker: Worker) -> None: ...
+
+
+class Workers:
+    """As many as there are to be, each in a slot of its own."""
+
+    def __init__(
+        self, turn: Turn, plan: Plan, specify: Callable[[], Specification], fail: Callable[[str], None]
+    ) -> None:
+        """specify: what a spawned worker is to load. fail: called with the reason if there will never be workers."""
+        self.plan = plan
+        self.all: dict[int, Worker] = {}
+        self.size = 0
+        self.can_start = False  # there is something to fork from, or to map
+        self.is_closed = False  # nobody is replaced any more
+        self.deaths = 0
+        self.link: Link | None = None
+        self._turn = turn
+        self._specify = specify
+        self._fail = fail
+        self._numbers = itertools.count()
+        self._failed_starts = 0  # workers that have died in a row before they could do anything
+
+    # -- how many ----------------------------------------------------------------------------------------------
+
+    def resize(self, size: int) -> None:
+        """To so many workers: missing ones are started, and as many as are too many go as soon as they are idle."""
+        self.size = size
+        self.refill()
+        for worker in self.list_idle()[: max(0, sum(not w.kill_reason for w in self.all.values()) - size)]:
+            self.retire(worker, "was ended, because memory was short")
+
+    def refill(self) -> None:
+        missing = max(0, self.size - len(self.all)) if self.can_start and not self.is_closed else 0
+        taken = {worker.slot for worker in self.all.values()}
+        free = [slot for slot in range(self.plan.workers) if slot not in taken]
+        for slot in free[:missing]:
+            self.start(slot)
+
+    def start(self, slot: int) -> None:
+        """By fork, or a fresh process, as the plan says."""
+        plan, place = self.plan, self._find_place(slot)
+        forked = plan.strategy.forks
+        worker = Worker(slot, next(self._numbers), self._turn.now, forked, loading=forked)
+        self.all[worker.number] = worker
+        if not forked:
+            self._turn.do(Spawn(worker.number, plan, plan.devices[place] if plan.devices else None))
+            return
+        self._turn.do(Fork(ForkWorker(worker.number, plan.threads, place)))
+        if self.link is not None:
+            self.link.connect(worker)
+
+    def _find_place(self, slot: int) -> int:
+        """Of the device, among the plan's, that a worker computes on, or whose server it asks."""
+        return slot % max(1, len(self.plan.devices))
+
+    # -- which -------------------------------------------------------------------------------------------------
+
+    def list_idle(self) -> list[Worker]:
+        """Those of the device that has least to do first."""
+        load = Counter(self._find_place(worker.slot) for worker in self.list_busy())
+        ready = (w for w in self.all.values() if w.ready is not None and not (w.closed or w.kill_reason))
+        return sorted((w for w in ready if w.task is None), key=lambda w: load[self._find_place(w.slot)])
+
+    def list_busy(self) -> list[Worker]:
+        return [worker for worker in self.all.values() if worker.task]
+
+    def list_open(self) -> list[Worker]:
+        """Those that can still be told something."""
+        return [worker for worker in self.all.values() if not worker.closed]
+
+    @property
+    def is_measuring(self) -> bool:
+        return any(worker.measuring for worker in self.all.values())
+
+    # -- their ends --------------------------------------------------------------------------------------------
+
+    def retire(self, worker: Worker, reason: str) -> None:
+        """Ends a worker that has nothing to do."""
+        worker.retired = True
+        self.kill(worker, reason)
+
+    def kill(self, worker: Worker, reason: str) -> None:
+        """reason: empty if it is dead already, most likely: then its exit status says why."""
+        worker.kill_reason = worker.kill_reason or reason
+        if worker.forked:
+            self._turn.do(SendZygote(KillWorker(worker.number)))
+        else:
+            self._turn.do(KillSpawned(worker.number))
+
+    def close(self, worker: Worker) -> None:
+        """Its channel is at its end."""
+        worker.closed = True
+        self.kill(worker, "")
+
+    def reap(self, event: WorkerReaped) -> Death | None:
+        """It has exited; the task that it had, if it had one and was needed."""
+        worker = self.all.pop(event.number)
+        if self.link is not None:
+            self.link.disconnect(worker)
+        death = None if worker.retired else self._explain(worker, event)
+        self.refill()
+        return death
+
+    def _explain(self, worker: Worker, event: WorkerReaped) -> Death | None:
+        self.deaths += 1
+        out_of_memory = worker.out_of_memory or event.out_of_memory
+        exited = find_fatal_line(event.stderr_tail) or describe_exit(event.status)
+        ended = "was ended by the kernel: out of memory" if out_of_memory else exited
+        reason = f"{worker.name} (pid {worker.pid}): {worker.kill_reason or ended}"
+        if worker.ready is None:
+            self._count_failed_start(reason)
+        elif worker.task:
+            return Death(worker.task, reason, out_of_memory)
+        else:
+            self._turn.notify(f"{reason}; replaced")
+        return None
+
+    def _count_failed_start(self, reason: str) -> None:
+        """A worker died before it could do anything. If that goes on, there are as many as there are."""
+        self._failed_starts += 1
+        if self._failed_starts < MOST_FAILED_STARTS:
+            return
+        self._failed_starts, self.size = 0, len(self.all)
+        if self.size:
+            text = f"workers die before they are ready, the last one {reason}; going on with {self.size}"
+            self._turn.notify(text)
+        else:
+            self._fail(f"workers die before they are ready: {reason}")
+
+    def drop_all(self) -> list[Task]:
+        """All are gone with the zygote; the tasks that they had."""
+        workers = list(self.all.values())
+        self.all.clear()
+        for worker in workers:
+            if self.link is not None:
+                self.link.disconnect(worker)
+        return [worker.task for worker in workers if worker.task]
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def note_ready(self, worker: Worker) -> None:
+        worker.ready = self._turn.now - worker.started
+        self._failed_starts = 0
+
+    def tick(self) -> None:
+        """Has the next one load, and gives up those that never came to life."""
+        waiting = [worker for worker in self.all.values() if not worker.loading and not worker.closed]
+        if waiting and not any(w.loading and w.ready is None for w in self.all.values()):
+            # One at a time: memory for one copy more than is shared is all that is needed.
+            waiting[0].loading = True
+            self._turn.do(SendWorker(waiting[0].number, self._specify()))
+        for worker in list(self.all.values()):
+            late = worker.ready is None and self._turn.now - worker.started > START_SECONDS
+            if worker.forked and late and not worker.kill_reason:
+                self.kill(worker, f"was not ready {START_SECONDS:.0f} s after it was forked and was killed")
