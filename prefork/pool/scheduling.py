@@ -147,7 +147,7 @@ class Scheduler:
             case _ if task.cancelled:
                 return
             case TaskDone(result):
-                self.complete(task, result, None)
+                self._turn.do(Complete(task, result, None))
             case TaskFailed(pickled):
                 error = unpickle_error(pickled)
                 self._policy.lose(task, str(error), out_of_memory=False)
@@ -156,22 +156,7 @@ class Scheduler:
                 if task.parts:
                     self._separate(task)
                 else:
-                    self.complete(task, None, error)
-
-    def complete(self, task: Task, result: bytes | None, error: BaseException | None) -> None:
-        """The end of a task, or of all that are in a bundle."""
-        if not task.parts:
-            self._turn.do(Complete(task, result, error))
-            return
-        for part in self._end_finished(task):
-            self._turn.do(Complete(part, None, error))
-
-    def _end_finished(self, bundled: Task) -> list[Task]:
-        """Ends the tasks of a bundle that are finished; those that are not, and still wanted."""
-        finished, rest = split_finished(bundled.parts)
-        for part in finished:
-            self._turn.do(Complete(part, b"", None))
-        return rest
+                    self._turn.do(Complete(task, None, error))
 
     def _check_fatal(self, error: BaseException) -> None:
         """What no worker can do without, no other job could either."""
@@ -211,16 +196,20 @@ class Scheduler:
             self.queue.push_again(task)
         elif out_of_memory:
             text = f"{reason}, with nothing else running; {self._policy.explain(task)}"
-            self.complete(task, None, OutOfMemory(text))
+            self._turn.do(Complete(task, None, OutOfMemory(text)))
         elif task.attempts < ATTEMPTS:
             self._turn.notify(f"{task.label}: {reason}; trying once more on a fresh worker")
             self.queue.push_again(task)
         else:
-            self.complete(task, None, WorkerDied(f"{reason}, and so did another worker before it"))
+            error = WorkerDied(f"{reason}, and so did another worker before it")
+            self._turn.do(Complete(task, None, error))
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
-        for part in self._end_finished(task):
+        finished, rest = split_finished(task.parts)
+        for part in finished:
+            self._turn.do(Complete(part, b"", None))
+        for part in rest:
             part.single = True
             self.queue.push_again(part)
 

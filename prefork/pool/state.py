@@ -17,7 +17,7 @@ from typing import Protocol
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Action, Turn
+from prefork.pool.actions import Action, Complete, Turn
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -157,7 +157,7 @@ class Pool:
         left = [worker.task for worker in self.workers.all.values() if worker.task and not worker.task.cancelled]
         self.workers.all.clear()
         for task in [*left, *self.scheduler.queue.clear()]:
-            self.scheduler.complete(task, None, reason)
+            self._turn.do(Complete(task, None, reason))
         return self._turn.take()
 
     def _fail_loading(self, reason: str) -> None:

@@ -123,13 +123,20 @@ class Task:
 def bundle(parts: Sequence[Task]) -> Task:
     """One task that does the work of several of a kind, whose items a worker then gets together."""
 
+    def done(_: bytes | None, error: BaseException | None) -> None:
+        finished, rest = split_finished(parts)
+        for part in finished:
+            part.done(b"", None)
+        for part in rest:
+            part.done(None, error)
+
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
     rest = [(part, number, item) for part in parts for number, item in part.rest]
     return Task(
         first.name,
         first.arguments,
-        _ignore,  # its parts have their own
+        done,
         order=first.order,
         label=f"{first.label} and {len(parts) - 1} more",
         engine=first.engine,
@@ -141,9 +148,6 @@ def bundle(parts: Sequence[Task]) -> Task:
         step=seconds,
         origins=[(part, number) for part, number, _ in rest],
     )
-
-
-def _ignore(_result: bytes | None, _error: BaseException | None) -> None: ...
 
 
 def split_finished(parts: Sequence[Task]) -> tuple[list[Task], list[Task]]:

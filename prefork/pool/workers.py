@@ -96,7 +96,13 @@ class Workers:
             self.retire(worker, "was ended, because memory was short")
 
     def refill(self) -> None:
-        missing = max(0, self.size - len(self.all)) if self.can_start and not self.is_closed else 0
+        if self.is_closed:
+            return
+        if not self.can_start:
+            if not (self.plan.strategy.forks or self.all):  # the first one loads for all, and has died of it
+                self.start(0)
+            return
+        missing = max(0, self.size - len(self.all))
         taken = {worker.slot for worker in self.all.values()}
         free = [slot for slot in range(self.plan.workers) if slot not in taken]
         for slot in free[:missing]:

@@ -117,18 +117,19 @@ def _killing(runtime: Runtime) -> Iterator[list[int]]:
 
     def kill() -> None:
         while not ended.wait(0.05) and len(killed) < KILLS:
-            servers = runtime.supervisor._crew.servers
+            pool, pid = runtime.supervisor.pool, runtime.supervisor.list_pids().get("server", 0)
+            servers = pool.models.servers if pool is not None else None
             server = servers.all[0] if servers is not None else None
-            if server is None or server.child.pid in killed:
+            if server is None or not pid or pid in killed:
                 continue
-            batches = seen.setdefault(server.child.pid, set())
+            batches = seen.setdefault(pid, set())
             batches |= set(server.running.copy())
             if len(batches) < 2 or not server.running:
                 continue
             time.sleep(generator.uniform(0.0, 1.0))
             if not ended.is_set() and server.running:
-                killed.append(server.child.pid)
-                os.kill(server.child.pid, signal.SIGKILL)
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -87,8 +87,10 @@ def test_a_server_that_is_killed_during_a_batch_loses_nothing(tmp_path: Path) ->
 
 def _kill_at_work(runtime: Runtime, killed: list[int]) -> None:
     def find() -> int:
-        servers = runtime.supervisor._crew.servers
-        return servers.all[0].child.pid if servers is not None and servers.all[0].running else 0
+        pool = runtime.supervisor.pool
+        servers = pool.models.servers if pool is not None else None
+        working = servers is not None and servers.all[0].running
+        return runtime.supervisor.list_pids().get("server", 0) if working else 0
 
     if pid := _wait(find):
         os.kill(pid, signal.SIGKILL)

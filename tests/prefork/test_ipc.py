@@ -18,7 +18,11 @@ import pytest
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
+from prefork.pool.actions import StartOwners
+from prefork.pool.events import OwnerSent
 from prefork.pool.jobs import JobResult
+from prefork.pool.processes import Processes
+from prefork.wire.messages import IPCUnavailable
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -55,7 +59,7 @@ def test_workers_compute_on_the_weights_of_an_owner_process(tmp_path: Path) -> N
     jobs = [write_job(tmp_path, f"talk{number}", "say one", "say three") for number in range(6)]
     with start() as runtime:
         results = list(runtime.map(jobs))
-        pids = runtime.supervisor._crew.list_pids()
+        pids = runtime.supervisor.list_pids()
         assert runtime.plan.strategy is Strategy.IPC
         assert _find_memory(pids["owner"]) in _list_mapped(pids["worker 0"])
         assert _find_memory(pids["owner"]) not in _list_mapped(pids["zygote"])
@@ -81,10 +85,10 @@ def test_when_an_owner_dies_its_readers_are_ended_and_nothing_is_lost(tmp_path: 
     with start(notice=notices.append) as runtime:
         results = runtime.map(jobs)
         first = next(results)
-        before = runtime.supervisor._crew.list_pids()
+        before = runtime.supervisor.list_pids()
         os.kill(before["owner"], signal.SIGKILL)
         rest = list(results)
-        after = runtime.supervisor._crew.list_pids()
+        after = runtime.supervisor.list_pids()
     assert [result.error for result in [first, *rest]] == [None] * 8
     assert before["owner"] != after["owner"]
     assert not {pid for name, pid in before.items() if "worker" in name} & set(after.values())
@@ -107,7 +111,7 @@ def test_what_is_computed_on_weights_that_were_written_over_is_never_kept(tmp_pa
 
 def _write_over(runtime: Runtime) -> None:
     """Another process of this user can write to the host's memory, if not to a GPU's."""
-    owner = runtime.supervisor._crew.list_pids()["owner"]
+    owner = runtime.supervisor.list_pids()["owner"]
     for fd in Path(f"/proc/{owner}/fd").iterdir():
         if "prefork-arena" in str(fd.readlink()):
             with open(fd, "r+b") as file:
@@ -122,15 +126,10 @@ def _write_over(runtime: Runtime) -> None:
 def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import prefork.pool.owners
+    def refuse(processes: Processes, _: StartOwners) -> None:
+        processes._feed(OwnerSent(0, IPCUnavailable("this driver says no")))
 
-    class Refusing(prefork.pool.owners.Owners):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            time.sleep(0)
-            self._loop.tell(lambda: self._holder.refuse_ipc("this driver says no"))
-
-    monkeypatch.setattr("prefork.pool.crew.Owners", Refusing)
+    monkeypatch.setattr(Processes, "_start_owners", refuse)
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
@@ -144,11 +143,11 @@ def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
 def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_anew(tmp_path: Path) -> None:
     with Runtime("script", workers=1, strategy="ipc", notice=lambda _: None) as runtime:
         assert read(list(runtime.map([write_job(tmp_path, "first", "say one")])))
-        before = runtime.supervisor._crew.list_pids()
+        before = runtime.supervisor.list_pids()
         _write_over(runtime)
         os.kill(before["worker 0"], signal.SIGKILL)
         until = time.monotonic() + 60
-        while runtime.supervisor._crew.list_pids().get("owner") == before["owner"] and time.monotonic() < until:
+        while runtime.supervisor.list_pids().get("owner") == before["owner"] and time.monotonic() < until:
             time.sleep(0.05)
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
     assert read(results) == {"talk.txt": [("say one", 6.0)]}

@@ -63,7 +63,7 @@ def test_what_comes_out_is_what_forked_workers_make(tmp_path: Path) -> None:
 def test_the_model_is_in_one_process_and_workers_are_children_of_another(tmp_path: Path) -> None:
     with serve() as runtime:
         assert all(result.error is None for result in runtime.map(write_talks(tmp_path, 4)))
-        names = runtime.supervisor._crew.list_pids()
+        names = runtime.supervisor.list_pids()
         parents = {psutil.Process(names[f"worker {slot}"]).ppid() for slot in range(2)}
         assert parents == {names["zygote"]}
         assert psutil.Process(names["server"]).ppid() == os.getpid()
@@ -162,8 +162,9 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
 
         def kill() -> None:
             while not ended.is_set() and len(killed) < 3:
-                pid = runtime.supervisor._crew.list_pids().get("server", 0)
-                servers = runtime.supervisor._crew.servers
+                pid = runtime.supervisor.list_pids().get("server", 0)
+                pool = runtime.supervisor.pool
+                servers = pool.models.servers if pool is not None else None
                 if servers is not None and servers.all[0].running and pid not in killed:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)

@@ -1,100 +1,62 @@
-"""What the supervisor makes of what model servers say; the servers are the test."""
+"""What the pool makes of what model servers send and of how they end, without a process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
+from prefork.pool.actions import Action, EndServers, StartServer, Turn
+from prefork.pool.events import ServerExited
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit
-from prefork.wire.channel import Channel
-from prefork.wire.child import Output
-from prefork.wire.loop import Loop
-from prefork.wire.messages import Group
+from prefork.pool.workers import Worker, Workers
+from prefork.wire.messages import BatchDone, BatchFailed, BatchStarted, FromServer, Group, LoadFailed, ModelsLoaded
 from prefork.wire.specification import Inventory, Specification
 
 _SECOND = 16_000  # elements
 
 
-class Child:
-    """A process that is none."""
+class Setup:
+    """One server, and two workers."""
 
-    def __init__(self) -> None:
-        self.channel, there = Channel.pair()
-        self.other = Channel(there)
-        self.errors, _ = Output.pipe()
-        self.stderr_tail = bytearray()
-        self.pid = 1
-        self.killed = False
-
-    def kill(self) -> None:
-        self.killed = True
-
-    def end(self, _: float) -> int:
-        self.channel.close()
-        self.errors.close()
-        return 1
-
-
-@dataclass
-class Clients:
-    """Whose servers they are."""
-
-    clients: list[Any] = field(default_factory=list)
-    reason: str = ""
-
-    def note_served(self, inventory: Inventory) -> None: ...
-
-    def list_clients(self) -> Sequence[Any]:
-        return self.clients
-
-    def fail_serving(self, reason: str, trace: str = "") -> None:
-        self.reason = self.reason or reason
-
-
-class Office:
-    """Servers on a loop of their own, with two workers."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.children: list[Child] = []
-        monkeypatch.setattr(Servers, "_start_process", lambda *_: self._start())
-        self.loop = Loop()
-        self.owner = Clients()
-        for slot in range(2):
-            channel, there = Channel.pair()
-            self.loop.watch(channel, lambda: None)
-            self.owner.clients.append(SimpleNamespace(slot=slot, number=slot, channel=channel, there=there))
+    def __init__(self, descriptors: int = 100_000) -> None:
+        self.turn = Turn()
         plan = decide(read_facts(), Request(engines=("script",), strategy=Strategy.SERVER, workers=2))
+        self.workers = Workers(self.turn, plan, Specification, lambda _: None)
+        for slot in range(2):
+            self.workers.all[slot] = Worker(slot, slot, 0.0, forked=True)
         limit = HangLimit(10.0, 1.0)
-        ignore: Any = lambda _: None  # noqa: E731
-        self.servers = Servers(
-            Specification(), plan, self.owner, self.loop, Governor(), limit, ignore, ignore, talkative=False
-        )
+        self.servers = Servers(self.turn, Specification(), plan, self.workers, Governor(), limit, descriptors)
+        self.actions: list[Action] = []
+        self.note()
 
-    def _start(self) -> Any:
-        self.children.append(Child())
-        return self.children[-1]
+    def note(self) -> None:
+        self.actions += self.turn.take()
 
-    def say(self, *messages: tuple[Any, ...]) -> None:
+    def send(self, *messages: FromServer) -> None:
         for message in messages:
-            self.children[-1].other.send(message)
-        self.loop.turn(1.0)
+            self.servers.take(0, message)
+        self.note()
 
     def load(self) -> None:
-        self.say(("loaded", Inventory(0, 0.0, {}, batches={"script": 0.0})))
+        self.send(ModelsLoaded(Inventory(0, 0.0, {}, batches={"script": 0.0})))
 
     def die(self) -> None:
-        self.children[-1].other.close()
-        self.loop.turn(1.0)
+        self.servers.reap(ServerExited(0, 1, 1))
+        self.note()
 
-    def find_groups(self) -> list[Group]:
+    def lose_worker(self, number: int) -> None:
+        self.servers.disconnect(self.workers.all.pop(number))
+
+    @property
+    def started(self) -> int:
+        return sum(isinstance(action, StartServer) for action in self.actions)
+
+    def find_groups(self) -> Sequence[Group]:
         return self.servers.all[0].blame.groups
 
     def find_waits(self) -> list[float]:
@@ -104,93 +66,85 @@ class Office:
 
 
 @pytest.fixture
-def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    office = Office(monkeypatch)
-    yield office
-    office.servers.end()
-    office.loop.close()
+def setup() -> Setup:
+    return Setup()
 
 
-def stumble(number: int, starved: bool = False) -> tuple[Any, ...]:
-    return ("stumbled", number, starved, b"", "an error")
+def fail(number: int, out_of_memory: bool = False) -> BatchFailed:
+    return BatchFailed(number, out_of_memory, b"", "an error")
 
 
-def test_a_batch_that_waits_for_another_has_time_from_its_end(office: Office) -> None:
-    office.load()
-    office.say(("begin", 1, ((0, 0),), 100 * _SECOND), ("begin", 2, ((1, 0),), _SECOND))
-    assert office.find_waits() == [0.0, 11.0]
+def test_a_batch_that_waits_for_another_has_time_from_its_end(setup: Setup) -> None:
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), 100 * _SECOND), BatchStarted(2, ((1, 0),), _SECOND))
+    assert setup.find_waits() == [0.0, 11.0]
 
 
-def test_what_a_dead_worker_has_asked_is_not_run_again(office: Office) -> None:
-    office.load()
-    office.say(("begin", 1, ((0, 0), (1, 0)), _SECOND))
-    office.servers.forget(office.owner.clients.pop(0))
-    office.say(stumble(1))
-    assert office.find_groups() == [((1, 0),)]
+def test_what_a_dead_worker_has_asked_is_not_run_again(setup: Setup) -> None:
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0), (1, 0)), _SECOND))
+    setup.lose_worker(0)
+    setup.send(fail(1))
+    assert setup.find_groups() == [((1, 0),)]
 
 
-def test_a_batch_that_a_dead_worker_was_in_is_the_same_batch_without_it(office: Office) -> None:
-    office.load()
+def test_a_batch_that_a_dead_worker_was_in_is_the_same_batch_without_it(setup: Setup) -> None:
+    setup.load()
     batch = ((0, 0), (1, 0), (1, 1))
-    office.say(("begin", 1, batch, _SECOND), stumble(1), ("begin", 2, batch, _SECOND))
-    office.servers.forget(office.owner.clients.pop(0))
-    office.say(stumble(2))
-    assert office.find_groups() == [((1, 0),), ((1, 1),)]
-    office.say(("begin", 3, ((1, 0),), _SECOND), ("end", 3), ("begin", 4, ((1, 1),), _SECOND), ("end", 4))
-    assert office.find_groups() == []
+    setup.send(BatchStarted(1, batch, _SECOND), fail(1), BatchStarted(2, batch, _SECOND))
+    setup.lose_worker(0)
+    setup.send(fail(2))
+    assert setup.find_groups() == [((1, 0),), ((1, 1),)]
+    setup.send(BatchStarted(3, ((1, 0),), _SECOND), BatchDone(3), BatchStarted(4, ((1, 1),), _SECOND), BatchDone(4))
+    assert setup.find_groups() == []
 
 
-def test_one_segment_that_is_too_large_halves_the_batches_of_others_once(office: Office) -> None:
-    office.load()
+def test_one_segment_that_is_too_large_halves_the_batches_of_others_once(setup: Setup) -> None:
+    setup.load()
     batch = tuple((0, number) for number in range(8))
-    office.say(("begin", 1, batch, _SECOND), stumble(1, starved=True))
+    setup.send(BatchStarted(1, batch, _SECOND), fail(1, out_of_memory=True))
     number = 1
-    while groups := office.find_groups():
+    while groups := setup.find_groups():
         number += 1
-        office.say(("begin", number, groups[0], _SECOND))
-        office.say(stumble(number, starved=True) if (0, 3) in groups[0] else ("end", number))
-    assert office.servers.all[0].limit == 0.5
+        setup.send(BatchStarted(number, groups[0], _SECOND))
+        setup.send(fail(number, out_of_memory=True) if (0, 3) in groups[0] else BatchDone(number))
+    assert setup.servers.all[0].limit == 0.5
 
 
-def test_segments_that_are_too_large_even_alone_do_not_make_batches_smaller(office: Office) -> None:
-    office.load()
+def test_segments_that_are_too_large_even_alone_do_not_make_batches_smaller(setup: Setup) -> None:
+    setup.load()
     for number in range(0, 2400, 2):
         single = ((0, number),)
-        office.say(("begin", number, single, _SECOND), stumble(number, starved=True))
-        office.say(("begin", number + 1, single, _SECOND), stumble(number + 1, starved=True))
-        office.owner.clients[0].there.recv(1 << 20)
-    assert office.servers.all[0].limit == 1.0
+        setup.send(BatchStarted(number, single, _SECOND), fail(number, out_of_memory=True))
+        setup.send(BatchStarted(number + 1, single, _SECOND), fail(number + 1, out_of_memory=True))
+    assert setup.servers.all[0].limit == 1.0
 
 
-def test_a_server_that_dies_whatever_happens_is_not_started_for_ever(office: Office) -> None:
+def test_a_server_that_dies_whatever_happens_is_not_started_for_ever(setup: Setup) -> None:
     for _ in range(3):
-        office.load()
-        office.die()
-    assert "with nothing to do" in office.owner.reason
-    assert len(office.children) == 3
-    office.servers.end()  # it has ended already
+        setup.load()
+        setup.die()
+    assert setup.servers.failure is not None and "with nothing to do" in setup.servers.failure.reason
+    assert setup.started == 3
 
 
-def test_a_server_that_cannot_load_again_is_tried_again(office: Office) -> None:
-    office.load()
-    office.say(("begin", 1, ((0, 0),), _SECOND))
-    office.die()
-    office.say(("failed", "MemoryError: not now", ""))
-    office.die()
-    assert not office.owner.reason
-    office.load()
-    assert office.servers.all[0].inventory is not None
+def test_a_server_that_cannot_load_again_is_tried_again(setup: Setup) -> None:
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND))
+    setup.die()
+    setup.send(LoadFailed("MemoryError: not now"))
+    setup.die()
+    assert setup.servers.failure is None
+    setup.load()
+    assert setup.servers.all[0].inventory is not None
 
 
-def test_the_end_does_not_wait_for_a_batch(office: Office) -> None:
-    office.load()
-    office.say(("begin", 1, ((0, 0),), _SECOND))
-    office.servers.end()
-    assert office.children[-1].killed
+def test_the_end_does_not_wait_for_a_batch(setup: Setup) -> None:
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND))
+    setup.servers.end()
+    assert setup.turn.take() == [EndServers(frozenset({0}))]
 
 
-def test_few_requests_are_under_way_where_few_files_may_be_open(
-    office: Office, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("prefork.wire.process.count_descriptors", lambda: 256)
-    assert office.servers._find_most_asked() == 32
+def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:
+    assert Setup(descriptors=256).servers.find_most_asked() == 32
