@@ -36,8 +36,8 @@ _HOMES = {
     "Runtime": "prefork.pool.runtime",
     "Stage": "prefork.pool.pipeline",
     "HangLimit": "prefork.pool.tasks",
-    "Stopped": "prefork.pool.tasks",
-    "WorkerDied": "prefork.pool.tasks",
+    "Stopped": "prefork.errors",
+    "WorkerDied": "prefork.errors",
 }
 __all__ = [
     "Document",

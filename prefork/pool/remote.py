@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from prefork.engines import registry
 from prefork.engines.base import Job, LoadError
-from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.errors import Stopped
 from prefork.pool.state import STOPPED
@@ -72,7 +71,7 @@ class Remote:
         try:
             if stopped.is_set():
                 raise Stopped(STOPPED)
-            known = pickle.loads(document) if document is not None else formats.open_document(job)
+            known = pickle.loads(document) if document is not None else _open(job)
             result = pickle.dumps(self._services[name].transcribe(job, known, stopped), pickle.HIGHEST_PROTOCOL)
         except LoadError as problem:
             error = problem
@@ -80,3 +79,9 @@ class Remote:
         except BaseException as problem:  # noqa: BLE001  whatever a service raises is this job's error
             error = Stopped(STOPPED) if stopped.is_set() else problem
         self._supervisor.deliver(lambda: done(result, error))
+
+
+def _open(job: Job) -> Document:
+    from prefork.engines.text import formats  # who has no service needs none of them
+
+    return formats.open_document(job)
