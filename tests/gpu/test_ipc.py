@@ -21,7 +21,7 @@ from prefork.weights.arena import Arena
 from prefork.weights.device_memory import DeviceError, Guard, WeightsChanged, attach, make_memory
 from prefork.wire.child import ChildProcess
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Export
+from prefork.wire.messages import Export, UploadWeights, WeightsExported
 from tests.gpu.forked import Worker, do
 from tests.gpu.machine import needs_cuda
 
@@ -60,10 +60,10 @@ def _share(width: int) -> Iterator[Shared]:
     arena.seal()
     owner = ChildProcess("work.owner", {})
     try:
-        owner.channel.post((file.path, arena.size, _KIND))
+        owner.channel.post(UploadWeights(file.path, arena.size, _KIND))
         answer = owner.receive(_SECONDS)
-        assert answer[0] == "exported", answer
-        yield Shared(model, arena, owner, *answer[1:])
+        assert isinstance(answer, WeightsExported), answer
+        yield Shared(model, arena, owner, answer.export, answer.seconds)
     finally:
         owner.end(10)
         file.close()

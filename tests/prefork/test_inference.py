@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -16,11 +16,23 @@ import torch
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher, Batching
 from prefork.wire.channel import Channel
-from prefork.wire.messages import Group, ServerOrder
+from prefork.wire.messages import (
+    BatchFailed,
+    BatchStarted,
+    ConnectServer,
+    ConnectWorker,
+    DecideBatch,
+    FromServer,
+    Group,
+    RefuseRequest,
+    RequestsDropped,
+    ServerOrder,
+)
 from prefork.wire.specification import Specification
 from prefork.work.inference import Refused, RemoteInference
 from prefork.work.server import _Server
 
+M = TypeVar("M")
 _JOB = Job("talk", Path("talk"))
 _CREDIT = {"twice": 1 << 40}
 
@@ -56,7 +68,7 @@ class Desk:
         server = _Server(Channel(there), loaded, ServerOrder(Specification(), 1, groups))
         self._thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
         self._thread.start()
-        self._heard: list[tuple[Any, ...]] = []
+        self._received: list[FromServer] = []
         self._mine: list[socket.socket] = []  # ends of workers' channels
 
     @staticmethod
@@ -66,15 +78,15 @@ class Desk:
         except (EOFError, ConnectionResetError):
             return
 
-    def post(self, *message: Any, fds: Sequence[int] = ()) -> None:
+    def post(self, message: ConnectWorker | DecideBatch, fds: Sequence[int] = ()) -> None:
         self.channel.post(message, fds)
         assert self.channel.flush()
 
     def connect(self, number: int, most: int = 100, inference: RemoteInference | None = None) -> RemoteInference:
         inference = inference or self.open()
         here, there = socket.socketpair()
-        self.post("link", number, fds=[there.detach()])
-        inference.obey("link", [_CREDIT, most], [here.detach()])
+        self.post(ConnectWorker(number), fds=[there.detach()])
+        inference.take_order(ConnectServer(_CREDIT, most), [here.detach()])
         return inference
 
     def open(self) -> RemoteInference:
@@ -86,17 +98,17 @@ class Desk:
         inference.open("twice")
         return inference
 
-    def wait_for(self, kind: str) -> tuple[Any, ...]:
+    def wait_for(self, kind: type[M]) -> M:
         """Its next message of a kind."""
         until = time.monotonic() + 5
         while time.monotonic() < until:
-            self._heard.extend(self.channel.poll())
-            for place, message in enumerate(self._heard):
-                if message[0] == kind:
-                    del self._heard[: place + 1]
+            self._received.extend(self.channel.poll())
+            for place, message in enumerate(self._received):
+                if isinstance(message, kind):
+                    del self._received[: place + 1]
                     return message
             time.sleep(0.002)
-        raise AssertionError(f"the server never says {kind!r}: {self._heard}")
+        raise AssertionError(f"the server never sends {kind!r}: {self._received}")
 
     def end(self) -> None:
         self.channel.close()
@@ -166,8 +178,8 @@ def test_a_group_does_not_wait_for_what_nobody_will_ask_again() -> None:
     inference.withdraw({4})  # while there was no server
     desk.connect(0, inference=inference)
     desk.connect(1, inference=other)
-    assert desk.wait_for("gone") == ("gone", [(0, 0)])
-    assert desk.wait_for("begin")[2] == ((0, 1), (1, 0))
+    assert desk.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
+    assert desk.wait_for(BatchStarted).requests == ((0, 1), (1, 0))
     assert (collect(inference, 1), collect(other, 1)) == ({5: 10.0}, {6: 12.0})
     desk.end()
 
@@ -175,13 +187,13 @@ def test_a_group_does_not_wait_for_what_nobody_will_ask_again() -> None:
 def test_a_decision_about_requests_that_were_withdrawn_since_holds_nobody_back(desk: Desk) -> None:
     inference, other = desk.connect(0), desk.connect(1)
     submit(inference, 13, 7)
-    desk.wait_for("begin")
-    _, number, *_ = desk.wait_for("stumbled")
+    desk.wait_for(BatchStarted)
+    number = desk.wait_for(BatchFailed).batch
     inference.withdraw({13})
     submit(other, 3)
     assert collect(other, 1) == {3: 6.0}  # so it has read that as well
-    desk.post("decide", [((0, 0), (0, 1))], [], 1.0)
-    assert desk.wait_for("gone") == ("gone", [(0, 0)])
+    desk.post(DecideBatch([((0, 0), (0, 1))], [], 1.0))
+    assert desk.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
     assert collect(inference, 1) == {7: 14.0}
     assert number >= 1
 
@@ -190,24 +202,24 @@ def test_a_decision_that_is_out_of_date_begins_nothing(desk: Desk) -> None:
     """Two batches have failed; what was decided of the first knows nothing of the second."""
     inference, other = desk.connect(0), desk.connect(1)
     submit(inference, 13)
-    desk.wait_for("stumbled")
+    desk.wait_for(BatchFailed)
     submit(other, 13)
-    desk.wait_for("stumbled")
-    desk.post("decide", [((0, 0),)], [], 1.0)
+    desk.wait_for(BatchFailed)
+    desk.post(DecideBatch([((0, 0),)], [], 1.0))
     submit(inference, 1)
     assert collect(inference, 1) == {1: 2.0}
-    desk.post("decide", [((0, 0),), ((1, 0),)], [], 1.0)
-    assert desk.wait_for("begin")[2] == ((0, 1),)
-    assert desk.wait_for("begin")[2] == ((0, 0),)
-    assert desk.wait_for("begin")[2] == ((1, 0),)
+    desk.post(DecideBatch([((0, 0),), ((1, 0),)], [], 1.0))
+    assert desk.wait_for(BatchStarted).requests == ((0, 1),)
+    assert desk.wait_for(BatchStarted).requests == ((0, 0),)
+    assert desk.wait_for(BatchStarted).requests == ((1, 0),)
 
 
 def test_an_engine_that_makes_too_many_outputs_is_said_to(desk: Desk) -> None:
     inference = desk.connect(0)
     submit(inference, 14)
-    _, _, starved, error, text = desk.wait_for("stumbled")
-    assert not starved
-    assert "2 outputs of 1 segments" in text
-    inference.obey("refuse", [0, error], [])
+    failed = desk.wait_for(BatchFailed)
+    assert not failed.out_of_memory
+    assert "2 outputs of 1 segments" in failed.text
+    inference.take_order(RefuseRequest(0, failed.error), [])
     assert not inference.is_busy
-    assert b"2 outputs" in pickle.dumps(pickle.loads(error))
+    assert b"2 outputs" in pickle.dumps(pickle.loads(failed.error))

@@ -18,6 +18,7 @@ from prefork.memory.probe import measure_memory
 from prefork.weights.checksum import measure
 from prefork.weights.device_memory import DeviceError, HostMemory
 from prefork.wire.child import ChildProcess
+from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
 from tests.prefork.command import wait_until_gone
 from tests.prefork.test_device_memory import compile_driver
 
@@ -44,13 +45,14 @@ def owners() -> Iterator[list[ChildProcess]]:
 def _start(owners: list[ChildProcess], weights: Path, kind: str, **environment: str) -> tuple[ChildProcess, Any]:
     owner = ChildProcess("work.owner", environment)
     owners.append(owner)
-    owner.channel.post((str(weights), _SIZE, kind))
+    owner.channel.post(UploadWeights(str(weights), _SIZE, kind))
     return owner, owner.receive(30)
 
 
 def test_the_owner_exports_and_lets_go_when_its_channel_ends(owners: list[ChildProcess], weights: Path) -> None:
-    owner, (word, export, seconds) = _start(owners, weights, "host")
-    assert word == "exported" and 0 < seconds < 30
+    owner, answer = _start(owners, weights, "host")
+    assert isinstance(answer, WeightsExported) and 0 < answer.seconds < 30
+    export = answer.export
     view = HostMemory().open(export)
     assert measure(view.tensor) == export.checksum
     assert view.tensor.numpy().tobytes() == weights.read_bytes()
@@ -75,34 +77,36 @@ def test_a_gpu_that_has_no_ipc_is_refused_and_one_that_is_full_fails(
 ) -> None:
     folder = str(Path(compile_driver(tmp_path)).parent)
     _, answer = _start(owners, weights, "cuda", LD_LIBRARY_PATH=folder, FAIL="cuIpcGetMemHandle:801")
-    assert answer == (
-        "refused",
-        "cannot export GPU memory to other processes: operation not supported (CUDA_ERROR_NOT_SUPPORTED)",
+    assert answer == IPCUnavailable(
+        "cannot export GPU memory to other processes: operation not supported (CUDA_ERROR_NOT_SUPPORTED)"
     )
     _, answer = _start(owners, weights, "cuda", LD_LIBRARY_PATH=folder, FAIL="cuMemAlloc_v2:2")
-    assert answer == ("failed", "cannot take 0.10 GB of GPU 0 (Paper GPU): out of memory (CUDA_ERROR_OUT_OF_MEMORY)")
+    assert answer == LoadFailed("cannot take 0.10 GB of GPU 0 (Paper GPU): out of memory (CUDA_ERROR_OUT_OF_MEMORY)")
 
 
 def test_the_owner_of_gpu_memory_holds_it_until_its_channel_ends(
     owners: list[ChildProcess], weights: Path, tmp_path: Path
 ) -> None:
     folder = str(Path(compile_driver(tmp_path)).parent)
-    owner, (word, export, _) = _start(owners, weights, "cuda", LD_LIBRARY_PATH=folder, CUDA_VISIBLE_DEVICES="GPU-7")
-    assert (word, export.kind, export.device) == ("exported", "cuda", "GPU-7 (Paper GPU)")
+    owner, answer = _start(owners, weights, "cuda", LD_LIBRARY_PATH=folder, CUDA_VISIBLE_DEVICES="GPU-7")
+    assert isinstance(answer, WeightsExported)
+    assert (answer.export.kind, answer.export.device) == ("cuda", "GPU-7 (Paper GPU)")
     assert owner.poll() is None
     assert owner.end(5) == 0
     owners.remove(owner)
 
 
 def test_weights_that_cannot_be_read_fail_in_words(owners: list[ChildProcess], tmp_path: Path) -> None:
-    _, (word, reason) = _start(owners, tmp_path / "nowhere", "host")
-    assert word == "failed" and reason.startswith("cannot read the weights: ")
+    _, answer = _start(owners, tmp_path / "nowhere", "host")
+    assert isinstance(answer, LoadFailed) and answer.reason.startswith("cannot read the weights: ")
 
 
 def test_the_owner_ends_with_the_process_that_started_it(weights: Path) -> None:
     script = (
         "import sys, time; from prefork.wire.child import ChildProcess\n"
-        "owner = ChildProcess('work.owner', {}); owner.channel.post((sys.argv[1], int(sys.argv[2]), 'host'))\n"
+        "from prefork.wire.messages import UploadWeights\n"
+        "owner = ChildProcess('work.owner', {})\n"
+        "owner.channel.post(UploadWeights(sys.argv[1], int(sys.argv[2]), 'host'))\n"
         "owner.receive(30); print(owner.pid, flush=True); time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, weights, str(_SIZE)]
