@@ -9,7 +9,8 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
-from prefork.engines.base import Engine, LoadError
+from prefork.engines.base import Engine
+from prefork.engines.errors import LoadError
 from prefork.platform_matrix.imports import explain_import, find_reason
 from prefork.platform_matrix.versions import describe_distribution, normalise
 

@@ -15,7 +15,8 @@ import torch
 from prefork.engines.alignment.viterbi import spread_words
 from prefork.engines.alignment.windows import Window, plan_windows
 from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
-from prefork.engines.base import Engine, InputError, Job, Segment, Tensors
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred

@@ -24,7 +24,7 @@ from av.audio.frame import AudioFrame, format_dtypes
 from av.container import InputContainer
 from av.stream import Discard
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream

@@ -21,10 +21,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-import prefork.engines.whisper.ctc_head  # noqa: F401  makes its model type known to transformers
+import prefork.engines.checkpoints.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import LoadError
 from prefork.engines.checkpoints.quantization import quantize_linears
+from prefork.engines.errors import LoadError
 
 if TYPE_CHECKING:
     from torch import nn

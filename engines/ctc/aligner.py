@@ -12,11 +12,12 @@ import torch
 from prefork.engines.alignment.forced_aligner import ForcedAligner, make_tone
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
 from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from prefork.engines.ctc.padding import choose_padding, compute_logits
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
 if TYPE_CHECKING:

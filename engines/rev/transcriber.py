@@ -25,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.base import Job
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.rev.transcript import read_number, read_transcript
 from prefork.engines.text.document import Document, Turn, Word
 from prefork.engines.text.languages import get_long_code, get_short_code

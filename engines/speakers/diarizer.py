@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from prefork.engines.alignment.forced_aligner import find_media, measure
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
-from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.speakers.pyannote_pipeline import (
     DEFAULT,
     Recipe,

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from prefork.engines.base import LoadError
+from prefork.engines.errors import LoadError
 from prefork.engines.speakers.ge2e import build_voice_encoder, is_voice_encoder
 
 DEFAULT = "pyannote/speaker-diarization-community-1"

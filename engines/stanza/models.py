@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from stanza.models.common.foundation_cache import FoundationCache
 from stanza.resources import common
 
-from prefork.engines.base import LoadError
+from prefork.engines.errors import LoadError
 from prefork.engines.text.languages import get_long_code, get_short_code
 
 PROCESSORS = "tokenize,pos,lemma,depparse"  # and mwt where the language has it

@@ -26,7 +26,8 @@ import torch
 from stanza.models.common.doc import Document as StanzaDocument
 from stanza.models.common.foundation_cache import FoundationCache
 
-from prefork.engines.base import SECONDS_PER_WORD, Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import SECONDS_PER_WORD, Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.stanza.models import MissingModel, Package
 from prefork.engines.stanza.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
 from prefork.engines.text.document import Document, Token, TokenKind, Utterance

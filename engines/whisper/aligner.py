@@ -12,9 +12,10 @@ import torch
 
 from prefork.engines.alignment.forced_aligner import ForcedAligner, Line, Piece, make_tone
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Word
 from prefork.engines.whisper.model import (
     FRAME,

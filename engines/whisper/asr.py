@@ -16,9 +16,10 @@ from prefork.engines.alignment.recovery import is_timed
 from prefork.engines.alignment.seams import join_words
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.audio.speech_regions import Span, find_loudest, plan_spans, read_levels
-from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Timing, Word
 from prefork.engines.text.languages import get_long_code
 from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen

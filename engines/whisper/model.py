@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
+from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.model_folder import FILES, ModelFolder, shorten
 from prefork.engines.checkpoints.quantization import quantize_linears
 from prefork.engines.text.languages import get_short_code
-from prefork.engines.whisper.ctc_head import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
 from prefork.engines.whisper.timing import time_words, weigh_head
 
 if TYPE_CHECKING:

@@ -72,7 +72,11 @@ class Remote:
         try:
             if stopped.is_set():
                 raise Stopped(_STOPPED)
-            known = pickle.loads(document) if document is not None else formats.open_document(job)
+            known = (
+                pickle.loads(document)
+                if document is not None
+                else formats.open_document(job.source, job.media, job.seconds)
+            )
             result = pickle.dumps(self._services[name].transcribe(job, known, stopped), pickle.HIGHEST_PROTOCOL)
         except LoadError as problem:
             error = problem

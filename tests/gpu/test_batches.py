@@ -49,7 +49,9 @@ def _split(engine: CTCAligner) -> list[tuple[Job, Segment]]:
     found = []
     for source in sorted(Path(SAMPLES).glob("*.cha")):
         job = Job(source.stem, source, source.with_suffix(".flac"))
-        found += [(job, segment) for segment in engine.split(job, formats.open_document(job))]
+        found += [
+            (job, segment) for segment in engine.split(job, formats.open_document(job.source, job.media, job.seconds))
+        ]
     return found
 
 

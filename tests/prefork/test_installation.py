@@ -66,7 +66,7 @@ def test_a_pair_that_does_not_load_is_refused_by_every_command_before_it_is_impo
         assert _say(mismatched.run(*command)) == PAIR
     assert not out.exists()
     done = mismatched.run_python("-c", "from prefork import Runtime; Runtime('ctc')")
-    assert done.stderr.splitlines()[-1] == f"prefork.engines.base.LoadError: {PAIR}"
+    assert done.stderr.splitlines()[-1] == f"prefork.engines.errors.LoadError: {PAIR}"
     assert f"conflict  {PAIR}" in _flatten(mismatched.run("matrix").stdout)
 
 

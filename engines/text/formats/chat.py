@@ -27,7 +27,7 @@ from enum import Enum, auto
 from rustling.chat import CHAT
 from rustling.chat import Utterance as Parsed
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Token, Utterance, Word
 from prefork.engines.text.formats.chat_grammar import (
     TAG_MARKERS,

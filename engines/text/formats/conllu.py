@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from rustling.conllu import CoNLLU
 from rustling.conllu import Token as Row
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
 from prefork.engines.text.languages import get_long_code, get_short_code
 
