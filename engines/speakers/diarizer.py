@@ -12,8 +12,8 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +25,18 @@ from prefork.engines.alignment.forced_aligner import find_media, measure
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.errors import InputError, LoadError
+from prefork.engines.speakers.chunks import (
+    Floats,
+    Geometry,
+    Integers,
+    Piece,
+    choose_speakers,
+    count_speakers,
+    lay_out,
+    measure_model,
+    overlay,
+    take_chunks,
+)
 from prefork.engines.speakers.pyannote_pipeline import (
     DEFAULT,
     Recipe,
@@ -43,42 +55,6 @@ _SECONDS_TOGETHER_ON_DEVICE = 160.0  # the same where there is more to be kept b
 _MOST_VECTORS = 6_000  # that are clustered: the distances between them take 144 MB
 _EXAMPLE_CHUNKS = 2
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
-Floats = NDArray[np.floating[Any]]
-Integers = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The chunks that a segmentation model hears and the frames that it makes of them.
-
-    chunk, step: samples of a chunk, and from one to the next. frame_seconds: what a frame hears; frame_step: seconds
-    from one to the next. together: speakers at once in a powerset, 0 if the model has an output for each speaker.
-    """
-
-    chunk: int
-    step: int
-    frames: int
-    speakers: int
-    together: int
-    frame_seconds: float
-    frame_step: float
-
-    def count_chunks(self, samples: int) -> int:
-        """The last one is filled up with silence."""
-        return 1 + max(0, -(-(samples - self.chunk) // self.step))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What was found in a block.
-
-    active: (chunks, bytes) packed bits of (frames, speakers). voices: (n, dimension) of each speaker who is active in a
-    chunk, in the order of these. scores: theirs, (n, frames); None if they say no more than active or not.
-    """
-
-    active: NDArray[np.uint8]
-    voices: NDArray[np.float16]
-    scores: NDArray[np.float16] | None
 
 
 class SpeakerModels(torch.nn.Module):
@@ -129,7 +105,7 @@ class PyannoteDiarizer(Engine):
             raise LoadError(f"{self._model}: its clustering must be told how many speakers there are (speakers)")
         load_clustering(self._recipe)
         segmentation = load_segmentation(self._recipe)
-        self._geometry: Geometry = _measure_model(segmentation, self._recipe.step)
+        self._geometry: Geometry = measure_model(segmentation, self._recipe.step)
         self._values = self._recipe.choose_segmentation_values(self._geometry.together > 0)
         parts = (segmentation, load_embedding(self._recipe), _make_powerset(self._geometry))
         self._weights = sum(_count_bytes(part) for part in parts if part is not None)
@@ -269,7 +245,7 @@ class PyannoteDiarizer(Engine):
         voices[~np.isfinite(voices).all(axis=1) | ~voices.any(axis=1)] = np.nan  # a clustering leaves these out
         clusters, notes = self._cluster(active, voices)
         count = np.minimum(count, self._most or count.max())
-        scores = _lay_out(pieces, active)
+        scores = lay_out(pieces, active)
         activation = overlay(scores, clusters, int(max(count.max(), clusters.max() + 1)), geometry)
         turns = self._to_turns(choose_speakers(activation, count), seconds)
         found = len({turn.speaker for turn in turns})
@@ -346,96 +322,12 @@ class PyannoteDiarizer(Engine):
         }
 
 
-def take_chunks(sliding: Sequence[torch.Tensor], most: int) -> Iterator[torch.Tensor]:
-    """All chunks in their order, `most` at a time. sliding: (chunks, samples) of each waveform."""
-    taken: list[torch.Tensor] = []
-    for chunks in sliding:
-        rest = chunks
-        while len(rest):
-            room = most - sum(len(part) for part in taken)
-            taken.append(rest[:room])
-            rest = rest[room:]
-            if len(taken[-1]) == room:
-                yield taken[0] if len(taken) == 1 else torch.cat(taken)
-                taken = []
-    if taken:
-        yield taken[0] if len(taken) == 1 else torch.cat(taken)
-
-
-def count_speakers(active: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(frames of the recording,) how many speak at once: the rounded mean of what the chunks say that hear a frame.
-
-    active: (chunks, frames, speakers). As `SpeakerDiarizationMixin.speaker_count`.
-    """
-    starts = _locate(len(active), geometry)
-    total, times = (np.zeros(starts[-1] + geometry.frames, np.float32) for _ in range(2))
-    for start, chunk in zip(starts, active, strict=True):
-        total[start : start + geometry.frames] += chunk.sum(axis=1, dtype=np.float32)
-        times[start : start + geometry.frames] += 1
-    return np.rint(total / np.maximum(times, 1e-12)).astype(np.uint8)
-
-
-def overlay(scores: Iterable[Floats], clusters: Integers, speakers: int, geometry: Geometry) -> NDArray[np.float32]:
-    """(frames of the recording, speakers) the sum of the chunks' scores for each speaker of the recording.
-
-    scores: (frames, speakers of the chunk) of each chunk. clusters: (chunks, speakers of the chunk), -2 for a silent
-    one. As `SpeakerDiarization.reconstruct`, a chunk at a time.
-    """
-    starts = _locate(len(clusters), geometry)
-    activation = np.zeros((starts[-1] + geometry.frames, speakers), np.float32)
-    for start, cluster, score in zip(starts, clusters, scores, strict=True):
-        for k in np.unique(cluster[cluster >= 0]):
-            activation[start : start + geometry.frames, k] += score[:, cluster == k].max(axis=1)
-    return activation
-
-
-def choose_speakers(activation: NDArray[np.float32], count: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(frames, speakers) 1 for as many speakers as are counted in a frame, those with the highest activation."""
-    binary = np.zeros(activation.shape, np.uint8)
-    order = np.argsort(-activation, axis=-1)
-    for i in range(int(count.max(initial=0))):
-        rows = np.flatnonzero(count > i)
-        binary[rows, order[rows, i]] = 1
-    return binary
-
-
-def _locate(chunks: int, geometry: Geometry) -> list[int]:
-    """The frame of the recording that each chunk's first is."""
-    step = geometry.step / SAMPLE_RATE
-    return [int(np.rint(index * step / geometry.frame_step)) for index in range(chunks)]
-
-
-def _lay_out(pieces: Sequence[Piece], active: NDArray[np.uint8]) -> Iterator[Floats]:
-    """(frames, speakers) of each chunk: the scores of those who are active in it, or 0 and 1 if there are no scores."""
-    stored = (score for piece in pieces if piece.scores is not None for score in piece.scores)
-    soft = pieces[0].scores is not None
-    for chunk in active:
-        scores = chunk.astype(np.float32)
-        for speaker in np.flatnonzero(chunk.any(axis=0)) if soft else ():
-            scores[:, speaker] = next(stored)
-        yield scores
-
-
 def _assign(speaking: NDArray[np.bool_], voices: Floats, centroids: Floats) -> Integers:
     """(chunks, speakers) the centroid nearest to each voice, by cosine. Two of a chunk may get the same."""
     unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     clusters = np.full(speaking.shape, -2)
     clusters[speaking] = np.argmax(voices @ unit.T, axis=1)
     return clusters
-
-
-def _measure_model(model: Any, step: float) -> Geometry:
-    specifications, field = model.specifications, model.receptive_field
-    chunk = model.audio.get_num_samples(specifications.duration)
-    return Geometry(
-        chunk=chunk,
-        step=round(step * specifications.duration * SAMPLE_RATE),
-        frames=model.num_frames(chunk),
-        speakers=len(specifications.classes),
-        together=specifications.powerset_max_classes if specifications.powerset else 0,
-        frame_seconds=field.duration,
-        frame_step=field.step,
-    )
 
 
 def _make_powerset(geometry: Geometry) -> Any:

@@ -17,19 +17,9 @@ from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Word
-from prefork.engines.whisper.model import (
-    FRAME,
-    attend,
-    compose_prompt,
-    compute_features,
-    count_whisper_weights,
-    doubt_heads,
-    encode,
-    find_language,
-    identify,
-    load_whisper,
-    open_whisper,
-)
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import FRAME, compose_prompt, doubt_heads, find_language, identify, open_whisper
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
 
 if TYPE_CHECKING:

@@ -22,22 +22,18 @@ from prefork.engines.checkpoints.model_folder import check_dtype
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Timing, Word
 from prefork.engines.text.languages import get_long_code
-from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen
-from prefork.engines.whisper.model import (
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import (
     FRAME,
     WhisperCheckpoint,
-    attend,
-    compute_features,
-    count_whisper_weights,
     doubt_heads,
-    encode,
     find_language,
     identify,
-    load_whisper,
     open_whisper,
-    time_words,
 )
-from prefork.engines.whisper.timing import find_quiet, list_pauses
+from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.timing import find_quiet, list_pauses, time_words
 from prefork.engines.whisper.windows import DETECT, NEVER, transcribe
 
 if TYPE_CHECKING:

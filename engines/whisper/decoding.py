@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from prefork.engines.whisper.model import WhisperCheckpoint, compose_prompt
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.rules import TimestampRules, place
 
 if TYPE_CHECKING:

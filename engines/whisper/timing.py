@@ -28,7 +28,7 @@ from prefork.engines.audio.speech_regions import measure_levels
 from prefork.engines.text.document import Timing, Word
 
 if TYPE_CHECKING:
-    from prefork.engines.whisper.model import WhisperCheckpoint
+    from prefork.engines.whisper.checkpoint import WhisperCheckpoint
 
 FRAME = 0.02  # seconds of one of the encoder's frames
 MEDIAN_WIDTH = 7  # frames

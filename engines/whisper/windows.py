@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from prefork.engines.whisper.checkpoint import FRAME, WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import Decoded, Decoder, decode, listen
-from prefork.engines.whisper.model import FRAME, WhisperCheckpoint, compose_prompt, encode
+from prefork.engines.whisper.model import encode
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

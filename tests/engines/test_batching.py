@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prefork.engines.batching
 from prefork.engines.base import ELEMENTS_PER_SECOND
 from prefork.engines.batching import (
     ELEMENTS_PER_GIGABYTE,
@@ -22,8 +21,14 @@ from prefork.engines.batching import (
     Batching,
     BatchingStrategy,
     batch_by_length,
+    batcher,
+    buckets,
     create_bucket_sizes,
+    datasets,
     measure_padding,
+)
+from prefork.engines.batching import (
+    settings as batching_settings,
 )
 
 LONGEST = 30  # elements, of the small batchings here
@@ -73,9 +78,9 @@ def assert_fits(batch: Sequence[int], batching: Batching, factor: float = 1.0) -
 
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
-    results = doctest.testmod(prefork.engines.batching)
-    assert results.attempted >= 6
-    assert results.failed == 0
+    results = [doctest.testmod(module) for module in (batcher, buckets, datasets, batching_settings)]
+    assert sum(result.attempted for result in results) >= 6
+    assert sum(result.failed for result in results) == 0
 
 
 def test_there_is_a_bucket_for_every_batch_size() -> None:

@@ -23,6 +23,7 @@ import prefork.engines.speakers.diarizer
 import prefork.engines.speakers.pyannote_pipeline
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.speakers.chunks import take_chunks
 from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
 from prefork.engines.text.document import Document, Turn
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
@@ -323,7 +324,7 @@ def test_blocks_of_several_recordings_are_heard_together_as_they_are_alone(
 
 def test_chunks_are_taken_in_order_and_no_more_than_asked_for_at_once() -> None:
     sliding = [torch.arange(first, first + count)[:, None] for first, count in ((0, 5), (5, 1), (6, 0), (6, 3))]
-    taken = list(prefork.engines.speakers.diarizer.take_chunks(sliding, 4))
+    taken = list(take_chunks(sliding, 4))
     assert [len(chunks) for chunks in taken] == [4, 4, 1]
     assert torch.cat(taken)[:, 0].tolist() == list(range(9))
 

@@ -594,8 +594,8 @@ def test_odd_transcripts_are_read_as_far_as_they_go() -> None:
 
 def test_torch_stays_out_of_the_supervisor() -> None:
     script = (
-        "import sys, prefork.engines.rev.transcriber as rev; "
-        "rev._make_client('key', 'http://127.0.0.1', (1, 1)); "
+        "import sys, prefork.engines.rev.transcriber, prefork.engines.rev.client as rev; "
+        "rev.make_client('key', 'http://127.0.0.1', (1, 1)); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from prefork.engines.audio.reader import read_audio
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 from prefork.engines.whisper.aligner import WhisperAligner
-from prefork.engines.whisper.model import compose_prompt
+from prefork.engines.whisper.checkpoint import compose_prompt
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"

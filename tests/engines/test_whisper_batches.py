@@ -16,8 +16,10 @@ from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.text.formats.chat import parse
 from prefork.engines.whisper.aligner import WhisperAligner
 from prefork.engines.whisper.asr import LanguageDetector, Slice, WhisperASR
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import Decoded, Decoder, _write, decode, listen
-from prefork.engines.whisper.model import WhisperCheckpoint, attend, compose_prompt, encode
+from prefork.engines.whisper.model import encode
 from prefork.engines.whisper.rules import TimestampRules
 from prefork.engines.whisper.windows import DETECT, tell_languages
 

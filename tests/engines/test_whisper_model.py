@@ -18,22 +18,19 @@ from prefork.engines.base import LoadError
 from prefork.engines.checkpoints.model_folder import DTYPES
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
+from prefork.engines.whisper.attention import AttentionTap, attend
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, identify, open_whisper
 from prefork.engines.whisper.decoding import CACHE
-from prefork.engines.whisper.model import (
-    AttentionTap,
-    WhisperCheckpoint,
-    attend,
-    compose_prompt,
-    compute_features,
-    count_whisper_weights,
-    encode,
-    find_language,
-    identify,
-    load_whisper,
-    open_whisper,
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.timing import (
+    Span,
+    find_edges,
+    leave_pauses,
+    list_pauses,
+    merge_punctuation,
+    split_words,
     time_words,
 )
-from prefork.engines.whisper.timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
 from prefork.weights.arena import Arena
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
