@@ -57,8 +57,8 @@ class Batching:
             return
         if self.batch_size is not None:
             raise ValueError(
-                f"`batch_size` ({self.batch_size}) and `max_num_elements` ({self.max_num_elements}) exclude one "
-                "another: give `batch_size` for batches of as many segments, or `max_num_elements` for as many samples"
+                f"`batch_size` ({self.batch_size}) and `max_num_elements` ({self.max_num_elements}) cannot be "
+                "combined: give `batch_size` to fix the segments of a batch, or `max_num_elements` to limit its samples"
             )
         if self.max_audio_len is not None and self.max_audio_len > self.max_num_elements:
             rule = f"less than or equal to `max_num_elements` ({self.max_num_elements})"
@@ -98,7 +98,7 @@ class Batching:
         else:
             warnings = [
                 f"`max_num_elements` is {most} ({show_length(most)}) for {memory_bytes / GIGABYTE:.1f} GB of memory, "
-                f"less than `max_audio_len` ({self.max_audio_len}): a segment that is longer is a batch of its own"
+                f"less than `max_audio_len` ({self.max_audio_len}): longer segments go in batches of their own"
             ]
         return replace(self, max_num_elements=most, memory_bytes=memory_bytes), warnings
 
@@ -115,8 +115,8 @@ class Batching:
         """Raises ValueError if segments would be lost."""
         if self.drop_remainder:
             raise ValueError(
-                "`drop_remainder` is for data sets: it leaves out the segments of the last batches, and each of these "
-                "belongs to a file that would never be written; leave it away"
+                "`drop_remainder` is for data sets only: it drops the segments of the last batches, and the files that "
+                "they belong to would never be written; leave it out"
             )
 
 
@@ -124,7 +124,7 @@ def find_max_num_elements(batching: Batching) -> int:
     if batching.batch_size is not None:
         return batching.batch_size * batching.longest
     if batching.max_num_elements is None:
-        raise ValueError("`max_num_elements` must be a number, but is None: `resolve` the batching for a memory first")
+        raise ValueError("`max_num_elements` is None: call `resolve` with a size of memory first")
     return batching.max_num_elements
 
 

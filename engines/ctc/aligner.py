@@ -88,7 +88,7 @@ class CTCAligner(ForcedAligner):
             raise InputError(
                 f"{job.id}: {len(words)} words without times over {seconds:.0f} s are too many to align at once "
                 f"({size / 2**20:.0f} MiB, at most {MOST_BYTES / 2**20:.0f}); "
-                "give an utterance every few minutes its times, or cut the recording"
+                "add times to an utterance every few minutes, or cut the recording"
             )
 
     def _count_search_bytes(self, words: Sequence[str], seconds: float) -> float:
@@ -104,8 +104,8 @@ class CTCAligner(ForcedAligner):
         frames, expected = len(output["log_probs"]), _EXAMPLE_SECONDS / self._clock.frame
         if abs(frames - expected) > 3:
             raise LoadError(
-                f"{self._model}: it makes {frames} frames of {_EXAMPLE_SECONDS} s, not {expected:.0f}; "
-                "put the length of its frames into its config.json as frame_seconds"
+                f"{self._model}: it returns {frames} frames for {_EXAMPLE_SECONDS} s of audio, not {expected:.0f}; "
+                "set frame_seconds in its config.json to the length of a frame"
             )
 
     def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:

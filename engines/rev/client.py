@@ -28,7 +28,7 @@ def make_client(key: str, url: str | None, timeouts: tuple[float, float]) -> Any
     except ImportError:
         raise LoadError("engine rev needs Rev.ai's SDK, rev_ai, which is not installed; install prefork[rev]") from None
 
-    class Client(RevAiAPIClient):  # type: ignore[misc]
+    class RevClient(RevAiAPIClient):  # type: ignore[misc]
         def _make_http_request(
             self, method: str, url: str, headers: Mapping[str, str] | None = None, **options: Any
         ) -> Any:
@@ -54,7 +54,7 @@ def make_client(key: str, url: str | None, timeouts: tuple[float, float]) -> Any
             headers = {"Content-Type": f"multipart/form-data; boundary={body.boundary}"}
             return dict(self._make_http_request("POST", f"{self.base_url}jobs", data=body, headers=headers).json())
 
-    return Client(key, url)
+    return RevClient(key, url)
 
 
 class _Multipart:
@@ -98,12 +98,12 @@ def explain(response: Any) -> str:
     """What a problem document (RFC 7807) says, in short, and never the access token."""
     try:
         problem = response.json()
-        said = " ".join(str(problem[part]) for part in ("title", "detail") if problem.get(part))
+        text = " ".join(str(problem[part]) for part in ("title", "detail") if problem.get(part))
     except (ValueError, AttributeError, TypeError):
-        said = ""
+        text = ""
     token = str(response.request.headers.get("Authorization", "")).removeprefix("Bearer ")
-    said = said.replace(token, "***") if token else said
-    return " ".join((said or str(response.reason or "")).split())[:300]
+    text = text.replace(token, "***") if token else text
+    return " ".join((text or str(response.reason or "")).split())[:300]
 
 
 def name_problem(error: Exception) -> str:
@@ -111,11 +111,11 @@ def name_problem(error: Exception) -> str:
     from requests.exceptions import ChunkedEncodingError
 
     if isinstance(error, JSONDecodeError):
-        return "an answer that is no JSON"
+        return "the answer is not JSON"
     if isinstance(error, Timeout):
-        return "it took too long"
+        return "the request timed out"
     cut = isinstance(error, (ConnectionError, ChunkedEncodingError))
-    return "the connection failed or was cut" if cut else type(error).__name__
+    return "the connection failed or was interrupted" if cut else type(error).__name__
 
 
 def read_retry_after(value: str | None) -> float | None:

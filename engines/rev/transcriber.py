@@ -80,7 +80,7 @@ class RevTranscriber:
         every utterance has times are left alone. delete: the recording, there, once it is done. in_flight: most jobs at
         once. url: of the service, by default that of REV_API_URL, else the one in the USA."""
         if not 1 <= in_flight <= _MOST_UPLOADS:
-            raise LoadError(f"rev: in_flight must be 1 to {_MOST_UPLOADS}, which Rev.ai allows, not {in_flight}")
+            raise LoadError(f"rev: in_flight must be 1 to {_MOST_UPLOADS}, Rev.ai's limit, not {in_flight}")
         self.language = language
         self.diarize = diarize
         self.only_untimed = only_untimed
@@ -95,14 +95,14 @@ class RevTranscriber:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not key:
             raise LoadError(
-                f"Rev.ai needs an access token: {KEY_VARIABLE} is not set; make one at https://www.rev.ai/access-token "
-                "and put it there"
+                f"Rev.ai needs an access token: {KEY_VARIABLE} is not set; create one at "
+                "https://www.rev.ai/access-token and set the variable"
             )
         if not re.fullmatch(r"[\x21-\x7e]+", key):
-            raise LoadError(f"{KEY_VARIABLE} has characters that no access token has; copy it again")
+            raise LoadError(f"{KEY_VARIABLE} contains characters that no access token has; copy it again")
         url = (self._url or os.environ.get(URL_VARIABLE, "")).strip().rstrip("/")
         if url and not re.match(r"https?://[^/\s]+", url):
-            raise LoadError(f"{URL_VARIABLE} is no address of a service: {url!r}; it is like https://api.rev.ai")
+            raise LoadError(f"{URL_VARIABLE} is not the address of a service: {url!r}; use one like https://api.rev.ai")
         self._client = make_client(key, url or None, self._patience.timeouts)
         try:  # someone waits for this one
             self._call(
@@ -130,7 +130,7 @@ class RevTranscriber:
                 f"Rev.ai could not transcribe it: {_get(details, 'failure_detail') or 'no reason given'} ({failure})"
             )
             if failure in _OF_ACCOUNT:
-                raise LoadError(f"{reason}; look at the account, then start again: what is done stays done")
+                raise LoadError(f"{reason}; check the account, then start again; finished files are kept")
             raise InputError(f"{job.id}: {reason}; check that {media.name} plays and has speech")
         words, turns = self._fetch(job, submitted, stopped)
         warnings = self._delete(job, submitted, stopped)
@@ -188,7 +188,7 @@ class RevTranscriber:
             if time.monotonic() > until:
                 raise InputError(
                     f"{job.id}: Rev.ai has not finished it after {patience.longest_job / 3600:.1f} h (its job "
-                    f"{submitted}); start again later, it is not sent a second time"
+                    f"{submitted}); start again later: it is not uploaded again"
                 )
             _pause(stopped, interval)
             interval = min(interval * patience.growth, patience.last_poll)
@@ -229,15 +229,15 @@ class RevTranscriber:
                 if status in (401, 403):
                     raise LoadError(_refuse(status, reason)) from None
                 if status not in (408, 425, 429) and status < 500:
-                    raise InputError(f"{who}: Rev.ai refused {what}: {reason}; mend what it says") from None
+                    raise InputError(f"{who}: Rev.ai refused {what}: {reason}; correct what it names") from None
                 asked = read_retry_after(response.headers.get("Retry-After"))
             except RequestException as error:
                 reason = name_problem(error)
             except (KeyError, TypeError, ValueError, AttributeError):
-                reason = "an answer that is not as documented"
+                reason = "the answer does not match the documentation"
             if attempt >= (self._patience.retries if retries is None else retries):
                 raise InputError(
-                    f"{who}: no answer from Rev.ai about {what} after {attempt + 1} tries: {reason}; check the "
+                    f"{who}: Rev.ai gave no valid answer on {what} after {attempt + 1} tries: {reason}; check the "
                     "connection and https://status.rev.ai, then start again"
                 ) from None
             backoff = min(self._patience.first_retry * 2**attempt, self._patience.last_retry)
@@ -249,18 +249,18 @@ class RevTranscriber:
 def _check_media(job: Job) -> Path:
     """Raises InputError if there is no recording, or none that the service takes."""
     if job.media is None:
-        raise InputError(f"{job.id}: no recording belongs to it; put it beside it, with the same name")
+        raise InputError(f"{job.id}: no recording found for it; put the recording beside it, under the same name")
     try:
         size = job.media.stat().st_size
     except OSError as error:
         raise InputError(f"{job.media}: cannot be read: {error.strerror}; check the file") from None
     if size > _LARGEST:
         raise InputError(
-            f"{job.media}: has {size / 1e9:.1f} GB, and Rev.ai takes {_LARGEST / 1e9:.0f} GB; "
-            "compress it, or leave the pictures out"
+            f"{job.media}: has {size / 1e9:.1f} GB, but Rev.ai takes at most {_LARGEST / 1e9:.0f} GB; "
+            "compress it, or extract its audio"
         )
     if not size:
-        raise InputError(f"{job.media}: is empty; get it again")
+        raise InputError(f"{job.media}: is empty; copy it again")
     return job.media
 
 
@@ -294,8 +294,8 @@ def _pause(stopped: threading.Event, seconds: float) -> None:
 
 def _refuse(status: int, reason: str) -> str:
     if status == 401:
-        return f"Rev.ai does not take the access token in {KEY_VARIABLE} ({reason}); make another one there"
-    return f"Rev.ai does not let this account do it ({reason}); look at its balance and its deployment ({URL_VARIABLE})"
+        return f"Rev.ai rejects the access token in {KEY_VARIABLE} ({reason}); create a new one and set the variable"
+    return f"Rev.ai denies this to the account ({reason}); check its balance and its deployment ({URL_VARIABLE})"
 
 
 def _get(details: Mapping[str, Any], name: str) -> str:

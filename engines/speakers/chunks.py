@@ -41,7 +41,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class BlockActivity:
     """What was found in a block.
 
     active: (chunks, bytes) packed bits of (frames, speakers). voices: (n, dimension) of each speaker who is active in a
@@ -126,7 +126,7 @@ def _locate(chunks: int, geometry: Geometry) -> list[int]:
     return [int(np.rint(index * step / geometry.frame_step)) for index in range(chunks)]
 
 
-def lay_out(pieces: Sequence[Piece], active: NDArray[np.uint8]) -> Iterator[Floats]:
+def lay_out(pieces: Sequence[BlockActivity], active: NDArray[np.uint8]) -> Iterator[Floats]:
     """(frames, speakers) of each chunk: the scores of those who are active in it, or 0 and 1 if there are no scores."""
     stored = (score for piece in pieces if piece.scores is not None for score in piece.scores)
     soft = pieces[0].scores is not None

@@ -26,10 +26,10 @@ from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.speakers.chunks import (
+    BlockActivity,
     Floats,
     Geometry,
     Integers,
-    Piece,
     choose_speakers,
     count_speakers,
     lay_out,
@@ -91,7 +91,9 @@ class PyannoteDiarizer(Engine):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise LoadError(f"{option} must be a whole number above 0, not {value!r}")
         if speakers is not None and (min_speakers is not None or max_speakers is not None):
-            raise LoadError("speakers says how many there are; leave out min_speakers and max_speakers, or it")
+            raise LoadError(
+                "speakers fixes the number of speakers; leave out either it, or min_speakers and max_speakers"
+            )
         if min_speakers is not None and max_speakers is not None and min_speakers > max_speakers:
             raise LoadError(f"min_speakers ({min_speakers}) must not be above max_speakers ({max_speakers})")
         self._model = DEFAULT if model is None else model
@@ -102,7 +104,7 @@ class PyannoteDiarizer(Engine):
         import_pyannote("pyannote.audio.pipelines.clustering")
         self._recipe: Recipe = open_recipe(self._model)
         if self._recipe.clustering == "KMeansClustering" and self._least != self._most:
-            raise LoadError(f"{self._model}: its clustering must be told how many speakers there are (speakers)")
+            raise LoadError(f"{self._model}: its clustering needs the number of speakers (speakers)")
         load_clustering(self._recipe)
         segmentation = load_segmentation(self._recipe)
         self._geometry: Geometry = measure_model(segmentation, self._recipe.step)
@@ -144,7 +146,9 @@ class PyannoteDiarizer(Engine):
     def verify(self, output: Tensors) -> None:
         expected = (_EXAMPLE_CHUNKS, self._geometry.frames, self._geometry.speakers)
         if tuple(output["active"].shape) != expected:
-            raise LoadError(f"{self._model}: it makes {tuple(output['active'].shape)} of its example, not {expected}")
+            raise LoadError(
+                f"{self._model}: it returns {tuple(output['active'].shape)} for its example, not {expected}"
+            )
 
     def split(self, job: Job, document: Document) -> list[Segment]:  # noqa: ARG002
         """Blocks of chunks. content: index of the first chunk, and how many."""
@@ -173,8 +177,8 @@ class PyannoteDiarizer(Engine):
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(
-                f"{job.media}: the recording's header says {measure(job):.1f} s but it ends at {end:.1f} s; "
-                "it is truncated, get it again"
+                f"{job.media}: the header says {measure(job):.1f} s, but the audio ends at {end:.1f} s; "
+                "the file is truncated, copy it again"
             )
         return {"waveform": torch.nn.functional.pad(waveform, (0, wanted - len(waveform)))}
 
@@ -216,31 +220,31 @@ class PyannoteDiarizer(Engine):
         voices = model.embedding(chunks[some][:, None], weights=masks[some].transpose(1, 2))
         return voices[speaking[some]]  # type: ignore[no-any-return]
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Piece:  # noqa: ARG002
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> BlockActivity:  # noqa: ARG002
         active = output["active"].numpy()
         scores = output["scores"].transpose(1, 2).numpy()[active.any(axis=1)] if "scores" in output else None
         bits = np.packbits(active.reshape(len(active), -1), axis=1)
-        return Piece(bits, output["voices"].half().numpy(), scores)
+        return BlockActivity(bits, output["voices"].half().numpy(), scores)
 
     def join(
         self,
         job: Job,
         document: Document,
         segments: Sequence[Segment],  # noqa: ARG002
-        pieces: Sequence[Piece],
+        pieces: Sequence[BlockActivity],
     ) -> Document:
         seconds = measure(job)
         turns, notes = self._find_turns(pieces, seconds)
         return replace(document, turns=turns, seconds=seconds, warnings=(*document.warnings, *notes))
 
-    def _find_turns(self, pieces: Sequence[Piece], seconds: float) -> tuple[tuple[Turn, ...], list[str]]:
+    def _find_turns(self, pieces: Sequence[BlockActivity], seconds: float) -> tuple[tuple[Turn, ...], list[str]]:
         geometry = self._geometry
         size = geometry.frames * geometry.speakers
         active = np.concatenate([np.unpackbits(piece.active, axis=1, count=size) for piece in pieces])
         active = active.reshape(-1, geometry.frames, geometry.speakers)
         count = count_speakers(active, geometry)
         if not count.any():
-            return (), ["no one speaks in this recording"]
+            return (), ["no speech found in this recording"]
         voices = np.concatenate([piece.voices for piece in pieces]).astype(np.float32)
         voices[~np.isfinite(voices).all(axis=1) | ~voices.any(axis=1)] = np.nan  # a clustering leaves these out
         clusters, notes = self._cluster(active, voices)
@@ -251,7 +255,7 @@ class PyannoteDiarizer(Engine):
         found = len({turn.speaker for turn in turns})
         if found < self._least or found > (self._most or found):
             wanted = f"{self._least}" if self._least == self._most else f"{self._least} to {self._most or 'any number'}"
-            notes.append(f"{found} speakers were found, not the {wanted} that were asked for")
+            notes.append(f"{found} speakers found, not the {wanted} requested")
         return turns, notes
 
     def _cluster(self, active: NDArray[np.uint8], voices: Floats) -> tuple[Integers, list[str]]:
@@ -268,10 +272,10 @@ class PyannoteDiarizer(Engine):
         dense[speaking[::thin]] = voices[kept[speaking]]
         window = features.SlidingWindow(duration=self._chunk_seconds, step=thin * self._geometry.step / SAMPLE_RATE)
         segmentations = features.SlidingWindowFeature(active[::thin], window)
-        heard, _, _ = clustering.filter_embeddings(dense, segmentations=segmentations)
-        most = max(1, len(heard))
-        said = io.StringIO()  # a clustering says it there if it finds fewer than it was to find
-        with contextlib.redirect_stdout(said), warnings.catch_warnings(), np.errstate(all="ignore"):
+        usable, _, _ = clustering.filter_embeddings(dense, segmentations=segmentations)
+        most = max(1, len(usable))
+        printed = io.StringIO()  # a clustering prints if it finds fewer speakers than it was to find
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             clusters, _, centroids = clustering(
                 embeddings=dense,

@@ -79,7 +79,7 @@ class AttentionTap:
         self, pair: tuple[int, int], frames: int | None, rows: slice = slice(None), tokens: int | None = None
     ) -> Tensor:
         if pair not in self._keys or not self._queries[pair]:
-            raise ValueError("the model has not run from its first token on while its attention was tapped")
+            raise ValueError("the model did not run from its first token while its attention was recorded")
         queries = torch.cat([part[rows] for part in self._queries[pair]], dim=1)[:, :tokens].float()
         keys = self._keys[pair][rows, :frames].float()
         products: Tensor = queries @ keys.transpose(1, 2) * self._attentions[pair[0]].scaling

@@ -193,7 +193,7 @@ def doubt_heads(checkpoint: WhisperCheckpoint) -> list[str]:
         return []
     return [
         f"{checkpoint.name} names no alignment heads in its generation_config.json: word times come from the upper "
-        "half of its decoder, and may be off"
+        "half of its decoder, and may be inaccurate"
     ]
 
 

@@ -173,7 +173,7 @@ def test_a_segment_that_fits_no_batch_is_refused_with_both_options_the_rule_and_
 
 
 def test_a_batch_size_and_a_number_of_elements_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match=r"`batch_size` \(8\) and `max_num_elements` \(9000000\) exclude"):
+    with pytest.raises(ValueError, match=r"`batch_size` \(8\) and `max_num_elements` \(9000000\) cannot be combined"):
         Batching(batch_size=8, max_num_elements=9_000_000)
 
 
@@ -221,7 +221,7 @@ def test_a_small_gpu_works_with_the_defaults_and_its_longest_segments_go_alone(m
     assert resolved.max_audio_len == long
     assert resolved.max_num_elements is not None
     assert 1 <= resolved.max_num_elements < long
-    assert "a batch of its own" in warnings[0]
+    assert "batches of their own" in warnings[0]
     batcher = Batcher[str](resolved, window=10**9)
     batcher.add("long", long)
     batcher.add("as long", long)

@@ -82,8 +82,8 @@ def test_text_has_an_utterance_a_line(tmp_path: Path) -> None:
         ("a.lab", b"-- ...\n\n", "has no words"),
         ("a.txt", "caf\xe9".encode("latin-1"), "is not UTF-8 (line 1, byte 3); save it as UTF-8"),
         ("a.txt", "hello".encode("utf-16"), "is not UTF-8 (line 1, byte 0); save it as UTF-8"),
-        ("a.docx", b"", "those that can be read end in .cha, .txt, .lab"),
-        ("a", b"", "those that can be read end in .cha, .txt, .lab"),
+        ("a.docx", b"", "not a transcript that can be read; use one of .cha, .txt, .lab"),
+        ("a", b"", "not a transcript that can be read; use one of .cha, .txt, .lab"),
     ],
 )
 def test_unreadable_transcript_names_reason_and_remedy(tmp_path: Path, name: str, content: bytes, reason: str) -> None:

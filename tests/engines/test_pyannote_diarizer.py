@@ -367,7 +367,7 @@ def test_silence_has_no_turns_and_says_so(
 ) -> None:
     job = write_job(tmp_path, np.zeros(round(seconds * SAMPLE_RATE)))
     document = diarize(engine, model, job)
-    assert document.turns == () and document.warnings == ("no one speaks in this recording",)
+    assert document.turns == () and document.warnings == ("no speech found in this recording",)
 
 
 def test_a_moment_of_speech_is_no_error(
@@ -459,12 +459,12 @@ def test_a_class_from_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None
         ({"segmentation": None}, "names no segmentation model"),
         ({"segmentation": "gone.bin"}, "there is no .*gone.bin"),
         ({"segmentation": "voices.pt"}, "which segmentation must be"),
-        ({"embedding": "segmentation.bin"}, "which embedding must be"),
-        ({"embedding": "config.yaml"}, "is no checkpoint"),
+        ({"embedding": "segmentation.bin"}, "is not a speaker embedding model"),
+        ({"embedding": "config.yaml"}, "is not a checkpoint"),
         ({"clustering": "VBxClustering"}, "needs a plda"),
-        ({"clustering": "OracleClustering"}, "there are Agglomerative"),
-        ({"clustering": "KMeansClustering"}, "must be told how many"),
-        ({"plda": "$model"}, "as plda, and there is no .*npz"),
+        ({"clustering": "OracleClustering"}, "supported are Agglomerative"),
+        ({"clustering": "KMeansClustering"}, "needs the number of speakers"),
+        ({"plda": "$model"}, "as plda, but there is no .*npz"),
         ({"segmentation_step": 0}, "0 to 1"),
     ],
 )
@@ -511,7 +511,7 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(prefork.engines.speakers.pyannote_pipeline, "snapshot_download", refuse)
-    with pytest.raises(LoadError, match=r"accepted its terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
+    with pytest.raises(LoadError, match=r"accept the terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
         PyannoteDiarizer().setup()
     assert "hf_secret" not in str(caught.value)
 

@@ -23,7 +23,7 @@ from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import CACHE
 from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.timing import (
-    Span,
+    TokenSpan,
     find_edges,
     leave_pauses,
     list_pauses,
@@ -126,7 +126,7 @@ def test_tapped_attention_is_that_of_the_model(checkpoint: WhisperCheckpoint, wa
 def test_a_tap_that_heard_nothing_says_so(checkpoint: WhisperCheckpoint, model: Any) -> None:
     with AttentionTap(model, checkpoint.alignment_heads) as tap:
         pass
-    with pytest.raises(ValueError, match="has not run"):
+    with pytest.raises(ValueError, match="did not run"):
         tap.collect()
 
 
@@ -261,9 +261,9 @@ def test_words_are_taken_out_of_pauses() -> None:
     quiet[:12], quiet[40:60], quiet[80:83] = True, True, True  # the last is too short
     pauses = list_pauses(quiet)
     assert pauses == [(0, 12), (40, 60)]
-    spans = leave_pauses([Span(0, 42, 0.5), Span(42, 81, 0.5), Span(81, 99, 0.5)], pauses)
+    spans = leave_pauses([TokenSpan(0, 42, 0.5), TokenSpan(42, 81, 0.5), TokenSpan(81, 99, 0.5)], pauses)
     assert [(span.start, span.end) for span in spans] == [(12, 40), (60, 81), (81, 99)]
-    inside = leave_pauses([Span(43, 50, 0.5)], [(40, 60)])
+    inside = leave_pauses([TokenSpan(43, 50, 0.5)], [(40, 60)])
     assert [(span.start, span.end) for span in inside] == [(43, 50)]  # nothing is left of it outside
 
 

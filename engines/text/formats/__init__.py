@@ -72,7 +72,7 @@ def read(path: Path, *, empty: bool = False) -> Document:
     """
     format = READABLE.get(path.suffix.lower())
     if format is None or format.parse is None:
-        raise InputError(f"{path.name}: no transcript; those that can be read end in {', '.join(READABLE)}")
+        raise InputError(f"{path.name}: not a transcript that can be read; use one of {', '.join(READABLE)}")
     try:
         data = path.read_bytes()
     except OSError as error:
