@@ -17,26 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "BYTES_PER_SECOND",
+    "ELEMENTS_PER_SECOND",
+    "SECONDS_PER_WORD",
+    "Engine",
+    "HostEngine",
+    "InputError",
+    "Job",
+    "LoadError",
+    "Output",
+    "Segment",
+    "Tensors",
+]
 
 SECONDS_PER_WORD = 0.4  # what a word counts where there is no recording: 150 words a minute
 ELEMENTS_PER_SECOND = 16_000  # of a batch: samples of audio at the rate that engines have it in
 BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the most of all models that were measured
-
-
-class InputError(Exception):
-    """An input that cannot be processed: names the input, the reason and the remedy.
-
-    It costs only its own job, and the job is not tried again: the same input would fail again.
-    """
-
-
-class LoadError(Exception):
-    """A model that cannot be loaded: names the model, the reason and the remedy. It ends the run."""
 
 
 @dataclass(frozen=True, slots=True)

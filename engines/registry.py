@@ -9,7 +9,8 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
-from prefork.engines.base import Engine, LoadError
+from prefork.engines.base import Engine
+from prefork.engines.errors import LoadError
 from prefork.platform_matrix.imports import explain_import, find_reason
 from prefork.platform_matrix.versions import describe_distribution, normalise
 
@@ -28,7 +29,7 @@ def create(name: str, options: Mapping[str, Any]) -> Engine:
     found = find(name)
     kind = _import(found)
     if not (isinstance(kind, type) and issubclass(kind, Engine)):
-        raise LoadError(f"engine {name}: {found.value} is not a prefork.engines.base.Engine; mend its entry point")
+        raise LoadError(f"engine {name}: {found.value} is not a prefork.engines.base.Engine; fix its entry point")
     engine: Engine = _call(name, kind, options)
     return engine
 
@@ -73,13 +74,13 @@ def _choose(name: str, group: str) -> EntryPoint:
     if not found:
         known = sorted({entry.name for entry in entries})
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "install the package that brings it"
+        hint = f"did you mean {near[0]}?" if near else "install the package that provides it"
         more = "".join(f"; {problem}" for problem in problems)
         raise LoadError(f"no engine named {name!r}; there are {', '.join(known) or 'none'}; {hint}{more}")
     own = [entry for entry in found if _describe_owner(entry)[0] == _OWN]
     if len(found) > 1 and not own:
         owners = " and ".join(" ".join(filter(None, _describe_owner(entry))) or "another package" for entry in found)
-        raise LoadError(f"engine {name} is named by {owners}; uninstall all but one of them")
+        raise LoadError(f"engine {name} is provided by {owners}; uninstall all but one of them")
     return (own or found)[0]
 
 
@@ -115,7 +116,7 @@ def _read(group: str) -> tuple[list[EntryPoint], list[str]]:
 
 def _describe_problem(distribution: Distribution, error: Exception) -> str:
     owner = " ".join(filter(None, describe_distribution(distribution))) or "a package"
-    return f"the entry points of {owner} cannot be read ({find_reason(error)}); install it anew, or uninstall it"
+    return f"the entry points of {owner} cannot be read ({find_reason(error)}); reinstall or uninstall it"
 
 
 def _import(found: EntryPoint) -> Any:
@@ -126,7 +127,7 @@ def _import(found: EntryPoint) -> Any:
     except LoadError as error:
         raise LoadError(f"engine {found.name}: {error}") from error
     except BaseException as error:
-        reason = explain_import(error) or f"{_describe(error)}; mend it, or uninstall {_name_owner(found)}"
+        reason = explain_import(error) or f"{_describe(error)}; fix it, or uninstall {_name_owner(found)}"
         raise LoadError(f"engine {found.name} cannot be imported from {found.value}: {reason}") from error
 
 
@@ -137,7 +138,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _name_owner(found: EntryPoint) -> str:
-    return _describe_owner(found)[0] or "the package that brings it"
+    return _describe_owner(found)[0] or "the package that provides it"
 
 
 def _call(name: str, kind: Any, options: Mapping[str, Any]) -> Any:

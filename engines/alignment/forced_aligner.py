@@ -13,16 +13,17 @@ from typing import ClassVar
 import torch
 
 from prefork.engines.alignment.viterbi import spread_words
-from prefork.engines.alignment.windows import Window, plan_windows
+from prefork.engines.alignment.windows import AlignmentWindow, plan_windows
 from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
-from prefork.engines.base import Engine, InputError, Job, Segment, Tensors
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TranscriptLine:
     """One utterance of a segment. index: in the document. start, end: seconds it has in the transcript, or those of
     the segment. language: ISO 639-3, None if the transcript does not say."""
 
@@ -34,7 +35,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AlignedLines:
     """The words of each of a segment's lines, with times. guessed: the lines did not fit, times are spread evenly."""
 
     words: tuple[tuple[Word, ...], ...]
@@ -71,11 +72,11 @@ class ForcedAligner(Engine):
         windows, _ = self._plan(document, seconds)
         return [self._make_segment(job, document, index, window) for index, window in enumerate(windows)]
 
-    def _plan(self, document: Document, seconds: float) -> tuple[list[Window], list[str]]:
+    def _plan(self, document: Document, seconds: float) -> tuple[list[AlignmentWindow], list[str]]:
         least = [self.count_seconds_needed([word.text for word in u.words]) for u in document.utterances]
         return plan_windows(document.utterances, least, seconds, self.max_segment)
 
-    def _make_segment(self, job: Job, document: Document, index: int, window: Window) -> Segment:
+    def _make_segment(self, job: Job, document: Document, index: int, window: AlignmentWindow) -> Segment:
         language = document.languages[0] if document.languages else None
         lines = tuple(_make_line(document.utterances[i], i, window, language) for i in window.utterances)
         words = [word for line in lines for word in line.words]
@@ -96,24 +97,28 @@ class ForcedAligner(Engine):
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(
-                f"{job.media}: the recording's header says {measure(job):.1f} s but it ends at {end:.1f} s; "
-                "it is truncated, get it again"
+                f"{job.media}: the header says {measure(job):.1f} s, but the audio ends at {end:.1f} s; "
+                "the file is truncated, copy it again"
             )
         return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, _SHORTEST - len(waveform))))}
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Piece:
-        lines: tuple[Line, ...] = segment.content
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
+        lines: tuple[TranscriptLine, ...] = segment.content
         words = [word for line in lines for word in line.words]
         # A window's margins hold words of its neighbours. Without wildcards for these, first and last words are drawn
         # to them by up to 1.2 s (40 sentences of the benchmark in one file, times off by 0.1 to 0.5 s); with, 0.4 s.
         before, after = segment.start > 0, segment.end < measure(job)
         timed = self.align(words, output, segment, before=before, after=after)
         if timed is None:
-            return Piece(tuple(tuple(spread_words(line.words, line.start, line.end)) for line in lines), guessed=True)
+            return AlignedLines(
+                tuple(tuple(spread_words(line.words, line.start, line.end)) for line in lines), guessed=True
+            )
         rest = iter(timed)
-        return Piece(tuple(tuple(next(rest) for _ in line.words) for line in lines))
+        return AlignedLines(tuple(tuple(next(rest) for _ in line.words) for line in lines))
 
-    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Piece]) -> Document:
+    def join(
+        self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[AlignedLines]
+    ) -> Document:
         seconds = measure(job)
         _, warnings = self._plan(document, seconds)
         utterances = list(document.utterances)
@@ -123,7 +128,9 @@ class ForcedAligner(Engine):
                 utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
                 if piece.guessed:
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
-                    warnings.append(f"{what} do not fit into {line.end - line.start:.1f} s; their times are guessed")
+                    warnings.append(
+                        f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"
+                    )
         apart = keep_apart(document.utterances, utterances)
         warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
@@ -168,18 +175,20 @@ def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[
     return result
 
 
-def _make_line(utterance: Utterance, index: int, window: Window, language: str | None) -> Line:
+def _make_line(utterance: Utterance, index: int, window: AlignmentWindow, language: str | None) -> TranscriptLine:
     words = tuple(word.text for word in utterance.words)
     start, end = utterance.start, utterance.end
     if start is None or end is None or not window.start <= start < end:
-        return Line(index, window.start, window.end, words, language)
-    return Line(index, start, min(end, window.end), words, language)
+        return TranscriptLine(index, window.start, window.end, words, language)
+    return TranscriptLine(index, start, min(end, window.end), words, language)
 
 
 def find_media(job: Job) -> Path:
     """The job's recording. Raises InputError if it has none."""
     if job.media is None:
-        raise InputError(f"{job.id}: no recording was found for this transcript; put it beside it under the same name")
+        raise InputError(
+            f"{job.id}: no recording found for this transcript; put the recording beside it, under the same name"
+        )
     return job.media
 
 

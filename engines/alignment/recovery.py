@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prefork.engines.text.document import Document, Recovery, Utterance
+from prefork.engines.text.document import Document, RecoveryCounts, Utterance
 
 _MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, may be off
 _LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FoundPlace:
     """Where an utterance was found. start, end: seconds. confidence: 0 to 1."""
 
     start: float
@@ -22,7 +22,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class SearchRegion:
     """A run of utterances to be found in [start, end] seconds. utterances: their indices, in order. wanted: those of
     them that have no times; the others are timed neighbours, which are there to be told from them."""
 
@@ -37,13 +37,13 @@ def is_timed(utterance: Utterance) -> bool:
     return utterance.start is not None and utterance.end is not None and utterance.start < utterance.end
 
 
-def plan_regions(utterances: Sequence[Utterance], least: Sequence[float], seconds: float) -> list[Region]:
+def plan_regions(utterances: Sequence[Utterance], least: Sequence[float], seconds: float) -> list[SearchRegion]:
     """A region for each run of utterances without times, none if all have them.
 
     least: seconds that each utterance's words need. seconds: length of the recording. Where there is hardly room
     between the timed neighbours, these belong to the region.
     """
-    regions: list[Region] = []
+    regions: list[SearchRegion] = []
     run: list[int] = []
     last: int | None = None  # the timed utterance before the run
     reached = 0.0
@@ -71,7 +71,7 @@ def _make_region(
     last: int | None,
     following: int | None,
     reached: float,
-) -> Region:
+) -> SearchRegion:
     limit = seconds if following is None else utterances[following].start
     assert limit is not None
     start, end = reached, min(limit, seconds)
@@ -82,10 +82,10 @@ def _make_region(
         end = max([end, *(u.end for u in neighbours if u.end is not None)])
         indices = (*([] if last is None else [last]), *run, *([] if following is None else [following]))
     start = max(0.0, min(start, seconds) - _MARGIN)
-    return Region(start, max(start, min(seconds, end + _MARGIN)), indices, tuple(run))
+    return SearchRegion(start, max(start, min(seconds, end + _MARGIN)), indices, tuple(run))
 
 
-def give_times(document: Document, found: Mapping[int, Place | None], seconds: float) -> Document:
+def give_times(document: Document, found: Mapping[int, FoundPlace | None], seconds: float) -> Document:
     """The document with the places of the utterances that were looked for; those without one are missing.
 
     found: for the index of each of them, its place or None; empty if all have times. seconds: length of the recording.
@@ -116,5 +116,5 @@ def give_times(document: Document, found: Mapping[int, Place | None], seconds: f
         utterances=tuple(utterances),
         seconds=seconds,
         warnings=(*document.warnings, *warnings),
-        recovery=Recovery(timed, len(found) - missing, missing),
+        recovery=RecoveryCounts(timed, len(found) - missing, missing),
     )

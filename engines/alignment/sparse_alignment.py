@@ -38,7 +38,7 @@ _GAP = 80  # characters between two seeds of a chain
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class UnitSpan:
     """Where a unit is. first, last: its first and last frame, both inclusive. cost: nats by which its frames are worse
     than the best path over the same frames."""
 
@@ -57,14 +57,14 @@ class _Rectangle:
     high: int
 
 
-def find_units(scores: Scores, units: Sequence[Sequence[int]]) -> list[Span | None]:
+def find_units(scores: Scores, units: Sequence[Sequence[int]]) -> list[UnitSpan | None]:
     """Where each unit is in the emissions; None if it is not there.
 
     scores: (frames, columns) log-probabilities less the frame's largest one; the columns are QUIET, LOUD and the
     characters. units: each the columns of its characters, a few words long and with one character at least; LOUD stands
     for a word that cannot be spelled. Memory: beside the scores, which may be in half precision, MOST_TABLE bits.
     """
-    found: list[Span | None] = [None] * len(units)
+    found: list[UnitSpan | None] = [None] * len(units)
     lengths = np.array([len(unit) for unit in units])
     for corridor in _plan_corridors(scores, units, lengths):
         low, high = corridor[0].low, max(rectangle.high for rectangle in corridor)
@@ -72,7 +72,7 @@ def find_units(scores: Scores, units: Sequence[Sequence[int]]) -> list[Span | No
         shifted = [_Rectangle(r.start - start, r.end - start, r.low - low, r.high - low) for r in corridor]
         for index, span in enumerate(_search(scores[start : corridor[-1].end], units[low:high], shifted)):
             if span is not None and found[low + index] is None:
-                found[low + index] = Span(span.first + start, span.last + start, span.cost)
+                found[low + index] = UnitSpan(span.first + start, span.last + start, span.cost)
     return found
 
 
@@ -153,7 +153,7 @@ def _drop_repeats(values: Integers) -> tuple[Integers, Integers]:
     return values[places], places
 
 
-def _search(scores: Scores, units: Sequence[Sequence[int]], corridor: Sequence[_Rectangle]) -> list[Span | None]:
+def _search(scores: Scores, units: Sequence[Sequence[int]], corridor: Sequence[_Rectangle]) -> list[UnitSpan | None]:
     """The best path through a corridor, by dynamic programming over its frames."""
     table = _Table(units)
     traces = []
@@ -225,8 +225,8 @@ class _Table:
 
 def _trace_back(
     table: _Table, corridor: Sequence[_Rectangle], traces: Sequence[tuple[Bytes, Bytes]], scores: Scores
-) -> list[Span | None]:
-    found: list[Span | None] = [None] * (len(table.firsts) - 1)
+) -> list[UnitSpan | None]:
+    found: list[UnitSpan | None] = [None] * (len(table.firsts) - 1)
     # Where the path is: in token `token` of `unit`; or, if that is negative, at boundary `unit` or in speech before it.
     unit, token, speech, last, cost = corridor[-1].high, -1, False, 0, 0.0
     for rectangle, (moved, reached) in zip(reversed(corridor), reversed(traces), strict=True):
@@ -252,5 +252,5 @@ def _trace_back(
             cost -= emitted
             token -= 1
             if token < table.firsts[unit]:
-                found[unit], token = Span(now, last, cost), -1
+                found[unit], token = UnitSpan(now, last, cost), -1
     return found

@@ -113,7 +113,7 @@ def align_words(
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _PathToken:
     """One token to be found. word: the index of the word it belongs to, None for separators and other speech."""
 
     column: int
@@ -123,14 +123,14 @@ class _Token:
 
 def _list_tokens(
     spellings: Sequence[Sequence[tuple[str, int]]], separator: int | None, *, before: bool, after: bool
-) -> list[_Token]:
-    groups = [[_Token(column, text, i) for text, column in spelling] for i, spelling in enumerate(spellings)]
-    other = [_Token(WILDCARD)]
+) -> list[_PathToken]:
+    groups = [[_PathToken(column, text, i) for text, column in spelling] for i, spelling in enumerate(spellings)]
+    other = [_PathToken(WILDCARD)]
     groups = [*([other] if before else []), *groups, *([other] if after else [])]
-    tokens: list[_Token] = []
+    tokens: list[_PathToken] = []
     for index, group in enumerate(groups):
         if index and separator is not None:
-            tokens.append(_Token(separator))
+            tokens.append(_PathToken(separator))
         tokens += group
     return tokens
 

@@ -13,7 +13,7 @@ _COMFORT = 2.0  # times as long as the fewest frames that can hold the words, be
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class AlignmentWindow:
     """Utterances, by their index, that are aligned together within [start, end] seconds. timed: all of them had
     times of their own."""
 
@@ -25,7 +25,7 @@ class Window:
 
 def plan_windows(
     utterances: Sequence[Utterance], least: Sequence[float], seconds: float, max_segment: float
-) -> tuple[list[Window], list[str]]:
+) -> tuple[list[AlignmentWindow], list[str]]:
     """Windows for all utterances that have words and may be there, and what is wrong with the times in the transcript.
 
     least: the seconds that each utterance's words need at the very least; a timed utterance without them gets a window
@@ -35,7 +35,7 @@ def plan_windows(
     """
     blocks, warnings = _list_blocks(utterances, seconds)
     blocks = _join_cramped(blocks, least)
-    windows: list[Window] = []
+    windows: list[AlignmentWindow] = []
     for block in blocks:
         last = windows[-1] if windows else None
         dense = any(_is_dense(window, least) for window in (last, block) if window)
@@ -46,9 +46,9 @@ def plan_windows(
     return [_widen(window, seconds) for window in windows], warnings
 
 
-def _list_blocks(utterances: Sequence[Utterance], seconds: float) -> tuple[list[Window], list[str]]:
+def _list_blocks(utterances: Sequence[Utterance], seconds: float) -> tuple[list[AlignmentWindow], list[str]]:
     """A window for each timed utterance, and one for each run of untimed ones between them."""
-    blocks: list[Window] = []
+    blocks: list[AlignmentWindow] = []
     warnings: list[str] = []
     untimed: list[int] = []
     reached = 0.0  # seconds up to which the timed utterances so far go
@@ -60,14 +60,14 @@ def _list_blocks(utterances: Sequence[Utterance], seconds: float) -> tuple[list[
             warnings.append(f"utterance {index + 1} ({utterance.text[:40].strip()}): {problem}")
         if start is not None and end is not None:
             if untimed:
-                blocks.append(Window(reached, max(reached, start), tuple(untimed), timed=False))
+                blocks.append(AlignmentWindow(reached, max(reached, start), tuple(untimed), timed=False))
                 untimed = []
-            blocks.append(Window(start, end, (index,)))
+            blocks.append(AlignmentWindow(start, end, (index,)))
             reached = max(reached, end)
         elif start is None:
             untimed.append(index)
     if untimed:
-        blocks.append(Window(reached, max(reached, seconds), tuple(untimed), timed=False))
+        blocks.append(AlignmentWindow(reached, max(reached, seconds), tuple(untimed), timed=False))
     return blocks, warnings
 
 
@@ -81,7 +81,7 @@ def _check_times(utterance: Utterance, seconds: float) -> tuple[float | None, fl
         return (
             None,
             None,
-            f"its times are reversed ({start:.3f} to {end:.3f} s); it was looked for between its neighbours",
+            f"its times are reversed ({start:.3f} to {end:.3f} s); it was searched for between its neighbours",
         )
     if start >= seconds:
         return (
@@ -94,33 +94,33 @@ def _check_times(utterance: Utterance, seconds: float) -> tuple[float | None, fl
     return start, min(end, seconds), ""
 
 
-def _join_cramped(blocks: Sequence[Window], least: Sequence[float]) -> list[Window]:
+def _join_cramped(blocks: Sequence[AlignmentWindow], least: Sequence[float]) -> list[AlignmentWindow]:
     """Runs of untimed utterances that do not fit between their neighbours are aligned together with these."""
-    joined: list[Window] = []
+    joined: list[AlignmentWindow] = []
     pending = False  # the last one wants its right neighbour too
     for block in blocks:
         cramped = not block.timed and block.end - block.start < _COMFORT * _sum_least(block, least)
         if joined and (cramped or pending):
             last = joined.pop()
             start, end = min(last.start, block.start), max(last.end, block.end)
-            block = Window(start, end, last.utterances + block.utterances, timed=False)  # noqa: PLW2901
+            block = AlignmentWindow(start, end, last.utterances + block.utterances, timed=False)  # noqa: PLW2901
         joined.append(block)
         pending = cramped
     return joined
 
 
-def _sum_least(block: Window, least: Sequence[float]) -> float:
+def _sum_least(block: AlignmentWindow, least: Sequence[float]) -> float:
     return sum(least[index] for index in block.utterances)
 
 
-def _is_dense(block: Window, least: Sequence[float]) -> bool:
+def _is_dense(block: AlignmentWindow, least: Sequence[float]) -> bool:
     """Whether the words do not fit even with the margins: those of its neighbours would be squeezed too."""
     return block.end - block.start + 2 * MARGIN < _sum_least(block, least)
 
 
-def _follows(last: Window, block: Window) -> bool:
+def _follows(last: AlignmentWindow, block: AlignmentWindow) -> bool:
     return last.timed and block.timed and block.start >= last.end - OVERLAP
 
 
-def _widen(window: Window, seconds: float) -> Window:
+def _widen(window: AlignmentWindow, seconds: float) -> AlignmentWindow:
     return replace(window, start=max(0.0, window.start - MARGIN), end=min(seconds, window.end + MARGIN))

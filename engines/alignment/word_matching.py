@@ -15,7 +15,7 @@ import numpy as np
 
 from prefork.engines.alignment.anchors import Integers, find_anchors
 from prefork.engines.alignment.forced_aligner import measure
-from prefork.engines.alignment.recovery import Place, Region, give_times, plan_regions
+from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions
 from prefork.engines.base import HostEngine, Job, Segment
 from prefork.engines.text.document import Document, Word
 
@@ -34,7 +34,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _SpelledWord:
     """One spoken word, spelled out. owner: the utterance it is in, or the place of the heard word."""
 
     text: str
@@ -55,18 +55,20 @@ class WordMatcher(HostEngine):
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         seconds = measure(job)
         least = [_LEAST * len(utterance.words) for utterance in document.utterances]
-        found: dict[int, Place | None] = {}
+        found: dict[int, FoundPlace | None] = {}
         heard = [word for word in document.heard if word.start is not None and word.end is not None]
         for region in plan_regions(document.utterances, least, seconds):
             found |= _find(document, region, heard, seconds)
         return replace(give_times(document, found, seconds), heard=())
 
 
-def _find(document: Document, region: Region, heard: Sequence[Word], seconds: float) -> dict[int, Place | None]:
+def _find(
+    document: Document, region: SearchRegion, heard: Sequence[Word], seconds: float
+) -> dict[int, FoundPlace | None]:
     inside = [word for word in heard if (word.start or 0) < region.end and (word.end or 0) > region.start]
-    theirs = [_Token(text, place) for place, word in enumerate(inside) for text in spell_out(word.text)]
+    theirs = [_SpelledWord(text, place) for place, word in enumerate(inside) for text in spell_out(word.text)]
     ours = [
-        _Token(text, index)
+        _SpelledWord(text, index)
         for index in region.utterances
         for word in document.utterances[index].words
         for text in spell_out(word.text)
@@ -80,7 +82,7 @@ def _find(document: Document, region: Region, heard: Sequence[Word], seconds: fl
     places = {index: _place(matches[index], letters[index]) for index in region.utterances}
     sure = [p for p in (places[i] for i in region.utterances) if p and p[1] >= _SURE]
     edges = sorted(edge for place, _ in sure for edge in (place.start, place.end))
-    found: dict[int, Place | None] = {}
+    found: dict[int, FoundPlace | None] = {}
     last: int | None = None
     for index in region.wanted:
         entry = places[index]
@@ -88,15 +90,15 @@ def _find(document: Document, region: Region, heard: Sequence[Word], seconds: fl
         if entry is None or not (entry[1] >= _SURE or _is_near(entry[0], edges)):
             continue
         place = entry[0]
-        found[index] = Place(place.start, min(place.end, seconds), place.confidence)
+        found[index] = FoundPlace(place.start, min(place.end, seconds), place.confidence)
         before = found[last] if last is not None else None
         if last is not None and before is not None and place.start < before.end:
-            found[last] = Place(before.start, max(before.start, place.start), before.confidence)
+            found[last] = FoundPlace(before.start, max(before.start, place.start), before.confidence)
         last = index
     return found
 
 
-def _place(matches: Sequence[tuple[Word, int]], letters: int) -> tuple[Place, int] | None:
+def _place(matches: Sequence[tuple[Word, int]], letters: int) -> tuple[FoundPlace, int] | None:
     """Where an utterance's heard words are, and how many letters they have; None if it is too few of them."""
     groups: list[list[tuple[Word, int]]] = []
     for word, count in matches:
@@ -109,10 +111,10 @@ def _place(matches: Sequence[tuple[Word, int]], letters: int) -> tuple[Place, in
     if not best or there < _SHARE * letters:
         return None
     start, end = best[0][0].start or 0.0, best[-1][0].end or 0.0
-    return (Place(start, end, there / letters), there) if start < end else None
+    return (FoundPlace(start, end, there / letters), there) if start < end else None
 
 
-def _is_near(place: Place, edges: Sequence[float]) -> bool:
+def _is_near(place: FoundPlace, edges: Sequence[float]) -> bool:
     at = bisect_left(edges, place.start)
     return any(
         abs(place.start - edge) <= _NEAR or abs(place.end - edge) <= _NEAR for edge in edges[max(0, at - 1) : at + 2]

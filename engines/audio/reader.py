@@ -25,7 +25,7 @@ import av.filter
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from prefork.engines.audio.recording import AudioError, Line, Recording, probe
+from prefork.engines.audio.recording import AudioError, Recording, SampleStream, probe
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,7 +51,7 @@ class AudioReader:
     def __init__(self, path: Path | str) -> None:
         """Opens the recording. Raises AudioError as `probe` does, and if nothing in it can be decoded."""
         self.path = Path(path)
-        self._line = Line(self.path)
+        self._stream = SampleStream(self.path)
         self._start(0)
 
     def __enter__(self) -> AudioReader:
@@ -63,7 +63,7 @@ class AudioReader:
         self.close()
 
     def close(self) -> None:
-        self._line.close()
+        self._stream.close()
 
     def read(self, start: float, end: float) -> Samples:
         """(n,) float32: samples round(start * 16000) to round(end * 16000), fewer at the recording's end.
@@ -90,12 +90,12 @@ class AudioReader:
 
     def _start(self, first: int) -> None:
         """Begins resampling where the phase is that of sample 0, early enough for the filter to be filled."""
-        common = math.gcd(self._line.rate, SAMPLE_RATE)
+        common = math.gcd(self._stream.rate, SAMPLE_RATE)
         period = SAMPLE_RATE // common
         periods = max(0, first - _FILTER_REACH) // period
         self._next = periods * period
         self._pending = np.zeros(0, np.float32)
-        self._pieces = _resample(self._line.read_from(periods * (self._line.rate // common)), self._line.rate)
+        self._pieces = _resample(self._stream.read_from(periods * (self._stream.rate // common)), self._stream.rate)
 
     def _take(self, most: float) -> Samples | None:
         """The next samples, 1 to `most` of them; None at the end of the recording."""
@@ -111,7 +111,7 @@ class AudioReader:
 
 
 def _resample(blocks: Iterator[Samples], rate: int) -> Iterator[Samples]:
-    """The same line at 16 kHz. The first sample out is the first sample in."""
+    """The same stream at 16 kHz. The first sample out is the first sample in."""
     if rate == SAMPLE_RATE:
         yield from blocks
         return

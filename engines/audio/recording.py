@@ -1,4 +1,4 @@
-"""The recording: what a media file says about its sound, and its sound as one line of samples.
+"""The recording: what a media file says about its sound, and its sound as one stream of samples.
 
     file -> packets -> frames -> mono samples, each frame at the position its timestamp says
 
@@ -24,7 +24,7 @@ from av.audio.frame import AudioFrame, format_dtypes
 from av.container import InputContainer
 from av.stream import Discard
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -90,8 +90,8 @@ def probe(path: Path | str) -> Recording:
         return Recording(path, float(seconds), context.sample_rate, context.channels, context.codec.name)
 
 
-class _Block(NamedTuple):
-    """A stretch of the line: the frame's samples from `cut` on, or silence; made only when they are wanted."""
+class _SampleBlock(NamedTuple):
+    """A stretch of the stream: the frame's samples from `cut` on, or silence; made only when they are wanted."""
 
     start: int
     end: int
@@ -105,8 +105,8 @@ class _Block(NamedTuple):
         return _mix(self.frame)[self.cut + first - self.start :]
 
 
-class Line:
-    """An open recording as one line of mono samples at its own rate; position 0 is the first one decoded.
+class SampleStream:
+    """An open recording as one stream of mono samples at its own rate; position 0 is the first one decoded.
 
     rate: Hz. seekable: a seek gives the same samples as decoding from the start.
     """
@@ -118,7 +118,7 @@ class Line:
         frame = next(self._frames(), None)
         if frame is None:
             self.close()
-            raise AudioError(f"{path} has an audio stream but no sound in it; copy or export it again")
+            raise AudioError(f"{path} has an audio stream but no audio in it; copy or export it again")
         self.rate = frame.sample_rate
         self._tick = _time_base(self._stream) or Fraction(1, self.rate)  # seconds
         self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
@@ -179,12 +179,12 @@ class Line:
         self._ended, self._sought = False, True
         return True
 
-    def _place(self, expected: int | None) -> Iterator[_Block]:
+    def _place(self, expected: int | None) -> Iterator[_SampleBlock]:
         """Puts each frame where its timestamp says. Gapless: fills holes with silence, cuts what overlaps.
 
         expected: position of the first frame; None after a seek, then the first timestamp decides.
         """
-        shift = 0  # from the timestamps' positions to those of the line
+        shift = 0  # from the timestamps' positions to those of the stream
         for frame in self._frames():
             position = self._position(frame, shift)
             if position is None:
@@ -203,7 +203,7 @@ class Line:
                 case "broken":
                     shift += expected - position
             end = expected + frame.samples - cut
-            yield _Block(expected, end, frame, cut)
+            yield _SampleBlock(expected, end, frame, cut)
             expected = end
 
     def _position(self, frame: AudioFrame, shift: int) -> int | None:
@@ -253,10 +253,10 @@ def _judge(drift: float) -> Literal["in time", "late", "early", "broken"]:
     return "late" if drift > 0 else "early"
 
 
-def _silence(start: int, end: int, rate: int) -> Iterator[_Block]:
+def _silence(start: int, end: int, rate: int) -> Iterator[_SampleBlock]:
     """In blocks of a second: a gap may be an hour long."""
     for position in range(start, end, rate):
-        yield _Block(position, min(position + rate, end))
+        yield _SampleBlock(position, min(position + rate, end))
 
 
 def _mix(frame: AudioFrame) -> Samples:
@@ -296,7 +296,7 @@ def _open(path: Path) -> InputContainer:
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path} is not a file; name a recording")
+        raise AudioError(f"{path} is not a file; give a recording")
     if status.st_size == 0:
         raise AudioError(f"{path} is empty; copy or export it again")
     try:
@@ -316,7 +316,7 @@ def _open(path: Path) -> InputContainer:
 def _audio_stream(container: InputContainer, path: Path) -> AudioStream:
     stream = container.streams.best("audio")
     if stream is None:
-        raise AudioError(f"{path} has no audio stream; name the recording that has the sound")
+        raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
     assert isinstance(stream, av.AudioStream)
     return stream
 

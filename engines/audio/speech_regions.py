@@ -41,7 +41,7 @@ _BLOCK = 30.0  # seconds read at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SpeechSpan:
     """A stretch to be heard at once, in seconds. overlaps: it begins before the last one ends, for want of a pause."""
 
     start: float
@@ -95,12 +95,12 @@ def _find_floor(levels: Levels) -> Levels:
     step, reach = (round(seconds / FRAME) for seconds in (1.0, _REACH))
     for first in range(0, len(levels), step):
         around = levels[max(0, first - reach) : first + step + reach]
-        heard = around[around >= _MUTED]
-        floor[first : first + step] = np.percentile(heard, _RARE) if len(heard) else _MUTED
+        audible = around[around >= _MUTED]
+        floor[first : first + step] = np.percentile(audible, _RARE) if len(audible) else _MUTED
     return floor
 
 
-def plan_spans(levels: Levels, seconds: float) -> list[Span]:
+def plan_spans(levels: Levels, seconds: float) -> list[SpeechSpan]:
     """Spans of at most LONGEST seconds that hold everything but long pauses; none if nothing was recorded.
 
     seconds: length of the recording. A span ends in the longest pause of its second half, the later of two that are
@@ -110,12 +110,12 @@ def plan_spans(levels: Levels, seconds: float) -> list[Span]:
     if not (levels >= _MUTED).any():
         return []
     if quiet.all() and seconds <= LEFT_OUT:
-        return [Span(0.0, seconds)]  # too short to tell noise from one long sound
+        return [SpeechSpan(0.0, seconds)]  # too short to tell noise from one long sound
     pauses = _list_runs(quiet)
-    spans: list[Span] = []
+    spans: list[SpeechSpan] = []
     for start, end in _list_stretches(pauses, seconds):
         spans += _cut(start, end, pauses, _smooth(levels))
-    return [Span(round(span.start, 3), round(span.end, 3), span.overlaps) for span in spans]
+    return [SpeechSpan(round(span.start, 3), round(span.end, 3), span.overlaps) for span in spans]
 
 
 def _list_runs(marks: Marks) -> list[tuple[float, float]]:
@@ -135,9 +135,9 @@ def _list_stretches(pauses: list[tuple[float, float]], seconds: float) -> list[t
     return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
 
 
-def _cut(start: float, end: float, pauses: list[tuple[float, float]], levels: Levels) -> list[Span]:
+def _cut(start: float, end: float, pauses: list[tuple[float, float]], levels: Levels) -> list[SpeechSpan]:
     """A stretch in spans."""
-    spans: list[Span] = []
+    spans: list[SpeechSpan] = []
     overlaps = False
     while end - start > LONGEST:
         limit = start + LONGEST
@@ -145,14 +145,14 @@ def _cut(start: float, end: float, pauses: list[tuple[float, float]], levels: Le
         within = [(a, b) for a, b in within if b - a >= _PAUSE]
         if within:
             a, b = max(within, key=lambda pause: (min(pause[1] - pause[0], _LONG_ENOUGH), pause[1]))
-            spans.append(Span(start, min(a + _EDGE, (a + b) / 2), overlaps))
+            spans.append(SpeechSpan(start, min(a + _EDGE, (a + b) / 2), overlaps))
             whole = next(last for _, last in pauses if last >= b)
             start, overlaps = max(whole - _EDGE, (a + b) / 2), False
         else:
             cut = _find_quietest(levels, limit - OVERLAP / 2, limit)
-            spans.append(Span(start, cut, overlaps))
+            spans.append(SpeechSpan(start, cut, overlaps))
             start, overlaps = cut - OVERLAP, True
-    return [*spans, Span(start, end, overlaps)]
+    return [*spans, SpeechSpan(start, end, overlaps)]
 
 
 def _find_quietest(levels: Levels, start: float, end: float) -> float:
@@ -160,11 +160,11 @@ def _find_quietest(levels: Levels, start: float, end: float) -> float:
     return (first + int(np.argmin(levels[first : round(end / FRAME)])) + 0.5) * FRAME
 
 
-def find_loudest(levels: Levels, spans: list[Span], count: int) -> list[Span]:
+def find_loudest(levels: Levels, spans: list[SpeechSpan], count: int) -> list[SpeechSpan]:
     """The spans with the most frames that are not quiet, at most `count`, in order."""
     quiet = find_quiet(levels)
 
-    def count_loud(span: Span) -> Any:
+    def count_loud(span: SpeechSpan) -> Any:
         return np.count_nonzero(~quiet[round(span.start / FRAME) : round(span.end / FRAME)])
 
     return sorted(sorted(spans, key=count_loud, reverse=True)[:count], key=lambda span: span.start)

@@ -21,10 +21,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-import prefork.engines.whisper.ctc_head  # noqa: F401  makes its model type known to transformers
+import prefork.engines.checkpoints.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import LoadError
 from prefork.engines.checkpoints.quantization import quantize_linears
+from prefork.engines.errors import LoadError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,7 +104,7 @@ class ModelFolder:
                 self.path, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self.refuse(f"config.json is not one that transformers {transformers.__version__} knows", error)
+            self.refuse(f"transformers {transformers.__version__} cannot read its config.json", error)
         return config
 
     def read_extractor_settings(self) -> dict[str, Any]:
@@ -112,16 +112,16 @@ class ModelFolder:
         settings = self.read_json("preprocessor_config.json")
         settings = settings or self.read_json("processor_config.json").get("feature_extractor", {})
         if not settings:
-            self.refuse("it has no preprocessor_config.json, which says how it wants its audio")
+            self.refuse("it has no preprocessor_config.json, which describes its audio input")
         if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-            self.refuse(f"it hears {rate} Hz; only models for {SAMPLE_RATE} Hz can be used")
+            self.refuse(f"it expects audio at {rate} Hz; only models for {SAMPLE_RATE} Hz can be used")
         return settings
 
     def check_weights(self) -> None:
         """Raises LoadError unless there are weights that can be read without running code."""
         if not any(self.path.glob("model*.safetensors")):
             pickled = any(self.path.glob("*.bin"))
-            found = "only pickled ones, which can run code when they are read" if pickled else "none"
+            found = "only pickled ones, which can run code when loaded" if pickled else "none"
             self.refuse(f"it has no safetensors weights ({found})")
 
     def load(self, kind: Any, dtype: str, quantize: Quantize = quantize_linears) -> PreTrainedModel:
@@ -160,7 +160,7 @@ class ModelFolder:
             with torch.device("meta"):
                 model = build(copy.deepcopy(config), dtype=DTYPES[dtype])
         except UNLOADABLE as error:
-            self.refuse(f"there is no model as its config.json describes it ({shorten(error)})", error)
+            self.refuse(f"no model can be built from its config.json ({shorten(error)})", error)
         if dtype == "int8":
             quantize(model)
         return sum(-(-tensor.nbytes // _LINE) * _LINE for tensor in [*model.parameters(), *model.buffers()])
@@ -182,7 +182,7 @@ class ModelFolder:
         """report: what transformers says about a model that it has loaded."""
         keys = {
             "missing": [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])],
-            "without a place": list(report["unexpected_keys"]),
+            "unexpected": list(report["unexpected_keys"]),
         }
         for fault, found in keys.items():
             if found := sorted(key for key in found if not _TRAINING_ONLY.search(key)):
@@ -230,11 +230,11 @@ def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except HFValidationError as error:
-        refuse("there is no such folder, and it is no hub id", error)
+        refuse("there is no such folder, and it is not a valid hub id", error)
     except GatedRepoError as error:
-        refuse("the hub gives it only after its terms were accepted there and `hf auth login` was run", error)
+        refuse("the hub requires that you accept its terms there and run `hf auth login`", error)
     except RepositoryNotFoundError as error:
         refuse("there is no such folder, and no such model on the hub", error)
     except OSError as error:
-        reason = "there is no such folder, and the hub cannot be reached; fetch it where there is a network"
+        reason = "there is no such folder, and the hub cannot be reached; download it on a machine with network access"
         refuse(f"{reason} ({shorten(error)})", error)

@@ -12,11 +12,12 @@ import torch
 from prefork.engines.alignment.forced_aligner import ForcedAligner, make_tone
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
 from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from prefork.engines.ctc.padding import choose_padding, compute_logits
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CTCAligner(ForcedAligner):
             raise InputError(
                 f"{job.id}: {len(words)} words without times over {seconds:.0f} s are too many to align at once "
                 f"({size / 2**20:.0f} MiB, at most {MOST_BYTES / 2**20:.0f}); "
-                "give an utterance every few minutes its times, or cut the recording"
+                "add times to an utterance every few minutes, or cut the recording"
             )
 
     def _count_search_bytes(self, words: Sequence[str], seconds: float) -> float:
@@ -103,8 +104,8 @@ class CTCAligner(ForcedAligner):
         frames, expected = len(output["log_probs"]), _EXAMPLE_SECONDS / self._clock.frame
         if abs(frames - expected) > 3:
             raise LoadError(
-                f"{self._model}: it makes {frames} frames of {_EXAMPLE_SECONDS} s, not {expected:.0f}; "
-                "put the length of its frames into its config.json as frame_seconds"
+                f"{self._model}: it returns {frames} frames for {_EXAMPLE_SECONDS} s of audio, not {expected:.0f}; "
+                "set frame_seconds in its config.json to the length of a frame"
             )
 
     def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:

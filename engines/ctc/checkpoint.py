@@ -103,9 +103,9 @@ def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabular
         source.refuse("it has no vocabulary (vocab.json or tokenizer.json)")
     if isinstance(columns, dict) and any(isinstance(value, dict) for value in columns.values()):
         languages = ", ".join(sorted(columns)[:5])
-        source.refuse(f"it has a vocabulary for each language ({languages}, ...); save it with one of them")
+        source.refuse(f"it has one vocabulary per language ({languages}, ...); save the model with one of them")
     if not isinstance(columns, dict) or not all(isinstance(column, int) for column in columns.values()):
-        source.refuse("its vocabulary is not a table of tokens and their numbers")
+        source.refuse("its vocabulary does not map tokens to numbers")
     if max(columns.values()) >= config.vocab_size or config.pad_token_id is None:
         source.refuse(f"its vocabulary of {len(columns)} tokens does not fit config.json's {config.vocab_size} outputs")
     blank = int(config.pad_token_id)
@@ -129,6 +129,6 @@ def _read_clock(source: ModelFolder, config: PreTrainedConfig, settings: Mapping
     elif frame is None and not waveform:
         frame = settings.get("hop_length", 160) * (settings.get("stride") or ratio or 1) / SAMPLE_RATE
     if not frame or abs(frame * SAMPLE_RATE - round(frame * SAMPLE_RATE)) > 1e-6:
-        source.refuse("how long its frames are is not known; add frame_seconds to its config.json")
+        source.refuse("the length of its frames is unknown; set frame_seconds in its config.json")
     starts, ends = (float(getattr(config, f"{edge}_offset_seconds", 0.0)) for edge in ("start", "end"))
     return Clock(frame, starts, ends)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefork.engines.alignment.forced_aligner import measure
-from prefork.engines.alignment.recovery import Place, Region, give_times, plan_regions
-from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, Span, find_units
+from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions
+from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, UnitSpan, find_units
 from prefork.engines.alignment.viterbi import WILDCARD
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
@@ -31,7 +31,7 @@ _SHORTEST = 0.1  # seconds of speech that a word takes
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class EmissionSlice:
     """The part of a segment whose emissions are kept. first: its first frame in the recording. skip: frames of the
     segment before it. count: its frames; None for all that follow. columns: the characters that matter."""
 
@@ -109,17 +109,17 @@ class CTCRecovery(Engine):
             ends = first + size >= total
             kept = (first + (context if first else 0), total if ends else first + size - context)
             if any(r.start < kept[1] * frame and r.end > kept[0] * frame for r in regions):
-                part = Slice(kept[0], kept[0] - first, None if ends else kept[1] - kept[0], columns)
+                part = EmissionSlice(kept[0], kept[0] - first, None if ends else kept[1] - kept[0], columns)
                 segments.append(Segment(len(segments), first * frame, min((first + size) * frame, seconds), part))
         return segments
 
-    def _plan(self, document: Document, seconds: float) -> list[Region]:
+    def _plan(self, document: Document, seconds: float) -> list[SearchRegion]:
         words = [[word.text for word in utterance.words] for utterance in document.utterances]
         return plan_regions(
             document.utterances, [self._aligner.count_seconds_needed(w) if w else 0 for w in words], seconds
         )
 
-    def _list_columns(self, document: Document, regions: Sequence[Region]) -> tuple[int, ...]:
+    def _list_columns(self, document: Document, regions: Sequence[SearchRegion]) -> tuple[int, ...]:
         texts = {word.text for r in regions for index in r.utterances for word in document.utterances[index].words}
         spelled = {column for text in texts for _, column in self._aligner.vocabulary.spell(text)}
         return tuple(sorted(spelled - {WILDCARD}))
@@ -132,7 +132,7 @@ class CTCRecovery(Engine):
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Emission:  # noqa: ARG002
         """About 2 kB for 16 s of the embedded model's."""
-        part: Slice = segment.content
+        part: EmissionSlice = segment.content
         emission = output["log_probs"].cpu()[part.skip :]
         if part.count is not None:
             emission = emission[: part.count]
@@ -149,7 +149,7 @@ class CTCRecovery(Engine):
         seconds = measure(job)
         regions = self._plan(document, seconds)
         columns: tuple[int, ...] = segments[0].content.columns if segments else ()
-        found: dict[int, Place | None] = {}
+        found: dict[int, FoundPlace | None] = {}
         if regions:
             scores = self._put_together(segments, pieces, columns, seconds)
             for region in regions:
@@ -164,15 +164,19 @@ class CTCRecovery(Engine):
         scores = np.full((total, FIRST + len(columns)), round(-FLOOR * _STEPS), np.uint8)
         scores[:, QUIET] = 0
         for segment, piece in zip(segments, pieces, strict=True):
-            part: Slice = segment.content
+            part: EmissionSlice = segment.content
             rows = np.frombuffer(zlib.decompress(piece.scores), np.uint8).reshape(-1, piece.frames).T
             count = min(piece.frames, total - part.first)
             scores[part.first : part.first + count] = rows[:count]
         return scores
 
     def _find(
-        self, document: Document, region: Region, scores: np.ndarray[Any, np.dtype[np.uint8]], columns: Sequence[int]
-    ) -> dict[int, Place | None]:
+        self,
+        document: Document,
+        region: SearchRegion,
+        scores: np.ndarray[Any, np.dtype[np.uint8]],
+        columns: Sequence[int],
+    ) -> dict[int, FoundPlace | None]:
         clock = self._aligner.clock
         origin, limit = math.floor(region.start / clock.frame), math.ceil(region.end / clock.frame)
         emitted = scores[origin:limit].astype(np.float16)  # in which eighths down to -6 are exact
@@ -182,12 +186,12 @@ class CTCRecovery(Engine):
         places = _gather(units, spans, round(_PAUSE / clock.frame))
         loud = np.flatnonzero(emitted[:, LOUD] >= emitted[:, QUIET])
         edges = self._widen(document, region, places, loud, len(emitted))
-        found: dict[int, Place | None] = dict.fromkeys(region.wanted)
+        found: dict[int, FoundPlace | None] = dict.fromkeys(region.wanted)
         for index, (first, last, confidence) in edges.items():
             if index in found:
                 start = (origin + first) * clock.frame + clock.start_offset
                 end = (origin + last + 1) * clock.frame + clock.end_offset
-                found[index] = Place(max(0.0, start), min(end, region.end), confidence)
+                found[index] = FoundPlace(max(0.0, start), min(end, region.end), confidence)
         return _keep_apart(found)
 
     def _cut(self, document: Document, index: int, columns: Sequence[int]) -> Iterator[_Unit]:
@@ -212,7 +216,7 @@ class CTCRecovery(Engine):
     def _widen(
         self,
         document: Document,
-        region: Region,
+        region: SearchRegion,
         places: Mapping[int, tuple[int, int, float]],
         loud: np.ndarray[Any, np.dtype[np.int64]],
         frames: int,
@@ -262,12 +266,12 @@ def _follow(loud: np.ndarray[Any, np.dtype[np.int64]], edge: int, breath: int) -
     return edge
 
 
-def _gather(units: Sequence[_Unit], spans: Sequence[Span | None], pause: int) -> dict[int, tuple[int, int, float]]:
+def _gather(units: Sequence[_Unit], spans: Sequence[UnitSpan | None], pause: int) -> dict[int, tuple[int, int, float]]:
     """First frame, last frame and confidence of each utterance of which enough was found in one place."""
     places = {}
     for owner, pairs in groupby(zip(units, spans, strict=True), key=lambda pair: pair[0].owner):
         known = 0
-        groups: list[list[tuple[_Unit, Span]]] = []
+        groups: list[list[tuple[_Unit, UnitSpan]]] = []
         for unit, span in pairs:
             known += unit.known
             if span and groups and span.first - groups[-1][-1][1].last <= pause:
@@ -282,7 +286,7 @@ def _gather(units: Sequence[_Unit], spans: Sequence[Span | None], pause: int) ->
     return places
 
 
-def _keep_apart(found: Mapping[int, Place | None]) -> dict[int, Place | None]:
+def _keep_apart(found: Mapping[int, FoundPlace | None]) -> dict[int, FoundPlace | None]:
     """An utterance ends where the next one begins, if not before."""
     apart = dict(found)
     places = [(index, place) for index, place in found.items() if place]

@@ -1,1 +1,4 @@
-"""The Rev.ai service."""
+"""The Rev.ai service.
+
+transcriber is the service; client talks to it, transcript reads what it sends back.
+"""

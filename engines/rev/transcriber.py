@@ -18,14 +18,15 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.base import Job
+from prefork.engines.errors import InputError, LoadError
+from prefork.engines.rev.client import Interrupted, explain, make_client, name_problem, read_retry_after
 from prefork.engines.rev.transcript import read_number, read_transcript
 from prefork.engines.text.document import Document, Turn, Word
 from prefork.engines.text.languages import get_long_code, get_short_code
@@ -37,15 +38,11 @@ _MOST_UPLOADS = 5  # at once, and
 _LARGEST = 2_000_000_000  # bytes: limits of the service
 _NEWEST = 100  # jobs that are looked through for one of ours
 _KEPT = 7 * 24 * 3600  # seconds that the service keeps what nobody has fetched and deleted
-_BLOCK = 1 << 16  # bytes
+_HASHED = 1 << 20  # bytes of a recording at a time
 _DONE = frozenset({"transcribed", "completed", "failed"})
 _OF_ACCOUNT = frozenset({"insufficient_balance", "invoicing_limit_exceeded", "user_terminated"})
 
 T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """The run was stopped; what the service has been given stays there, and is found again by the next run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ class RevTranscriber:
         every utterance has times are left alone. delete: the recording, there, once it is done. in_flight: most jobs at
         once. url: of the service, by default that of REV_API_URL, else the one in the USA."""
         if not 1 <= in_flight <= _MOST_UPLOADS:
-            raise LoadError(f"rev: in_flight must be 1 to {_MOST_UPLOADS}, which Rev.ai allows, not {in_flight}")
+            raise LoadError(f"rev: in_flight must be 1 to {_MOST_UPLOADS}, Rev.ai's limit, not {in_flight}")
         self.language = language
         self.diarize = diarize
         self.only_untimed = only_untimed
@@ -98,15 +95,15 @@ class RevTranscriber:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not key:
             raise LoadError(
-                f"Rev.ai needs an access token: {KEY_VARIABLE} is not set; make one at https://www.rev.ai/access-token "
-                "and put it there"
+                f"Rev.ai needs an access token: {KEY_VARIABLE} is not set; create one at "
+                "https://www.rev.ai/access-token and set the variable"
             )
         if not re.fullmatch(r"[\x21-\x7e]+", key):
-            raise LoadError(f"{KEY_VARIABLE} has characters that no access token has; copy it again")
+            raise LoadError(f"{KEY_VARIABLE} contains characters that no access token has; copy it again")
         url = (self._url or os.environ.get(URL_VARIABLE, "")).strip().rstrip("/")
         if url and not re.match(r"https?://[^/\s]+", url):
-            raise LoadError(f"{URL_VARIABLE} is no address of a service: {url!r}; it is like https://api.rev.ai")
-        self._client = _make_client(key, url or None, self._patience.timeouts)
+            raise LoadError(f"{URL_VARIABLE} is not the address of a service: {url!r}; use one like https://api.rev.ai")
+        self._client = make_client(key, url or None, self._patience.timeouts)
         try:  # someone waits for this one
             self._call(
                 "rev", "the account", threading.Event(), self._client.get_account, min(self._patience.retries, 2)
@@ -133,7 +130,7 @@ class RevTranscriber:
                 f"Rev.ai could not transcribe it: {_get(details, 'failure_detail') or 'no reason given'} ({failure})"
             )
             if failure in _OF_ACCOUNT:
-                raise LoadError(f"{reason}; look at the account, then start again: what is done stays done")
+                raise LoadError(f"{reason}; check the account, then start again; finished files are kept")
             raise InputError(f"{job.id}: {reason}; check that {media.name} plays and has speech")
         words, turns = self._fetch(job, submitted, stopped)
         warnings = self._delete(job, submitted, stopped)
@@ -191,7 +188,7 @@ class RevTranscriber:
             if time.monotonic() > until:
                 raise InputError(
                     f"{job.id}: Rev.ai has not finished it after {patience.longest_job / 3600:.1f} h (its job "
-                    f"{submitted}); start again later, it is not sent a second time"
+                    f"{submitted}); start again later: it is not uploaded again"
                 )
             _pause(stopped, interval)
             interval = min(interval * patience.growth, patience.last_poll)
@@ -228,19 +225,19 @@ class RevTranscriber:
                 response = error.response
                 assert response is not None  # raise_for_status has put it there
                 status = response.status_code
-                reason = f"{status} {_explain(response)}".strip()
+                reason = f"{status} {explain(response)}".strip()
                 if status in (401, 403):
                     raise LoadError(_refuse(status, reason)) from None
                 if status not in (408, 425, 429) and status < 500:
-                    raise InputError(f"{who}: Rev.ai refused {what}: {reason}; mend what it says") from None
-                asked = _read_retry_after(response.headers.get("Retry-After"))
+                    raise InputError(f"{who}: Rev.ai refused {what}: {reason}; correct what it names") from None
+                asked = read_retry_after(response.headers.get("Retry-After"))
             except RequestException as error:
-                reason = _name_problem(error)
+                reason = name_problem(error)
             except (KeyError, TypeError, ValueError, AttributeError):
-                reason = "an answer that is not as documented"
+                reason = "the answer does not match the documentation"
             if attempt >= (self._patience.retries if retries is None else retries):
                 raise InputError(
-                    f"{who}: no answer from Rev.ai about {what} after {attempt + 1} tries: {reason}; check the "
+                    f"{who}: Rev.ai gave no valid answer on {what} after {attempt + 1} tries: {reason}; check the "
                     "connection and https://status.rev.ai, then start again"
                 ) from None
             backoff = min(self._patience.first_retry * 2**attempt, self._patience.last_retry)
@@ -249,95 +246,21 @@ class RevTranscriber:
         raise AssertionError("unreachable")
 
 
-def _make_client(key: str, url: str | None, timeouts: tuple[float, float]) -> Any:
-    """The SDK's client, with timeouts, and with an upload that does not read the whole recording into memory."""
-    try:
-        import requests
-        from rev_ai.apiclient import RevAiAPIClient
-    except ImportError:
-        raise LoadError("engine rev needs Rev.ai's SDK, rev_ai, which is not installed; install prefork[rev]") from None
-
-    class Client(RevAiAPIClient):  # type: ignore[misc]
-        def _make_http_request(
-            self, method: str, url: str, headers: Mapping[str, str] | None = None, **options: Any
-        ) -> Any:
-            """As the SDK does it, but for the body of a refusal, which it puts into the error as it comes."""
-            with requests.Session() as session:
-                everything = {**self.default_headers, **(headers or {})}
-                response = session.request(method, url, headers=everything, timeout=timeouts, **options)
-            response.raise_for_status()
-            return response
-
-        def list_jobs(self, limit: int) -> list[dict[str, Any]]:
-            found = self._make_http_request("GET", f"{self.base_url}jobs", params={"limit": limit}).json()
-            return [entry for entry in found if entry["id"]]
-
-        def describe_job(self, id_: str) -> dict[str, Any]:
-            """As the service says it; `get_job_details` fails on a state that the SDK does not know."""
-            return dict(self._make_http_request("GET", f"{self.base_url}jobs/{id_}").json())
-
-        def submit(
-            self, file: BinaryIO, name: str, options: Mapping[str, Any], stopped: threading.Event
-        ) -> dict[str, Any]:
-            body = _Multipart(file, name, options, stopped)
-            headers = {"Content-Type": f"multipart/form-data; boundary={body.boundary}"}
-            return dict(self._make_http_request("POST", f"{self.base_url}jobs", data=body, headers=headers).json())
-
-    return Client(key, url)
-
-
-class _Multipart:
-    """The body of an upload, read a block at a time. Raises Interrupted from `read`."""
-
-    def __init__(self, file: BinaryIO, name: str, options: Mapping[str, Any], stopped: threading.Event) -> None:
-        self.boundary = os.urandom(16).hex()
-        described = json.dumps(options, sort_keys=True)
-        line = f"--{self.boundary}\r\nContent-Disposition: form-data; name="
-        head = (
-            f'{line}"options"\r\nContent-Type: application/json\r\n\r\n{described}\r\n'
-            f'{line}"media"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        ).encode()
-        tail = f"\r\n--{self.boundary}--\r\n".encode()
-        size = os.fstat(file.fileno()).st_size
-        self._length = len(head) + size + len(tail)
-        self._blocks = _read_blocks(head, file, size, tail)
-        self._stopped = stopped
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._blocks)
-
-    def read(self, size: int = -1) -> bytes:  # noqa: ARG002  a block is as good as what was asked for
-        if self._stopped.is_set():
-            raise Interrupted
-        return next(self._blocks, b"")
-
-
-def _read_blocks(head: bytes, file: BinaryIO, size: int, tail: bytes) -> Iterator[bytes]:
-    yield head
-    while size and (block := file.read(min(size, _BLOCK))):
-        size -= len(block)
-        yield block
-    yield bytes(size) + tail  # of a file that has shrunk, what was announced
-
-
 def _check_media(job: Job) -> Path:
     """Raises InputError if there is no recording, or none that the service takes."""
     if job.media is None:
-        raise InputError(f"{job.id}: no recording belongs to it; put it beside it, with the same name")
+        raise InputError(f"{job.id}: no recording found for it; put the recording beside it, under the same name")
     try:
         size = job.media.stat().st_size
     except OSError as error:
         raise InputError(f"{job.media}: cannot be read: {error.strerror}; check the file") from None
     if size > _LARGEST:
         raise InputError(
-            f"{job.media}: has {size / 1e9:.1f} GB, and Rev.ai takes {_LARGEST / 1e9:.0f} GB; "
-            "compress it, or leave the pictures out"
+            f"{job.media}: has {size / 1e9:.1f} GB, but Rev.ai takes at most {_LARGEST / 1e9:.0f} GB; "
+            "compress it, or extract its audio"
         )
     if not size:
-        raise InputError(f"{job.media}: is empty; get it again")
+        raise InputError(f"{job.media}: is empty; copy it again")
     return job.media
 
 
@@ -351,7 +274,7 @@ def _open(job: Job, media: Path) -> BinaryIO:
 def _make_mark(job: Job, media: Path, options: Mapping[str, Any], stopped: threading.Event) -> str:
     digest = hashlib.sha256(json.dumps([job.id, options], sort_keys=True).encode("utf-8", "surrogatepass"))
     with _open(job, media) as file:
-        while block := file.read(_BLOCK << 4):
+        while block := file.read(_HASHED):
             if stopped.is_set():
                 raise Interrupted
             digest.update(block)
@@ -371,44 +294,8 @@ def _pause(stopped: threading.Event, seconds: float) -> None:
 
 def _refuse(status: int, reason: str) -> str:
     if status == 401:
-        return f"Rev.ai does not take the access token in {KEY_VARIABLE} ({reason}); make another one there"
-    return f"Rev.ai does not let this account do it ({reason}); look at its balance and its deployment ({URL_VARIABLE})"
-
-
-def _explain(response: Any) -> str:
-    """What a problem document (RFC 7807) says, in short, and never the access token."""
-    try:
-        problem = response.json()
-        said = " ".join(str(problem[part]) for part in ("title", "detail") if problem.get(part))
-    except (ValueError, AttributeError, TypeError):
-        said = ""
-    token = str(response.request.headers.get("Authorization", "")).removeprefix("Bearer ")
-    said = said.replace(token, "***") if token else said
-    return " ".join((said or str(response.reason or "")).split())[:300]
-
-
-def _name_problem(error: Exception) -> str:
-    from requests import ConnectionError, JSONDecodeError, Timeout
-    from requests.exceptions import ChunkedEncodingError
-
-    if isinstance(error, JSONDecodeError):
-        return "an answer that is no JSON"
-    if isinstance(error, Timeout):
-        return "it took too long"
-    cut = isinstance(error, (ConnectionError, ChunkedEncodingError))
-    return "the connection failed or was cut" if cut else type(error).__name__
-
-
-def _read_retry_after(value: str | None) -> float | None:
-    """Seconds; the header has these, or a date."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+        return f"Rev.ai rejects the access token in {KEY_VARIABLE} ({reason}); create a new one and set the variable"
+    return f"Rev.ai denies this to the account ({reason}); check its balance and its deployment ({URL_VARIABLE})"
 
 
 def _get(details: Mapping[str, Any], name: str) -> str:

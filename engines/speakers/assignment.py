@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from prefork.engines.base import HostEngine, Job, LoadError, Segment
+from prefork.engines.base import HostEngine, Job, Segment
+from prefork.engines.errors import LoadError
 from prefork.engines.text.document import Document, Turn, Word
 from prefork.engines.text.utterances import LONGEST, MOST_WORDS, PAUSE, compose_utterances
 

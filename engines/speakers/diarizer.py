@@ -12,8 +12,8 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +23,20 @@ from numpy.typing import NDArray
 
 from prefork.engines.alignment.forced_aligner import find_media, measure
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
-from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError, LoadError
+from prefork.engines.speakers.chunks import (
+    BlockActivity,
+    Floats,
+    Geometry,
+    Integers,
+    choose_speakers,
+    count_speakers,
+    lay_out,
+    measure_model,
+    overlay,
+    take_chunks,
+)
 from prefork.engines.speakers.pyannote_pipeline import (
     DEFAULT,
     Recipe,
@@ -42,42 +55,6 @@ _SECONDS_TOGETHER_ON_DEVICE = 160.0  # the same where there is more to be kept b
 _MOST_VECTORS = 6_000  # that are clustered: the distances between them take 144 MB
 _EXAMPLE_CHUNKS = 2
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
-Floats = NDArray[np.floating[Any]]
-Integers = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The chunks that a segmentation model hears and the frames that it makes of them.
-
-    chunk, step: samples of a chunk, and from one to the next. frame_seconds: what a frame hears; frame_step: seconds
-    from one to the next. together: speakers at once in a powerset, 0 if the model has an output for each speaker.
-    """
-
-    chunk: int
-    step: int
-    frames: int
-    speakers: int
-    together: int
-    frame_seconds: float
-    frame_step: float
-
-    def count_chunks(self, samples: int) -> int:
-        """The last one is filled up with silence."""
-        return 1 + max(0, -(-(samples - self.chunk) // self.step))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What was found in a block.
-
-    active: (chunks, bytes) packed bits of (frames, speakers). voices: (n, dimension) of each speaker who is active in a
-    chunk, in the order of these. scores: theirs, (n, frames); None if they say no more than active or not.
-    """
-
-    active: NDArray[np.uint8]
-    voices: NDArray[np.float16]
-    scores: NDArray[np.float16] | None
 
 
 class SpeakerModels(torch.nn.Module):
@@ -114,7 +91,9 @@ class PyannoteDiarizer(Engine):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise LoadError(f"{option} must be a whole number above 0, not {value!r}")
         if speakers is not None and (min_speakers is not None or max_speakers is not None):
-            raise LoadError("speakers says how many there are; leave out min_speakers and max_speakers, or it")
+            raise LoadError(
+                "speakers fixes the number of speakers; leave out either it, or min_speakers and max_speakers"
+            )
         if min_speakers is not None and max_speakers is not None and min_speakers > max_speakers:
             raise LoadError(f"min_speakers ({min_speakers}) must not be above max_speakers ({max_speakers})")
         self._model = DEFAULT if model is None else model
@@ -125,10 +104,10 @@ class PyannoteDiarizer(Engine):
         import_pyannote("pyannote.audio.pipelines.clustering")
         self._recipe: Recipe = open_recipe(self._model)
         if self._recipe.clustering == "KMeansClustering" and self._least != self._most:
-            raise LoadError(f"{self._model}: its clustering must be told how many speakers there are (speakers)")
+            raise LoadError(f"{self._model}: its clustering needs the number of speakers (speakers)")
         load_clustering(self._recipe)
         segmentation = load_segmentation(self._recipe)
-        self._geometry: Geometry = _measure_model(segmentation, self._recipe.step)
+        self._geometry: Geometry = measure_model(segmentation, self._recipe.step)
         self._values = self._recipe.choose_segmentation_values(self._geometry.together > 0)
         parts = (segmentation, load_embedding(self._recipe), _make_powerset(self._geometry))
         self._weights = sum(_count_bytes(part) for part in parts if part is not None)
@@ -167,7 +146,9 @@ class PyannoteDiarizer(Engine):
     def verify(self, output: Tensors) -> None:
         expected = (_EXAMPLE_CHUNKS, self._geometry.frames, self._geometry.speakers)
         if tuple(output["active"].shape) != expected:
-            raise LoadError(f"{self._model}: it makes {tuple(output['active'].shape)} of its example, not {expected}")
+            raise LoadError(
+                f"{self._model}: it returns {tuple(output['active'].shape)} for its example, not {expected}"
+            )
 
     def split(self, job: Job, document: Document) -> list[Segment]:  # noqa: ARG002
         """Blocks of chunks. content: index of the first chunk, and how many."""
@@ -196,8 +177,8 @@ class PyannoteDiarizer(Engine):
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(
-                f"{job.media}: the recording's header says {measure(job):.1f} s but it ends at {end:.1f} s; "
-                "it is truncated, get it again"
+                f"{job.media}: the header says {measure(job):.1f} s, but the audio ends at {end:.1f} s; "
+                "the file is truncated, copy it again"
             )
         return {"waveform": torch.nn.functional.pad(waveform, (0, wanted - len(waveform)))}
 
@@ -239,42 +220,42 @@ class PyannoteDiarizer(Engine):
         voices = model.embedding(chunks[some][:, None], weights=masks[some].transpose(1, 2))
         return voices[speaking[some]]  # type: ignore[no-any-return]
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> Piece:  # noqa: ARG002
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> BlockActivity:  # noqa: ARG002
         active = output["active"].numpy()
         scores = output["scores"].transpose(1, 2).numpy()[active.any(axis=1)] if "scores" in output else None
         bits = np.packbits(active.reshape(len(active), -1), axis=1)
-        return Piece(bits, output["voices"].half().numpy(), scores)
+        return BlockActivity(bits, output["voices"].half().numpy(), scores)
 
     def join(
         self,
         job: Job,
         document: Document,
         segments: Sequence[Segment],  # noqa: ARG002
-        pieces: Sequence[Piece],
+        pieces: Sequence[BlockActivity],
     ) -> Document:
         seconds = measure(job)
         turns, notes = self._find_turns(pieces, seconds)
         return replace(document, turns=turns, seconds=seconds, warnings=(*document.warnings, *notes))
 
-    def _find_turns(self, pieces: Sequence[Piece], seconds: float) -> tuple[tuple[Turn, ...], list[str]]:
+    def _find_turns(self, pieces: Sequence[BlockActivity], seconds: float) -> tuple[tuple[Turn, ...], list[str]]:
         geometry = self._geometry
         size = geometry.frames * geometry.speakers
         active = np.concatenate([np.unpackbits(piece.active, axis=1, count=size) for piece in pieces])
         active = active.reshape(-1, geometry.frames, geometry.speakers)
         count = count_speakers(active, geometry)
         if not count.any():
-            return (), ["no one speaks in this recording"]
+            return (), ["no speech found in this recording"]
         voices = np.concatenate([piece.voices for piece in pieces]).astype(np.float32)
         voices[~np.isfinite(voices).all(axis=1) | ~voices.any(axis=1)] = np.nan  # a clustering leaves these out
         clusters, notes = self._cluster(active, voices)
         count = np.minimum(count, self._most or count.max())
-        scores = _lay_out(pieces, active)
+        scores = lay_out(pieces, active)
         activation = overlay(scores, clusters, int(max(count.max(), clusters.max() + 1)), geometry)
         turns = self._to_turns(choose_speakers(activation, count), seconds)
         found = len({turn.speaker for turn in turns})
         if found < self._least or found > (self._most or found):
             wanted = f"{self._least}" if self._least == self._most else f"{self._least} to {self._most or 'any number'}"
-            notes.append(f"{found} speakers were found, not the {wanted} that were asked for")
+            notes.append(f"{found} speakers found, not the {wanted} requested")
         return turns, notes
 
     def _cluster(self, active: NDArray[np.uint8], voices: Floats) -> tuple[Integers, list[str]]:
@@ -291,10 +272,10 @@ class PyannoteDiarizer(Engine):
         dense[speaking[::thin]] = voices[kept[speaking]]
         window = features.SlidingWindow(duration=self._chunk_seconds, step=thin * self._geometry.step / SAMPLE_RATE)
         segmentations = features.SlidingWindowFeature(active[::thin], window)
-        heard, _, _ = clustering.filter_embeddings(dense, segmentations=segmentations)
-        most = max(1, len(heard))
-        said = io.StringIO()  # a clustering says it there if it finds fewer than it was to find
-        with contextlib.redirect_stdout(said), warnings.catch_warnings(), np.errstate(all="ignore"):
+        usable, _, _ = clustering.filter_embeddings(dense, segmentations=segmentations)
+        most = max(1, len(usable))
+        printed = io.StringIO()  # a clustering prints if it finds fewer speakers than it was to find
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             clusters, _, centroids = clustering(
                 embeddings=dense,
@@ -345,96 +326,12 @@ class PyannoteDiarizer(Engine):
         }
 
 
-def take_chunks(sliding: Sequence[torch.Tensor], most: int) -> Iterator[torch.Tensor]:
-    """All chunks in their order, `most` at a time. sliding: (chunks, samples) of each waveform."""
-    taken: list[torch.Tensor] = []
-    for chunks in sliding:
-        rest = chunks
-        while len(rest):
-            room = most - sum(len(part) for part in taken)
-            taken.append(rest[:room])
-            rest = rest[room:]
-            if len(taken[-1]) == room:
-                yield taken[0] if len(taken) == 1 else torch.cat(taken)
-                taken = []
-    if taken:
-        yield taken[0] if len(taken) == 1 else torch.cat(taken)
-
-
-def count_speakers(active: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(frames of the recording,) how many speak at once: the rounded mean of what the chunks say that hear a frame.
-
-    active: (chunks, frames, speakers). As `SpeakerDiarizationMixin.speaker_count`.
-    """
-    starts = _locate(len(active), geometry)
-    total, times = (np.zeros(starts[-1] + geometry.frames, np.float32) for _ in range(2))
-    for start, chunk in zip(starts, active, strict=True):
-        total[start : start + geometry.frames] += chunk.sum(axis=1, dtype=np.float32)
-        times[start : start + geometry.frames] += 1
-    return np.rint(total / np.maximum(times, 1e-12)).astype(np.uint8)
-
-
-def overlay(scores: Iterable[Floats], clusters: Integers, speakers: int, geometry: Geometry) -> NDArray[np.float32]:
-    """(frames of the recording, speakers) the sum of the chunks' scores for each speaker of the recording.
-
-    scores: (frames, speakers of the chunk) of each chunk. clusters: (chunks, speakers of the chunk), -2 for a silent
-    one. As `SpeakerDiarization.reconstruct`, a chunk at a time.
-    """
-    starts = _locate(len(clusters), geometry)
-    activation = np.zeros((starts[-1] + geometry.frames, speakers), np.float32)
-    for start, cluster, score in zip(starts, clusters, scores, strict=True):
-        for k in np.unique(cluster[cluster >= 0]):
-            activation[start : start + geometry.frames, k] += score[:, cluster == k].max(axis=1)
-    return activation
-
-
-def choose_speakers(activation: NDArray[np.float32], count: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(frames, speakers) 1 for as many speakers as are counted in a frame, those with the highest activation."""
-    binary = np.zeros(activation.shape, np.uint8)
-    order = np.argsort(-activation, axis=-1)
-    for i in range(int(count.max(initial=0))):
-        rows = np.flatnonzero(count > i)
-        binary[rows, order[rows, i]] = 1
-    return binary
-
-
-def _locate(chunks: int, geometry: Geometry) -> list[int]:
-    """The frame of the recording that each chunk's first is."""
-    step = geometry.step / SAMPLE_RATE
-    return [int(np.rint(index * step / geometry.frame_step)) for index in range(chunks)]
-
-
-def _lay_out(pieces: Sequence[Piece], active: NDArray[np.uint8]) -> Iterator[Floats]:
-    """(frames, speakers) of each chunk: the scores of those who are active in it, or 0 and 1 if there are no scores."""
-    stored = (score for piece in pieces if piece.scores is not None for score in piece.scores)
-    soft = pieces[0].scores is not None
-    for chunk in active:
-        scores = chunk.astype(np.float32)
-        for speaker in np.flatnonzero(chunk.any(axis=0)) if soft else ():
-            scores[:, speaker] = next(stored)
-        yield scores
-
-
 def _assign(speaking: NDArray[np.bool_], voices: Floats, centroids: Floats) -> Integers:
     """(chunks, speakers) the centroid nearest to each voice, by cosine. Two of a chunk may get the same."""
     unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     clusters = np.full(speaking.shape, -2)
     clusters[speaking] = np.argmax(voices @ unit.T, axis=1)
     return clusters
-
-
-def _measure_model(model: Any, step: float) -> Geometry:
-    specifications, field = model.specifications, model.receptive_field
-    chunk = model.audio.get_num_samples(specifications.duration)
-    return Geometry(
-        chunk=chunk,
-        step=round(step * specifications.duration * SAMPLE_RATE),
-        frames=model.num_frames(chunk),
-        speakers=len(specifications.classes),
-        together=specifications.powerset_max_classes if specifications.powerset else 0,
-        frame_seconds=field.duration,
-        frame_step=field.step,
-    )
 
 
 def _make_powerset(geometry: Geometry) -> Any:

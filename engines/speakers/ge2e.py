@@ -50,7 +50,7 @@ class VoiceEncoder(torch.nn.Module):
         """
         if weights is None:
             if waveforms.shape[-1] < _LEAST:
-                raise ValueError(f"{waveforms.shape[-1]} samples are too few to tell a voice, at least {_LEAST}")
+                raise ValueError(f"{waveforms.shape[-1]} samples are too few for a voice; give at least {_LEAST}")
             return self.embed([waveform[0] for waveform in waveforms])
         if weights.dim() == 2:
             return self.forward(waveforms, weights[:, None])[:, 0]

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from prefork.engines.base import LoadError
+from prefork.engines.errors import LoadError
 from prefork.engines.speakers.ge2e import build_voice_encoder, is_voice_encoder
 
 DEFAULT = "pyannote/speaker-diarization-community-1"
@@ -106,7 +106,7 @@ def import_pyannote(name: str) -> Any:
             sys.modules.pop("pyannote.audio.telemetry", None)
         if not (error.name or "").startswith("pyannote"):  # it is there, and something that it needs is not
             raise
-        raise LoadError(f"speakers need pyannote.audio ({error}); install prefork[diarize]") from error
+        raise LoadError(f"speaker diarization needs pyannote.audio ({error}); install prefork[diarize]") from error
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -122,7 +122,7 @@ def open_recipe(name: str) -> Recipe:
     config = _read_config(name, file)
     pipeline = _get_table(name, config, "pipeline")
     if (kind := pipeline.get("name", _PIPELINE)) != _PIPELINE:
-        _refuse(name, f"its config.yaml is of a {kind}, only {_PIPELINE} can be run")
+        _refuse(name, f"its config.yaml describes a {kind}; only {_PIPELINE} is supported")
     params, values = _get_table(name, pipeline, "params"), _get_table(name, config, "params")
     for part in ("segmentation", "embedding"):
         if not params.get(part):
@@ -130,12 +130,12 @@ def open_recipe(name: str) -> Recipe:
     plda = _find_part(name, file.parent, params["plda"], "plda") if params.get("plda") else None
     clustering = params.get("clustering") or ("VBxClustering" if plda else "AgglomerativeClustering")
     if clustering not in CLUSTERINGS:
-        _refuse(name, f"its clustering is {clustering!r}, there are {', '.join(CLUSTERINGS)}")
+        _refuse(name, f"its clustering is {clustering!r}; supported are {', '.join(CLUSTERINGS)}")
     if clustering == "VBxClustering" and plda is None:
-        _refuse(name, "its clustering is VBxClustering, which needs a plda, and it names none")
+        _refuse(name, "VBxClustering needs a plda, and its config.yaml names none")
     step = params.get("segmentation_step", 0.1)
     if not isinstance(step, int | float) or not 0 < step <= 1:
-        _refuse(name, f"its segmentation_step must be a share of the chunks' length, 0 to 1, not {step!r}")
+        _refuse(name, f"its segmentation_step must be a fraction of the chunk length, 0 to 1, not {step!r}")
     embedding = _find_part(name, file.parent, params["embedding"], "embedding")
     return Recipe(
         name=name,
@@ -159,7 +159,7 @@ def load_segmentation(recipe: Recipe) -> Any:
     specifications = model.specifications
     task: Any = import_pyannote("pyannote.audio.core.task")
     if isinstance(specifications, tuple) or specifications.resolution != task.Resolution.FRAME:
-        _refuse(recipe.name, f"{recipe.segmentation.name} is not a model that says when somebody speaks")
+        _refuse(recipe.name, f"{recipe.segmentation.name} is not a speaker segmentation model")
     return model
 
 
@@ -169,7 +169,7 @@ def load_embedding(recipe: Recipe) -> torch.nn.Module:
     if not is_voice_encoder(content):
         model: torch.nn.Module = _build_model(recipe, "embedding", recipe.embedding, content)
         if hasattr(model, "classifier") or not hasattr(model, "dimension"):
-            _refuse(recipe.name, f"{recipe.embedding.name} is not a model of voices, which embedding must be")
+            _refuse(recipe.name, f"{recipe.embedding.name} is not a speaker embedding model")
         return model
     try:
         return build_voice_encoder(content)
@@ -243,7 +243,9 @@ def _read_checkpoint(name: str, file: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         named = [line for line in str(error).splitlines() if "GLOBAL" in line]
         _refuse(
-            name, f"{file.name} is no checkpoint, or would run code ({_shorten(named[0] if named else error)})", error
+            name,
+            f"{file.name} is not a checkpoint, or would run code ({_shorten(named[0] if named else error)})",
+            error,
         )
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError) as error:
         _refuse(name, f"{file.name} cannot be read as a checkpoint ({_shorten(error)})", error)
@@ -260,14 +262,14 @@ def _build_model(recipe: Recipe, part: str, file: Path, content: Mapping[str, An
         module, kind = str(architecture["module"]), str(architecture["class"])
         state, settings = content["state_dict"], dict(content.get("hyper_parameters", {}))
     except (KeyError, TypeError, ValueError) as error:
-        _refuse(recipe.name, f"{file.name} is no model of pyannote.audio, which {part} must be", error)
+        _refuse(recipe.name, f"{file.name} is not a pyannote.audio model, which {part} must be", error)
     base: Any = import_pyannote("pyannote.audio")
     if not module.startswith(_MODELS):
-        _refuse(recipe.name, f"{file.name} is of {module}, only models that come with pyannote.audio can be used")
+        _refuse(recipe.name, f"{file.name} is from {module}; only models that come with pyannote.audio can be used")
     try:
         found = getattr(import_pyannote(module), kind)
         if not (isinstance(found, type) and issubclass(found, base.Model)):
-            _refuse(recipe.name, f"{file.name} is of {module}.{kind}, which is no model")
+            _refuse(recipe.name, f"{file.name} is a {module}.{kind}, which is not a model")
         taken = signature(found).parameters
         model = found(**{key: value for key, value in settings.items() if key in taken and key != "task"})
         model.specifications = specifications
@@ -283,9 +285,7 @@ def _take_weights(model: torch.nn.Module, state: Mapping[str, Any]) -> None:
     missing, unknown = model.load_state_dict(state, strict=False)
     surplus = [key for key in unknown if not key.startswith(("loss_func", "task.", "validation_metric"))]
     if missing or surplus:
-        raise RuntimeError(
-            f"{len(missing)} weights missing, {len(surplus)} without a place: {[*missing, *surplus][:3]}"
-        )
+        raise RuntimeError(f"{len(missing)} weights missing, {len(surplus)} unexpected: {[*missing, *surplus][:3]}")
 
 
 def _find_config(name: str) -> Path:
@@ -338,7 +338,7 @@ def _find_part(name: str, folder: Path, part: Any, what: str) -> Path:
     files = [path / "xvec_transform.npz", path / "plda.npz"] if what == "plda" else [path]
     for file in files:
         if not file.is_file():
-            _refuse(name, f"its config.yaml names {reference} as {what}, and there is no {file}")
+            _refuse(name, f"its config.yaml names {reference} as {what}, but there is no {file}")
     return path
 
 
@@ -349,21 +349,22 @@ def _fetch(name: str, repository: str, revision: str | None, file: str | None = 
             return Path(hf_hub_download(repository, file, revision=revision))
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
     except HFValidationError as error:
-        _refuse(name, f"there is no such folder, and {repository} is no hub id", error)
+        _refuse(name, f"there is no such folder, and {repository} is not a valid hub id", error)
     except GatedRepoError as error:
         raise LoadError(
-            f"{name}: the hub gives {repository} only to who has accepted its terms: do so on "
+            f"{name}: the hub requires that you accept the terms of {repository}: do so on "
             f"https://huggingface.co/{repository}, then run `hf auth login` or set HF_TOKEN; or {_REMEDY}"
         ) from error
     except RepositoryNotFoundError as error:
-        reason = f"there is no such folder, and no {repository} on the hub that this user may see"
+        reason = f"there is no such folder, and the hub has no {repository} that this user can access"
         _refuse(name, f"{reason} (HF_TOKEN, `hf auth login`)", error)
     except (EntryNotFoundError, OSError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(
             error, LocalEntryNotFoundError
         ):  # asked, and not there
             _refuse(name, f"{repository} on the hub has no {file}", error)
-        reason = f"{repository} is not here, and the hub cannot be reached; fetch it where there is a network"
+        reason = f"{repository} was not downloaded yet, and the hub cannot be reached"
+        reason += "; download it on a machine with network access"
         _refuse(name, f"{reason} ({_shorten(error)})", error)
 
 

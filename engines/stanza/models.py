@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from stanza.models.common.foundation_cache import FoundationCache
 from stanza.resources import common
 
-from prefork.engines.base import LoadError
+from prefork.engines.errors import LoadError
 from prefork.engines.text.languages import get_long_code, get_short_code
 
 PROCESSORS = "tokenize,pos,lemma,depparse"  # and mwt where the language has it
@@ -33,7 +33,7 @@ class MissingModel(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
+class StanzaPackage:
     """One language's models. code: as stanza calls the language. folder: stanza's model folder. name: of stanza's
     package. files: what is loaded of the folder. download: whether stanza may fetch what else they need."""
 
@@ -45,7 +45,7 @@ class Package:
     download: bool
 
     @classmethod
-    def find(cls, language: str, name: str | None = None, folder: Path | None = None) -> Package:
+    def find(cls, language: str, name: str | None = None, folder: Path | None = None) -> StanzaPackage:
         """language: ISO 639-3. name: of stanza's package, by default the one that comes with prefork where there is
         one, else stanza's `default`. folder: the only place to look in; by default stanza's own, which is filled as
         needed. Raises MissingModel.
@@ -75,7 +75,7 @@ class Package:
             reason = re.split(r"[.\n]\s", f"{type(error).__name__}: {error}")[0]  # the rest is advice not to follow
             raise LoadError(
                 f"stanza's {self.code} models in {self.folder} cannot be loaded ({reason}); remove them to have them "
-                "fetched again, or give another --model-dir"
+                "downloaded again, or give another --model-dir"
             ) from error
 
     def identify(self) -> dict[str, str]:
@@ -87,7 +87,7 @@ class Package:
         return {"code": self.code, "package": self.name, "sha256": digest.hexdigest()}
 
 
-def _choose(language: str, name: str, folder: Path, *, download: bool) -> Package:
+def _choose(language: str, name: str, folder: Path, *, download: bool) -> StanzaPackage:
     code = _STANZA_CODES.get(language, get_short_code(language))
     resources = _read_index(language, folder, download)
     while isinstance(resources.get(code), dict) and "alias" in resources[code]:
@@ -106,10 +106,10 @@ def _choose(language: str, name: str, folder: Path, *, download: bool) -> Packag
     elif absent:
         named = ", ".join(f"{processor}/{package}.pt" for processor, package in absent)
         raise MissingModel(
-            f"the models for {language!r} in {folder} are not whole: {code} lacks {named}; fetch them where there is a "
-            f"network: stanza.download({code!r}, model_dir={str(folder)!r})"
+            f"the models for {language!r} in {folder} are incomplete: {code} lacks {named}; download them on a machine "
+            f"with network access: stanza.download({code!r}, model_dir={str(folder)!r})"
         )
-    return Package(language, code, folder, name, files, download)
+    return StanzaPackage(language, code, folder, name, files, download)
 
 
 def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any]:
@@ -121,10 +121,10 @@ def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any
     except common.ResourcesFileNotFoundError as error:
         raise MissingModel(
             f"{folder} has no resources.json, stanza's index of its models; give a folder that stanza.download has "
-            "filled, or leave --model-dir out and have them fetched where there is a network"
+            "filled, or leave --model-dir out to have them downloaded"
         ) from error
     except ValueError as error:
-        raise MissingModel(f"{path} cannot be read ({error}); remove it to have it fetched again") from error
+        raise MissingModel(f"{path} cannot be read ({error}); remove it to have it downloaded again") from error
     except OSError as error:
         raise _explain_network(language, error) from error
     return resources
@@ -143,7 +143,7 @@ def _list_files(resources: Mapping[str, Any], code: str, name: str, folder: Path
         pairs = common.flatten_processor_list(common.add_dependencies(resources, code, found))
     if lacking := _NEEDED - {processor for processor, _ in found}:
         raise MissingModel(
-            f"stanza's package {name!r} for {code} in {folder} has nothing for {', '.join(sorted(lacking))}; "
+            f"stanza's package {name!r} for {code} in {folder} has no model for {', '.join(sorted(lacking))}; "
             "give another --package"
         )
     # some have no lemmatiser but the word itself, and some tokenisers are other libraries
@@ -163,6 +163,7 @@ def _explain_network(language: str, error: Exception) -> MissingModel:
     host = re.search(r"host='([^']+)'", str(error))  # requests says much more, which helps nobody
     reason = f"{host[1]} cannot be reached" if host else " ".join(str(error).split())[:200]
     return MissingModel(
-        f"stanza's models are not in {common.DEFAULT_MODEL_DIR}, and those for {language!r} cannot be fetched "
-        f"({reason}); correct @Languages or --lang, fetch them where there is a network, or give a --model-dir"
+        f"stanza's models are not in {common.DEFAULT_MODEL_DIR}, and those for {language!r} cannot be downloaded "
+        f"({reason}); correct @Languages or --lang, download them on a machine with network "
+        "access, or give a --model-dir"
     )

@@ -17,7 +17,7 @@ WHOLE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RawToken:
     """A token as a tokeniser has it. start, end: in the words, joined by spaces. several: whether it holds several
     syntactic words."""
 
@@ -59,10 +59,10 @@ class Analysis:
         return Token(self.text, TokenKind.WORD if spoken else mark, words=self.words)
 
 
-def merge(words: Sequence[str], runs: Sequence[int], found: Sequence[Piece]) -> Iterator[Recut]:
+def merge(words: Sequence[str], runs: Sequence[int], found: Sequence[RawToken]) -> Iterator[Recut]:
     """The tokeniser's tokens where they may take the place of the words, the words everywhere else.
 
-    >>> found = [Piece("gon", 0, 3), Piece("na", 3, 5), Piece("do n't", 6, 12)]
+    >>> found = [RawToken("gon", 0, 3), RawToken("na", 3, 5), RawToken("do n't", 6, 12)]
     >>> [(token.text, token.first, token.last) for token in merge(["gonna", "do", "n't"], [1, 2, 0], found)]
     [('gon', 0, 1), ('na', 0, 1), ('do', 1, 2), ("n't", 2, 3)]
     """
@@ -83,11 +83,11 @@ def merge(words: Sequence[str], runs: Sequence[int], found: Sequence[Piece]) -> 
             yield Recut(place.text, number, number + 1, (place.start, place.end) in several and not whole, whole)
 
 
-def _place(words: Sequence[str]) -> list[Piece]:
-    places: list[Piece] = []
+def _place(words: Sequence[str]) -> list[RawToken]:
+    places: list[RawToken] = []
     start = 0
     for word in words:
-        places.append(Piece(word, start, start + len(word)))
+        places.append(RawToken(word, start, start + len(word)))
         start += len(word) + 1
     return places
 

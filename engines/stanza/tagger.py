@@ -26,9 +26,10 @@ import torch
 from stanza.models.common.doc import Document as StanzaDocument
 from stanza.models.common.foundation_cache import FoundationCache
 
-from prefork.engines.base import SECONDS_PER_WORD, Engine, InputError, Job, LoadError, Segment, Tensors
-from prefork.engines.stanza.models import MissingModel, Package
-from prefork.engines.stanza.retokenization import WHOLE, Analysis, Piece, Recut, fill, merge
+from prefork.engines.base import SECONDS_PER_WORD, Engine, Job, Segment, Tensors
+from prefork.engines.errors import InputError, LoadError
+from prefork.engines.stanza.models import MissingModel, StanzaPackage
+from prefork.engines.stanza.retokenization import WHOLE, Analysis, RawToken, Recut, fill, merge
 from prefork.engines.text.document import Document, Token, TokenKind, Utterance
 from prefork.engines.text.formats.chat import find_uncountable
 from prefork.engines.text.formats.chat_grammar import TAG_MARKERS, is_analysed
@@ -97,7 +98,7 @@ class StanzaTagger(Engine):
         self._keep = keep
         self._segment_words = segment_words
         self.batch_seconds = batch_words * SECONDS_PER_WORD
-        self._packages: dict[str, Package] = {}
+        self._packages: dict[str, StanzaPackage] = {}
         self._missing: dict[str, str] = {}  # languages without a model, and why
 
     def setup(self) -> None:
@@ -105,7 +106,7 @@ class StanzaTagger(Engine):
             raise LoadError(f"{self._model_dir}: no such folder; check --model-dir")
         for language in self._languages:
             try:
-                self._packages[language] = Package.find(language, self._package, self._model_dir)
+                self._packages[language] = StanzaPackage.find(language, self._package, self._model_dir)
             except MissingModel as error:
                 self._missing[language] = str(error)
         if not self._packages:
@@ -121,38 +122,41 @@ class StanzaTagger(Engine):
 
     def estimate_memory(self, segment: Segment) -> int:
         words = segment.seconds / SECONDS_PER_WORD
-        longest = min(LONGEST, max((asked.weight for asked in segment.content or ()), default=20))
+        longest = min(LONGEST, max((request.weight for request in segment.content or ()), default=20))
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
     def example(self) -> Tensors:
-        asked = (Asked(number, name, _EXAMPLE, (0,) * len(_EXAMPLE)) for number, name in enumerate(self._packages))
-        return _encode([one.describe() for one in asked])
+        requests = (
+            TaggingRequest(number, name, _EXAMPLE, (0,) * len(_EXAMPLE)) for number, name in enumerate(self._packages)
+        )
+        return _encode([one.describe() for one in requests])
 
     def verify(self, output: Tensors) -> None:
         for language, tokens in zip(self._packages, _decode(output), strict=True):
             if len(tokens) != len(_EXAMPLE):
                 raise LoadError(
-                    f"stanza's {language} model gives {len(tokens)} tokens for {len(_EXAMPLE)}; get another"
+                    f"stanza's {language} model gives {len(tokens)} tokens for {len(_EXAMPLE)} words; use another"
                 )
 
     def split(self, job: Job, document: Document) -> Sequence[Segment]:
         languages = self._find_languages(document)
-        asked = [self._ask(number, utterance, languages) for number, utterance in enumerate(document.utterances)]
-        if languages[0] not in self._packages and not any(asked):
+        requests = [
+            self._make_request(number, utterance, languages) for number, utterance in enumerate(document.utterances)
+        ]
+        if languages[0] not in self._packages and not any(requests):
             raise InputError(f"{job.source.name}: {self._explain_missing(languages[0])}")
-        return list(_cut([one for one in asked if one is not None], self._segment_words))
+        return list(_cut([one for one in requests if one is not None], self._segment_words))
 
     def _find_languages(self, document: Document) -> tuple[str, ...]:
         return tuple(map(get_long_code, document.languages)) or (self._language,)
 
     def _explain_missing(self, language: str) -> str:
         return self._missing.get(language) or (
-            f"no model for language {language!r} was loaded for it, because its @Languages does not name it; add it "
-            "there"
+            f"no model for language {language!r} was loaded, because @Languages does not name it; add it there"
         )
 
-    def _ask(self, number: int, utterance: Utterance, languages: Sequence[str]) -> Asked | None:
-        """What stanza is to be asked about an utterance; nothing, if there is nothing to say about it. languages: of
+    def _make_request(self, number: int, utterance: Utterance, languages: Sequence[str]) -> TaggingRequest | None:
+        """The request for an utterance; None if there is nothing to tag. languages: of
         the file, the only ones that count: what comes out does not depend on what other files there are."""
         language = get_long_code(utterance.language or languages[0])
         if language not in self._packages or language not in languages or (self._keep and utterance.analysed):
@@ -162,17 +166,17 @@ class StanzaTagger(Engine):
             return None
         free = self._retokenize or not utterance.tokens
         runs = (WHOLE if token.marker else token.run * free for token in tokens)
-        return Asked(number, language, tuple(map(_say, tokens)), tuple(runs))
+        return TaggingRequest(number, language, tuple(map(_spell, tokens)), tuple(runs))
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:  # noqa: ARG002
-        return _encode([asked.describe() for asked in segment.content])
+        return _encode([request.describe() for request in segment.content])
 
     def infer(self, model: Pipelines, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        parts = [[Asked.read(item) for item in _decode(tensors)] for tensors in batch]
-        together = [asked for part in parts for asked in part]
+        parts = [[TaggingRequest.read(item) for item in _decode(tensors)] for tensors in batch]
+        together = [request for part in parts for request in part]
         answers: dict[int, Any] = {}
         for language, pipeline in model.by_language.items():
-            places = [place for place, asked in enumerate(together) if asked.language == language]
+            places = [place for place, request in enumerate(together) if request.language == language]
             if places:
                 found = _analyse(pipeline, [together[place] for place in places])
                 answers |= dict(zip(places, found, strict=True))
@@ -182,7 +186,7 @@ class StanzaTagger(Engine):
     def finish(self, job: Job, segment: Segment, output: Tensors) -> list[tuple[int, tuple[Analysis, ...]]]:  # noqa: ARG002
         """For each utterance of the segment its number, and what stanza has made of it."""
         answers = [tuple(Analysis.read(item) for item in answer) for answer in _decode(output)]
-        return [(asked.number, answer) for asked, answer in zip(segment.content, answers, strict=True)]
+        return [(request.number, answer) for request, answer in zip(segment.content, answers, strict=True)]
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         answers = {number: answer for piece in pieces for number, answer in piece}
@@ -208,7 +212,7 @@ class StanzaTagger(Engine):
                 many = f"{count} utterance{'s' * (count != 1)} in {language!r}"
                 yield f"{many} not analysed: {self._explain_missing(language)}"
         for number in long:
-            yield f"utterance {number + 1} has more than {LONGEST} words and is not analysed: cut it into utterances"
+            yield f"utterance {number + 1} has more than {LONGEST} words and is not analysed; split it up"
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {
@@ -222,8 +226,8 @@ class StanzaTagger(Engine):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """An utterance as stanza is asked about it. number: its place in the document. runs: for each word, as `Token.run`,
+class TaggingRequest:
+    """An utterance for stanza to tag. number: its place in the document. runs: for each word, as `Token.run`,
     or WHOLE."""
 
     number: int
@@ -240,7 +244,7 @@ class Asked:
         return [self.number, self.language, self.words, self.runs]
 
     @classmethod
-    def read(cls, content: Sequence[Any]) -> Asked:
+    def read(cls, content: Sequence[Any]) -> TaggingRequest:
         number, language, words, runs = content
         return cls(number, language, tuple(words), tuple(runs))
 
@@ -253,13 +257,12 @@ def _warn_of_lines(document: Document) -> Iterator[str]:
     if places:
         named = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
         yield (
-            f"no %mor for {len(places)} utterance{'s' * (len(places) != 1)} ({named}): programs that read CHAT do not "
-            "agree how many words they have; a mark that stands alone (↗ ≈ °) belongs to a word, one that does not "
-            "(„ ‡) has spaces around it"
+            f"no %mor for {len(places)} utterance{'s' * (len(places) != 1)} ({named}): programs that read CHAT "
+            "disagree on the number of their words; attach marks such as ↗ ≈ ° to a word, and put spaces around „ and ‡"
         )
 
 
-def _say(token: Token) -> str:
+def _spell(token: Token) -> str:
     """The token as models have seen it in their training: CHAT's own punctuation is not in treebanks."""
     if token.kind is TokenKind.WORD:
         return token.text
@@ -270,22 +273,22 @@ def _say(token: Token) -> str:
     return "..." if token.text == "+..." else next((mark for mark in "?!" if mark in token.text), ".")
 
 
-def _cut(asked: Sequence[Asked], most: int) -> Iterator[Segment]:
+def _cut(requests: Sequence[TaggingRequest], most: int) -> Iterator[Segment]:
     """Segments of so many words at most, or of one utterance. Their times are those of speech at its usual speed."""
     start, total, position, index = 0, 0, 0, 0
-    for place, one in enumerate([*asked, None]):
+    for place, one in enumerate([*requests, None]):
         if place > start and (one is None or total + one.weight > most):
             times = (position * SECONDS_PER_WORD, (position + total) * SECONDS_PER_WORD)
-            yield Segment(index, *times, tuple(asked[start:place]))
+            yield Segment(index, *times, tuple(requests[start:place]))
             start, position, total, index = place, position + total, 0, index + 1
         if one is not None:
             total += one.weight
 
 
-def _analyse(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Any]]:
+def _analyse(pipeline: stanza.Pipeline, requests: Sequence[TaggingRequest]) -> list[list[Any]]:
     """For each utterance its tokens: text, first and last + 1 of the words that they come from, and for each of their
     words form, lemma, upos, xpos, feats, head, deprel. None for those that are too long."""
-    sentences = _tokenize(pipeline, asked)
+    sentences = _tokenize(pipeline, requests)
     places = [place for place, sentence in enumerate(sentences) if len(sentence) <= LONGEST]
     answers: list[list[Any]] = [[] for _ in sentences]
     if not places:
@@ -340,15 +343,15 @@ def _holds_several(pipeline: stanza.Pipeline, token: Recut) -> bool:
     return mwt is not None and token.text.lower() in mwt.trainer.expansion_dict
 
 
-def _tokenize(pipeline: stanza.Pipeline, asked: Sequence[Asked]) -> list[list[Recut]]:
-    wanted = [place for place, one in enumerate(asked) if any(one.runs) or "mwt" in pipeline.processors]
-    found = dict(zip(wanted, _run_tokenizer(pipeline, [" ".join(asked[i].words) for i in wanted]), strict=True))
-    return [list(merge(one.words, one.runs, found.get(place, ()))) for place, one in enumerate(asked)]
+def _tokenize(pipeline: stanza.Pipeline, requests: Sequence[TaggingRequest]) -> list[list[Recut]]:
+    wanted = [place for place, one in enumerate(requests) if any(one.runs) or "mwt" in pipeline.processors]
+    found = dict(zip(wanted, _run_tokenizer(pipeline, [" ".join(requests[i].words) for i in wanted]), strict=True))
+    return [list(merge(one.words, one.runs, found.get(place, ()))) for place, one in enumerate(requests)]
 
 
-def _run_tokenizer(pipeline: stanza.Pipeline, texts: Sequence[str]) -> list[list[Piece]]:
+def _run_tokenizer(pipeline: stanza.Pipeline, texts: Sequence[str]) -> list[list[RawToken]]:
     """The tokens of each text, which are never joined beyond it."""
-    found: list[list[Piece]] = [[] for _ in texts]
+    found: list[list[RawToken]] = [[] for _ in texts]
     if not texts:
         return found
     starts = [0]
@@ -361,7 +364,7 @@ def _run_tokenizer(pipeline: stanza.Pipeline, texts: Sequence[str]) -> list[list
             several = "MWT=Yes" in (token.misc or "")
             start, end = token.start_char - starts[place], token.end_char - starts[place]
             text = texts[place][start:end]  # token.text is <UNK> from 1,000 characters
-            found[place].append(Piece(text, start, end, several))
+            found[place].append(RawToken(text, start, end, several))
     return found
 
 

@@ -128,7 +128,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class RecoveryCounts:
     """How many utterances had times, were given times, and were not found in the recording."""
 
     timed: int = 0
@@ -154,7 +154,7 @@ class Document:
     warnings: tuple[str, ...] = ()  # what the user should know about this file
     heard: tuple[Word, ...] = ()
     turns: tuple[Turn, ...] = ()
-    recovery: Recovery | None = None  # what became of utterances without times, if that was looked for
+    recovery: RecoveryCounts | None = None  # what became of utterances without times, if that was looked for
     video: bool = False  # whether the recording is one with pictures
 
     def count_tagged(self) -> dict[str, int]:

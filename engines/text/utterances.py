@@ -34,7 +34,7 @@ _UNTRANSCRIBED = "xxx"
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _WrittenWord:
     """written: with its punctuation. word: what is spoken of it."""
 
     written: str
@@ -98,14 +98,14 @@ def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN"
 
 
-def _list_tokens(words: Sequence[Word], speakers: Sequence[str | None]) -> list[_Token]:
-    tokens: list[_Token] = []
+def _list_tokens(words: Sequence[Word], speakers: Sequence[str | None]) -> list[_WrittenWord]:
+    tokens: list[_WrittenWord] = []
     for word, speaker in zip(words, speakers, strict=True):
         parts = _BETWEEN.sub(lambda marks: f"{marks[0]} ", word.text).split()
         for part, timed in zip(parts, _share(word, len(parts)), strict=True):
             spoken = strip_punctuation(part)
             if spoken:
-                tokens.append(_Token(part, replace(timed, text=spoken), speaker))
+                tokens.append(_WrittenWord(part, replace(timed, text=spoken), speaker))
             elif tokens and tokens[-1].speaker == speaker and set(part) <= _ATTACHED:
                 tokens[-1] = replace(tokens[-1], written=tokens[-1].written + part)
     return tokens
@@ -122,18 +122,18 @@ def _share(word: Word, count: int) -> list[Word]:
     ]
 
 
-def _is_cut(last: _Token, following: _Token, pause: float) -> bool:
+def _is_cut(last: _WrittenWord, following: _WrittenWord, pause: float) -> bool:
     silence = _measure_silence(last, following)
     return last.speaker != following.speaker or silence > pause or _ends_sentence(last, following, silence)
 
 
-def _measure_silence(last: _Token, following: _Token) -> float:
+def _measure_silence(last: _WrittenWord, following: _WrittenWord) -> float:
     if last.word.end is None or following.word.start is None:
         return 0.0
     return following.word.start - last.word.end
 
 
-def _ends_sentence(last: _Token, following: _Token, silence: float) -> bool:
+def _ends_sentence(last: _WrittenWord, following: _WrittenWord, silence: float) -> bool:
     body = last.written.rstrip(_CLOSING)
     if body[-1:] not in _FINAL or not body:
         return False
@@ -153,7 +153,7 @@ def _ends_sentence(last: _Token, following: _Token, silence: float) -> bool:
     return True
 
 
-def _cut_long(tokens: Sequence[_Token], longest: float, most_words: int) -> list[Sequence[_Token]]:
+def _cut_long(tokens: Sequence[_WrittenWord], longest: float, most_words: int) -> list[Sequence[_WrittenWord]]:
     """Halves, and halves of these, until none is too long: each time at the longest pause of the middle, at the end of
     a clause if there is one."""
     start, end = tokens[0].word.start, tokens[-1].word.end
@@ -172,7 +172,7 @@ def _cut_long(tokens: Sequence[_Token], longest: float, most_words: int) -> list
     return [part for half in (tokens[:cut], tokens[cut:]) for part in _cut_long(half, longest, most_words)]
 
 
-def _make_utterance(tokens: Sequence[_Token]) -> Utterance:
+def _make_utterance(tokens: Sequence[_WrittenWord]) -> Utterance:
     words = tuple(token.word for token in tokens)
     starts = [word.start for word in words if word.start is not None]
     ends = [word.end for word in words if word.end is not None]

@@ -10,25 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import ForcedAligner, Line, Piece, make_tone
+from prefork.engines.alignment.forced_aligner import AlignedLines, ForcedAligner, TranscriptLine, make_tone
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.base import InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Word
-from prefork.engines.whisper.model import (
-    FRAME,
-    attend,
-    compose_prompt,
-    compute_features,
-    count_whisper_weights,
-    doubt_heads,
-    encode,
-    find_language,
-    identify,
-    load_whisper,
-    open_whisper,
-)
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import FRAME, compose_prompt, doubt_heads, find_language, identify, open_whisper
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
 
 if TYPE_CHECKING:
@@ -63,7 +54,7 @@ class WhisperAligner(ForcedAligner):
         if not 0 < max_segment <= LONGEST:
             raise LoadError(
                 f"max_segment must be a number of seconds above 0 and at most {LONGEST:g}, not {max_segment}: "
-                "Whisper hears 30 s at once"
+                "Whisper takes 30 s at once"
             )
         check_dtype(dtype)
         self._model = DEFAULT if model is None else model
@@ -112,17 +103,19 @@ class WhisperAligner(ForcedAligner):
         most = self._checkpoint.most_tokens - len(compose_prompt(self._checkpoint, "en"))
         if (count := sum(map(len, self._spell(words, None)))) > most and self.count_seconds_needed(words) <= seconds:
             raise InputError(
-                f"{job.id}: {len(words)} words over {seconds:.0f} s are {count} tokens, and Whisper takes {most} at "
+                f"{job.id}: {len(words)} words over {seconds:.0f} s are {count} tokens, but Whisper takes {most} at "
                 "once; check that the transcript is of this recording, or align with --engine ctc"
             )
         if seconds > self._checkpoint.seconds:
             raise InputError(
-                f"{job.id}: {len(words)} words are somewhere within {seconds:.0f} s, and Whisper hears "
+                f"{job.id}: {len(words)} words without times lie within {seconds:.0f} s, but Whisper takes "
                 f"{self._checkpoint.seconds:.0f} s at once; find the utterances first with --utr ctc, or align with "
                 "--engine ctc"
             )
 
-    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Piece]) -> Document:
+    def join(
+        self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[AlignedLines]
+    ) -> Document:
         joined = super().join(job, document, segments, pieces)
         return replace(joined, warnings=(*joined.warnings, *doubt_heads(self._checkpoint)))
 
@@ -134,13 +127,13 @@ class WhisperAligner(ForcedAligner):
         attention, expected = output["attention"], round(_EXAMPLE_SECONDS / FRAME)
         if attention.shape[1] != expected or not torch.isfinite(attention).all():
             raise LoadError(
-                f"{self._model}: it makes of {_EXAMPLE_SECONDS} s no attention that can be used "
+                f"{self._model}: its attention over {_EXAMPLE_SECONDS} s of audio cannot be used "
                 f"({attention.shape[1]} frames, {expected} expected); choose another with --model, or another --dtype"
             )
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 3000), "quiet": (frames,), no padding, "tokens": (prompt + text,)}."""
-        lines: tuple[Line, ...] = segment.content
+        lines: tuple[TranscriptLine, ...] = segment.content
         words = [word for line in lines for word in line.words]
         return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
 
@@ -154,7 +147,7 @@ class WhisperAligner(ForcedAligner):
             "tokens": torch.tensor(tokens if len(tokens) <= self._checkpoint.most_tokens else []),
         }
 
-    def _choose_language(self, lines: Sequence[Line]) -> str | None:
+    def _choose_language(self, lines: Sequence[TranscriptLine]) -> str | None:
         """Whisper's code; None for an English-only checkpoint."""
         if not self._checkpoint.multilingual:
             return None
@@ -196,7 +189,7 @@ class WhisperAligner(ForcedAligner):
         after: bool,  # noqa: ARG002
     ) -> list[Word] | None:
         attention, log_probs = output["attention"], output["log_probs"]
-        lines: tuple[Line, ...] = segment.content
+        lines: tuple[TranscriptLine, ...] = segment.content
         # A window's margins hold words of its neighbours, and the first and the last word would take these up.
         edges = (min(line.start for line in lines) - segment.start, max(line.end for line in lines) - segment.start)
         first, last = max(0, math.floor(edges[0] / FRAME)), min(attention.shape[1], math.ceil(edges[1] / FRAME))

@@ -15,28 +15,25 @@ from prefork.engines.alignment.forced_aligner import find_media, make_tone, meas
 from prefork.engines.alignment.recovery import is_timed
 from prefork.engines.alignment.seams import join_words
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
-from prefork.engines.audio.speech_regions import Span, find_loudest, plan_spans, read_levels
-from prefork.engines.base import Engine, InputError, Job, LoadError, Segment, Tensors
+from prefork.engines.audio.speech_regions import SpeechSpan, find_loudest, plan_spans, read_levels
+from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Timing, Word
 from prefork.engines.text.languages import get_long_code
-from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen
-from prefork.engines.whisper.model import (
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import (
     FRAME,
     WhisperCheckpoint,
-    attend,
-    compute_features,
-    count_whisper_weights,
     doubt_heads,
-    encode,
     find_language,
     identify,
-    load_whisper,
     open_whisper,
-    time_words,
 )
-from prefork.engines.whisper.timing import find_quiet, list_pauses
+from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.timing import find_quiet, list_pauses, time_words
 from prefork.engines.whisper.windows import DETECT, NEVER, transcribe
 
 if TYPE_CHECKING:
@@ -52,7 +49,7 @@ _SPOKEN_MARKS = frozenset("&%@+$€£=")
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class WindowSettings:
     """What a segment needs to know. language: Whisper's code, None if it is to be detected. overlap: seconds that it
     shares with the segment before it."""
 
@@ -92,7 +89,7 @@ class _Whisper(Engine):
         if (code := find_language(self._checkpoint, language)) is not None:
             return code
         if not self._checkpoint.multilingual:
-            raise ValueError(f"it hears English only, not {language!r}; give a multilingual checkpoint with --model")
+            raise ValueError(f"it knows only English, not {language!r}; give a multilingual checkpoint with --model")
         known = ", ".join(sorted(self._checkpoint.languages))
         raise ValueError(f"it does not know the language {language!r}; it knows {known}")
 
@@ -137,13 +134,13 @@ class _Whisper(Engine):
             "quiet": torch.from_numpy(find_quiet(waveform.numpy())),
         }
 
-    def _plan(self, job: Job) -> tuple[list[Span], Any]:
+    def _plan(self, job: Job) -> tuple[list[SpeechSpan], Any]:
         media, seconds = find_media(job), measure(job)
         levels, found = read_levels(media)
         if found < seconds - 1.0:
             raise InputError(
-                f"{job.media}: the recording's header says {seconds:.1f} s but it ends at {found:.1f} s; "
-                "it is truncated, get it again"
+                f"{job.media}: the header says {seconds:.1f} s, but the audio ends at {found:.1f} s; "
+                "the file is truncated, copy it again"
             )
         return plan_spans(levels, found), levels
 
@@ -191,7 +188,7 @@ class WhisperASR(_Whisper):
         segments: list[Segment] = []
         for index, span in enumerate(spans):
             overlap = segments[-1].end - span.start if span.overlaps else 0.0
-            segments.append(Segment(index, span.start, span.end, Slice(language, overlap)))
+            segments.append(Segment(index, span.start, span.end, WindowSettings(language, overlap)))
         return segments
 
     def _is_done(self, document: Document) -> bool:
@@ -240,7 +237,7 @@ class WhisperASR(_Whisper):
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
         if not bool(output["attention"].isfinite().all() and output["log_probs"].isfinite().all()):
-            raise LoadError(f"{self._model}: it does not compute in {self._dtype}; try --dtype float32")
+            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:  # noqa: ARG002
         text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
@@ -296,7 +293,7 @@ class LanguageDetector(_Whisper):
             return []
         spans, levels = self._plan(job)
         loudest = find_loudest(levels, spans, _WINDOWS)
-        return [Segment(index, span.start, span.end, Slice()) for index, span in enumerate(loudest)]
+        return [Segment(index, span.start, span.end, WindowSettings()) for index, span in enumerate(loudest)]
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"languages": (languages,) probabilities} of each window."""
@@ -306,7 +303,7 @@ class LanguageDetector(_Whisper):
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
         if not bool(output["languages"].isfinite().all()):
-            raise LoadError(f"{self._model}: it does not compute in {self._dtype}; try --dtype float32")
+            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
 
     def finish(
         self,
@@ -334,7 +331,7 @@ class LanguageDetector(_Whisper):
         warnings = document.warnings
         if found[best] < _DOUBTFUL:
             guesses = ", ".join(f"{code} {probability:.0%}" for code, probability in list(found.items())[:3])
-            warnings = (*warnings, f"its language is not certain ({guesses}); state it with --lang")
+            warnings = (*warnings, f"its language is uncertain ({guesses}); set it with --lang")
         return replace(document, languages=(best,), warnings=warnings)
 
 
@@ -367,16 +364,16 @@ def sum_languages(found: Sequence[Sequence[tuple[str, float]]]) -> dict[str, flo
 def _judge_words(words: Sequence[Word], segments: Sequence[Segment], pieces: Sequence[Heard]) -> list[str]:
     """What there is to say about the words."""
     if not words:
-        return ["no speech was heard"]
+        return ["no speech found"]
     warnings = []
     failed = [segment for segment, piece in zip(segments, pieces, strict=True) if piece.failed]
     if failed:
         where = ", ".join(f"{segment.start:.0f} to {segment.end:.0f} s" for segment in failed[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
-        warnings.append(f"what is said at {where}{more} could not be made out")
+        warnings.append(f"the speech at {where}{more} could not be recognised")
     scores = [word.score for word in words if word.score is not None]
     if scores and (mean := sum(scores) / len(scores)) < _DOUBTFUL:
-        warnings.append(f"its words are not certain: their mean probability is {mean:.2f}")
+        warnings.append(f"its words are uncertain: their mean probability is {mean:.2f}")
     return warnings
 
 

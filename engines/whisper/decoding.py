@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from prefork.engines.whisper.model import WhisperCheckpoint, compose_prompt
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.rules import TimestampRules, place
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class Decoder:
         self._decoder: Any = model.model.decoder
         self._project: Any = model.proj_out
         self._encoded = encoded
-        self._heard: Any = DynamicCache()  # of the rows
+        self._cross_cache: Any = DynamicCache()  # of the rows
         self._memory: list[tuple[Tensor, Tensor]] = []  # of all windows, keys and values of each layer
-        self._said: Any = DynamicCache()
+        self._self_cache: Any = DynamicCache()
         self._order = list(range(len(encoded)))
         self._rows = len(encoded)
 
@@ -112,8 +112,8 @@ class Decoder:
     def start(self, windows: Collection[int] | None = None) -> None:
         """Begins to write the windows anew; all of them by default, as it has to be for the first time."""
         if windows is not None and not self._memory:
-            raise ValueError("all windows have to be heard before some of them are written")
-        self._said = DynamicCache()
+            raise ValueError("all windows must be decoded first, before some of them are decoded again")
+        self._self_cache = DynamicCache()
         self._rows = len(self._order)
         self._keep(self._order if windows is None else windows)
 
@@ -128,23 +128,23 @@ class Decoder:
             input_ids=place(tokens, self.device),
             encoder_hidden_states=self._encoded,
             use_cache=True,
-            **{CACHE: EncoderDecoderCache(self._said, self._heard)},
+            **{CACHE: EncoderDecoderCache(self._self_cache, self._cross_cache)},
         )
         if not self._memory:
-            self._memory = [(layer.keys, layer.values) for layer in self._heard.layers]
+            self._memory = [(layer.keys, layer.values) for layer in self._cross_cache.layers]
         logits: Tensor = self._project(output.last_hidden_state[:, -1])
         return logits.float()
 
     def _keep(self, windows: Collection[int]) -> None:
-        said = [tensor for layer in self._said.layers for tensor in (layer.keys, layer.values)]
-        tensors = [tensor for pair in self._memory for tensor in pair] + said
+        own = [tensor for layer in self._self_cache.layers for tensor in (layer.keys, layer.values)]
+        tensors = [tensor for pair in self._memory for tensor in pair] + own
         for row in reversed(range(self._rows)):
             if self._order[row] not in windows:
                 self._rows -= 1
                 self._exchange(tensors, row, self._rows)
-        for layer, (keys, values) in zip(self._heard.layers, self._memory, strict=True):
+        for layer, (keys, values) in zip(self._cross_cache.layers, self._memory, strict=True):
             layer.keys, layer.values = keys[: self._rows], values[: self._rows]
-        for layer in self._said.layers:
+        for layer in self._self_cache.layers:
             layer.keys, layer.values = layer.keys[: self._rows], layer.values[: self._rows]
 
     def _exchange(self, tensors: Sequence[Tensor], row: int, other: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prefork.engines.whisper.model import WhisperCheckpoint
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint
 
 _LATEST_BEGIN = 50  # steps of 0.02 s before which the first timestamp has to lie
 

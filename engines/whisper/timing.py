@@ -28,7 +28,7 @@ from prefork.engines.audio.speech_regions import measure_levels
 from prefork.engines.text.document import Timing, Word
 
 if TYPE_CHECKING:
-    from prefork.engines.whisper.model import WhisperCheckpoint
+    from prefork.engines.whisper.checkpoint import WhisperCheckpoint
 
 FRAME = 0.02  # seconds of one of the encoder's frames
 MEDIAN_WIDTH = 7  # frames
@@ -45,7 +45,7 @@ Pause = tuple[int, int]  # its first frame, and the first after it
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TokenSpan:
     """Where some tokens that belong together are heard. start, end: frames. score: their mean probability."""
 
     start: int
@@ -77,7 +77,7 @@ def time_words(
     return make_words([text.strip() for text, _ in groups], leave_pauses(spans, pauses), origin, limit)
 
 
-def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit: float) -> list[Word]:
+def make_words(texts: Sequence[str], spans: Sequence[TokenSpan], origin: float, limit: float) -> list[Word]:
     words = [
         Word(text, origin + span.start * FRAME, origin + span.end * FRAME, span.score, Timing.ATTENTION)
         for text, span in zip(texts, spans, strict=True)
@@ -87,7 +87,7 @@ def make_words(texts: Sequence[str], spans: Sequence[Span], origin: float, limit
 
 def find_spans(
     counts: Sequence[int], attention: Tensor, log_probs: Tensor, first: int = 0, last: int | None = None, lag: int = 0
-) -> list[Span]:
+) -> list[TokenSpan]:
     """Where groups of tokens are heard, one after the other without gaps.
 
     counts: the tokens of each group; their sum is the length of the text. attention: (prompt + text, frames),
@@ -107,7 +107,7 @@ def find_spans(
     spans, reached = [], 0
     for count in counts:
         score = float(probabilities[reached : reached + count].mean())
-        spans.append(Span(int(edges[reached]), int(edges[reached + count]), score))
+        spans.append(TokenSpan(int(edges[reached]), int(edges[reached + count]), score))
         reached += count
     return spans
 
@@ -133,7 +133,7 @@ def list_pauses(quiet: NDArray[np.bool_]) -> list[Pause]:
     return [(int(start), int(end)) for start, end in changes.reshape(-1, 2) if end - start >= SHORTEST_PAUSE]
 
 
-def leave_pauses(spans: Sequence[Span], pauses: Sequence[Pause]) -> list[Span]:
+def leave_pauses(spans: Sequence[TokenSpan], pauses: Sequence[Pause]) -> list[TokenSpan]:
     """Ends and begins words where there is a pause at the edge between them, or no more than REACH frames from it.
 
     Attention has no row for silence: it goes to a word beside it, most often to the one after it. stable-ts moves
@@ -151,7 +151,7 @@ def leave_pauses(spans: Sequence[Span], pauses: Sequence[Pause]) -> list[Span]:
             ends[chosen - 1] = begin
         if chosen < len(spans) and over < ends[chosen]:
             starts[chosen] = over
-    return [Span(start, end, span.score) for span, start, end in zip(spans, starts, ends, strict=True)]
+    return [TokenSpan(start, end, span.score) for span, start, end in zip(spans, starts, ends, strict=True)]
 
 
 def weigh_head(attention: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from prefork.engines.whisper.checkpoint import FRAME, WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import Decoded, Decoder, decode, listen
-from prefork.engines.whisper.model import FRAME, WhisperCheckpoint, compose_prompt, encode
+from prefork.engines.whisper.model import encode
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -22,7 +23,7 @@ _LEAST_STEP = 1.0  # seconds that a window has to go on by, to be looked at agai
 
 
 @dataclass(slots=True)
-class Window:
+class TranscriptionWindow:
     """A window of 30 s. frames: of the encoder, those that are not padding. most: tokens that it may have at once.
 
     language: Whisper's code, None for an English-only checkpoint. languages: (languages,) probabilities. text: tokens,
@@ -72,17 +73,17 @@ def transcribe(
     languages: Sequence[int],
     frames: Sequence[int],
     most: Sequence[int],
-) -> list[Window]:
+) -> list[TranscriptionWindow]:
     """The windows with their texts.
 
     features: (windows, mel bins, 3000). encoded: what the encoder makes of them. languages: their tokens, or DETECT.
-    frames, most: as in `Window`.
+    frames, most: as in `TranscriptionWindow`.
     """
     decoder = Decoder(model, encoded)
     openings = listen(decoder, checkpoint)
     told = tell_languages(checkpoint, languages, [opening.languages for opening in openings])
     windows = [
-        Window(count, tokens, language, opening.languages)
+        TranscriptionWindow(count, tokens, language, opening.languages)
         for count, tokens, language, opening in zip(frames, most, told, openings, strict=True)
     ]
     pending = list(range(len(windows)))

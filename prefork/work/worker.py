@@ -198,7 +198,9 @@ def _call(context: Context, function: bytes) -> Any:
 
 def _open(job: Job, document: bytes | None) -> Document:
     """What is known of the job: what the stage before has passed on, or what its source says."""
-    found: Document = pickle.loads(document) if document is not None else formats.open_document(job)
+    found: Document = (
+        pickle.loads(document) if document is not None else formats.open_document(job.source, job.media, job.seconds)
+    )
     return found
 
 

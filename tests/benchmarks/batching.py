@@ -24,10 +24,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import prefork.engines.batching
 from prefork.engines.audio.reader import SAMPLE_RATE, probe
 from prefork.engines.base import Job
-from prefork.engines.batching import Batcher, Batching, batch_by_length, measure_padding
+from prefork.engines.batching import Batcher, Batching, batch_by_length, batcher, measure_padding
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
 
@@ -133,17 +132,17 @@ def compare_emptiness(console: Console, name: str, lengths: Sequence[int], batch
     memory = batch_size * longest
     by_length = Batching(max_num_elements=memory, max_audio_len=longest, num_seqs_multiple_of=multiple)
     table = Table(name, "padding", "batches", *(f"cost, {share:.0%} a batch" for share in COSTS))
-    usual = prefork.engines.batching.EMPTINESS
+    usual = batcher.EMPTINESS
     for window in WINDOWS:
         for emptiness in (0.1, 0.25, 0.5, 1.0):
-            prefork.engines.batching.EMPTINESS = emptiness
+            batcher.EMPTINESS = emptiness
             batches = stream(lengths, by_length, window * memory).batches
             padded = [[lengths[index] for index in batch] for batch in batches]
             elements = sum(len(batch) * max(batch) for batch in padded) / memory
             costs = (f"{elements + share * len(batches):.1f}" for share in COSTS)
             padding = f"{measure_padding(padded):.1%}"
             table.add_row(f"window {window}, {emptiness}", padding, str(len(batches)), *costs)
-    prefork.engines.batching.EMPTINESS = usual
+    batcher.EMPTINESS = usual
     console.print(table)
 
 

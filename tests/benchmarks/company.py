@@ -76,7 +76,11 @@ def prepare(engine: Engine, intake: Intake) -> list[Item]:
     for job in find_jobs(SPEECH, None, intake=intake).jobs:
         if "untimed" in job.id:
             continue
-        document = open_document(job) if intake is Intake.PAIRS else Document((), languages=("eng",))
+        document = (
+            open_document(job.source, job.media, job.seconds)
+            if intake is Intake.PAIRS
+            else Document((), languages=("eng",))
+        )
         items += [(job, segment, engine.prepare(job, segment)) for segment in engine.split(job, document)]
     return items
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prefork.engines.batching
 from prefork.engines.base import ELEMENTS_PER_SECOND
 from prefork.engines.batching import (
     ELEMENTS_PER_GIGABYTE,
@@ -22,8 +21,14 @@ from prefork.engines.batching import (
     Batching,
     BatchingStrategy,
     batch_by_length,
+    batcher,
+    buckets,
     create_bucket_sizes,
+    datasets,
     measure_padding,
+)
+from prefork.engines.batching import (
+    settings as batching_settings,
 )
 
 LONGEST = 30  # elements, of the small batchings here
@@ -73,9 +78,9 @@ def assert_fits(batch: Sequence[int], batching: Batching, factor: float = 1.0) -
 
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
-    results = doctest.testmod(prefork.engines.batching)
-    assert results.attempted >= 6
-    assert results.failed == 0
+    results = [doctest.testmod(module) for module in (batcher, buckets, datasets, batching_settings)]
+    assert sum(result.attempted for result in results) >= 6
+    assert sum(result.failed for result in results) == 0
 
 
 def test_there_is_a_bucket_for_every_batch_size() -> None:
@@ -168,7 +173,7 @@ def test_a_segment_that_fits_no_batch_is_refused_with_both_options_the_rule_and_
 
 
 def test_a_batch_size_and_a_number_of_elements_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match=r"`batch_size` \(8\) and `max_num_elements` \(9000000\) exclude"):
+    with pytest.raises(ValueError, match=r"`batch_size` \(8\) and `max_num_elements` \(9000000\) cannot be combined"):
         Batching(batch_size=8, max_num_elements=9_000_000)
 
 
@@ -216,7 +221,7 @@ def test_a_small_gpu_works_with_the_defaults_and_its_longest_segments_go_alone(m
     assert resolved.max_audio_len == long
     assert resolved.max_num_elements is not None
     assert 1 <= resolved.max_num_elements < long
-    assert "a batch of its own" in warnings[0]
+    assert "batches of their own" in warnings[0]
     batcher = Batcher[str](resolved, window=10**9)
     batcher.add("long", long)
     batcher.add("as long", long)

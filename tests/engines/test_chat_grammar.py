@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rustling.chat import CHAT
 
-from prefork.engines.stanza.retokenization import Analysis, Piece, fill, merge
+from prefork.engines.stanza.retokenization import Analysis, RawToken, fill, merge
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
 from prefork.engines.text.formats import FORMATS, chat
@@ -406,7 +406,7 @@ def test_words_are_cut_where_the_main_line_can_follow(main: str, parts: str, wri
 
 def regroup(tokens: Sequence[Token], found: Sequence[tuple[str, int, int]]) -> tuple[Token, ...]:
     """What becomes of tokens with a tokeniser's answer: text, start, end of each of its own."""
-    merged = merge([t.text for t in tokens], [t.run for t in tokens], [Piece(*one) for one in found])
+    merged = merge([t.text for t in tokens], [t.run for t in tokens], [RawToken(*one) for one in found])
     filled = fill(tokens, [Analysis(one.text, one.first, one.last, ()) for one in merged])
     return settle(tokens, filled)
 

@@ -258,14 +258,14 @@ def test_hours_without_times_are_refused_before_memory_runs_out(aligner: CTCAlig
 def test_a_transcript_without_a_recording_names_the_remedy(aligner: CTCAligner, folder: Path) -> None:
     source = folder / "talk.txt"
     source.write_text("hello", encoding="utf-8")
-    with pytest.raises(InputError, match=r"talk.txt: no recording .* put it beside it"):
+    with pytest.raises(InputError, match=r"talk.txt: no recording .* put the recording beside it"):
         split(aligner, Job("talk.txt", source))
 
 
 def test_a_truncated_recording_is_not_aligned_to_what_is_left(aligner: CTCAligner, speech: Any, folder: Path) -> None:
     job = dataclasses.replace(write_job(folder, speech, " ".join(WORDS)), seconds=30.0)
     (segment,) = split(aligner, job)
-    with pytest.raises(InputError, match=r"says 30\.0 s but it ends at 3\.0 s; it is truncated"):
+    with pytest.raises(InputError, match=r"says 30\.0 s, but the audio ends at 3\.0 s; the file is truncated"):
         aligner.prepare(job, segment)
 
 

@@ -19,7 +19,7 @@ from prefork.engines.base import Job, Segment
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.ctc.recovery import CTCRecovery
 from prefork.engines.text import formats
-from prefork.engines.text.document import Document, Recovery, Utterance, Word
+from prefork.engines.text.document import Document, RecoveryCounts, Utterance, Word
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 SPEECH = SHARED / "data" / "speech"
@@ -147,7 +147,7 @@ def test_a_transcript_with_all_its_times_is_left_alone(adult: Heard) -> None:
     assert adult.engine.split(adult.job, document) == []
     joined = adult.engine.join(adult.job, document, [], [])
     assert (joined.utterances, joined.warnings) == (document.utterances, ())
-    assert joined.recovery == Recovery(timed=len(timed))
+    assert joined.recovery == RecoveryCounts(timed=len(timed))
 
 
 def test_only_windows_with_utterances_to_find_are_listened_to(adult: Heard) -> None:

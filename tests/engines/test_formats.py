@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rustling.srt import SRT
 from rustling.textgrid import TextGrid
 
-from prefork.engines.base import InputError, Job
+from prefork.engines.base import InputError
 from prefork.engines.text import formats
 from prefork.engines.text.document import Character, Document, Timing, Utterance, Word
 from prefork.engines.text.formats.textgrid import fill
@@ -82,8 +82,8 @@ def test_text_has_an_utterance_a_line(tmp_path: Path) -> None:
         ("a.lab", b"-- ...\n\n", "has no words"),
         ("a.txt", "caf\xe9".encode("latin-1"), "is not UTF-8 (line 1, byte 3); save it as UTF-8"),
         ("a.txt", "hello".encode("utf-16"), "is not UTF-8 (line 1, byte 0); save it as UTF-8"),
-        ("a.docx", b"", "those that can be read end in .cha, .txt, .lab"),
-        ("a", b"", "those that can be read end in .cha, .txt, .lab"),
+        ("a.docx", b"", "not a transcript that can be read; use one of .cha, .txt, .lab"),
+        ("a", b"", "not a transcript that can be read; use one of .cha, .txt, .lab"),
     ],
 )
 def test_unreadable_transcript_names_reason_and_remedy(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -223,8 +223,8 @@ def test_formats_start_no_threads_and_leave_torch_alone() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("talk.MP4", "video"), ("talk.wav", "audio")])
 def test_a_recording_with_pictures_is_told_from_one_without(tmp_path: Path, name: str, kind: str) -> None:
     path = tmp_path / name
-    document = formats.open_document(Job(name, path, path))
+    document = formats.open_document(path, path)
     assert (document.media, document.utterances) == ("talk", ())
     assert f"@Media:\ttalk, {kind}" in formats.render(document, "chat")
     (tmp_path / "talk.txt").write_text("hello\n")
-    assert formats.open_document(Job("talk.txt", tmp_path / "talk.txt", path)).video == (kind == "video")
+    assert formats.open_document(tmp_path / "talk.txt", path).video == (kind == "video")

@@ -330,8 +330,8 @@ BROKEN = [
     (["a a X _ 0 root", "b b X _ 3 dep"], "depends on word 3 of 2"),
     (["a a X _ 0 dep"], "is dep with head 0"),
     (["a a X _ 0 root", "b b X _ 1 root"], "is root with head 1"),
-    (["a a X _ 0 root", "b b X _ 1 <PAD>"], "'<PAD>' is no relation"),
-    (["a a X _ 0 root", "b b X _ 1 iob"], "'iob' is no relation"),
+    (["a a X _ 0 root", "b b X _ 1 <PAD>"], "'<PAD>' is not a relation"),
+    (["a a X _ 0 root", "b b X _ 1 iob"], "'iob' is not a relation"),
 ]
 
 
@@ -344,7 +344,7 @@ def test_what_is_no_tree_is_refused(words: list[str], reason: str) -> None:
 def test_what_no_item_can_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="'go' was not analysed"):
         mor.render_mor([Token("go"), PERIOD], "eng")
-    with pytest.raises(ValueError, match="'' is no part of speech"):
+    with pytest.raises(ValueError, match="'' is not a part of speech"):
         mor.render_mor([Token("go", words=(SyntacticWord("go", "go", ""),))], "eng")
     with pytest.raises(ValueError, match="',' was analysed as 2 words"):
         mor.render_gra([replace(COMMA, words=COMMA.words * 2)])
@@ -352,7 +352,7 @@ def test_what_no_item_can_hold_is_refused() -> None:
 
 def test_gra_of_older_corpora_is_read() -> None:
     assert mor.read_gra("1|1|ROOT 2|1|ACL-RELCL") == (mor.Relation(1, 0, "root"), mor.Relation(2, 1, "acl:relcl"))
-    with pytest.raises(ValueError, match="'1\\|2' is no entry"):
+    with pytest.raises(ValueError, match="'1\\|2' is not an entry"):
         mor.read_gra("1|2")
 
 

@@ -23,6 +23,7 @@ import prefork.engines.speakers.diarizer
 import prefork.engines.speakers.pyannote_pipeline
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import InputError, Job, LoadError
+from prefork.engines.speakers.chunks import take_chunks
 from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
 from prefork.engines.text.document import Document, Turn
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
@@ -323,7 +324,7 @@ def test_blocks_of_several_recordings_are_heard_together_as_they_are_alone(
 
 def test_chunks_are_taken_in_order_and_no_more_than_asked_for_at_once() -> None:
     sliding = [torch.arange(first, first + count)[:, None] for first, count in ((0, 5), (5, 1), (6, 0), (6, 3))]
-    taken = list(prefork.engines.speakers.diarizer.take_chunks(sliding, 4))
+    taken = list(take_chunks(sliding, 4))
     assert [len(chunks) for chunks in taken] == [4, 4, 1]
     assert torch.cat(taken)[:, 0].tolist() == list(range(9))
 
@@ -366,7 +367,7 @@ def test_silence_has_no_turns_and_says_so(
 ) -> None:
     job = write_job(tmp_path, np.zeros(round(seconds * SAMPLE_RATE)))
     document = diarize(engine, model, job)
-    assert document.turns == () and document.warnings == ("no one speaks in this recording",)
+    assert document.turns == () and document.warnings == ("no speech found in this recording",)
 
 
 def test_a_moment_of_speech_is_no_error(
@@ -458,12 +459,12 @@ def test_a_class_from_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None
         ({"segmentation": None}, "names no segmentation model"),
         ({"segmentation": "gone.bin"}, "there is no .*gone.bin"),
         ({"segmentation": "voices.pt"}, "which segmentation must be"),
-        ({"embedding": "segmentation.bin"}, "which embedding must be"),
-        ({"embedding": "config.yaml"}, "is no checkpoint"),
+        ({"embedding": "segmentation.bin"}, "is not a speaker embedding model"),
+        ({"embedding": "config.yaml"}, "is not a checkpoint"),
         ({"clustering": "VBxClustering"}, "needs a plda"),
-        ({"clustering": "OracleClustering"}, "there are Agglomerative"),
-        ({"clustering": "KMeansClustering"}, "must be told how many"),
-        ({"plda": "$model"}, "as plda, and there is no .*npz"),
+        ({"clustering": "OracleClustering"}, "supported are Agglomerative"),
+        ({"clustering": "KMeansClustering"}, "needs the number of speakers"),
+        ({"plda": "$model"}, "as plda, but there is no .*npz"),
         ({"segmentation_step": 0}, "0 to 1"),
     ],
 )
@@ -510,7 +511,7 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(prefork.engines.speakers.pyannote_pipeline, "snapshot_download", refuse)
-    with pytest.raises(LoadError, match=r"accepted its terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
+    with pytest.raises(LoadError, match=r"accept the terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
         PyannoteDiarizer().setup()
     assert "hf_secret" not in str(caught.value)
 

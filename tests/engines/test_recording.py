@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from prefork.engines.audio.recording import AudioError, Line, _judge, probe
+from prefork.engines.audio.recording import AudioError, SampleStream, _judge, probe
 from prefork.engines.base import InputError
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 
@@ -29,7 +29,7 @@ RATE = 16000
 
 
 def _read(path: Path, start: int = 0) -> Sound:
-    line = Line(path)
+    line = SampleStream(path)
     try:
         return np.concatenate([*line.read_from(start), np.zeros(0, np.float32)])
     finally:
@@ -231,7 +231,7 @@ def test_timestamp_is_believed_beyond_jitter_and_up_to_an_hour(drift: float, ver
 def test_video_without_sound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mute.mp4"
     _write_video(path, "mpeg4")
-    with pytest.raises(AudioError, match=r"mute\.mp4 has no audio stream; name the recording"):
+    with pytest.raises(AudioError, match=r"mute\.mp4 has no audio stream; give the recording"):
         probe(path)
 
 
@@ -254,14 +254,14 @@ def test_truncated_file_without_its_index_names_the_remedy(tmp_path: Path) -> No
 )
 def test_file_that_is_no_recording_is_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
-    for read in (probe, Line):
+    for read in (probe, SampleStream):
         with pytest.raises(InputError, match=rf"{name}.*{reason}.*; "):
             read(tmp_path / name)
 
 
 def test_header_without_sound_is_refused(tmp_path: Path) -> None:
     path = write_audio(tmp_path / "a.wav", np.zeros((1, 0), np.float32), RATE, "pcm_s16le")
-    for read in (probe, Line):
+    for read in (probe, SampleStream):
         with pytest.raises(AudioError, match=r"a\.wav"):
             read(path)
 
@@ -269,7 +269,7 @@ def test_header_without_sound_is_refused(tmp_path: Path) -> None:
 def test_missing_file_and_folder_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"gone\.wav cannot be read: No such file or directory; check the path"):
         probe(tmp_path / "gone.wav")
-    with pytest.raises(AudioError, match="is not a file; name a recording"):
+    with pytest.raises(AudioError, match="is not a file; give a recording"):
         probe(tmp_path)
 
 

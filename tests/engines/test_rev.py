@@ -355,17 +355,20 @@ def test_a_service_that_is_silent_is_given_up_after_its_tries(service: Service, 
     patience = dataclasses.replace(QUICK, timeouts=(1.0, 0.1), retries=1)
     transcriber = start(patience=patience)
     service.faults["GET jobs?"] = [say_nothing] * 2
-    with pytest.raises(InputError, match=r"Jane Doe.wav: no answer .* after 2 tries: it took too long; check the conn"):
+    with pytest.raises(
+        InputError,
+        match=r"Jane Doe.wav: Rev.ai gave no valid answer .* after 2 tries: the request timed out; check the conn",
+    ):
         run(transcriber, job)
 
 
 @pytest.mark.parametrize(
     ("request_", "fault", "reason"),
     [
-        ("POST jobs", answer(500), "no answer .* the upload of Jane Doe.wav after 4 tries: 500"),
-        ("GET jobs/job1", cut_connection, "about its state after 4 tries: the connection failed or was cut"),
-        ("GET jobs/job1/transcript", answer(200, b"{"), "its transcript after 4 tries: an answer that is no JSON"),
-        ("GET jobs/job1/transcript", answer(200, {"monologues": 3}), "an answer that is not as documented"),
+        ("POST jobs", answer(500), "gave no valid answer .* the upload of Jane Doe.wav after 4 tries: 500"),
+        ("GET jobs/job1", cut_connection, "about its state after 4 tries: the connection failed or was interrupted"),
+        ("GET jobs/job1/transcript", answer(200, b"{"), "its transcript after 4 tries: the answer is not JSON"),
+        ("GET jobs/job1/transcript", answer(200, {"monologues": 3}), "the answer does not match the documentation"),
         ("POST jobs", answer(400, {"title": "bad", "detail": "no such language"}), "refused .*: 400 bad no such lang"),
         ("GET jobs/job1", answer(404, {"title": "could not find job"}), "refused its state: 404 could not find job"),
     ],
@@ -516,10 +519,14 @@ def test_several_jobs_at_once_get_their_own_transcripts(service: Service, tmp_pa
     [
         (KEY_VARIABLE, None, "REV_API_KEY is not set"),
         (KEY_VARIABLE, "  ", "REV_API_KEY is not set"),
-        (KEY_VARIABLE, "wrong-key", r"does not take the access token in REV_API_KEY \(401"),
-        (KEY_VARIABLE, "two\nlines", "REV_API_KEY has characters that no access token has"),
-        (URL_VARIABLE, "rev.ai", "REV_API_URL is no address of a service: 'rev.ai'"),
-        (URL_VARIABLE, "http://127.0.0.1:9", "no answer from Rev.ai about the account after 3 tries: the connection"),
+        (KEY_VARIABLE, "wrong-key", r"rejects the access token in REV_API_KEY \(401"),
+        (KEY_VARIABLE, "two\nlines", "REV_API_KEY contains characters that no access token has"),
+        (URL_VARIABLE, "rev.ai", "REV_API_URL is not the address of a service: 'rev.ai'"),
+        (
+            URL_VARIABLE,
+            "http://127.0.0.1:9",
+            "Rev.ai gave no valid answer on the account after 3 tries: the connection",
+        ),
     ],
 )
 def test_a_service_that_cannot_be_used_is_said_before_anything_is_sent(
@@ -545,7 +552,10 @@ def test_a_missing_sdk_names_the_extra(service: Service, monkeypatch: pytest.Mon
     [
         (lambda media: media.unlink(), "cannot be read: No such file"),
         (lambda media: media.write_bytes(b""), "is empty"),
-        (lambda media: media.open("wb").truncate(2_000_000_001), "has 2.0 GB, and Rev.ai takes 2 GB; compress it"),
+        (
+            lambda media: media.open("wb").truncate(2_000_000_001),
+            "has 2.0 GB, but Rev.ai takes at most 2 GB; compress it",
+        ),
     ],
 )
 def test_a_recording_that_cannot_be_sent_is_refused_here(
@@ -594,8 +604,8 @@ def test_odd_transcripts_are_read_as_far_as_they_go() -> None:
 
 def test_torch_stays_out_of_the_supervisor() -> None:
     script = (
-        "import sys, prefork.engines.rev.transcriber as rev; "
-        "rev._make_client('key', 'http://127.0.0.1', (1, 1)); "
+        "import sys, prefork.engines.rev.transcriber, prefork.engines.rev.client as rev; "
+        "rev.make_client('key', 'http://127.0.0.1', (1, 1)); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

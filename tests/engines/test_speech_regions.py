@@ -14,7 +14,7 @@ from prefork.engines.audio.speech_regions import (
     LONGEST,
     OVERLAP,
     Levels,
-    Span,
+    SpeechSpan,
     find_loudest,
     find_quiet,
     measure_levels,
@@ -36,7 +36,7 @@ def make_levels(*parts: tuple[float, float], seed: int = 0) -> Levels:
     return np.concatenate(tracks).astype(np.float32)
 
 
-def plan(levels: Levels) -> list[Span]:
+def plan(levels: Levels) -> list[SpeechSpan]:
     return plan_spans(levels, len(levels) * FRAME)
 
 
@@ -94,7 +94,7 @@ def test_nothing_recorded_has_no_spans() -> None:
 
 def test_steady_noise_is_not_heard_unless_it_is_too_short_to_tell() -> None:
     assert plan(make_levels((60, QUIET))) == []
-    assert plan(make_levels((3, QUIET))) == [Span(0.0, 3.0)]
+    assert plan(make_levels((3, QUIET))) == [SpeechSpan(0.0, 3.0)]
 
 
 def test_quiet_voice_after_a_loud_one_is_heard() -> None:

@@ -22,7 +22,7 @@ from rustling.chat import CHAT
 from stanza.resources import common
 
 from prefork.engines.base import InputError, Job, LoadError, Output
-from prefork.engines.stanza.models import EMBEDDED, MissingModel, Package
+from prefork.engines.stanza.models import EMBEDDED, MissingModel, StanzaPackage
 from prefork.engines.stanza.tagger import LONGEST, StanzaTagger
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, TokenKind
@@ -181,7 +181,7 @@ def test_long_utterances_are_analysed_and_too_long_ones_refused() -> None:
     check_tree(words)
     document = analyse(make("okay .", f"{'no ' * (LONGEST + 1)}."))
     assert [bool(utterance.tokens[0].words) for utterance in document.utterances] == [True, False]
-    assert document.warnings == ("utterance 2 has more than 1000 words and is not analysed: cut it into utterances",)
+    assert document.warnings == ("utterance 2 has more than 1000 words and is not analysed; split it up",)
 
 
 def test_utterances_without_words_get_no_tiers() -> None:
@@ -242,8 +242,8 @@ def test_models_can_lie_in_any_folder(tmp_path: Path) -> None:
         (lambda folder: (folder / "resources.json").unlink(), "has no resources.json"),
         (lambda folder: (folder / "resources.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "resources.json").write_text('{"de": {"packages": {}}}'), "only for deu"),
-        (lambda folder: shutil.rmtree(folder / "en" / "pos"), "are not whole: en lacks pos/"),
-        (lambda folder: shutil.rmtree(folder / "en" / "pretrain"), "are not whole: en lacks pretrain/"),
+        (lambda folder: shutil.rmtree(folder / "en" / "pos"), "are incomplete: en lacks pos/"),
+        (lambda folder: shutil.rmtree(folder / "en" / "pretrain"), "are incomplete: en lacks pretrain/"),
     ],
 )
 def test_models_that_are_not_there_are_named(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -331,9 +331,9 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 FETCH = """
 import sys
-from prefork.engines.stanza.models import MissingModel, Package
+from prefork.engines.stanza.models import MissingModel, StanzaPackage
 try:
-    package = Package.find("eng", sys.argv[1])
+    package = StanzaPackage.find("eng", sys.argv[1])
     print(len(package.files), package.folder)
 except MissingModel as error:
     print("missing:", error)
@@ -366,7 +366,7 @@ def test_models_are_fetched_by_stanza_itself(tmp_path: Path, hub: str) -> None:
 def test_models_that_cannot_be_fetched_are_explained(tmp_path: Path) -> None:
     said = fetch("default", tmp_path / "stanza", STANZA_RESOURCES_URL="http://127.0.0.1:9")
     assert said.startswith("missing: stanza's models are not in") and "give a --model-dir" in said
-    assert "those for 'eng' cannot be fetched (127.0.0.1 cannot be reached)" in said
+    assert "those for 'eng' cannot be downloaded (127.0.0.1 cannot be reached)" in said
     said = fetch("default", tmp_path / "stanza", HF_HUB_OFFLINE="1")
     assert "has no resources.json" in said
 
@@ -379,4 +379,4 @@ def test_what_is_no_code_of_a_language_is_refused(language: str) -> None:
 
 def test_languages_without_a_model_are_told_apart() -> None:
     with pytest.raises(MissingModel, match=r"there is no model for language 'deu' in .*, only for eng"):
-        Package.find("deu", folder=EMBEDDED["eng"])
+        StanzaPackage.find("deu", folder=EMBEDDED["eng"])

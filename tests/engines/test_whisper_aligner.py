@@ -19,7 +19,7 @@ from prefork.engines.audio.reader import read_audio
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 from prefork.engines.whisper.aligner import WhisperAligner
-from prefork.engines.whisper.model import compose_prompt
+from prefork.engines.whisper.checkpoint import compose_prompt
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"
@@ -152,7 +152,7 @@ def test_what_is_too_long_for_one_window_names_the_remedy(aligner: WhisperAligne
     job = write_job(tmp_path, np.zeros(31 * 16_000))
     with pytest.raises(InputError, match=r"talk: 14 words .* within 31 s, .* 30 s at once; .*--utr ctc"):
         aligner.split(job, write((WORDS, None, None)))
-    with pytest.raises(InputError, match=r"talk: 450 words over 20 s are \d+ tokens, and Whisper takes 446 at once"):
+    with pytest.raises(InputError, match=r"talk: 450 words over 20 s are \d+ tokens, but Whisper takes 446 at once"):
         aligner.split(write_job(tmp_path, np.zeros(20 * 16_000)), write((["a"] * 450, None, None)))
 
 
@@ -160,7 +160,7 @@ def test_the_example_runs_and_shows_a_model_that_cannot_compute(aligner: Whisper
     with torch.inference_mode():
         (output,) = aligner.infer(model, [aligner.example()])
     aligner.verify(output)
-    with pytest.raises(LoadError, match="no attention that can be used"):
+    with pytest.raises(LoadError, match="attention over 2 s of audio cannot be used"):
         aligner.verify({**output, "attention": output["attention"] * float("nan")})
 
 

@@ -17,7 +17,7 @@ import torch
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Engine, InputError, Job, LoadError, Segment
 from prefork.engines.text.document import Document, Utterance, Word
-from prefork.engines.whisper.asr import Heard, LanguageDetector, Slice, WhisperASR, join_heard
+from prefork.engines.whisper.asr import Heard, LanguageDetector, WhisperASR, WindowSettings, join_heard
 
 pytestmark = pytest.mark.dependencies
 
@@ -140,7 +140,7 @@ def test_long_pause_is_left_out_and_times_are_those_of_the_recording(
 def test_no_words_are_made_up(engine: WhisperASR, model: Any, sound: Any, tmp_path: Path) -> None:
     document = run(engine, model, write_job(tmp_path, sound))
     assert document.heard == ()
-    assert document.warnings == ("no speech was heard",)
+    assert document.warnings == ("no speech found",)
 
 
 def test_fifth_of_a_second_is_no_word(engine: WhisperASR, model: Any, speech: Any, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_result_does_not_depend_on_who_shares_the_batch(
 ) -> None:
     noise = 0.3 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)
     jobs = [write_job(tmp_path, sound, name) for name, sound in (("a", noise), ("b", speech[: 4 * SAMPLE_RATE]))]
-    prepared = [engine.prepare(job, Segment(0, 0.0, job.seconds, Slice("en"))) for job in jobs]
+    prepared = [engine.prepare(job, Segment(0, 0.0, job.seconds, WindowSettings("en"))) for job in jobs]
     with torch.inference_mode():
         together, [alone] = engine.infer(model, prepared)[1], engine.infer(model, prepared[1:])
     assert all(torch.equal(together[key], alone[key]) for key in alone)
@@ -181,11 +181,11 @@ def test_what_cannot_be_made_out_is_marked(engine: WhisperASR, speech: Any, tmp_
     [word] = piece.words
     assert (word.text, word.start, word.end) == ("xxx", 2.0, segment.end)
     document = engine.join(job, Document(()), [segment], [piece])
-    assert document.warnings == ("what is said at 0 to 11 s could not be made out",)
+    assert document.warnings == ("the speech at 0 to 11 s could not be recognised",)
 
 
 def test_words_of_overlapping_segments_are_there_once() -> None:
-    segments = [Segment(0, 0.0, 28.0, Slice()), Segment(1, 23.0, 40.0, Slice(overlap=5.0))]
+    segments = [Segment(0, 0.0, 28.0, WindowSettings()), Segment(1, 23.0, 40.0, WindowSettings(overlap=5.0))]
     first = [Word(text, 24.0 + i, 25.0 + i) for i, text in enumerate(["one", "two", "three", "four"])]
     second = [Word(text, 24.1 + i, 25.0 + i) for i, text in enumerate(["one", "two", "three", "four", "five"])]
     heard = join_heard(segments, [Heard(tuple(first)), Heard(tuple(second))])
@@ -215,10 +215,10 @@ def test_transcript_with_times_needs_no_recognition(folder: str, speech: Any, tm
 
 
 def test_english_checkpoint_refuses_another_language(folder: str, engine: WhisperASR, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="English only, not 'deu'"):
+    with pytest.raises(LoadError, match="it knows only English, not 'deu'"):
         WhisperASR(folder, language="deu").setup()
     job = write_job(tmp_path, np.zeros(100))
-    with pytest.raises(InputError, match="English only, not 'deu'"):
+    with pytest.raises(InputError, match="it knows only English, not 'deu'"):
         engine.split(job, Document((), languages=("deu",)))
     assert engine.split(job, Document((), languages=("deu", "eng"))) == []
     for language in ("eng", "en"):
@@ -240,7 +240,7 @@ def test_example_is_computed_and_looked_at(engine: WhisperASR, model: Any) -> No
     with torch.inference_mode():
         [output] = engine.infer(model, [engine.example()])
     engine.verify(output)
-    with pytest.raises(LoadError, match="does not compute"):
+    with pytest.raises(LoadError, match="is not finite"):
         engine.verify({**output, "log_probs": torch.tensor([torch.nan])})
 
 
@@ -289,7 +289,7 @@ def test_language_is_the_mean_of_the_windows(detector: LanguageDetector, tmp_pat
     assert (sure.languages, sure.warnings) == (("deu",), ())
     unsure = detector.join(job, Document(()), [], [(("deu", 0.4), ("eng", 0.3), ("fra", 0.3))])
     assert unsure.languages == ("deu",)
-    assert unsure.warnings == ("its language is not certain (deu 40%, eng 30%, fra 30%); state it with --lang",)
+    assert unsure.warnings == ("its language is uncertain (deu 40%, eng 30%, fra 30%); set it with --lang",)
 
 
 def test_language_other_than_stated_is_reported(folder: str, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_language_other_than_stated_is_reported(folder: str, tmp_path: Path) -> 
     engine.setup()
     make_multilingual(engine)
     job = write_job(tmp_path, np.zeros(SAMPLE_RATE))
-    segment = Segment(0, 0.0, 1.0, Slice("en"))
+    segment = Segment(0, 0.0, 1.0, WindowSettings("en"))
     words = (Word("hallo", 0.1, 0.5, 0.9),)
     [warning] = engine.join(job, Document(()), [segment], [Heard(words, False, (("deu", 0.97),))]).warnings
     assert warning == "it was transcribed as eng, but it sounds like deu (97%); check --lang"
@@ -309,7 +309,7 @@ def test_multilingual_prompt_names_the_language(folder: str, model: Any, speech:
     engine.setup()
     make_multilingual(engine)
     job = write_job(tmp_path, speech[: 3 * SAMPLE_RATE])
-    segment = Segment(0, 0.0, 3.0, Slice("fr"))
+    segment = Segment(0, 0.0, 3.0, WindowSettings("fr"))
     with torch.inference_mode():
         [output] = engine.infer(model, [engine.prepare(job, segment)])
     assert list(engine._checkpoint.languages)[int(output["language"])] == "fr"

@@ -15,9 +15,11 @@ from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.text.formats.chat import parse
 from prefork.engines.whisper.aligner import WhisperAligner
-from prefork.engines.whisper.asr import LanguageDetector, Slice, WhisperASR
+from prefork.engines.whisper.asr import LanguageDetector, WhisperASR, WindowSettings
+from prefork.engines.whisper.attention import attend
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import Decoded, Decoder, _write, decode, listen
-from prefork.engines.whisper.model import WhisperCheckpoint, attend, compose_prompt, encode
+from prefork.engines.whisper.model import encode
 from prefork.engines.whisper.rules import TimestampRules
 from prefork.engines.whisper.windows import DETECT, tell_languages
 
@@ -84,7 +86,7 @@ def test_windows_are_heard_alike_alone_and_in_company(
     for here, there in zip(together, alone, strict=True):
         assert torch.equal(here["text"], there["text"]) and torch.equal(here["failed"], there["failed"])
         assert torch.allclose(here["log_probs"], there["log_probs"], atol=CLOSE)
-        job, segment = Job("talk", Path("talk")), Segment(0, 0.0, len(here["quiet"]) * 0.02, Slice())
+        job, segment = Job("talk", Path("talk")), Segment(0, 0.0, len(here["quiet"]) * 0.02, WindowSettings())
         words, expected = (engine.finish(job, segment, output).words for output in (here, there))
         assert [(w.text, w.start, w.end) for w in words] == [(w.text, w.start, w.end) for w in expected]
 
@@ -135,7 +137,7 @@ def test_windows_leave_and_start_anew_in_any_order(
 
 
 def test_no_window_is_written_before_all_are_heard(model: Any, encoded: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="all windows have to be heard"):
+    with pytest.raises(ValueError, match="all windows must be decoded first"):
         Decoder(model, encoded).start([1])
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCTC, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from prefork.engines.whisper import ctc_head as whisper_ctc
+from prefork.engines.checkpoints import whisper_ctc
 
-MODEL = Path(whisper_ctc.__file__).parent / "models" / "ctc-aligner-en"
+MODEL = Path(whisper_ctc.__file__).parents[1] / "models" / "ctc-aligner-en"
 
 
 @pytest.fixture(scope="module")

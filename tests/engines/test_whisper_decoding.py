@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prefork.engines.audio.reader import read_audio
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, open_whisper
 from prefork.engines.whisper.decoding import (
     Decoded,
     Decoder,
@@ -19,7 +20,7 @@ from prefork.engines.whisper.decoding import (
     listen,
     measure_compression,
 )
-from prefork.engines.whisper.model import WhisperCheckpoint, compute_features, encode, load_whisper, open_whisper
+from prefork.engines.whisper.model import compute_features, encode, load_whisper
 from prefork.engines.whisper.rules import TimestampRules
 
 

@@ -18,22 +18,19 @@ from prefork.engines.base import LoadError
 from prefork.engines.checkpoints.model_folder import DTYPES
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
+from prefork.engines.whisper.attention import AttentionTap, attend
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, identify, open_whisper
 from prefork.engines.whisper.decoding import CACHE
-from prefork.engines.whisper.model import (
-    AttentionTap,
-    WhisperCheckpoint,
-    attend,
-    compose_prompt,
-    compute_features,
-    count_whisper_weights,
-    encode,
-    find_language,
-    identify,
-    load_whisper,
-    open_whisper,
+from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.timing import (
+    TokenSpan,
+    find_edges,
+    leave_pauses,
+    list_pauses,
+    merge_punctuation,
+    split_words,
     time_words,
 )
-from prefork.engines.whisper.timing import Span, find_edges, leave_pauses, list_pauses, merge_punctuation, split_words
 from prefork.weights.arena import Arena
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -129,7 +126,7 @@ def test_tapped_attention_is_that_of_the_model(checkpoint: WhisperCheckpoint, wa
 def test_a_tap_that_heard_nothing_says_so(checkpoint: WhisperCheckpoint, model: Any) -> None:
     with AttentionTap(model, checkpoint.alignment_heads) as tap:
         pass
-    with pytest.raises(ValueError, match="has not run"):
+    with pytest.raises(ValueError, match="did not run"):
         tap.collect()
 
 
@@ -264,9 +261,9 @@ def test_words_are_taken_out_of_pauses() -> None:
     quiet[:12], quiet[40:60], quiet[80:83] = True, True, True  # the last is too short
     pauses = list_pauses(quiet)
     assert pauses == [(0, 12), (40, 60)]
-    spans = leave_pauses([Span(0, 42, 0.5), Span(42, 81, 0.5), Span(81, 99, 0.5)], pauses)
+    spans = leave_pauses([TokenSpan(0, 42, 0.5), TokenSpan(42, 81, 0.5), TokenSpan(81, 99, 0.5)], pauses)
     assert [(span.start, span.end) for span in spans] == [(12, 40), (60, 81), (81, 99)]
-    inside = leave_pauses([Span(43, 50, 0.5)], [(40, 60)])
+    inside = leave_pauses([TokenSpan(43, 50, 0.5)], [(40, 60)])
     assert [(span.start, span.end) for span in inside] == [(43, 50)]  # nothing is left of it outside
 
 

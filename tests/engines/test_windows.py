@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.alignment.windows import MARGIN, Window, plan_windows
+from prefork.engines.alignment.windows import MARGIN, AlignmentWindow, plan_windows
 from prefork.engines.text.document import Utterance, Word
 
 Times = tuple[float | None, float | None]
@@ -16,7 +16,9 @@ def say(*times: Times, words: int = 3) -> list[Utterance]:
     return [Utterance(f"line {i}", (Word("word"),) * words, None, *pair) for i, pair in enumerate(times)]
 
 
-def plan(utterances: list[Utterance], seconds: float = 60.0, most: float = 12.0, least: float = 0.3) -> list[Window]:
+def plan(
+    utterances: list[Utterance], seconds: float = 60.0, most: float = 12.0, least: float = 0.3
+) -> list[AlignmentWindow]:
     return plan_windows(utterances, [least] * len(utterances), seconds, most)[0]
 
 
@@ -25,18 +27,18 @@ def warn(utterances: list[Utterance], seconds: float = 60.0) -> list[str]:
 
 
 def test_a_transcript_without_times_is_one_window_over_the_whole_recording() -> None:
-    assert plan(say(UNTIMED, UNTIMED, UNTIMED)) == [Window(0.0, 60.0, (0, 1, 2), timed=False)]
+    assert plan(say(UNTIMED, UNTIMED, UNTIMED)) == [AlignmentWindow(0.0, 60.0, (0, 1, 2), timed=False)]
 
 
 def test_timed_utterances_share_windows_up_to_the_limit() -> None:
     assert plan(say((1, 5), (6, 10), (11, 14), (15, 18))) == [
-        Window(0.5, 10.5, (0, 1)),
-        Window(10.5, 18.5, (2, 3)),
+        AlignmentWindow(0.5, 10.5, (0, 1)),
+        AlignmentWindow(10.5, 18.5, (2, 3)),
     ]
 
 
 def test_an_utterance_longer_than_the_limit_has_a_window_of_its_own() -> None:
-    assert plan(say((1, 31), (32, 34))) == [Window(0.5, 31.5, (0,)), Window(31.5, 34.5, (1,))]
+    assert plan(say((1, 31), (32, 34))) == [AlignmentWindow(0.5, 31.5, (0,)), AlignmentWindow(31.5, 34.5, (1,))]
 
 
 def test_overlapping_utterances_are_aligned_apart() -> None:
@@ -54,7 +56,7 @@ def test_untimed_utterances_are_looked_for_between_their_timed_neighbours() -> N
 
 
 def test_an_untimed_utterance_without_room_is_aligned_with_its_neighbours() -> None:
-    assert plan(say((1, 5), UNTIMED, (5, 9))) == [Window(0.5, 9.5, (0, 1, 2), timed=False)]
+    assert plan(say((1, 5), UNTIMED, (5, 9))) == [AlignmentWindow(0.5, 9.5, (0, 1, 2), timed=False)]
 
 
 def test_an_utterance_too_short_for_its_words_spoils_no_other() -> None:
@@ -72,7 +74,7 @@ def test_reversed_times_are_as_good_as_none_and_said_so() -> None:
 
 def test_times_beyond_the_recording_are_cut_or_dropped_and_said_so() -> None:
     utterances = say((1, 5), (55, 70), (80, 90))
-    assert plan(utterances)[-1] == Window(54.5, 60.0, (1,))
+    assert plan(utterances)[-1] == AlignmentWindow(54.5, 60.0, (1,))
     first, second = warn(utterances)
     assert "ends at 70.000 s, but the recording ends at 60.000 s" in first
     assert "begins at 80.000 s" in second and "no times" in second

@@ -10,7 +10,7 @@ import pytest
 
 from prefork.engines.alignment.word_matching import WordMatcher, align_texts, spell_out
 from prefork.engines.base import Job
-from prefork.engines.text.document import Document, Recovery, Timing, Utterance, Word
+from prefork.engines.text.document import Document, RecoveryCounts, Timing, Utterance, Word
 
 LINES = ["the boy looked from the hand to her", "I walked up to my room", "she is 21 and has a new house"]
 
@@ -52,7 +52,7 @@ def test_the_transcript_of_another_recording_gets_no_times(heard: tuple[Word, ..
     document = match(Document(tuple(map(make_utterance, LINES)), heard=heard))
     assert all(u.missing and u.start is None for u in document.utterances)
     assert "3 of 3 utterances were not found" in document.warnings[-1]
-    assert document.recovery == Recovery(missing=3)
+    assert document.recovery == RecoveryCounts(missing=3)
 
 
 def test_times_in_the_transcript_are_kept() -> None:
@@ -62,8 +62,8 @@ def test_times_in_the_transcript_are_kept() -> None:
     assert document.utterances[1].start == 4.0
     whole = Document((timed, make_utterance(LINES[1], 4.0, 6.0)), heard=hear(LINES[0]))
     assert match(whole).utterances == whole.utterances
-    assert match(whole).recovery == Recovery(timed=2)
-    assert document.recovery == Recovery(timed=1, found=1)
+    assert match(whole).recovery == RecoveryCounts(timed=2)
+    assert document.recovery == RecoveryCounts(timed=1, found=1)
     assert document.heard == ()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import Piece
+from prefork.engines.alignment.forced_aligner import AlignedLines
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
@@ -49,11 +49,13 @@ def _split(engine: CTCAligner) -> list[tuple[Job, Segment]]:
     found = []
     for source in sorted(Path(SAMPLES).glob("*.cha")):
         job = Job(source.stem, source, source.with_suffix(".flac"))
-        found += [(job, segment) for segment in engine.split(job, formats.open_document(job))]
+        found += [
+            (job, segment) for segment in engine.split(job, formats.open_document(job.source, job.media, job.seconds))
+        ]
     return found
 
 
-def _list_times(pieces: Sequence[Piece]) -> list[tuple[float, float]]:
+def _list_times(pieces: Sequence[AlignedLines]) -> list[tuple[float, float]]:
     return [(word.start or 0.0, word.end or 0.0) for piece in pieces for line in piece.words for word in line]
 
 

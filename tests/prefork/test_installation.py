@@ -66,7 +66,7 @@ def test_a_pair_that_does_not_load_is_refused_by_every_command_before_it_is_impo
         assert _say(mismatched.run(*command)) == PAIR
     assert not out.exists()
     done = mismatched.run_python("-c", "from prefork import Runtime; Runtime('ctc')")
-    assert done.stderr.splitlines()[-1] == f"prefork.engines.base.LoadError: {PAIR}"
+    assert done.stderr.splitlines()[-1] == f"prefork.engines.errors.LoadError: {PAIR}"
     assert f"conflict  {PAIR}" in _flatten(mismatched.run("matrix").stdout)
 
 
@@ -261,13 +261,13 @@ def broken(tmp_path: Path) -> Path:
         ),
         (
             "exits",
-            "engine exits cannot be imported from exiting:Engine: it calls sys.exit; mend it, or uninstall broken",
+            "engine exits cannot be imported from exiting:Engine: it calls sys.exit; fix it, or uninstall broken",
         ),
-        ("raises", "raising:Engine: RuntimeError: of its own; mend it, or uninstall broken"),
-        ("other", "engine other: json:JSONDecoder is not a prefork.engines.base.Engine; mend its entry point"),
+        ("raises", "raising:Engine: RuntimeError: of its own; fix it, or uninstall broken"),
+        ("other", "engine other: json:JSONDecoder is not a prefork.engines.base.Engine; fix its entry point"),
         ("lacking", "engine lacking cannot be imported from json:Engine: AttributeError: module 'json' has no attr"),
         ("odd", "engine odd cannot be imported from ?!: "),
-        ("twice", "engine twice is named by another 3.0 and broken 1.5; uninstall all but one of them"),
+        ("twice", "engine twice is provided by another 3.0 and broken 1.5; uninstall all but one of them"),
     ],
 )
 def test_an_engine_that_is_broken_is_refused_in_one_line_when_it_is_named(
@@ -283,7 +283,7 @@ def test_engines_that_are_broken_cost_nobody_else_anything(broken: Path, tmp_pat
     path = f"{broken}{os.pathsep}{os.environ['PYTHONPATH']}"
     matrix = run("matrix", PYTHONPATH=path, COLUMNS="400")
     assert matrix.returncode == 0, matrix.stderr
-    assert "engine twice is named by another 3.0 and broken 1.5" in matrix.stdout
+    assert "engine twice is provided by another 3.0 and broken 1.5" in matrix.stdout
     unknown = run("check", "thistle", PYTHONPATH=path)
     assert "no engine named 'thistle'" in _say(unknown)
     write_script(tmp_path / "in", "a", "say something")

@@ -88,7 +88,7 @@ def test_recordings_become_transcripts_whoever_runs_what_and_whatever_is_in_memo
 
     CHAT.from_strs([outputs["silence.cha"].decode()], parallel=False, strict=True)
     assert "*" not in outputs["silence.cha"].decode()
-    assert "warning silence.wav: no speech was heard" in one.stdout
+    assert "warning silence.wav: no speech found" in one.stdout
     assert "failed  broken.wav: " in one.stdout
     assert "a canary has computed with it: safe to fork here" in one.stdout
 
@@ -164,5 +164,5 @@ def test_rev_transcribes_and_finds_utterances_without_times(rev_service: Service
 
     done = run("transcribe", tmp_path / "in", tmp_path / "no", "--engine", "rev", REV_API_KEY="wrong")
     assert done.returncode == 2
-    assert "Rev.ai does not take the access token in REV_API_KEY" in done.stderr
+    assert "Rev.ai rejects the access token in REV_API_KEY" in done.stderr
     assert "wrong" not in done.stderr

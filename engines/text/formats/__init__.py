@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefork.engines.audio.media import is_video
-from prefork.engines.base import InputError, Job
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document
 from prefork.engines.text.formats import chat, conllu, rttm, subtitles, tables, text, textgrid
 from prefork.engines.text.formats.chat_file import compose
@@ -72,7 +72,7 @@ def read(path: Path, *, empty: bool = False) -> Document:
     """
     format = READABLE.get(path.suffix.lower())
     if format is None or format.parse is None:
-        raise InputError(f"{path.name}: no transcript; those that can be read end in {', '.join(READABLE)}")
+        raise InputError(f"{path.name}: not a transcript that can be read; use one of {', '.join(READABLE)}")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -88,13 +88,17 @@ def read(path: Path, *, empty: bool = False) -> Document:
     return document if document.media else replace(document, media=_name_media(path))
 
 
-def open_document(job: Job) -> Document:
-    """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError."""
-    if job.source.suffix.lower() in READABLE:
-        document = read(job.source, empty=job.media is None)  # there may be nothing to tag, but is it to get lost?
+def open_document(source: Path, media: Path | None = None, seconds: float = 0.0) -> Document:
+    """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError.
+
+    source: the transcript, or the recording where there is none. media: the recording. seconds: its length, 0 if
+    unknown.
+    """
+    if source.suffix.lower() in READABLE:
+        document = read(source, empty=media is None)  # there may be nothing to tag, but is it to get lost?
     else:
-        document = Document((), media=_name_media(job.source), seconds=job.seconds or None)
-    return replace(document, video=is_video(job.media))
+        document = Document((), media=_name_media(source), seconds=seconds or None)
+    return replace(document, video=is_video(media))
 
 
 def _name_media(path: Path) -> str:

@@ -27,7 +27,7 @@ from enum import Enum, auto
 from rustling.chat import CHAT
 from rustling.chat import Utterance as Parsed
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Token, Utterance, Word
 from prefork.engines.text.formats.chat_grammar import (
     TAG_MARKERS,
@@ -62,7 +62,7 @@ class _Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _ChatToken:
     text: str
     kind: _Kind
 
@@ -84,7 +84,7 @@ def parse(source: str, name: str) -> Document:
     """Raises InputError if rustling's strict reader does not take it for CHAT. name: the file's, for the error."""
     tiers = list(_list_tiers(source))
     if not any(tier.name == "@Begin" for tier in tiers):
-        raise InputError(f"{name}: is not CHAT: it has no @Begin; plain text goes in as .txt, one utterance a line")
+        raise InputError(f"{name}: is not CHAT: it has no @Begin; save plain text as .txt, one utterance per line")
     chat = _read_strictly(tiers, name)
     mains = [tier for tier in tiers if tier.is_main]
     parsed = _list_utterances(chat)
@@ -105,11 +105,11 @@ def _explain_turns(source: str, mains: Sequence[_Tier]) -> str:
     indented = re.search(r"^[ \t]+\*", source, re.MULTILINE)
     if indented:
         line = source.count("\n", 0, indented.start()) + 1
-        return f"line {line}: begins a turn, but with white space, as if it went on from above; remove the white space"
+        return f"line {line}: a turn begins with white space, like a continuation line; remove the white space"
     bare = next((tier.line for tier in mains if not re.match(r"\*\w+:", tier.text)), None)
     if bare is not None:
-        return f"line {bare}: a turn without a colon behind its speaker; put it there"
-    return "its turns cannot be told from its other lines; mend it, CLAN's CHECK shows how"
+        return f"line {bare}: a turn without a colon after its speaker; add it"
+    return "its turns cannot be told apart from other lines; CLAN's CHECK shows what to correct"
 
 
 def _list_mains(tiers: Sequence[_Tier]) -> list[tuple[_Tier, set[str]]]:
@@ -129,7 +129,7 @@ def _read_strictly(tiers: Sequence[_Tier], name: str) -> CHAT:
     except ValueError as error:
         line, reason = _find_culprit(tiers) or (None, _explain(error))
         where = f"line {line}: " if line else ""
-        raise InputError(f"{name}: is not valid CHAT: {where}{reason}; mend it, CLAN's CHECK shows how") from error
+        raise InputError(f"{name}: is not valid CHAT: {where}{reason}; CLAN's CHECK shows what to correct") from error
 
 
 def _read(tiers: Sequence[_Tier]) -> CHAT:
@@ -163,7 +163,7 @@ def _find_culprit(tiers: Sequence[_Tier]) -> tuple[int, str] | None:
         if not tier.is_main:
             continue
         if _OLD_BULLET.search(tier.text):
-            return tier.line, "a bullet of the old form, which CLAN's FIXBULLETS renews"
+            return tier.line, "a bullet in the old format, which CLAN's FIXBULLETS converts"
         try:
             _read([_Tier("", ends[0], 0), _Tier(tier.name, tier.text.rstrip(), 0), _Tier("", ends[1], 0)])
         except ValueError as error:
@@ -197,21 +197,21 @@ def _find_times(main: str) -> tuple[float, float] | tuple[None, None]:
     return min(start for start, _ in times) / 1000, max(end for _, end in times) / 1000
 
 
-def _list_tokens(parsed: Parsed) -> list[_Token]:
+def _list_tokens(parsed: Parsed) -> list[_ChatToken]:
     """What was uttered, and the marks that %wor keeps, in order."""
     texts = (parsed.audible or "").split()
-    tokens: list[_Token] = []
+    tokens: list[_ChatToken] = []
     for index, text in enumerate(texts):
         word = _clean(text)
         if text.startswith(("&", "{", "}")):  # events, and the ends of long features
             continue
         if word:
             sound = _SOUND in text or word in UNTRANSCRIBED
-            tokens.append(_Token(word, _Kind.SOUND if sound else _Kind.WORD))
+            tokens.append(_ChatToken(word, _Kind.SOUND if sound else _Kind.WORD))
         elif text in TAG_MARKERS:
-            tokens.append(_Token(text, _Kind.TAG_MARKER))
+            tokens.append(_ChatToken(text, _Kind.TAG_MARKER))
         elif index == len(texts) - 1 and _TERMINATOR.fullmatch(text):
-            tokens.append(_Token(text, _Kind.TERMINATOR))
+            tokens.append(_ChatToken(text, _Kind.TERMINATOR))
     return tokens
 
 
@@ -360,7 +360,7 @@ def _make_bullet(start: float | None, end: float | None) -> str:
     return f"{BULLET}{round(start * 1000)}_{round(end * 1000)}{BULLET}"
 
 
-def _make_wor(utterance: Utterance, tokens: Sequence[_Token], main: str = "") -> str | None:
+def _make_wor(utterance: Utterance, tokens: Sequence[_ChatToken], main: str = "") -> str | None:
     """The %wor tier, without its line end; None if no word that it would hold has a time."""
     words = iter(utterance.words)
     language = _LANGUAGE.match(main)

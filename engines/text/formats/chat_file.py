@@ -107,7 +107,7 @@ def _make_utterance(utterance: Utterance, code: str, language: str, *, heard: bo
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _LinePart:
     """What of a token goes into the main line. text: empty if it cannot be there. token: none if it does not take
     part in the grammar. numbers: of its syntactic words in the tree as it was; none of what was added to it."""
 
@@ -132,14 +132,14 @@ def _write_tokens(utterance: Utterance, code: str, language: str) -> Utterance:
     closing = utterance.tokens[-1]
     if closing.kind is TokenKind.TERMINATOR:
         numbers = tuple(range(last + 1, last + 1 + len(closing.words)))
-        pieces.append(_Piece(end, replace(closing, text=end), numbers))
+        pieces.append(_LinePart(end, replace(closing, text=end), numbers))
     else:
-        pieces.append(_Piece(end, Token(end, TokenKind.TERMINATOR)))
+        pieces.append(_LinePart(end, Token(end, TokenKind.TERMINATOR)))
     tokens = _renumber([word for token in utterance.tokens for word in token.words], pieces)
     return replace(utterance, text=" ".join([*texts, end]), words=spoken, speaker=code, tokens=tokens)
 
 
-def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
+def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_LinePart]:
     """Those that stand before the terminator."""
     number = 0
     for token in tokens:
@@ -147,18 +147,18 @@ def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_Piece]:
         number += len(token.words)
         if token.kind is TokenKind.SEPARATOR and (token.text in _COMMAS or token.text in TAG_MARKERS):
             text = "," if token.text in _COMMAS else token.text
-            yield _Piece(text, replace(token, text=text), numbers)
+            yield _LinePart(text, replace(token, text=text), numbers)
         elif token.kind is TokenKind.WORD:
             yield from _spell_token(token, numbers, language)
 
 
-def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_Piece]:
+def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_LinePart]:
     said = _say(token.text, language)
     texts = [text for part in said if (text := _spell(part, "-_"))]
     begun = False
     for text in texts:
         if len(list_tokens(f":\t{text} .", (language,))[0]) < 2:  # not a word to the grammar
-            yield _Piece(text, None)
+            yield _LinePart(text, None)
         elif not begun:
             begun = True
             words = token.words
@@ -166,13 +166,13 @@ def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Itera
                 words = (replace(words[0], form=text, lemma=text.lower()),)
             elif text != token.text:  # nor has the lemma what the line cannot hold
                 words = tuple(replace(word, lemma=_spell(word.lemma, "-_") or text) for word in words)
-            yield _Piece(text, replace(token, text=text, words=words), numbers)
+            yield _LinePart(text, replace(token, text=text, words=words), numbers)
         else:
             word = replace(token.words[0], form=text, lemma=text.lower(), head=numbers[0], deprel="flat")
-            yield _Piece(text, replace(token, text=text, words=(word,)))
+            yield _LinePart(text, replace(token, text=text, words=(word,)))
 
 
-def _renumber(words: Sequence[SyntacticWord], pieces: Sequence[_Piece]) -> tuple[Token, ...]:
+def _renumber(words: Sequence[SyntacticWord], pieces: Sequence[_LinePart]) -> tuple[Token, ...]:
     """The tokens of what is left, with the heads by its numbers. words: the tree as it was."""
     left: dict[int, int] = {}
     count = 0

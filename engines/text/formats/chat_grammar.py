@@ -88,7 +88,7 @@ class Placed:
 
 
 @dataclass(slots=True)
-class _Item:
+class _LineItem:
     """What may yet be taken back. token: none for what is no word, but may be replaced by one."""
 
     token: Token | None
@@ -130,8 +130,8 @@ def _find_language(main: str, start: int, languages: Sequence[str]) -> str:
     return languages[0] if languages else ""
 
 
-def _read(main: str, start: int, end: int, language: str, languages: Sequence[str]) -> list[_Item]:
-    items: list[_Item] = []
+def _read(main: str, start: int, end: int, language: str, languages: Sequence[str]) -> list[_LineItem]:
+    items: list[_LineItem] = []
     opened: list[int] = []
     scope = (0, 0)  # what a code would belong to
     for lexeme in _LEXEME.finditer(main, start, end):
@@ -142,7 +142,7 @@ def _read(main: str, start: int, end: int, language: str, languages: Sequence[st
                 inner = lexeme.start() + replacement.start(1)
                 new = _read(main, inner, inner + len(replacement[1]), language, languages)
                 first = items[scope[0]].start if scope[0] < len(items) else lexeme.start()
-                items[slice(*scope)] = [_Item(item.token, first, lexeme.end()) for item in new]
+                items[slice(*scope)] = [_LineItem(item.token, first, lexeme.end()) for item in new]
                 scope = (scope[0], len(items))
             elif _TAKEN_BACK.fullmatch(text):
                 for item in items[slice(*scope)]:
@@ -163,14 +163,14 @@ def _read(main: str, start: int, end: int, language: str, languages: Sequence[st
             items.append(_make_item(text, lexeme.start(), language, languages))
         elif kind in ("separator", "end"):
             token = Token(text, TokenKind.SEPARATOR) if kind == "separator" else _make_terminator(text)
-            items.append(_Item(token, lexeme.start(), lexeme.end()))
+            items.append(_LineItem(token, lexeme.start(), lexeme.end()))
         scope = (len(items) - 1 if kind == "word" else len(items), len(items))
     return items
 
 
-def _make_item(text: str, start: int, language: str, languages: Sequence[str]) -> _Item:
+def _make_item(text: str, start: int, language: str, languages: Sequence[str]) -> _LineItem:
     token = _make_token(text, language, languages)
-    return _Item(token, start, start + len(text), token is not None and token.text == text and not token.marker)
+    return _LineItem(token, start, start + len(text), token is not None and token.text == text and not token.marker)
 
 
 def _make_token(text: str, language: str, languages: Sequence[str]) -> Token | None:
@@ -206,7 +206,7 @@ def _find_word_language(marker: str, language: str, languages: Sequence[str]) ->
     return languages[1] if len(languages) > 1 else ""
 
 
-def _end(items: Sequence[_Item]) -> Iterator[_Item]:
+def _end(items: Sequence[_LineItem]) -> Iterator[_LineItem]:
     """Only the last item ends the utterance, and may touch the word before it."""
     for item in items[:-1]:
         if item.token is not None and item.token.kind is TokenKind.TERMINATOR:  # within a quotation
@@ -215,15 +215,15 @@ def _end(items: Sequence[_Item]) -> Iterator[_Item]:
     for item in items[-1:]:
         glued = _GLUED_END.fullmatch(item.token.text) if item.token and item.token.kind is TokenKind.WORD else None
         if glued and item.token and item.plain:
-            yield _Item(replace(item.token, text=glued[1]), item.start, item.end - 1)
-            yield _Item(_make_terminator(glued[2]), item.end - 1, item.end)
+            yield _LineItem(replace(item.token, text=glued[1]), item.start, item.end - 1)
+            yield _LineItem(_make_terminator(glued[2]), item.end - 1, item.end)
         else:
             yield item
 
 
-def _number_runs(main: str, items: Sequence[_Item]) -> Iterator[Placed]:
+def _number_runs(main: str, items: Sequence[_LineItem]) -> Iterator[Placed]:
     run = 0
-    previous: _Item | None = None
+    previous: _LineItem | None = None
     for item in items:
         assert item.token is not None
         if not (item.plain and item.token.kind is TokenKind.WORD):

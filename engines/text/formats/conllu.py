@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from rustling.conllu import CoNLLU
 from rustling.conllu import Token as Row
 
-from prefork.engines.base import InputError
+from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
 from prefork.engines.text.languages import get_long_code, get_short_code
 
@@ -44,11 +44,11 @@ _BREAKS = re.compile(r"[\t\r\n]+")
 _SIGNS = frozenset("%&#@*/\\\u00a7\u2030")  # punctuation to Unicode, words to the grammar
 _QUOTES = frozenset("`\u00b4")  # punctuation to the grammar, signs to Unicode
 _CLOSED = "SpaceAfter=No"
-_VALIDATOR = "UD's validate.py --level 1 shows how"
+_VALIDATOR = "UD's validate.py --level 1 shows what to correct"
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class _SentenceLines:
     """The lines of a sentence. line: the number of the first, from 1."""
 
     line: int
@@ -74,7 +74,7 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    block: _Block
+    block: _SentenceLines
     tokens: tuple[_Written, ...]
 
 
@@ -102,7 +102,7 @@ def _read(source: str, name: str) -> list[_Sentence]:
     return sentences
 
 
-def _list_blocks(source: str) -> Iterator[_Block]:
+def _list_blocks(source: str) -> Iterator[_SentenceLines]:
     """Sentences end with an empty line, or one of spaces, or the file."""
     block: list[str] = []
     lines = re.split(r"\r\n?|\n", source.lstrip("\ufeff"))
@@ -110,7 +110,7 @@ def _list_blocks(source: str) -> Iterator[_Block]:
         if line.strip():
             block.append(line)
         elif block:
-            yield _Block(number - len(block), tuple(block))
+            yield _SentenceLines(number - len(block), tuple(block))
             block = []
 
 
@@ -119,7 +119,7 @@ def _refuse(name: str, line: int, reason: str) -> InputError:
     return InputError(f"{name}: is not valid CoNLL-U: {where}{reason}")
 
 
-def _find_miscounts(blocks: Sequence[_Block]) -> Iterator[tuple[int, str]]:
+def _find_miscounts(blocks: Sequence[_SentenceLines]) -> Iterator[tuple[int, str]]:
     for block in blocks:
         for number, line in enumerate(block.lines, block.line):
             count = len(line.split("\t"))
@@ -128,21 +128,21 @@ def _find_miscounts(blocks: Sequence[_Block]) -> Iterator[tuple[int, str]]:
             if count == _COLUMNS:
                 yield number, "an empty column; write _ there"
             elif count == 1 and len(line.split()) == _COLUMNS:
-                yield number, "spaces between the columns; put tabs there"
+                yield number, "spaces between the columns; use tabs"
             else:
-                remedy = "; plain text goes in as .txt, one utterance a line" if count == 1 else f"; {_VALIDATOR}"
+                remedy = "; save plain text as .txt, one utterance per line" if count == 1 else f"; {_VALIDATOR}"
                 columns = "1 column" if count == 1 else f"{count} columns"
                 yield number, f"{columns} separated by tabs instead of {_COLUMNS}{remedy}"
 
 
-def _find_misplaced(block: _Block) -> tuple[int, str] | None:
+def _find_misplaced(block: _SentenceLines) -> tuple[int, str] | None:
     """The first comment that stands elsewhere than before its sentence, which rustling would move or give to none: the
     index of its line, and why."""
     begun = False
     for index, line in enumerate(block.lines):
         comment = line.startswith("#")
         if comment and begun:
-            return index, "a comment among a sentence's words; put it before them, or an empty line above it"
+            return index, "a comment among a sentence's words; move it before them, or add an empty line above it"
         begun = begun or not comment
     return None if begun else (0, "comments without a sentence; remove them, or the empty line below them")
 
@@ -158,7 +158,7 @@ def _find_fault(rows: Sequence[Row]) -> tuple[int, str] | None:
         if match is None:
             return (
                 index,
-                f"{row.id!r} is no ID of a word (1), a multiword token (1-2) or an empty node (1.1); {_VALIDATOR}",
+                f"{row.id!r} is not the ID of a word (1), a multiword token (1-2) or an empty node (1.1); {_VALIDATOR}",
             )
         first, last, below = (int(part) if part else None for part in match.groups())
         if last is not None:
@@ -171,7 +171,7 @@ def _find_fault(rows: Sequence[Row]) -> tuple[int, str] | None:
             placed = first == number + 1
             number, empty = number + 1, 0
             if row.head != "_" and not (_ID.fullmatch(row.head) and row.head.isdecimal() and int(row.head) <= size):
-                return index, f"HEAD {row.head} is no word of a sentence of {size}; {_VALIDATOR}"
+                return index, f"HEAD {row.head} is not a word of a sentence of {size}; {_VALIDATOR}"
         if not placed:
             return index, f"ID {row.id} is out of place; words are numbered from 1 in each sentence; {_VALIDATOR}"
     return None if size else (0, f"a sentence without words; {_VALIDATOR}")
@@ -212,7 +212,7 @@ def _is_annotated(token: _Written) -> bool:
     return all("_" not in (row.upos, row.head, row.deprel) for row in token.words or (token.row,))
 
 
-def _read_comments(block: _Block) -> Mapping[str, str]:
+def _read_comments(block: _SentenceLines) -> Mapping[str, str]:
     return {match[1]: match[2] for comment in block.comments if (match := _COMMENT.fullmatch(comment))}
 
 

@@ -17,7 +17,7 @@ def render_srt(document: Document) -> str:
             participant=utterance.speaker or "SPK",
             tokens=[],
             time_marks=(round((utterance.start or 0.0) * 1000), round((utterance.end or 0.0) * 1000)),
-            tiers={utterance.speaker or "SPK": _say(utterance)},
+            tiers={utterance.speaker or "SPK": _join_words(utterance)},
         )
         for utterance in _timed(document)
     ]
@@ -41,7 +41,7 @@ def _timed(document: Document) -> list[Utterance]:
     return sorted(lasting, key=lambda utterance: utterance.start or 0.0)
 
 
-def _say(utterance: Utterance) -> str:
+def _join_words(utterance: Utterance) -> str:
     return " ".join(_list_shown(utterance))
 
 

@@ -68,7 +68,7 @@ def _render_word(word: SyntacticWord, token: Token | None, marker: str, language
         text = token.text if token else word.form  # an analyser may have seen a placeholder
         return f"{marker}|{clean_lemma(text, text)}"
     if word.upos not in PARTS_OF_SPEECH:
-        raise ValueError(f"{word.form!r}: {word.upos!r} is no part of speech of Universal Dependencies")
+        raise ValueError(f"{word.form!r}: {word.upos!r} is not a part of speech of Universal Dependencies")
     return "-".join((f"{word.upos.lower()}|{clean_lemma(word.lemma, word.form)}", *list_features(word, language)))
 
 
@@ -97,7 +97,7 @@ def check_tree(words: Sequence[SyntacticWord]) -> int:
         where = f"word {number} ({word.form!r})"
         relation = _RELATION.fullmatch(word.deprel)
         if relation is None or relation[1] not in RELATIONS:
-            raise ValueError(f"{where}: {word.deprel!r} is no relation of Universal Dependencies")
+            raise ValueError(f"{where}: {word.deprel!r} is not a relation of Universal Dependencies")
         if not 0 <= word.head <= len(words):
             raise ValueError(f"{where} depends on word {word.head} of {len(words)}")
         if (relation[1] == "root") != (word.head == 0):
@@ -111,7 +111,7 @@ def check_tree(words: Sequence[SyntacticWord]) -> int:
         at = number
         while at not in reaching:
             if at in path:
-                raise ValueError(f"word {at} ({words[at - 1].form!r}) depends on itself, by way of others")
+                raise ValueError(f"word {at} ({words[at - 1].form!r}) depends on itself through other words")
             path.append(at)
             at = words[at - 1].head
         reaching.update(path)
@@ -151,7 +151,7 @@ def read_gra(tier: str) -> tuple[Relation, ...]:
     for entry in tier.split():
         parts = re.fullmatch(r"([0-9]+)\|([0-9]+)\|([A-Z][A-Z0-9-]*)", entry)
         if parts is None:
-            raise ValueError(f"{entry!r} is no entry of %gra, which are like 1|2|NSUBJ")
+            raise ValueError(f"{entry!r} is not an entry of %gra such as 1|2|NSUBJ")
         number, head = int(parts[1]), int(parts[2])
         relations.append(Relation(number, 0 if head == number else head, parts[3].lower().replace("-", ":", 1)))
     return tuple(relations)

@@ -2,6 +2,8 @@
 
 It differs from transformers' own Whisper encoder in what alignment needs: the input is a waveform of any length
 up to 30 s instead of exactly 30 s of features, and each row of a batch is computed as if it were alone.
+
+To import this module makes its model type, `whisper-ctc`, known to transformers.
 """
 
 from __future__ import annotations
@@ -13,16 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AutoConfig, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.audio_utils import mel_filter_bank
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-HOP = 160  # samples from one mel frame to the next
-N_FFT = 400  # samples under one window
+from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
+
 FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's second convolution halves
 _ATTENTION = "within_rows"
-DYNAMIC_RANGE = 8.0  # log10 units below a waveform's loudest mel value
 
 
 class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -54,21 +54,6 @@ class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
-
-
-def make_mel_tables(bins: int, sampling_rate: int) -> dict[str, Tensor]:
-    """What Whisper's log-mel spectrogram is made with: filters, (bins, N_FFT // 2 + 1), and window, (N_FFT,)."""
-    filters = mel_filter_bank(
-        num_frequency_bins=N_FFT // 2 + 1,
-        num_mel_filters=bins,
-        min_frequency=0.0,
-        max_frequency=sampling_rate / 2,
-        sampling_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    window = torch.hann_window(N_FFT, dtype=torch.float32)  # the default is another while such a model is loaded
-    return {"filters": torch.from_numpy(filters.T).float().contiguous(), "window": window}
 
 
 class LogMel(nn.Module):
