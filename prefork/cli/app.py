@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prefork.cli.check_command import check
 from prefork.cli.job_commands import explain, make_commands
 from prefork.cli.options import (
     AsJSON,
@@ -22,8 +22,6 @@ from prefork.cli.options import (
     NoMPS,
     Refresh,
     Speakers,
-    parse_devices,
-    parse_seconds,
 )
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
@@ -207,83 +205,7 @@ def matrix(
             show_matrix(Console(), found, decide(found, request), installed)
 
 
-@app.command()
-def check(
-    context: typer.Context,
-    engines: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[ENGINE ...]", help="By default all whose models are on this machine."),
-    ] = None,
-    model: Model = None,
-    load: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that returns a model.")
-    ] = None,
-    infer: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that gets it, and computes.")
-    ] = None,
-    deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a forked child may take for one inference.")
-    ] = 30.0,
-    as_json: AsJSON = False,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report there.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cpu|cuda[:N]|UUID|mps",
-            help="What the models compute on. Default: no NVIDIA GPU. On one, what is done there instead of forking is "
-            "examined.",
-        ),
-    ] = None,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-) -> None:
-    """Fork for real, infer for real: are these models safe to be shared by forked workers on this machine?
-
-    Exit code: 0 safe, 1 unsafe, 2 cannot tell.
-    """
-    from prefork.installation import require
-
-    with explain():
-        require((engines or None) if load is None else ())
-
-    from rich.console import Console
-
-    from prefork.check import report as check_report
-    from prefork.check import steps as check
-    from prefork.engines.base import LoadError
-    from prefork.platform_matrix.matrix import Request, decide
-    from prefork.pool.runtime import make_plan
-
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
-    seconds = parse_seconds("--deadline", deadline)
-    devices = parse_devices(device, "--device")
-    if (load is None) != (infer is None):
-        raise typer.BadParameter("--load and --infer go together: one returns the model, the other gets it")
-    if load is not None and (engines or model is not None):
-        raise typer.BadParameter("--load takes the place of engines and --model")
-    with explain():
-        if load is not None and infer is not None:
-            functions = check.Reference.parse(load), check.Reference.parse(infer)
-            targets = [check.Target(load, load=functions[0], infer=functions[1])]
-        else:
-            targets = check.find_targets(engines or [], {"model": model} if model is not None else {})
-        names = tuple(target.engine for target in targets if target.engine)
-        plan = make_plan(Request(names, force_cpu=hiding.force_cpu, no_mps=hiding.no_mps, devices=devices))
-        if devices and plan.refusal and not plan.devices:
-            raise LoadError(plan.refusal.replace("--devices", "--device"))
-        if plan.device == "cuda" and not devices:  # a run would not fork what is there: a verdict on that helps nobody
-            plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
-        console = Console(stderr=as_json)
-        examined = check_report.check(targets, plan, seconds, console, verbose)
-        finding = check.sum_up([result.finding for result in examined])
-        if as_json:
-            print(check_report.to_json(examined, finding))
-        if junit is not None:
-            check_report.write_junit(junit, examined)
-        for line in check_report.annotate(examined):
-            print(line)
-    raise typer.Exit(check.EXIT_CODES[finding])
+app.command()(check)
 
 
 @app.command()
