@@ -7,16 +7,16 @@ import os
 import pickle
 import select
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from prefork.check.device_check import TOGETHER, WORKERS, DeviceOrder
+from prefork.check.device_children import Infer, ask, infer_alone, infer_once_told, infer_there, live, write_to
 from prefork.check.difference import (
     Difference,
     Numbers,
@@ -28,12 +28,10 @@ from prefork.check.difference import (
 )
 from prefork.check.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.check.steps import LOAD_SECONDS, Finding, describe_error, one_process
-from prefork.engines.base import Job, Segment
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
 from prefork.platform_matrix.hazards import find_hazards
-from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
@@ -42,18 +40,12 @@ from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import Export, ServerOrder
 from prefork.work import loading
 from prefork.work.comparison import NotComparable, encode
-from prefork.work.inference import Refused, RemoteInference
 from prefork.work.loaded import Loaded
-from prefork.work.torch_state import speed_up
-from prefork.work.worker import settle
 
 # What torch says in a child of a process that has initialised CUDA, and what CUDA says where torch does not ask first.
 _EXPECTED = ("re-initialize CUDA in forked subprocess", "initialization error", "CUDA_ERROR_NOT_INITIALIZED")
-_WRITTEN = 65_536  # of the weights' bytes, in their middle
 _END_SECONDS = 5.0  # for a server or an owner to end by itself
 _SAID_SECONDS = 0.5  # for what it has said before to arrive
-
-Infer = Callable[[Loaded], Any]
 
 
 class NotThere(Exception):
@@ -216,7 +208,7 @@ class Forking(DeviceStepwise):
     # -- children ----------------------------------------------------------------------------------------------------
 
     def _fork(self, action: Callable[[Loaded], Any], loaded: Loaded | None = None) -> Canary:
-        return Canary(partial(_live, loaded or self._loaded, self._order.threads, action))
+        return Canary(partial(live, loaded or self._loaded, self._order.threads, action))
 
     def _wait(self, canary: Canary) -> Any:
         """What its action has returned. Raises _ChildFailed, NotThere."""
@@ -230,7 +222,7 @@ class Forking(DeviceStepwise):
 
     def _fork_one(self) -> Result:
         device = self._order.device
-        there = self._wait(self._fork(partial(_infer_alone, self._infer, device)))[1]
+        there = self._wait(self._fork(partial(infer_alone, self._infer, device)))[1]
         return self._judge(measure_difference(there, self._expected))
 
     # -- one copy of the weights -----------------------------------------------------------------------------------
@@ -239,7 +231,7 @@ class Forking(DeviceStepwise):
         if self._order.no_ipc:
             raise NotThere(self._order.no_ipc)
         loaded, seconds = self._attachable()
-        canaries = [self._fork(partial(_infer_there, self._infer), loaded) for _ in range(WORKERS)]
+        canaries = [self._fork(partial(infer_there, self._infer), loaded) for _ in range(WORKERS)]
         results = [self._wait(canary) for canary in canaries]
         if len({digest for digest, _ in results}) > 1:
             return Finding.UNSAFE, "they computed something else than one another", ()
@@ -269,12 +261,12 @@ class Forking(DeviceStepwise):
         loaded = replace(self._loaded, exports=(self._export,), devices=(self._order.device,))
         ready, told = os.pipe()
         waiting, go = os.pipe()
-        reader = self._fork(partial(_infer_once_told, self._infer, told, waiting), loaded)
+        reader = self._fork(partial(infer_once_told, self._infer, told, waiting), loaded)
         os.close(told)
         os.close(waiting)
         try:
             select.select([ready], [], [], self._order.deadline)  # at its end, too, if the child dies
-            self._wait(self._fork(_write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
+            self._wait(self._fork(write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
             with suppress(BrokenPipeError):
                 os.write(go, b"!")
             noticed = self._wait(reader)
@@ -302,7 +294,7 @@ class Forking(DeviceStepwise):
             here, there = socket.socketpair()
             server.channel.post(("link", number), [there.detach()])
             server.channel.flush()
-            canaries.append(self._fork(partial(_ask, engine, here.fileno())))
+            canaries.append(self._fork(partial(ask, engine, here.fileno())))
             here.close()
         try:
             answers = [self._wait(canary) for canary in canaries]
@@ -356,76 +348,3 @@ def _listen(server: ChildProcess) -> list[tuple[str, Any]]:
             kind, *content = server.receive(_SAID_SECONDS)
             found.append((kind, len(content[1]) if kind == "begin" else content[-1]))
     return found
-
-
-def _live(loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
-    """A child's life: as a worker's begins, on its device if there is something for it."""
-    process.die_with_parent(os.getppid())
-    process.restore_signals()
-    try:
-        return pickle.dumps(("done", action(settle(loaded, threads))))
-    except DeviceError as error:
-        if error.refuses_ipc:
-            return pickle.dumps(("refused", str(error)))
-        raise
-
-
-def _infer_there(infer: Infer, loaded: Loaded) -> tuple[bytes, Numbers]:
-    """Once: what is computed, in full and as numbers."""
-    result = infer(loaded)
-    return encode(result), flatten(result)
-
-
-def _infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numbers]:
-    """With weights of its own on the device."""
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA is initialised, here for the first time
-        models = {name: model.to("cuda") if hasattr(model, "to") else model for name, model in loaded.models.items()}
-        speed_up("cuda")
-        loaded = replace(loaded, models=models, device="cuda", arena=None)
-    return _infer_there(infer, loaded)
-
-
-def _infer_once_told(infer: Infer, told: int, waiting: int, loaded: Loaded) -> str | None:
-    """What was noticed; None if nothing was."""
-    os.write(told, b"!")
-    os.read(waiting, 1)
-    try:
-        infer(loaded)
-        assert loaded.guard is not None
-        loaded.guard.check()  # as it is after every batch: a function of the user's asks nobody
-    except WeightsChanged as error:
-        return str(error)
-    return None
-
-
-def _write_to(loaded: Loaded) -> None:
-    if loaded.guard is None:
-        with Path(loaded.devices[0]).open("r+b") as file:
-            file.seek(Path(loaded.devices[0]).stat().st_size // 2)
-            file.write(bytes([255]) * _WRITTEN)
-        return
-    weights = loaded.guard.view.tensor
-    weights[len(weights) // 2 :][:_WRITTEN] ^= 1
-    torch.cuda.synchronize()
-
-
-def _ask(engine: str, link: int, loaded: Loaded) -> list[Numbers]:
-    """What a server makes of the engine's example: once alone, then of as many as go into a batch."""
-    here, _there = socket.socketpair()  # nobody has anything to say about servers
-    remote = RemoteInference(Channel(here), loaded)
-    remote.obey("link", [{engine: 1 << 40}, TOGETHER], [os.dup(link)])
-    remote.open(engine)
-    example = loaded.engines[engine].example()
-    assert example is not None
-    job, segment = Job("example", Path("example")), Segment(0, 0.0, 2.0)
-    answers: dict[int, Mapping[str, torch.Tensor]] = {}
-    for numbers in (range(1), range(1, 1 + TOGETHER)):
-        for number in numbers:
-            remote.submit(number, job, segment, example)
-        while remote.is_busy:
-            for number, output in remote.collect():
-                if isinstance(output, Refused):
-                    raise pickle.loads(output.error)
-                answers[number] = output
-    return [flatten({engine: answers[number]}) for number in sorted(answers)]

@@ -240,7 +240,8 @@ def memlog(
     from rich.console import Console
 
     from prefork.cli.memlog_picture import check_picture, draw_picture, show_figures, to_json
-    from prefork.memory.memlog import read_log, sum_up
+    from prefork.memory.figures import sum_up
+    from prefork.memory.memlog import read_log
 
     with explain():
         if picture is not None:

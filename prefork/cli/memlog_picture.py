@@ -16,11 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prefork.engines.base import InputError
-from prefork.memory.memlog import (
+from prefork.memory.figures import (
     EngineFigures,
-    Event,
     Figures,
-    Log,
     Spread,
     TaskPeak,
     follow,
@@ -28,6 +26,7 @@ from prefork.memory.memlog import (
     is_worker,
     list_throttled,
 )
+from prefork.memory.memlog import Event, Log
 from prefork.wording import clock, show
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ import math
 import queue
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,19 +18,21 @@ from prefork.engines.batching import Batching
 from prefork.engines.text.languages import get_long_code
 from prefork.errors import Stopped
 from prefork.memory import memlog
-from prefork.memory.governor import Tally, describe_subjects
+from prefork.memory.governor import describe_subjects
 from prefork.outputs import OutputFolder
-from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.matrix import Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.pool.runtime import Runtime
 from prefork.pool.tasks import HangLimit
 from prefork.run import performance
-from prefork.run.corpus import Corpus, find_jobs, find_languages, read_languages
+from prefork.run.account import Account
+from prefork.run.corpus import Corpus, find_jobs, find_languages
+from prefork.run.headers import read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
 from prefork.run.summary import Report, Summary, View
-from prefork.wire.messages import Inventory, Specification
+from prefork.wire.messages import Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _LOOK_SECONDS = 0.1
@@ -64,35 +65,6 @@ class Request:
     redo: bool = False
 
 
-class _Account:
-    """What the runtimes of a run have come to, one after the other."""
-
-    def __init__(self) -> None:
-        self.plan: Plan | None = None
-        self.inventory: Inventory | None = None
-        self.tally = Tally()
-        self.steps: Counter[tuple[str, str]] = Counter()
-        self.deaths = 0
-        self.load_seconds = 0.0
-        self.exhausted = False
-        self.failure: BaseException | None = None
-
-    def add(self, runtime: Runtime) -> None:
-        """One that has ended."""
-        supervisor = runtime.supervisor
-        self.plan = supervisor.plan or self.plan
-        known, new = self.inventory, supervisor.inventory
-        if known is not None and new is not None:
-            seconds, fingerprints = known.seconds + new.seconds, {**known.fingerprints, **new.fingerprints}
-            new = replace(new, weights=max(known.weights, new.weights), seconds=seconds, fingerprints=fingerprints)
-        self.inventory = new or known
-        self.tally = self.tally.merge(supervisor.governor.tally)
-        self.steps.update(supervisor.steps)
-        self.deaths += supervisor.deaths
-        self.exhausted = self.exhausted or bool(supervisor.exhausted)
-        self.failure = self.failure or supervisor.failure
-
-
 class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
@@ -107,12 +79,7 @@ class Run:
         self._heeded = 0  # of the signals, those that were acted on
         self._log_file: Any = None
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
-        self._account = _Account()
-        self._done: list[JobResult] = []
-        self._failed: dict[str, str] = {}
-        self._warnings: dict[str, tuple[str, ...]] = {}
-        self._recovery: Counter[str] = Counter()
-        self._tagged: Counter[str] = Counter()
+        self._account = Account()
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
 
@@ -155,12 +122,12 @@ class Run:
             return 128 + self._signals[0]
         if self._account.exhausted and summary.unfinished:
             return 3
-        return 1 if self._failed else 0
+        return 1 if self._account.failed else 0
 
     def _execute(self) -> Summary:
         request = self._request
         corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
-        self._failed |= {problem.id: strip_name(problem.id, problem.reason) for problem in corpus.problems}
+        self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder)
         try:
@@ -172,7 +139,9 @@ class Run:
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
             journal.close()
-        return self._summarise(corpus, skipped)
+        self._end_runtime()
+        seconds = time.monotonic() - self._started
+        return self._account.summarise(corpus, skipped, str(request.target), seconds)
 
     def _wait_until_loaded(self) -> bool:
         """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
@@ -202,7 +171,7 @@ class Run:
             if at_once:
                 runtime.supervisor.drain(0)
             runtime.shutdown()
-            self._account.add(runtime)
+            self._account.add_runtime(runtime)
 
     def _find_fingerprint(self) -> Mapping[str, Any]:
         """What outputs depend on besides the inputs: the settings of every stage, of later phases too."""
@@ -282,13 +251,7 @@ class Run:
             return
         if error is None:
             journal.record(job, self._narrow(fingerprint, job), result.files)
-            self._done.append(JobResult(job, files=result.files))
-            if result.document is not None and result.document.warnings:
-                self._warnings[job.id] = result.document.warnings
-            if result.document is not None and result.document.recovery is not None:
-                self._recovery.update(asdict(result.document.recovery))
-            if result.document is not None:
-                self._tagged.update(result.document.count_tagged())
+            self._account.add_done(result)
             self._report.finish_job(result, None)
             return
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -296,14 +259,14 @@ class Run:
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
         journal.record(job, self._narrow(fingerprint, job), error=reason)
-        self._failed[job.id] = reason
+        self._account.failed[job.id] = reason
         self._report.finish_job(result, reason)
 
     def _advance(self, seconds: float) -> None:
         self._audio_begun += seconds / len(self._phases)
 
     def _look(self, jobs: list[Job]) -> View:
-        finished = len(self._done) + sum(job.id in self._failed for job in jobs)
+        finished = len(self._account.done) + sum(job.id in self._account.failed for job in jobs)
         total = sum(job.seconds for job in jobs)
         workers = self._runtime.supervisor.status() if self._runtime is not None else []
         timed = self._request.intake is not Intake.TEXTS
@@ -348,44 +311,6 @@ class Run:
         names = {"command": request.command, **describe_subjects(engines)}
         content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
         performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
-
-    def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
-        self._end_runtime()
-        account = self._account
-        inventory, plan, tally = account.inventory, account.plan, account.tally
-        failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
-        return Summary(
-            done=len(self._done),
-            skipped=skipped,
-            failed=self._failed,
-            unfinished=len(corpus.jobs) - skipped - len(self._done) - failed,
-            notices={notice.id: notice.reason for notice in corpus.notices},
-            warnings=self._warnings,
-            audio_seconds=sum(result.job.seconds for result in self._done if result.job.media is not None),
-            utterances=self._tagged["utterances"],
-            words=self._tagged["words"],
-            wall_seconds=time.monotonic() - self._started,
-            load_seconds=account.load_seconds,
-            strategy=plan.strategy if plan else "",
-            gpus=performance.list_gpus(plan, tally) if plan else (),
-            workers=plan.workers if plan else 0,
-            threads=plan.threads if plan else 0,
-            servers=plan.servers if plan else 0,
-            server_threads=plan.server_threads if plan else 0,
-            shared=plan.shared if plan else False,
-            weights=inventory.weights if inventory else 0,
-            private=max(tally.peaks.values(), default=0),
-            total=tally.most,
-            measured=tally.measured,
-            close=tally.close,
-            throttles=tally.throttles,
-            throttled=tally.throttled,
-            shrinks=tally.shrinks,
-            starved=tally.kills,
-            deaths=account.deaths,
-            recovery=dict(self._recovery),
-            target=str(self._request.target),
-        )
 
 
 def strip_name(job: str, reason: str) -> str:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 from prefork.cli.app import app
 from prefork.cli.memlog_picture import draw_picture, pile_up, show_figures
 from prefork.engines.base import InputError
-from prefork.memory.memlog import Event, MemoryLog, follow, list_throttled, read_log, sum_up
+from prefork.memory.figures import follow, list_throttled, sum_up
+from prefork.memory.memlog import Event, MemoryLog, read_log
 
 MB = 1_000_000
 COMMON = {"engine": "ctc", "model": "tiny", "dtype": "float32", "strategy": "fork"}
