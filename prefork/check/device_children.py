@@ -14,6 +14,7 @@ import torch
 
 from prefork.check.device_check import TOGETHER
 from prefork.check.difference import Numbers, flatten
+from prefork.check.messages import ChildRefused, ChildResult
 from prefork.engines.base import Job, Segment
 from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.wire import process
@@ -34,10 +35,10 @@ def live(loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes
     process.die_with_parent(os.getppid())
     process.restore_signals()
     try:
-        return pickle.dumps(("done", action(settle(loaded, threads))))
+        return pickle.dumps(ChildResult(action(settle(loaded, threads))))
     except DeviceError as error:
         if error.refuses_ipc:
-            return pickle.dumps(("refused", str(error)))
+            return pickle.dumps(ChildRefused(str(error)))
         raise
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prefork.check.device_check import TOGETHER, WORKERS, DeviceOrder
+from prefork.check.device_check import TOGETHER, WORKERS
 from prefork.check.device_children import Infer, ask, infer_alone, infer_once_told, infer_there, live, write_to
 from prefork.check.difference import (
     Difference,
@@ -27,7 +27,9 @@ from prefork.check.difference import (
     measure_difference,
 )
 from prefork.check.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
-from prefork.check.steps import LOAD_SECONDS, Finding, describe_error, one_process
+from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
+from prefork.check.steps import LOAD_SECONDS, Finding
+from prefork.check.targets import describe_error, one_process
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
@@ -93,7 +95,7 @@ class Computing(DeviceStepwise):
         loads = self.take("load", partial(self._load_with, self._compute), LOAD_SECONDS, alone=True)
         if loads is Finding.SAFE:
             self.take("naive", self._fork, self._order.deadline + SLACK_SECONDS)
-        self._channel.send(("end", None))
+        self._channel.send(ExaminationEnds())
 
     def _compute(self) -> Result:
         if (nothing := self._load()) is not None:
@@ -106,7 +108,7 @@ class Computing(DeviceStepwise):
         if self._loaded.device == "cuda":
             tf32 = "with" if torch.backends.cuda.matmul.allow_tf32 else "without"
             text = f"{text} on {torch.cuda.get_device_name(0)}, {tf32} TF32"
-        self._channel.send(("leave", pickle.dumps(result)))
+        self._channel.send(DeviceResult(pickle.dumps(result)))
         return Finding.SAFE, text, ()
 
     def _fork(self) -> Result:
@@ -158,7 +160,7 @@ class Forking(DeviceStepwise):
             self.take("server", self._serve, LOAD_SECONDS + patience)
         finally:
             self._end_owner()
-            self._channel.send(("end", None))
+            self._channel.send(ExaminationEnds())
 
     def _try(self, step: Callable[[], Result]) -> Result:
         def do() -> Result:
@@ -215,10 +217,11 @@ class Forking(DeviceStepwise):
         outcome = canary.wait(self._order.deadline)
         if not outcome.lived:
             raise _ChildFailed(describe_death(outcome), [f"at {frame}" for frame in outcome.where])
-        kind, content = pickle.loads(outcome.result or b"")
-        if kind == "refused":
-            raise NotThere(content)
-        return content
+        match pickle.loads(outcome.result or b""):
+            case ChildRefused(reason):
+                raise NotThere(reason)
+            case ChildResult(content):
+                return content
 
     def _fork_one(self) -> Result:
         device = self._order.device

@@ -12,18 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefork.check.steps import (
-    LOAD_SECONDS,
-    PARALLEL,
-    Finding,
-    Order,
-    Phase,
-    Step,
-    Target,
-    blame_ourselves,
-    describe_error,
-    one_process,
-)
+from prefork.check.messages import ExaminationEnds, ForkOrder, StepBegins, StepEnds
+from prefork.check.steps import LOAD_SECONDS, PARALLEL, Finding, Step, blame_ourselves
+from prefork.check.targets import Target, describe_error, one_process
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork.wire import process
@@ -66,16 +57,17 @@ class Stepwise:
         self._channel = channel
         self._name = "load"  # of the current step
 
-    def take(self, name: str, step: Callable[[], Result], patience: float, alone: bool = False) -> Finding:
-        """alone, patience: as Phase has them."""
+    def take(self, name: str, act: Callable[[], Result], patience: float, alone: bool = False) -> Finding:
+        """alone, patience: as StepBegins has them."""
         self._name, started = name, time.monotonic()
         self._begin(patience, alone)
-        finding, text, details = self._try(step)
-        self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
+        finding, text, details = self._try(act)
+        step = Step(name, finding, text, time.monotonic() - started, tuple(details))
+        self._channel.send(StepEnds(step))
         return finding
 
     def _begin(self, patience: float, alone: bool = False) -> None:
-        self._channel.send(("begin", Phase(self._name, patience, alone, self.who)))
+        self._channel.send(StepBegins(self._name, patience, alone, self.who))
 
     def _try(self, step: Callable[[], Result]) -> Result:
         try:
@@ -102,7 +94,7 @@ class Stepwise:
 class Examination(Stepwise):
     """The steps, in order; ends at the first that shows that no more should be forked."""
 
-    def __init__(self, channel: Channel, order: Order) -> None:
+    def __init__(self, channel: Channel, order: ForkOrder) -> None:
         super().__init__(channel)
         self._order = order
         self._hazards: list[Hazard] = []
@@ -125,7 +117,7 @@ class Examination(Stepwise):
             finding = self.take(name, step, LOAD_SECONDS if alone else self._limit(name) + SLACK_SECONDS, alone)
             if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same", "again"):
                 break
-        self._channel.send(("end", None))
+        self._channel.send(ExaminationEnds())
 
     def _limit(self, name: str) -> float:
         """Seconds that a step's canaries may take; those that run at once have to share the cores."""

@@ -25,7 +25,7 @@ def check(context: typer.Context, options: CheckOptions) -> None:
     from rich.console import Console
 
     from prefork.check import report as check_report
-    from prefork.check import steps
+    from prefork.check import steps, targets
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, decide
     from prefork.pool.runtime import make_plan
@@ -39,19 +39,19 @@ def check(context: typer.Context, options: CheckOptions) -> None:
         raise typer.BadParameter("--load takes the place of engines and --model")
     with explain():
         if options.load is not None and options.infer is not None:
-            functions = steps.Reference.parse(options.load), steps.Reference.parse(options.infer)
-            targets = [steps.Target(options.load, load=functions[0], infer=functions[1])]
+            functions = targets.Reference.parse(options.load), targets.Reference.parse(options.infer)
+            chosen = [targets.Target(options.load, load=functions[0], infer=functions[1])]
         else:
-            chosen = {"model": options.model} if options.model is not None else {}
-            targets = steps.find_targets(options.engines or [], chosen)
-        names = tuple(target.engine for target in targets if target.engine)
+            settings = {"model": options.model} if options.model is not None else {}
+            chosen = targets.find_targets(options.engines or [], settings)
+        names = tuple(target.engine for target in chosen if target.engine)
         plan = make_plan(Request(names, force_cpu=hiding.force_cpu, no_mps=hiding.no_mps, devices=devices))
         if devices and plan.refusal and not plan.devices:
             raise LoadError(plan.refusal.replace("--devices", "--device"))
         if plan.device == "cuda" and not devices:  # a run would not fork what is there: a verdict on that helps nobody
             plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
         console = Console(stderr=options.as_json)
-        examined = check_report.check(targets, plan, seconds, console, options.verbose)
+        examined = check_report.check(chosen, plan, seconds, console, options.verbose)
         finding = steps.sum_up([result.finding for result in examined])
         if options.as_json:
             print(check_report.to_json(examined, finding))

@@ -15,20 +15,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from prefork.check.fork_check import examine, judge
+from prefork.check.processes import describe_end
 from prefork.check.report import Examined, annotate, check, write_junit
-from prefork.check.steps import (
-    EXIT_CODES,
-    STEPS,
-    Finding,
-    Reference,
-    Step,
-    Target,
-    conclude,
-    describe_end,
-    examine,
-    judge,
-    sum_up,
-)
+from prefork.check.steps import EXIT_CODES, STEPS, Finding, Step, conclude, sum_up
+from prefork.check.targets import Reference, Target
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import Facts
@@ -149,7 +140,7 @@ def _target(load: str, infer: str) -> Target:
 
 
 def test_a_kill_of_our_own_is_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork.check.steps._END_SECONDS", 0.5)
+    monkeypatch.setattr("prefork.check.processes._END_SECONDS", 0.5)
     _, load, *later = examine(_target("load_and_close_everything", "infer"), make_plan(Request()), 2.0)
     assert load.finding is Finding.UNKNOWN
     assert load.text.endswith("closed its channel, did not end within 0.5 s, and was killed by prefork check")
@@ -177,7 +168,7 @@ def test_what_fails_in_check_itself_is_no_finding_about_the_target(monkeypatch: 
     def start(*_: object) -> None:
         raise OSError("too many open files")
 
-    monkeypatch.setattr("prefork.check.steps.ChildProcess", start)
+    monkeypatch.setattr("prefork.check.processes.ChildProcess", start)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert steps[1].finding is Finding.UNKNOWN
@@ -190,7 +181,7 @@ def test_steps_that_are_unknown_or_told_twice_are_ignored(monkeypatch: pytest.Mo
         for name in ("load", "load", "garbage", "matrix", "hazards", "load"):
             yield _step(name, Finding.SAFE)
 
-    monkeypatch.setattr("prefork.check.steps._examine", say)
+    monkeypatch.setattr("prefork.check.fork_check._examine", say)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert {step.finding for step in steps[3:]} == {Finding.SKIPPED}

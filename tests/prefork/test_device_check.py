@@ -20,7 +20,8 @@ from prefork.check.device_check import DEVICE_STEPS, examine, find_obstacle, jud
 from prefork.check.device_examination import judge_naive
 from prefork.check.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
 from prefork.check.report import check
-from prefork.check.steps import Finding, Reference, Step, Target, conclude
+from prefork.check.steps import Finding, Step, conclude
+from prefork.check.targets import Reference, Target
 from prefork.cli.app import app
 from prefork.platform_matrix.canary import Fate, Outcome
 from prefork.platform_matrix.devices import Device, Devices
