@@ -25,10 +25,10 @@ DEVICE_STEPS = {
     "naive": "a child that is forked after CUDA was initialised fails, and says so",
     "clean": "the process that forks has not initialised CUDA",
     "close": "what the device computes is what the CPU computes",
-    "child": "a forked child makes its own context and infers, with the same result",
+    "child": "a forked child creates its own CUDA context and computes the same result",
     "ipc": f"{WORKERS} forked children compute on one copy of the weights, the same bit for bit",
-    "written": "weights that were written over are noticed before a result is kept",
-    "server": f"a server answers {WORKERS} forked children, many segments at once as one at a time",
+    "written": "overwritten weights are detected before a result is kept",
+    "server": f"a server answers {WORKERS} forked children, and batches give the same results as single segments",
 }
 
 
@@ -48,7 +48,7 @@ def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], No
 
 
 def judge(plan: Plan) -> Step:
-    """What the platform matrix says of the device. What it does not let be examined, nobody can tell."""
+    """What the platform matrix says of the device: UNKNOWN if it does not allow computing there."""
     if plan.refusal:
         return Step("device", Finding.UNKNOWN, plan.refusal)
     obstacles = {strategy: find_obstacle(plan, strategy) for strategy in plan.row.strategies}

@@ -58,14 +58,14 @@ def infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numbe
     return infer_there(infer, loaded)
 
 
-def infer_once_told(infer: Infer, told: int, waiting: int, loaded: Loaded) -> str | None:
+def infer_on_signal(infer: Infer, ready: int, start: int, loaded: Loaded) -> str | None:
     """What was noticed; None if nothing was."""
-    os.write(told, b"!")
-    os.read(waiting, 1)
+    os.write(ready, b"!")
+    os.read(start, 1)
     try:
         infer(loaded)
         assert loaded.guard is not None
-        loaded.guard.check()  # as it is after every batch: a function of the user's asks nobody
+        loaded.guard.check()  # after every batch the engine does this; a function of the user's does not
     except WeightsChanged as error:
         return str(error)
     return None
@@ -84,7 +84,7 @@ def write_to(loaded: Loaded) -> None:
 
 def ask(engine: str, link: int, loaded: Loaded) -> list[Numbers]:
     """What a server makes of the engine's example: once alone, then of as many as go into a batch."""
-    here, _there = socket.socketpair()  # nobody has anything to say about servers
+    here, _there = socket.socketpair()  # the supervisor's end, unused: no server is replaced here
     remote = RemoteInference(Channel(here), loaded)
     remote.obey("link", [{engine: 1 << 40}, TOGETHER], [os.dup(link)])
     remote.open(engine)

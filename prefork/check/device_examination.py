@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prefork.check.device_check import TOGETHER, WORKERS
-from prefork.check.device_children import Infer, ask, infer_alone, infer_once_told, infer_there, live, write_to
+from prefork.check.device_children import Infer, ask, infer_alone, infer_on_signal, infer_there, live, write_to
 from prefork.check.difference import (
     Difference,
     Numbers,
@@ -26,7 +26,7 @@ from prefork.check.difference import (
     flatten,
     measure_difference,
 )
-from prefork.check.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
+from prefork.check.examination import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
 from prefork.check.steps import LOAD_SECONDS, Finding
 from prefork.check.targets import describe_error, one_process
@@ -47,7 +47,7 @@ from prefork.work.loaded import Loaded
 # What torch says in a child of a process that has initialised CUDA, and what CUDA says where torch does not ask first.
 _EXPECTED = ("re-initialize CUDA in forked subprocess", "initialization error", "CUDA_ERROR_NOT_INITIALIZED")
 _END_SECONDS = 5.0  # for a server or an owner to end by itself
-_SAID_SECONDS = 0.5  # for what it has said before to arrive
+_REPLY_SECONDS = 0.5  # for messages that are under way to arrive
 
 
 class NotThere(Exception):
@@ -67,7 +67,7 @@ class DeviceStepwise(Stepwise):
         super().__init__(channel)
         self._order = order
 
-    def _load(self) -> Result | None:
+    def _load(self) -> StepResult | None:
         """None if there is something to go on with."""
         self._loaded = loading.load(self._order.specification)
         infer = find_inference(self._order.target, self._loaded)
@@ -76,7 +76,7 @@ class DeviceStepwise(Stepwise):
         self._infer: Infer = infer
         return None
 
-    def _try(self, step: Callable[[], Result]) -> Result:
+    def _try(self, step: Callable[[], StepResult]) -> StepResult:
         try:
             return super()._try(step)
         finally:
@@ -97,7 +97,7 @@ class Computing(DeviceStepwise):
             self.take("naive", self._fork, self._order.deadline + SLACK_SECONDS)
         self._channel.send(ExaminationEnds())
 
-    def _compute(self) -> Result:
+    def _compute(self) -> StepResult:
         if (nothing := self._load()) is not None:
             return nothing
         try:
@@ -111,9 +111,9 @@ class Computing(DeviceStepwise):
         self._channel.send(DeviceResult(pickle.dumps(result)))
         return Finding.SAFE, text, ()
 
-    def _fork(self) -> Result:
+    def _fork(self) -> StepResult:
         if self._loaded.device == "cpu":
-            return Finding.SKIPPED, "nothing of CUDA's has been initialised", ()
+            return Finding.SKIPPED, "CUDA has not been initialised", ()
         return judge_naive(Canary(partial(_infer_again, self._loaded, self._infer)).wait(self._order.deadline))
 
 
@@ -123,12 +123,12 @@ def _infer_again(loaded: Loaded, infer: Infer) -> bytes:
     return encode(infer(loaded))
 
 
-def judge_naive(outcome: Outcome) -> Result:
-    """It is to fail. That it does not is no danger, but then nobody knows what else is not as it is said to be."""
+def judge_naive(outcome: Outcome) -> StepResult:
+    """The fork must fail. If it does not, nothing is unsafe, but what is assumed of CUDA is wrong."""
     if outcome.lived:
-        return Finding.UNKNOWN, "it computed there all the same, which is said to be impossible", ()
-    if outcome.fate is Fate.RAISED and not any(words in outcome.words for words in _EXPECTED):
-        return Finding.UNKNOWN, f"{describe_death(outcome)}, and says nothing of CUDA's state", outcome.where
+        return Finding.UNKNOWN, "it computed there, which should be impossible", ()
+    if outcome.fate is Fate.RAISED and not any(text in outcome.words for text in _EXPECTED):
+        return Finding.UNKNOWN, f"{describe_death(outcome)}, and the error does not mention CUDA's state", outcome.where
     return Finding.SAFE, describe_death(outcome), ()
 
 
@@ -162,8 +162,8 @@ class Forking(DeviceStepwise):
             self._end_owner()
             self._channel.send(ExaminationEnds())
 
-    def _try(self, step: Callable[[], Result]) -> Result:
-        def do() -> Result:
+    def _try(self, step: Callable[[], StepResult]) -> StepResult:
+        def do() -> StepResult:
             try:
                 return step()
             except NotThere as error:
@@ -185,14 +185,14 @@ class Forking(DeviceStepwise):
             self._owner.end(_END_SECONDS)
             self._owner = None
 
-    def _stay_clean(self) -> Result:
+    def _stay_clean(self) -> StepResult:
         if (nothing := self._load()) is not None:
             return nothing
         if "cuda" in initialised_drivers():
             return Finding.UNSAFE, "CUDA has been initialised in it, although all GPUs were hidden", ()
         return judge_hazards(find_hazards())
 
-    def _compute_here(self) -> Result:
+    def _compute_here(self) -> StepResult:
         """On the CPU."""
         self._dtype = find_dtype(self._loaded.models)
         try:
@@ -202,9 +202,9 @@ class Forking(DeviceStepwise):
             return Finding.UNKNOWN, f"the CPU cannot infer: {describe_error(error, 'infer')}", ()
         return self._judge(measure_difference(self._expected, here))
 
-    def _judge(self, difference: Difference, text: str = "") -> Result:
+    def _judge(self, difference: Difference, text: str = "") -> StepResult:
         tolerance = find_tolerance(self._dtype)
-        found = f"{text}{'; ' * bool(text)}{difference}; {self._dtype} may differ by {tolerance:.1e} of it"
+        found = f"{text}{'; ' * bool(text)}{difference}; for {self._dtype}, {tolerance:.1e} is allowed"
         return (Finding.SAFE if difference.relative <= tolerance else Finding.UNSAFE), found, ()
 
     # -- children ----------------------------------------------------------------------------------------------------
@@ -223,21 +223,21 @@ class Forking(DeviceStepwise):
             case ChildResult(content):
                 return content
 
-    def _fork_one(self) -> Result:
+    def _fork_one(self) -> StepResult:
         device = self._order.device
         there = self._wait(self._fork(partial(infer_alone, self._infer, device)))[1]
         return self._judge(measure_difference(there, self._expected))
 
     # -- one copy of the weights -----------------------------------------------------------------------------------
 
-    def _share(self) -> Result:
+    def _share(self) -> StepResult:
         if self._order.no_ipc:
             raise NotThere(self._order.no_ipc)
         loaded, seconds = self._attachable()
         canaries = [self._fork(partial(infer_there, self._infer), loaded) for _ in range(WORKERS)]
         results = [self._wait(canary) for canary in canaries]
         if len({digest for digest, _ in results}) > 1:
-            return Finding.UNSAFE, "they computed something else than one another", ()
+            return Finding.UNSAFE, "the children's results differ from one another", ()
         assert self._export is not None
         text = f"{self._export.size / 1e6:.0f} MB went to {self._export.device} in {seconds:.2f} s"
         return self._judge(measure_difference(results[0][1], self._expected), text)
@@ -257,28 +257,28 @@ class Forking(DeviceStepwise):
         self._export = content[0]
         return replace(self._loaded, exports=(content[0],), devices=(self._order.device,)), float(content[1])
 
-    def _write_over(self) -> Result:
+    def _write_over(self) -> StepResult:
         """A child that has mapped the weights computes with them after another one has written to them."""
         if self._export is None:
             raise NotThere("no weights are shared between processes here")
         loaded = replace(self._loaded, exports=(self._export,), devices=(self._order.device,))
-        ready, told = os.pipe()
-        waiting, go = os.pipe()
-        reader = self._fork(partial(infer_once_told, self._infer, told, waiting), loaded)
-        os.close(told)
-        os.close(waiting)
+        ready, ready_writer = os.pipe()
+        start_reader, start = os.pipe()
+        reader = self._fork(partial(infer_on_signal, self._infer, ready_writer, start_reader), loaded)
+        os.close(ready_writer)
+        os.close(start_reader)
         try:
             select.select([ready], [], [], self._order.deadline)  # at its end, too, if the child dies
             self._wait(self._fork(write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
             with suppress(BrokenPipeError):
-                os.write(go, b"!")
+                os.write(start, b"!")
             noticed = self._wait(reader)
         finally:
             os.close(ready)
-            os.close(go)
+            os.close(start)
         if noticed is None:
-            return Finding.UNSAFE, "a result was kept that was computed after another process had written to them", ()
-        return Finding.SAFE, "the result was thrown away", (noticed,)
+            return Finding.UNSAFE, "a result was kept although another process had written to the weights", ()
+        return Finding.SAFE, "the result was discarded", (noticed,)
 
     def _with(self, export: Export) -> Loaded:
         """What a child needs that only writes; the host's memory cannot be written to by those that map it."""
@@ -286,7 +286,7 @@ class Forking(DeviceStepwise):
 
     # -- one process that has the model ----------------------------------------------------------------------------
 
-    def _serve(self) -> Result:
+    def _serve(self) -> StepResult:
         if self._order.no_server:
             raise NotThere(self._order.no_server)
         engine = self._order.target.engine
@@ -302,15 +302,15 @@ class Forking(DeviceStepwise):
         try:
             answers = [self._wait(canary) for canary in canaries]
         except _ChildFailed as error:
-            said = [text for kind, text in _listen(server) if kind in ("stumbled", "broken")]
-            raise _ChildFailed(f"{error}{': the server: ' + said[0] if said else ''}", error.details) from error
-        sizes = [size for kind, size in _listen(server) if kind == "begin"]
+            failures = [text for kind, text in _collect_messages(server) if kind in ("stumbled", "broken")]
+            raise _ChildFailed(f"{error}{': the server: ' + failures[0] if failures else ''}", error.details) from error
+        sizes = [size for kind, size in _collect_messages(server) if kind == "begin"]
         single = answers[0][0]
         found = [measure_difference(one, single) for answer in answers for one in answer[1:]]
         found.append(measure_difference(single, self._expected))
         text = f"{sum(sizes)} segments in batches of {min(sizes)} to {max(sizes)}"
         if max(sizes) == 1:
-            return Finding.UNKNOWN, f"{text}: nothing shared a batch", ()
+            return Finding.UNKNOWN, f"{text}: no segments shared a batch", ()
         return self._judge(max(found, key=lambda difference: difference.relative), text)
 
     def _start_server(self) -> ChildProcess:
@@ -327,8 +327,8 @@ class Forking(DeviceStepwise):
             kind, *content = server.receive(LOAD_SECONDS)
         except (EOFError, TimeoutError) as error:
             server.kill()
-            words = server.last_words.decode(errors="replace").strip().rpartition("\n")[2]
-            raise _ChildFailed(f"the server did not come up: {words}") from error
+            last_line = server.last_words.decode(errors="replace").strip().rpartition("\n")[2]
+            raise _ChildFailed(f"the server did not start: {last_line}") from error
         if kind != "loaded":
             server.kill()
             raise _ChildFailed(f"the server cannot load: {content[0]}")
@@ -343,11 +343,11 @@ class _ChildFailed(Exception):
         self.details = details
 
 
-def _listen(server: ChildProcess) -> list[tuple[str, Any]]:
+def _collect_messages(server: ChildProcess) -> list[tuple[str, Any]]:
     """What it has said: of batches that began how many segments they have, of failures the text."""
     found: list[tuple[str, Any]] = []
     with suppress(EOFError, TimeoutError):
         while True:
-            kind, *content = server.receive(_SAID_SECONDS)
+            kind, *content = server.receive(_REPLY_SECONDS)
             found.append((kind, len(content[1]) if kind == "begin" else content[-1]))
     return found

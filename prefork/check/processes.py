@@ -57,7 +57,7 @@ def follow(
 
     module: of prefork, the process's. order: what it is told.
     """
-    offline = {} if order.target.required else {"HF_HUB_OFFLINE": "1"}  # fetch no gigabytes that nobody asked for
+    offline = {} if order.target.required else {"HF_HUB_OFFLINE": "1"}  # do not download gigabytes unasked
     child = ChildProcess(module, {**environment, **offline})
     current, began = StepBegins("load", LOAD_SECONDS, alone=True), time.monotonic()
     numbers: bytes | None = None

@@ -13,12 +13,12 @@ PARALLEL = 20  # children at once
 
 
 class Finding(StrEnum):
-    """What came of a step, and of all of them."""
+    """The result of a step, and of all steps."""
 
     SAFE = "safe"
     UNSAFE = "unsafe"
     UNKNOWN = "cannot tell"
-    SKIPPED = "skipped"  # because of what a step before it found
+    SKIPPED = "skipped"  # because of an earlier step
 
 
 EXIT_CODES = {Finding.SAFE: 0, Finding.UNSAFE: 1, Finding.UNKNOWN: 2}
@@ -29,7 +29,7 @@ STEPS = {
     "hazards": "nothing in the process that forks is known to be unsafe",
     "canary": "a forked child infers",
     "same": "its result is the parent's, bit for bit",
-    "again": "so is that of a child forked after the parent has used the model",
+    "again": "a child that is forked after the parent has used the model computes the same",
     "threads": "a child infers on several threads",
     "parallel": f"{PARALLEL} children at once infer, with the same result",
     "write": "a child that writes to a weight dies alone",
@@ -49,8 +49,8 @@ class Step:
 
 
 def conclude(target: Target, steps: Sequence[Step]) -> Finding:
-    """The whole from the parts: one unsafe step is enough; an engine that nobody asked for may be missing, and so may a
-    step be that says why it does not apply here."""
+    """The finding for a target. One unsafe step is enough. An engine that was not asked for may be missing, and a step
+    may be skipped if it gives the reason."""
     findings = {step.name: step.finding for step in steps if step.finding is not Finding.SKIPPED or not step.text}
     if Finding.UNSAFE in findings.values():
         return Finding.UNSAFE
@@ -60,7 +60,7 @@ def conclude(target: Target, steps: Sequence[Step]) -> Finding:
 
 
 def sum_up(findings: Sequence[Finding]) -> Finding:
-    """What all targets say together; if none could be examined, nobody can tell."""
+    """The finding for all targets: UNKNOWN if none could be examined."""
     worst = [finding for finding in (Finding.UNSAFE, Finding.UNKNOWN, Finding.SAFE) if finding in findings]
     return worst[0] if worst else Finding.UNKNOWN
 

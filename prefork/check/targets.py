@@ -86,7 +86,7 @@ class Reference:
                 raise LoadError(f"{where} has no function {self.name}; check its name")
             found = getattr(found, part)
         if not callable(found):
-            raise LoadError(f"{self.module}:{self.name} is no function but of type {type(found).__name__}")
+            raise LoadError(f"{self.module}:{self.name} is not a function but of type {type(found).__name__}")
         return found  # type: ignore[no-any-return]
 
     def _import(self) -> ModuleType:
@@ -104,7 +104,7 @@ class Reference:
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, self.file)
         if spec is None or spec.loader is None:
-            raise ImportError(f"{self.file} is no Python file")
+            raise ImportError(f"{self.file} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)

@@ -13,7 +13,7 @@ from prefork.cli.parsing import parse_devices, parse_seconds
 
 @flatten(CheckOptions)
 def check(context: typer.Context, options: CheckOptions) -> None:
-    """Fork for real, infer for real: are these models safe to be shared by forked workers on this machine?
+    """Test with real forks whether forked workers can safely share these models on this machine.
 
     Exit code: 0 safe, 1 unsafe, 2 cannot tell.
     """
@@ -48,7 +48,7 @@ def check(context: typer.Context, options: CheckOptions) -> None:
         plan = make_plan(Request(names, force_cpu=hiding.force_cpu, no_mps=hiding.no_mps, devices=devices))
         if devices and plan.refusal and not plan.devices:
             raise LoadError(plan.refusal.replace("--devices", "--device"))
-        if plan.device == "cuda" and not devices:  # a run would not fork what is there: a verdict on that helps nobody
+        if plan.device == "cuda" and not devices:  # a run forks no model that is there: a verdict would be of no use
             plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
         console = Console(stderr=options.as_json)
         examined = check_report.check(chosen, plan, seconds, console, options.verbose)

@@ -30,11 +30,13 @@ from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
-    from prefork.run.runner import Request
+    from prefork.run.runner import RunRequest
     from prefork.run.summary import Report
 
 Declaration = Callable[..., Pipeline]
-_PLANNED = "Strategy, workers, threads and memory, and every reason. Exit code: 0 if it would run, 2 if not."
+_PLANNED = (
+    "Show strategy, workers, threads, memory and every reason. Exit code: 0 the command would run, 2 it would not."
+)
 # As --help lists them, behind the command's own; others follow.
 _ORDER = (
     *("formats", "media", "workers", "threads", "strategy", "devices", "residency", "memory_limit", "mem_guard"),
@@ -59,7 +61,7 @@ class JobCommand:
 
     def list_parameters(self, options: type[RunOptions | PlanOptions]) -> list[inspect.Parameter]:
         """All arguments and options, in the order of --help."""
-        listed = f"{', '.join(self.known[:-1])} or {self.known[-1]}; may be given again."
+        listed = f"{', '.join(self.known[:-1])} or {self.known[-1]}; may be repeated."
         special = {
             "source": Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {self.intake}.")],
             "formats": Annotated[list[str] | None, typer.Option("--format", metavar="NAME", help=listed)],
@@ -115,7 +117,7 @@ def _run_jobs(
         stages = pipeline()
         require(stage.engine for stage in stages if not stage.is_remote)
     from prefork.pool.tasks import PER_AUDIO_SECOND, PER_TEXT_SECOND, HangLimit
-    from prefork.run.runner import Request  # a second and a half, with all that it imports
+    from prefork.run.runner import RunRequest  # a second and a half, with all that it imports
 
     pace = PER_TEXT_SECOND if job.intake is Intake.TEXTS else PER_AUDIO_SECOND
     names = tuple(name for text in options.formats or job.usual.split() for name in text.replace(",", " ").split())
@@ -125,7 +127,7 @@ def _run_jobs(
         raise typer.BadParameter(f"--residency takes {' or '.join(pipelines.Residency)}, not {options.residency!r}")
     hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
     with explain():
-        request = Request(
+        request = RunRequest(
             source=options.source,
             target=options.target,
             command=str(context.info_name),
@@ -195,7 +197,7 @@ def _plan_jobs(
     raise typer.Exit(2 if plan.refusal else 0)
 
 
-def _run(request: Request, quiet: bool, as_json: bool) -> int:
+def _run(request: RunRequest, quiet: bool, as_json: bool) -> int:
     from prefork.run.runner import run
 
     with explain():
@@ -210,9 +212,9 @@ def explain() -> Iterator[None]:
     try:
         yield
     except (InputError, LoadError) as error:
-        from prefork.wording import show
+        from prefork.wording import make_printable
 
-        print(f"prefork: {show(str(error))}", file=sys.stderr)
+        print(f"prefork: {make_printable(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error

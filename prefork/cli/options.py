@@ -16,32 +16,34 @@ import typer
 
 T = TypeVar("T")
 
-_FORCE_CPU = "Compute on the CPU and hide every GPU from the models; on a Mac, this is what allows to fork."
+_FORCE_CPU = "Compute on the CPU and hide all GPUs from the models. On a Mac, this makes forking possible."
 _NO_MPS = "Hide Apple's MPS from the models."
 ForceCPU = Annotated[bool, typer.Option("--force-cpu", envvar="PREFORK_FORCE_CPU", help=_FORCE_CPU)]
 NoMPS = Annotated[bool, typer.Option("--no-mps", envvar="PREFORK_NO_MPS", help=_NO_MPS)]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder, or a hub id. Default: a small English one."),
+    typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder or a hub id. Default: a small English model."),
 ]
 Language = Annotated[
-    str | None, typer.Option("--lang", metavar="CODE", help="What is spoken: en, de, zh ... Default: found out.")
+    str | None, typer.Option("--lang", metavar="CODE", help="The spoken language: en, de, zh ... Default: detected.")
 ]
 DiarizeModel = Annotated[
     str | None,
     typer.Option(metavar="DIR|HUB_ID", help="A pyannote pipeline. Default: pyannote/speaker-diarization-community-1."),
 ]
-Speakers = Annotated[int | None, typer.Option(metavar="N", help="How many speakers there are. Default: found out.")]
+Speakers = Annotated[int | None, typer.Option(metavar="N", help="Number of speakers. Default: detected.")]
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="Of the weights: float32 (default), bfloat16, float16 or int8."),
+    typer.Option(
+        "--dtype", metavar="NAME", help="Data type of the weights: float32 (default), bfloat16, float16 or int8."
+    ),
 ]
 FactsFile = Annotated[
     Path | None,
-    typer.Option("--facts", metavar="FILE", help="Decide for the machine that this file describes, not for this one."),
+    typer.Option("--facts", metavar="FILE", help="Use the machine that this file describes instead of this one."),
 ]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Ask for the devices again, whatever is cached.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="JSON, for a machine.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Detect the devices again and ignore the cached result.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +64,35 @@ class JobOptions:
 
     source: Path
     media: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the recordings are, if not beside the transcripts.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the recordings, if they are not beside the transcripts."),
     ] = None
-    workers: Annotated[str, typer.Option(metavar="auto|N", help="Worker processes.")] = "auto"
+    workers: Annotated[str, typer.Option(metavar="auto|N", help="Number of worker processes.")] = "auto"
     threads: Annotated[
         str,
         typer.Option(
             metavar="auto|N",
-            help="Threads of each worker, and of a server; auto: its share of the cores, and all cores.",
+            help="Threads of each worker and each server; auto: a worker gets its share of the cores, a server all "
+            "cores.",
         ),
     ] = "auto"
     strategy: Annotated[
         str,
         typer.Option(
             metavar="auto|fork|ipc|server|spawn",
-            help="How workers come by the weights; auto: see `prefork plan`.",
+            help="How workers get the weights; auto: see `prefork plan`.",
         ),
     ] = "auto"
     devices: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="cpu, cuda (all NVIDIA GPUs), cuda:0,cuda:1, or UUIDs; a MIG instance by its UUID. Default: one GPU, "
-            "the one with the most memory free, or the CPU.",
+            help="Devices to compute on: cpu, cuda (all NVIDIA GPUs), cuda:0,cuda:1, or UUIDs; a MIG instance by its "
+            "UUID. Default: the GPU with the most free memory; without a GPU, the CPU.",
         ),
     ] = None
     memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What all processes together may take: 3GB, 512MiB, 50%.")
+        str | None, typer.Option(metavar="SIZE", help="Memory that all processes together may use: 3GB, 512MiB, 50%.")
     ] = None
     force_cpu: ForceCPU = False
     no_mps: NoMPS = False
@@ -98,33 +102,33 @@ class JobOptions:
 class RunOptions(JobOptions):
     """Of `prefork align` and its like. Which formats there are depends on the command."""
 
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")]
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree as IN.")]
     formats: list[str] | None = None
     residency: Annotated[
         str,
-        typer.Option(
-            metavar="all|stage", help="Keep the models of all stages in memory, or only those of one stage at a time."
-        ),
+        typer.Option(metavar="all|stage", help="Keep the models of all stages in memory, or of one stage at a time."),
     ] = "all"
     mem_guard: Annotated[
         bool,
-        typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
+        typer.Option("--mem-guard", help="Stop cleanly when memory runs low, before the kernel kills a process."),
     ] = False
     memory_checkpoints: Annotated[
         bool,
-        typer.Option("--memory-checkpoints", help="Write to OUT/.prefork/log.txt what each step of a segment takes."),
+        typer.Option(
+            "--memory-checkpoints", help="Log the memory use of each step of a segment to OUT/.prefork/log.txt."
+        ),
     ] = False
     hang_limit: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
-            help="Without progress for so long, and 20 s for each second of audio or 0.4 s for each word of text, a "
-            "worker is replaced.",
+            help="Replace a worker that makes no progress for this long, plus 20 s for each second of audio or 0.4 s "
+            "for each word of text.",
         ),
     ] = 60.0
-    redo: Annotated[bool, typer.Option("--redo", help="Make every output again.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for a machine.")] = False
+    redo: Annotated[bool, typer.Option("--redo", help="Recompute every output.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,30 +145,31 @@ class BatchingOptions:
     """Which segments go through the model together. Names are those of `Batching`."""
 
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="So many segments in each batch, however long they are.")
+        int | None, typer.Option(metavar="N", help="Segments in each batch, whatever their length.")
     ] = None
     max_num_elements: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="So many samples (16,000 a second) in a batch at most. Default: from free memory."
+            metavar="N",
+            help="Maximum number of samples (16,000 per second) in a batch. Default: depends on free memory.",
         ),
     ] = None
     num_seqs_multiple_of: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Batches of more segments than this have a multiple of it. Default: 8."),
+        typer.Option(metavar="N", help="Batches of more than N segments hold a multiple of N. Default: 8."),
     ] = None
-    max_bucket_size: Annotated[int | None, typer.Option(metavar="N", help="So many segments in a batch at most.")] = (
+    max_bucket_size: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of segments in a batch.")] = (
         None
     )
     min_audio_len: Annotated[
-        int | None, typer.Option(metavar="SAMPLES", help="Batches are made for segments of at least this length.")
+        int | None, typer.Option(metavar="SAMPLES", help="Shorter segments get no batch size of their own.")
     ] = None
     max_audio_len: Annotated[
         int | None,
-        typer.Option(metavar="SAMPLES", help="A segment that is longer costs its file. Default: none is too long."),
+        typer.Option(metavar="SAMPLES", help="A file with a longer segment fails. Default: no limit."),
     ] = None
     drop_remainder: Annotated[
-        bool, typer.Option("--drop-remainder", help="Of data sets; refused here, where it would lose outputs.")
+        bool, typer.Option("--drop-remainder", help="For data sets only; refused here, because outputs would be lost.")
     ] = False
 
 
@@ -174,27 +179,27 @@ class CheckOptions:
 
     engines: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ENGINE ...]", help="By default all whose models are on this machine."),
+        typer.Argument(metavar="[ENGINE ...]", help="Engines to check. Default: all whose models are on this machine."),
     ] = None
     model: Model = None
     load: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that returns a model.")
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that returns a model.")
     ] = None
     infer: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that gets it, and computes.")
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that computes with this model.")
     ] = None
     deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a forked child may take for one inference.")
+        float, typer.Option(metavar="SECONDS", help="Time limit for one inference in a forked child.")
     ] = 30.0
     as_json: AsJSON = False
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report there.")] = None
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report to this file.")] = None
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False
     device: Annotated[
         str | None,
         typer.Option(
             metavar="cpu|cuda[:N]|UUID|mps",
-            help="What the models compute on. Default: no NVIDIA GPU. On one, what is done there instead of forking is "
-            "examined.",
+            help="Device to compute on. Default: as for other commands, but no NVIDIA GPU. On an NVIDIA GPU, prefork "
+            "checks what it does there instead of forking.",
         ),
     ] = None
     force_cpu: ForceCPU = False

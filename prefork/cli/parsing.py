@@ -37,7 +37,7 @@ def parse_size(option: str, value: str | None) -> int | None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
     number = float(found[1]) if found else 0.0
     if found is None or number <= 0 or (found[3] and found[2] in ("", "%")) or (found[2] == "%" and number > 100):
-        raise typer.BadParameter(f"{option} takes a size as 3GB, 512MiB or 50%, not {value!r}")
+        raise typer.BadParameter(f"{option} takes a size such as 3GB, 512MiB or 50%, not {value!r}")
     if found[2] == "%":
         from prefork.platform_matrix.memory import read_memory
 

@@ -84,7 +84,7 @@ def _list_changes(run: Sequence[Event]) -> list[tuple[float, str, Event | None]]
 
 
 def list_throttled(events: Sequence[Event]) -> list[tuple[float, float]]:
-    """From when to when nothing was started for want of memory: from a throttle to the one that says it is over.
+    """The spans in which no task was started because memory was short: from a throttle to the one that ends it.
 
     Or to the next admission, or the run's last event, whatever comes first.
     """

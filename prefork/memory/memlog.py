@@ -110,7 +110,7 @@ class MemoryLog:
                 self._file.close()
         self._file = None
         reason = f"{error.filename or self.path}: {error.strerror or error}"
-        self._notice(f"{reason}; the run goes on without a memory log: make room or make it writable")
+        self._notice(f"{reason}; the run continues without a memory log: make room or make it writable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def find_log(path: Path) -> Path:
             return path
         logs = [log for folder in (path, path / FOLDER) for log in folder.glob(f"*{SUFFIX}") if log.is_file()]
         if not logs:
-            raise InputError(f"{path}: holds no memory log; {_REMEDY}")
+            raise InputError(f"{path}: contains no memory log; {_REMEDY}")
         return max(logs, key=lambda log: (log.stat().st_mtime_ns, log.name))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {_REMEDY}") from error
@@ -156,7 +156,7 @@ def read_log(path: Path) -> Log:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {_REMEDY}") from error
     if not events:
-        raise InputError(f"{path}: {'no line of it is an event' if size else 'is empty'}; {_REMEDY}")
+        raise InputError(f"{path}: {'has no line that is an event' if size else 'is empty'}; {_REMEDY}")
     return Log(path, events, dict(+skipped))
 
 

@@ -22,7 +22,7 @@ _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
 _PROBERS = 4  # threads that look at recordings' headers
 _BYTES_PER_SECOND = 15  # of text, as it is usually spoken
 _NOTES = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "notes", "0readme"})
-_NOTE = "looks like a note about the others; give it alone, or under another name, if it is not"
+_NOTE = "looks like a note about the other files; if it is a text, rename it or give it alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,11 @@ def find_jobs(
         problems, strays = [*problems, *strays], []
     problems += [explain(path, why) for path, why in found.refused.items() if may_hide_transcripts(path, why)]
     if strays and not paired and not problems:
-        raise InputError(f"{source}: no recording goes with any of its transcripts: {strays[0].id}: {strays[0].reason}")
-    if not paired and not problems:
         raise InputError(
-            f"{source}: has no transcripts; those that can be read end in {', '.join(formats.TRANSCRIPTS)}"
+            f"{source}: no recording belongs to any of its transcripts: {strays[0].id}: {strays[0].reason}"
         )
+    if not paired and not problems:
+        raise InputError(f"{source}: has no transcripts; their names must end in {', '.join(formats.TRANSCRIPTS)}")
     distinct, collisions = _refuse_collisions(paired)
     jobs, unheard = _probe(distinct)
     problems += [*collisions, *unheard]
@@ -107,7 +107,7 @@ def _find_texts(found: FoundFiles, single: PurePath | None, outputs: Sequence[tu
         files = tuple(Output(name, path.with_suffix(suffix)) for name, suffix in chosen)
         wanted.append(Job(path.as_posix(), found.root / path, None, files, seconds))
     if not wanted and not problems:
-        raise InputError(f"{found.root}: has no texts; those that can be read end in {', '.join(formats.READABLE)}")
+        raise InputError(f"{found.root}: has no texts; their names must end in {', '.join(formats.READABLE)}")
     jobs, collisions = _refuse_collisions(wanted)
     jobs.sort(key=lambda job: (-job.seconds, job.id))
     notices = tuple(Problem(path.as_posix(), _NOTE) for path in notes)
@@ -145,7 +145,7 @@ def _find_recordings(found: FoundFiles, single: PurePath | None, outputs: Sequen
         refused = {path: why for path, why in refused.items() if path == single}
     problems = [explain(path, why) for path, why in refused.items()]
     if not media and not problems:
-        raise InputError(f"{found.root}: has no recordings; those that can be read end in {_MEDIA_KNOWN}")
+        raise InputError(f"{found.root}: has no recordings; their names must end in {_MEDIA_KNOWN}")
     wanted = [
         Job(
             path.as_posix(),
@@ -186,9 +186,9 @@ def _check_target(source: Path, root: Path, target: Path) -> None:
         raise InputError(f"{target}: is a file; OUT must be a folder")
     inner, outer = Path(os.path.realpath(root)), Path(os.path.realpath(target))
     if outer == inner:
-        raise InputError(f"{target}: is IN itself, whose transcripts would be written over; give another OUT")
+        raise InputError(f"{target}: is IN itself, whose transcripts would be overwritten; give another OUT")
     if source.is_dir() and inner.is_relative_to(outer):
-        raise InputError(f"{target}: holds IN, whose files could be written over; give an OUT beside IN, or in it")
+        raise InputError(f"{target}: contains IN, whose files could be overwritten; give an OUT beside IN or inside it")
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
@@ -199,7 +199,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
         taken = [(output.path, owners[output.path]) for output in job.outputs if output.path in owners]
         if taken:
             path, owner = taken[0]
-            problems.append(Problem(job.id, f"its output {path} is already that of {owner}; rename one of them"))
+            problems.append(Problem(job.id, f"its output {path} is also the output of {owner}; rename one of them"))
             continue
         kept.append(job)
         owners |= {output.path: job.id for output in job.outputs}
@@ -225,7 +225,7 @@ def _list_unused(found: FoundFiles, paired: Iterable[Job], problems: Iterable[Pr
     used = {job.media for job in paired}
     explained = {fold(PurePath(problem.id).with_suffix("")) for problem in problems}
     notices = [
-        Problem(path.relative_to(found.root).as_posix(), "no transcript goes with it; add one of the same name")
+        Problem(path.relative_to(found.root).as_posix(), "has no transcript; add one of the same name")
         for stem, paths in found.media.items()
         for path in paths
         if used.isdisjoint(paths) and stem not in explained

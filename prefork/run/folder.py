@@ -12,7 +12,7 @@ from prefork.engines.audio.media import MEDIA_SUFFIXES
 from prefork.engines.base import InputError
 from prefork.engines.text import formats
 
-_LINK = "is a symbolic link that leads elsewhere and is not followed; copy it here"
+_LINK = "is a symbolic link out of the folder and is not followed; copy its target here"
 LOCKED = "cannot be read; change its permissions"
 
 
@@ -66,7 +66,7 @@ def _sort_in(found: FoundFiles, path: Path, inside: Path) -> None:
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
         found.refused[relative] = _LINK
     elif not os.path.isfile(path):  # noqa: PTH113  unlike Path.is_file it never raises
-        found.refused[relative] = "is no file that can be read to its end; put a regular file there"
+        found.refused[relative] = "is not a regular file; put a regular file there"
     elif path.suffix.lower() in MEDIA_SUFFIXES:
         key = fold(relative.with_suffix(""))
         found.media.setdefault(key, []).append(path)

@@ -37,7 +37,7 @@ def read_media_header(transcript: Path) -> MediaHeader:
     try:
         content = match.group(1).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError("its @Media is not UTF-8; save it as UTF-8") from error
+        raise InputError("its @Media is not UTF-8; save the file as UTF-8") from error
     fields = [part.strip().strip('"') or None for part in content.split(",")]
     header = MediaHeader(*fields[:3])
     name = header.name or ""

@@ -82,5 +82,5 @@ def _choose(candidates: Sequence[Path], header: MediaHeader) -> Path:
     if len(candidates) > 1:
         paths = ", ".join(sorted(str(path) for path in candidates))
         remedy = ", or name it with its suffix in @Media" if header.name else ""
-        raise InputError(f"{len(candidates)} recordings go with it: {paths}; leave one there{remedy}")
+        raise InputError(f"{len(candidates)} recordings match it: {paths}; keep one of them{remedy}")
     return candidates[0]

@@ -31,16 +31,16 @@ from prefork.run.corpus import Corpus, find_jobs, find_languages
 from prefork.run.headers import read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
-from prefork.run.summary import Report, Summary, View
+from prefork.run.summary import Progress, Report, Summary
 from prefork.wire.messages import Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _ROUND_SECONDS = 7200.0  # of audio that goes through all phases before more of it begins
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunRequest:
     """What the user asked for."""
 
     source: Path
@@ -68,7 +68,7 @@ class Request:
 class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
-    def __init__(self, request: Request, report: Report) -> None:
+    def __init__(self, request: RunRequest, report: Report) -> None:
         pipeline = choose_languages(request.pipeline, partial(find_languages, request.source, request.target))
         request = self._request = replace(request, pipeline=pipeline)
         self._report = report
@@ -76,7 +76,7 @@ class Run:
         self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
         self._logs = request.target / memlog.FOLDER
         self._signals: list[int] = []
-        self._heeded = 0  # of the signals, those that were acted on
+        self._handled = 0  # of the signals, those that were acted on
         self._log_file: Any = None
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
         self._account = Account()
@@ -133,9 +133,10 @@ class Run:
         try:
             if journal.recovered is not None:
                 self._report.note(
-                    f"the journal could not be read; it is kept as {journal.recovered}, everything is made again"
+                    f"the journal could not be read; it was renamed to {journal.recovered}, and every output is "
+                    "computed again"
                 )
-            with self._listen():
+            with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
             journal.close()
@@ -147,23 +148,23 @@ class Run:
         """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
         assert self._runtime is not None
         started = time.monotonic()
-        while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
-            self._look_around()
+        while not self._runtime.supervisor.loaded.wait(_POLL_SECONDS):
+            self._handle_signals()
         self._account.load_seconds += time.monotonic() - (self._started if not self._account.load_seconds else started)
         if self._signals:
             return False
         self._runtime.wait_until_loaded()
-        self._say_whether_it_is_safe(self._runtime)
+        self._note_suspicions(self._runtime)
         return True
 
-    def _say_whether_it_is_safe(self, runtime: Runtime) -> None:
+    def _note_suspicions(self, runtime: Runtime) -> None:
         """Before the first fork: what was doubted, and has been tried."""
         inventory = runtime.supervisor.inventory
         if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
             return
         for engine, reason in inventory.suspicions.items():
-            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none is there now"
-            self._report.note(f"{engine}: {reason} ({threads}); a canary has computed with it: safe to fork here")
+            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none exists now"
+            self._report.note(f"{engine}: {reason} ({threads}); a canary computed with it, so forking is safe here")
 
     def _end_runtime(self, at_once: bool = False) -> None:
         runtime, self._runtime = self._runtime, None
@@ -203,12 +204,12 @@ class Run:
         fingerprint = self._find_fingerprint()
         redo = self._request.redo
         jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, self._narrow(fingerprint, job))]
-        self._report.begin(lambda: self._look(jobs))
+        self._report.begin(lambda: self._measure_progress(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
             left, documents = jobs[start:end], dict[str, bytes]()
             for phase in self._phases:
-                if not self._turn_to(phase):
+                if not self._load_phase(phase):
                     break
                 results = self._run_phase(left, folder, documents)
                 documents = {}
@@ -216,12 +217,12 @@ class Run:
                     if result.passed is not None:
                         documents[result.job.id] = result.passed
                     else:
-                        self._take(result, journal, fingerprint)
+                        self._record(result, journal, fingerprint)
                 left = [job for job in left if job.id in documents]
         self._end_runtime()
         return len(corpus.jobs) - len(jobs)
 
-    def _turn_to(self, phase: Pipeline) -> bool:
+    def _load_phase(self, phase: Pipeline) -> bool:
         """Sees to it that the models of a phase are loaded, and no others; False if nothing more is to begin."""
         if self._runtime is not None and self._runtime.pipeline == phase:
             return True
@@ -240,12 +241,12 @@ class Run:
         runtime.run(jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
         waiting = len(jobs)
         while waiting:
-            self._look_around()
+            self._handle_signals()
             with suppress(queue.Empty):
-                yield results.get(timeout=_LOOK_SECONDS)
+                yield results.get(timeout=_POLL_SECONDS)
                 waiting -= 1
 
-    def _take(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
+    def _record(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
         job, error = result.job, result.error
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
@@ -265,15 +266,15 @@ class Run:
     def _advance(self, seconds: float) -> None:
         self._audio_begun += seconds / len(self._phases)
 
-    def _look(self, jobs: list[Job]) -> View:
+    def _measure_progress(self, jobs: list[Job]) -> Progress:
         finished = len(self._account.done) + sum(job.id in self._account.failed for job in jobs)
         total = sum(job.seconds for job in jobs)
         workers = self._runtime.supervisor.status() if self._runtime is not None else []
         timed = self._request.intake is not Intake.TEXTS
-        return View(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
+        return Progress(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
 
     @contextmanager
-    def _listen(self) -> Iterator[None]:
+    def _catch_signals(self) -> Iterator[None]:
         """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end it as always."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = {n: signal.signal(n, lambda number, _: self._signals.append(number)) for n in numbers}
@@ -283,15 +284,15 @@ class Run:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _look_around(self) -> None:
+    def _handle_signals(self) -> None:
         """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may. A signal handler itself must not do this:
         the lock it wants may be held by the very code that it interrupts."""
-        while self._heeded < min(len(self._signals), 2):
-            self._heeded += 1
-            if self._heeded == 1:
-                self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
+        while self._handled < min(len(self._signals), 2):
+            self._handled += 1
+            if self._handled == 1:
+                self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; a second Ctrl-C stops at once")
             if self._runtime is not None:
-                self._runtime.supervisor.drain(DRAIN_SECONDS if self._heeded == 1 else 0.0)
+                self._runtime.supervisor.drain(DRAIN_SECONDS if self._handled == 1 else 0.0)
         self._report.refresh()
 
     def _log(self, text: str) -> None:
@@ -324,6 +325,6 @@ def strip_name(job: str, reason: str) -> str:
     return reason
 
 
-def run(request: Request, make_report: Callable[[], Report]) -> int:
+def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
     """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
     return Run(request, make_report()).execute()

@@ -85,7 +85,7 @@ UNSAFE = {
         "load_model",
         "infer_otherwise_in_children",
         "same",
-        "something else than the parent",
+        "the child's result differs from the parent's",
     ),
 }
 
@@ -106,7 +106,12 @@ def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
 
 
 UNKNOWN = {
-    "at random": ("load_model", "infer_at_random", "same", "another result each time; seed what is random"),
+    "at random": (
+        "load_model",
+        "infer_at_random",
+        "same",
+        "the parent's own result changes each time; seed all random generators",
+    ),
     "not comparable": ("load_model", "infer_what_holds_itself", "canary", "too deeply, cannot be compared; return"),
     "infer exits": ("load_model", "infer_and_call_exit", "canary", "cannot infer: infer called sys.exit(3)"),
     "load forks, infer forks and raises in the parent alone": (
@@ -120,7 +125,7 @@ UNKNOWN = {
     "load dies": ("load_and_die", "infer", "load", "the process that forks itself exited with status 9"),
     "load exits as if all were well": ("load_and_exit", "infer", "load", "load called sys.exit()"),
     "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
-    "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
+    "no function": ("LOADED_BY", "infer", "load", "is not a function but of type int"),
 }
 
 
