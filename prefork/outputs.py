@@ -38,7 +38,7 @@ class OutputFolder:
     def locate(self, path: PurePath) -> Path:
         """Where a relative path lies in the folder. Raises InputError if that is outside of it."""
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{path}: an output must lie below {self.root}; give a relative path without '..'")
+            raise InputError(f"{path}: an output must be below {self.root}; give a relative path without '..'")
         parent = (self.root / path).parent
         if not parent.resolve().is_relative_to(self.root):
             raise InputError(

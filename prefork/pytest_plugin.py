@@ -54,7 +54,8 @@ def require_fork_safe(
     from rich.console import Console
 
     from prefork.check.report import check
-    from prefork.check.steps import Finding, Reference, Target
+    from prefork.check.steps import Finding
+    from prefork.check.targets import Reference, Target
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, Strategy
     from prefork.pool.runtime import make_plan

@@ -6,14 +6,15 @@ one copy of the weights, or ask the process that has the model. Never imports to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 
-from prefork.check.steps import STEPS, Finding, Step, Target, follow, go_through, specify
+from prefork.check.messages import DeviceOrder
+from prefork.check.processes import follow, go_through, specify
+from prefork.check.steps import STEPS, Finding, Step
+from prefork.check.targets import Target
 from prefork.platform_matrix.matrix import Plan, Strategy, decide
 from prefork.wire.environment import hide_gpus, make_environment
-from prefork.wire.specification import Specification
 
 WORKERS = 2  # at once
 TOGETHER = 4  # segments that each asks the server for
@@ -24,33 +25,11 @@ DEVICE_STEPS = {
     "naive": "a child that is forked after CUDA was initialised fails, and says so",
     "clean": "the process that forks has not initialised CUDA",
     "close": "what the device computes is what the CPU computes",
-    "child": "a forked child makes its own context and infers, with the same result",
+    "child": "a forked child creates its own CUDA context and computes the same result",
     "ipc": f"{WORKERS} forked children compute on one copy of the weights, the same bit for bit",
-    "written": "weights that were written over are noticed before a result is kept",
-    "server": f"a server answers {WORKERS} forked children, many segments at once as one at a time",
+    "written": "overwritten weights are detected before a result is kept",
+    "server": f"a server answers {WORKERS} forked children, and batches give the same results as single segments",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceOrder:
-    """What an examining process is told.
-
-    expected: what the device has computed, as the process that did so has left it; None in that process itself.
-    device: for CUDA_VISIBLE_DEVICES. kind: of the device's memory: "cuda", or "host" for the CPU in its place.
-    no_ipc: why memory cannot be shared there, no_server: why no server can have the model; empty if they can.
-    served: what a server is to load.
-    """
-
-    specification: Specification
-    target: Target
-    deadline: float  # seconds for a forked child
-    threads: int
-    device: str
-    kind: str
-    expected: bytes | None = None
-    served: Specification | None = None
-    no_ipc: str = ""
-    no_server: str = ""
 
 
 def part(plan: Plan) -> list[Plan]:
@@ -63,13 +42,13 @@ def part(plan: Plan) -> list[Plan]:
 def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None] = lambda _: None) -> Iterator[Step]:
     """One step after the other, as they are done; all of DEVICE_STEPS, in that order.
 
-    plan: for one GPU. deadline, log: as for check.examine.
+    plan: for one GPU. deadline, log: as for fork_check.examine.
     """
     yield from go_through(DEVICE_STEPS, judge(plan), _examine(target, plan, deadline, log))
 
 
 def judge(plan: Plan) -> Step:
-    """What the platform matrix says of the device. What it does not let be examined, nobody can tell."""
+    """What the platform matrix says of the device: UNKNOWN if it does not allow computing there."""
     if plan.refusal:
         return Step("device", Finding.UNKNOWN, plan.refusal)
     obstacles = {strategy: find_obstacle(plan, strategy) for strategy in plan.row.strategies}
@@ -117,5 +96,7 @@ def _examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], N
     yield from _follow({**make_environment(owned), **hide_gpus(owned)}, order, log)
 
 
-def _follow(environment: dict[str, str], order: DeviceOrder, log: Callable[[str], None]) -> Any:
-    return follow("check.device_examination", environment, order, order.target, log)
+def _follow(
+    environment: dict[str, str], order: DeviceOrder, log: Callable[[str], None]
+) -> Generator[Step, None, bytes | None]:
+    return follow("check.device_examination", environment, order, log)

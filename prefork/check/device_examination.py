@@ -7,16 +7,16 @@ import os
 import pickle
 import select
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefork.check.device_check import TOGETHER, WORKERS, DeviceOrder
+from prefork.check.device_check import TOGETHER, WORKERS
+from prefork.check.device_children import Infer, ask, infer_alone, infer_on_signal, infer_there, live, write_to
 from prefork.check.difference import (
     Difference,
     Numbers,
@@ -26,34 +26,41 @@ from prefork.check.difference import (
     flatten,
     measure_difference,
 )
-from prefork.check.examination import SLACK_SECONDS, Result, Stepwise, describe_death, find_inference, judge_hazards
-from prefork.check.steps import LOAD_SECONDS, Finding, describe_error, one_process
-from prefork.engines.base import Job, Segment
+from prefork.check.examination import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
+from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
+from prefork.check.steps import LOAD_SECONDS, Finding
+from prefork.check.targets import describe_error, one_process
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
 from prefork.platform_matrix.hazards import find_hazards
-from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
 from prefork.wire.environment import make_environment
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Export, ServerOrder
+from prefork.wire.messages import (
+    BatchFailed,
+    BatchStarted,
+    ConnectWorker,
+    Export,
+    FromOwner,
+    FromServer,
+    IPCUnavailable,
+    LoadFailed,
+    ServerBroken,
+    ServerOrder,
+    UploadWeights,
+    WeightsExported,
+)
 from prefork.work import loading
 from prefork.work.comparison import NotComparable, encode
-from prefork.work.inference import Refused, RemoteInference
 from prefork.work.loaded import Loaded
-from prefork.work.torch_state import speed_up
-from prefork.work.worker import settle
 
 # What torch says in a child of a process that has initialised CUDA, and what CUDA says where torch does not ask first.
 _EXPECTED = ("re-initialize CUDA in forked subprocess", "initialization error", "CUDA_ERROR_NOT_INITIALIZED")
-_WRITTEN = 65_536  # of the weights' bytes, in their middle
 _END_SECONDS = 5.0  # for a server or an owner to end by itself
-_SAID_SECONDS = 0.5  # for what it has said before to arrive
-
-Infer = Callable[[Loaded], Any]
+_REPLY_SECONDS = 0.5  # for messages that are under way to arrive
 
 
 class NotThere(Exception):
@@ -73,7 +80,7 @@ class DeviceStepwise(Stepwise):
         super().__init__(channel)
         self._order = order
 
-    def _load(self) -> Result | None:
+    def _load(self) -> StepResult | None:
         """None if there is something to go on with."""
         self._loaded = loading.load(self._order.specification)
         infer = find_inference(self._order.target, self._loaded)
@@ -82,7 +89,7 @@ class DeviceStepwise(Stepwise):
         self._infer: Infer = infer
         return None
 
-    def _try(self, step: Callable[[], Result]) -> Result:
+    def _try(self, step: Callable[[], StepResult]) -> StepResult:
         try:
             return super()._try(step)
         finally:
@@ -101,9 +108,9 @@ class Computing(DeviceStepwise):
         loads = self.take("load", partial(self._load_with, self._compute), LOAD_SECONDS, alone=True)
         if loads is Finding.SAFE:
             self.take("naive", self._fork, self._order.deadline + SLACK_SECONDS)
-        self._channel.send(("end", None))
+        self._channel.send(ExaminationEnds())
 
-    def _compute(self) -> Result:
+    def _compute(self) -> StepResult:
         if (nothing := self._load()) is not None:
             return nothing
         try:
@@ -114,12 +121,12 @@ class Computing(DeviceStepwise):
         if self._loaded.device == "cuda":
             tf32 = "with" if torch.backends.cuda.matmul.allow_tf32 else "without"
             text = f"{text} on {torch.cuda.get_device_name(0)}, {tf32} TF32"
-        self._channel.send(("leave", pickle.dumps(result)))
+        self._channel.send(DeviceResult(pickle.dumps(result)))
         return Finding.SAFE, text, ()
 
-    def _fork(self) -> Result:
+    def _fork(self) -> StepResult:
         if self._loaded.device == "cpu":
-            return Finding.SKIPPED, "nothing of CUDA's has been initialised", ()
+            return Finding.SKIPPED, "CUDA has not been initialised", ()
         return judge_naive(Canary(partial(_infer_again, self._loaded, self._infer)).wait(self._order.deadline))
 
 
@@ -129,12 +136,12 @@ def _infer_again(loaded: Loaded, infer: Infer) -> bytes:
     return encode(infer(loaded))
 
 
-def judge_naive(outcome: Outcome) -> Result:
-    """It is to fail. That it does not is no danger, but then nobody knows what else is not as it is said to be."""
+def judge_naive(outcome: Outcome) -> StepResult:
+    """The fork must fail. If it does not, nothing is unsafe, but what is assumed of CUDA is wrong."""
     if outcome.lived:
-        return Finding.UNKNOWN, "it computed there all the same, which is said to be impossible", ()
-    if outcome.fate is Fate.RAISED and not any(words in outcome.words for words in _EXPECTED):
-        return Finding.UNKNOWN, f"{describe_death(outcome)}, and says nothing of CUDA's state", outcome.where
+        return Finding.UNKNOWN, "it computed there, which should be impossible", ()
+    if outcome.fate is Fate.RAISED and not any(text in outcome.words for text in _EXPECTED):
+        return Finding.UNKNOWN, f"{describe_death(outcome)}, and the error does not mention CUDA's state", outcome.where
     return Finding.SAFE, describe_death(outcome), ()
 
 
@@ -166,10 +173,10 @@ class Forking(DeviceStepwise):
             self.take("server", self._serve, LOAD_SECONDS + patience)
         finally:
             self._end_owner()
-            self._channel.send(("end", None))
+            self._channel.send(ExaminationEnds())
 
-    def _try(self, step: Callable[[], Result]) -> Result:
-        def do() -> Result:
+    def _try(self, step: Callable[[], StepResult]) -> StepResult:
+        def do() -> StepResult:
             try:
                 return step()
             except NotThere as error:
@@ -191,14 +198,14 @@ class Forking(DeviceStepwise):
             self._owner.end(_END_SECONDS)
             self._owner = None
 
-    def _stay_clean(self) -> Result:
+    def _stay_clean(self) -> StepResult:
         if (nothing := self._load()) is not None:
             return nothing
         if "cuda" in initialised_drivers():
             return Finding.UNSAFE, "CUDA has been initialised in it, although all GPUs were hidden", ()
         return judge_hazards(find_hazards())
 
-    def _compute_here(self) -> Result:
+    def _compute_here(self) -> StepResult:
         """On the CPU."""
         self._dtype = find_dtype(self._loaded.models)
         try:
@@ -208,41 +215,42 @@ class Forking(DeviceStepwise):
             return Finding.UNKNOWN, f"the CPU cannot infer: {describe_error(error, 'infer')}", ()
         return self._judge(measure_difference(self._expected, here))
 
-    def _judge(self, difference: Difference, text: str = "") -> Result:
+    def _judge(self, difference: Difference, text: str = "") -> StepResult:
         tolerance = find_tolerance(self._dtype)
-        found = f"{text}{'; ' * bool(text)}{difference}; {self._dtype} may differ by {tolerance:.1e} of it"
+        found = f"{text}{'; ' * bool(text)}{difference}; for {self._dtype}, {tolerance:.1e} is allowed"
         return (Finding.SAFE if difference.relative <= tolerance else Finding.UNSAFE), found, ()
 
     # -- children ----------------------------------------------------------------------------------------------------
 
     def _fork(self, action: Callable[[Loaded], Any], loaded: Loaded | None = None) -> Canary:
-        return Canary(partial(_live, loaded or self._loaded, self._order.threads, action))
+        return Canary(partial(live, loaded or self._loaded, self._order.threads, action))
 
     def _wait(self, canary: Canary) -> Any:
         """What its action has returned. Raises _ChildFailed, NotThere."""
         outcome = canary.wait(self._order.deadline)
         if not outcome.lived:
             raise _ChildFailed(describe_death(outcome), [f"at {frame}" for frame in outcome.where])
-        kind, content = pickle.loads(outcome.result or b"")
-        if kind == "refused":
-            raise NotThere(content)
-        return content
+        match pickle.loads(outcome.result or b""):
+            case ChildRefused(reason):
+                raise NotThere(reason)
+            case ChildResult(content):
+                return content
 
-    def _fork_one(self) -> Result:
+    def _fork_one(self) -> StepResult:
         device = self._order.device
-        there = self._wait(self._fork(partial(_infer_alone, self._infer, device)))[1]
+        there = self._wait(self._fork(partial(infer_alone, self._infer, device)))[1]
         return self._judge(measure_difference(there, self._expected))
 
     # -- one copy of the weights -----------------------------------------------------------------------------------
 
-    def _share(self) -> Result:
+    def _share(self) -> StepResult:
         if self._order.no_ipc:
             raise NotThere(self._order.no_ipc)
         loaded, seconds = self._attachable()
-        canaries = [self._fork(partial(_infer_there, self._infer), loaded) for _ in range(WORKERS)]
+        canaries = [self._fork(partial(infer_there, self._infer), loaded) for _ in range(WORKERS)]
         results = [self._wait(canary) for canary in canaries]
         if len({digest for digest, _ in results}) > 1:
-            return Finding.UNSAFE, "they computed something else than one another", ()
+            return Finding.UNSAFE, "the children's results differ from one another", ()
         assert self._export is not None
         text = f"{self._export.size / 1e6:.0f} MB went to {self._export.device} in {seconds:.2f} s"
         return self._judge(measure_difference(results[0][1], self._expected), text)
@@ -253,37 +261,39 @@ class Forking(DeviceStepwise):
         assert arena is not None
         visible = {"CUDA_VISIBLE_DEVICES": self._order.device} if self._order.device else {}
         self._owner = ChildProcess("work.owner", visible)
-        self._owner.channel.post((self._file.path, arena.size, self._order.kind))
-        kind, *content = self._owner.receive(LOAD_SECONDS)
-        if kind == "refused":
-            raise NotThere(content[0])
-        if kind != "exported":
-            raise _ChildFailed(f"the owner of the weights: {content[0]}")
-        self._export = content[0]
-        return replace(self._loaded, exports=(content[0],), devices=(self._order.device,)), float(content[1])
+        self._owner.channel.post(UploadWeights(self._file.path, arena.size, self._order.kind))
+        answer: FromOwner = self._owner.receive(LOAD_SECONDS)
+        match answer:
+            case IPCUnavailable(reason):
+                raise NotThere(reason)
+            case LoadFailed(reason):
+                raise _ChildFailed(f"the owner of the weights: {reason}")
+            case WeightsExported(export, seconds):
+                self._export = export
+                return replace(self._loaded, exports=(export,), devices=(self._order.device,)), seconds
 
-    def _write_over(self) -> Result:
+    def _write_over(self) -> StepResult:
         """A child that has mapped the weights computes with them after another one has written to them."""
         if self._export is None:
             raise NotThere("no weights are shared between processes here")
         loaded = replace(self._loaded, exports=(self._export,), devices=(self._order.device,))
-        ready, told = os.pipe()
-        waiting, go = os.pipe()
-        reader = self._fork(partial(_infer_once_told, self._infer, told, waiting), loaded)
-        os.close(told)
-        os.close(waiting)
+        ready, ready_writer = os.pipe()
+        start_reader, start = os.pipe()
+        reader = self._fork(partial(infer_on_signal, self._infer, ready_writer, start_reader), loaded)
+        os.close(ready_writer)
+        os.close(start_reader)
         try:
             select.select([ready], [], [], self._order.deadline)  # at its end, too, if the child dies
-            self._wait(self._fork(_write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
+            self._wait(self._fork(write_to, loaded if self._order.kind == "cuda" else self._with(self._export)))
             with suppress(BrokenPipeError):
-                os.write(go, b"!")
+                os.write(start, b"!")
             noticed = self._wait(reader)
         finally:
             os.close(ready)
-            os.close(go)
+            os.close(start)
         if noticed is None:
-            return Finding.UNSAFE, "a result was kept that was computed after another process had written to them", ()
-        return Finding.SAFE, "the result was thrown away", (noticed,)
+            return Finding.UNSAFE, "a result was kept although another process had written to the weights", ()
+        return Finding.SAFE, "the result was discarded", (noticed,)
 
     def _with(self, export: Export) -> Loaded:
         """What a child needs that only writes; the host's memory cannot be written to by those that map it."""
@@ -291,7 +301,7 @@ class Forking(DeviceStepwise):
 
     # -- one process that has the model ----------------------------------------------------------------------------
 
-    def _serve(self) -> Result:
+    def _serve(self) -> StepResult:
         if self._order.no_server:
             raise NotThere(self._order.no_server)
         engine = self._order.target.engine
@@ -300,22 +310,22 @@ class Forking(DeviceStepwise):
         canaries = []
         for number in range(WORKERS):
             here, there = socket.socketpair()
-            server.channel.post(("link", number), [there.detach()])
+            server.channel.post(ConnectWorker(number), [there.detach()])
             server.channel.flush()
-            canaries.append(self._fork(partial(_ask, engine, here.fileno())))
+            canaries.append(self._fork(partial(ask, engine, here.fileno())))
             here.close()
         try:
             answers = [self._wait(canary) for canary in canaries]
         except _ChildFailed as error:
-            said = [text for kind, text in _listen(server) if kind in ("stumbled", "broken")]
-            raise _ChildFailed(f"{error}{': the server: ' + said[0] if said else ''}", error.details) from error
-        sizes = [size for kind, size in _listen(server) if kind == "begin"]
+            failures = _list_failures(_collect_messages(server))
+            raise _ChildFailed(f"{error}{': the server: ' + failures[0] if failures else ''}", error.details) from error
+        sizes = [len(one.requests) for one in _collect_messages(server) if isinstance(one, BatchStarted)]
         single = answers[0][0]
         found = [measure_difference(one, single) for answer in answers for one in answer[1:]]
         found.append(measure_difference(single, self._expected))
         text = f"{sum(sizes)} segments in batches of {min(sizes)} to {max(sizes)}"
         if max(sizes) == 1:
-            return Finding.UNKNOWN, f"{text}: nothing shared a batch", ()
+            return Finding.UNKNOWN, f"{text}: no segments shared a batch", ()
         return self._judge(max(found, key=lambda difference: difference.relative), text)
 
     def _start_server(self) -> ChildProcess:
@@ -329,14 +339,14 @@ class Forking(DeviceStepwise):
         served = replace(self._order.served, batching=Batching(batch_size=TOGETHER))
         server.channel.post(ServerOrder(served, self._order.threads))
         try:
-            kind, *content = server.receive(LOAD_SECONDS)
+            answer: FromServer = server.receive(LOAD_SECONDS)
         except (EOFError, TimeoutError) as error:
             server.kill()
-            words = server.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
-            raise _ChildFailed(f"the server did not come up: {words}") from error
-        if kind != "loaded":
+            last_line = server.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
+            raise _ChildFailed(f"the server did not start: {last_line}") from error
+        if isinstance(answer, LoadFailed):
             server.kill()
-            raise _ChildFailed(f"the server cannot load: {content[0]}")
+            raise _ChildFailed(f"the server cannot load: {answer.reason}")
         return server
 
 
@@ -348,84 +358,16 @@ class _ChildFailed(Exception):
         self.details = details
 
 
-def _listen(server: ChildProcess) -> list[tuple[str, Any]]:
-    """What it has said: of batches that began how many segments they have, of failures the text."""
-    found: list[tuple[str, Any]] = []
+def _collect_messages(server: ChildProcess) -> list[FromServer]:
+    """All that it has sent."""
+    found: list[FromServer] = []
     with suppress(EOFError, TimeoutError):
         while True:
-            kind, *content = server.receive(_SAID_SECONDS)
-            found.append((kind, len(content[1]) if kind == "begin" else content[-1]))
+            found.append(server.receive(_REPLY_SECONDS))
     return found
 
 
-def _live(loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
-    """A child's life: as a worker's begins, on its device if there is something for it."""
-    process.die_with_parent(os.getppid())
-    process.restore_signals()
-    try:
-        return pickle.dumps(("done", action(settle(loaded, threads))))
-    except DeviceError as error:
-        if error.refuses_ipc:
-            return pickle.dumps(("refused", str(error)))
-        raise
-
-
-def _infer_there(infer: Infer, loaded: Loaded) -> tuple[bytes, Numbers]:
-    """Once: what is computed, in full and as numbers."""
-    result = infer(loaded)
-    return encode(result), flatten(result)
-
-
-def _infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numbers]:
-    """With weights of its own on the device."""
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA is initialised, here for the first time
-        models = {name: model.to("cuda") if hasattr(model, "to") else model for name, model in loaded.models.items()}
-        speed_up("cuda")
-        loaded = replace(loaded, models=models, device="cuda", arena=None)
-    return _infer_there(infer, loaded)
-
-
-def _infer_once_told(infer: Infer, told: int, waiting: int, loaded: Loaded) -> str | None:
-    """What was noticed; None if nothing was."""
-    os.write(told, b"!")
-    os.read(waiting, 1)
-    try:
-        infer(loaded)
-        assert loaded.guard is not None
-        loaded.guard.check()  # as it is after every batch: a function of the user's asks nobody
-    except WeightsChanged as error:
-        return str(error)
-    return None
-
-
-def _write_to(loaded: Loaded) -> None:
-    if loaded.guard is None:
-        with Path(loaded.devices[0]).open("r+b") as file:
-            file.seek(Path(loaded.devices[0]).stat().st_size // 2)
-            file.write(bytes([255]) * _WRITTEN)
-        return
-    weights = loaded.guard.view.tensor
-    weights[len(weights) // 2 :][:_WRITTEN] ^= 1
-    torch.cuda.synchronize()
-
-
-def _ask(engine: str, link: int, loaded: Loaded) -> list[Numbers]:
-    """What a server makes of the engine's example: once alone, then of as many as go into a batch."""
-    here, _there = socket.socketpair()  # nobody has anything to say about servers
-    remote = RemoteInference(Channel(here), loaded)
-    remote.obey("link", [{engine: 1 << 40}, TOGETHER], [os.dup(link)])
-    remote.open(engine)
-    example = loaded.engines[engine].example()
-    assert example is not None
-    job, segment = Job("example", Path("example")), Segment(0, 0.0, 2.0)
-    answers: dict[int, Mapping[str, torch.Tensor]] = {}
-    for numbers in (range(1), range(1, 1 + TOGETHER)):
-        for number in numbers:
-            remote.submit(number, job, segment, example)
-        while remote.is_busy:
-            for number, output in remote.collect():
-                if isinstance(output, Refused):
-                    raise pickle.loads(output.error)
-                answers[number] = output
-    return [flatten({engine: answers[number]}) for number in sorted(answers)]
+def _list_failures(messages: Sequence[FromServer]) -> list[str]:
+    """Of batches, and of the server itself."""
+    failed = [message.text for message in messages if isinstance(message, BatchFailed)]
+    return failed + [message.reason for message in messages if isinstance(message, ServerBroken)]

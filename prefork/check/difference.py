@@ -32,8 +32,8 @@ class Difference:
     where: str = ""
 
     def __str__(self) -> str:
-        of = f" in {self.where}" if self.where else ""
-        return f"the largest difference is {self.largest:.1e}{of}, {self.relative:.1e} of the whole"
+        where = f" in {self.where}" if self.where else ""
+        return f"the largest difference is {self.largest:.1e}{where}, the relative difference {self.relative:.1e}"
 
 
 def flatten(result: Any) -> Numbers:
@@ -66,7 +66,7 @@ def measure_difference(found: Numbers, reference: Numbers) -> Difference:
     """The worst of all parts. Infinite where something is no number in one alone. Raises Unlike where shapes or whole
     numbers differ."""
     if found.keys() != reference.keys():
-        raise Unlike(f"it has other parts: {', '.join(sorted(found.keys() ^ reference.keys()))}")
+        raise Unlike(f"its parts are different: {', '.join(sorted(found.keys() ^ reference.keys()))}")
     parts = [_measure(name, found[name], reference[name]) for name in reference]
     largest = max(part.largest for part in parts)
     return dataclasses.replace(max(parts, key=lambda part: part.relative), largest=largest)
@@ -92,7 +92,7 @@ def _measure(name: str, found: NDArray[Any], reference: NDArray[Any]) -> Differe
 
 
 def find_dtype(models: Mapping[str, Any]) -> str:
-    """The coarsest type that weights have, by its name in torch; float32 where nobody can say."""
+    """The coarsest type that weights have, by its name in torch; float32 if unknown."""
     dtypes = {
         parameter.dtype
         for model in models.values()

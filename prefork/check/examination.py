@@ -12,18 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefork.check.steps import (
-    LOAD_SECONDS,
-    PARALLEL,
-    Finding,
-    Order,
-    Phase,
-    Step,
-    Target,
-    blame_ourselves,
-    describe_error,
-    one_process,
-)
+from prefork.check.messages import ExaminationEnds, ForkOrder, StepBegins, StepEnds
+from prefork.check.steps import LOAD_SECONDS, PARALLEL, Finding, Step, blame_ourselves
+from prefork.check.targets import Target, describe_error, one_process
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork.wire import process
@@ -37,7 +28,7 @@ _WRITER_SECONDS = 0.2  # how long the witnesses of a death wait for it
 _WITNESSES = 3
 _MOST_FRAMES = 12
 
-Result = tuple[Finding, str, Sequence[str]]  # what comes of a step, in words, and details
+StepResult = tuple[Finding, str, Sequence[str]]  # what comes of a step, in words, and details
 
 
 def main() -> None:
@@ -66,18 +57,19 @@ class Stepwise:
         self._channel = channel
         self._name = "load"  # of the current step
 
-    def take(self, name: str, step: Callable[[], Result], patience: float, alone: bool = False) -> Finding:
-        """alone, patience: as Phase has them."""
+    def take(self, name: str, act: Callable[[], StepResult], patience: float, alone: bool = False) -> Finding:
+        """alone, patience: as StepBegins has them."""
         self._name, started = name, time.monotonic()
         self._begin(patience, alone)
-        finding, text, details = self._try(step)
-        self._channel.send(("step", Step(name, finding, text, time.monotonic() - started, tuple(details))))
+        finding, text, details = self._try(act)
+        step = Step(name, finding, text, time.monotonic() - started, tuple(details))
+        self._channel.send(StepEnds(step))
         return finding
 
     def _begin(self, patience: float, alone: bool = False) -> None:
-        self._channel.send(("begin", Phase(self._name, patience, alone, self.who)))
+        self._channel.send(StepBegins(self._name, patience, alone, self.who))
 
-    def _try(self, step: Callable[[], Result]) -> Result:
+    def _try(self, step: Callable[[], StepResult]) -> StepResult:
         try:
             return step()
         except ParentFailed as error:
@@ -85,7 +77,7 @@ class Stepwise:
         except Exception as error:  # noqa: BLE001  what goes wrong here says nothing about the target
             return (*blame_ourselves(error), ())
 
-    def _load_with(self, load: Callable[[], Result]) -> Result:
+    def _load_with(self, load: Callable[[], StepResult]) -> StepResult:
         """What the user's code does while it loads is what came of it."""
         try:
             with one_process():
@@ -102,14 +94,14 @@ class Stepwise:
 class Examination(Stepwise):
     """The steps, in order; ends at the first that shows that no more should be forked."""
 
-    def __init__(self, channel: Channel, order: Order) -> None:
+    def __init__(self, channel: Channel, order: ForkOrder) -> None:
         super().__init__(channel)
         self._order = order
         self._hazards: list[Hazard] = []
         self._expected = b""
 
     def run(self) -> None:
-        steps: dict[str, Callable[[], Result]] = {
+        steps: dict[str, Callable[[], StepResult]] = {
             "load": partial(self._load_with, self._load),
             "hazards": self._look_for_hazards,
             "canary": self._fork_one,
@@ -125,14 +117,14 @@ class Examination(Stepwise):
             finding = self.take(name, step, LOAD_SECONDS if alone else self._limit(name) + SLACK_SECONDS, alone)
             if finding is not Finding.SAFE and name in ("load", "hazards", "canary", "same", "again"):
                 break
-        self._channel.send(("end", None))
+        self._channel.send(ExaminationEnds())
 
     def _limit(self, name: str) -> float:
         """Seconds that a step's canaries may take; those that run at once have to share the cores."""
         rounds = math.ceil(PARALLEL / (os.cpu_count() or 1)) if name == "parallel" else 1
         return self._order.deadline * max(1, rounds)
 
-    def _load(self) -> Result:
+    def _load(self) -> StepResult:
         self._loaded: Loaded = loading.load(self._order.specification)
         infer = find_inference(self._order.target, self._loaded)
         if infer is None:
@@ -140,40 +132,40 @@ class Examination(Stepwise):
         self._infer = partial(infer, self._loaded)
         return Finding.SAFE, f"{self._loaded.count_weights() / 1e6:.0f} MB of weights", ()
 
-    def _look_for_hazards(self) -> Result:
+    def _look_for_hazards(self) -> StepResult:
         self._hazards = find_hazards()
         return judge_hazards(self._hazards)
 
-    def _fork_one(self) -> Result:
+    def _fork_one(self) -> StepResult:
         outcome = self._fork().wait(self._order.deadline)
         if outcome.lived:
             self._expected = outcome.result or b""
             return Finding.SAFE, f"it took {outcome.seconds * 1000:.0f} ms", ()
         return self._blame(outcome)
 
-    def _compare(self) -> Result:
+    def _compare(self) -> StepResult:
         result = self._infer_here()
-        return (Finding.SAFE, "", ()) if result == self._expected else self._tell_apart(result)
+        return (Finding.SAFE, "", ()) if result == self._expected else self._compare_with_parent(result)
 
-    def _tell_apart(self, before: bytes) -> Result:
+    def _compare_with_parent(self, before: bytes) -> StepResult:
         """A child has another result. Does the parent, too, get another than it had before?"""
         if self._infer_here() != before:
-            return Finding.UNKNOWN, "the parent itself gets another result each time; seed what is random", ()
-        return Finding.UNSAFE, "the child computed something else than the parent", ()
+            return Finding.UNKNOWN, "the parent's own result changes each time; seed all random generators", ()
+        return Finding.UNSAFE, "the child's result differs from the parent's", ()
 
-    def _fork_again(self) -> Result:
+    def _fork_again(self) -> StepResult:
         return self._judge([self._fork().wait(self._order.deadline)])
 
-    def _use_threads(self) -> Result:
+    def _use_threads(self) -> StepResult:
         """Not bit for bit: how a sum is split over threads shows in its last bits."""
         outcome = self._fork(self._order.threads).wait(self._order.deadline)
         return self._judge([outcome], exactly=False)
 
-    def _fork_many(self) -> Result:
+    def _fork_many(self) -> StepResult:
         canaries = [self._fork() for _ in range(PARALLEL)]
         return self._judge([canary.wait(self._limit("parallel")) for canary in canaries])
 
-    def _write(self) -> Result:
+    def _write(self) -> StepResult:
         arena = self._loaded.arena
         assert arena is not None
         before = arena.digest()
@@ -186,7 +178,7 @@ class Examination(Stepwise):
             return Finding.UNSAFE, "a child could write to the shared weights", ()
         return Finding.SAFE, f"it {writer.reason}", ()
 
-    def _kill(self) -> Result:
+    def _kill(self) -> StepResult:
         canaries = [self._fork(wait=_WRITER_SECONDS) for _ in range(_WITNESSES)]
         canaries[0].kill()
         canaries[0].wait(self._order.deadline)
@@ -196,15 +188,15 @@ class Examination(Stepwise):
     def _fork(self, threads: int = 1, wait: float = 0.0, act: Callable[[], Any] = lambda: None) -> Canary:
         return Canary(partial(_live, self._loaded, self._infer, threads, wait, act))
 
-    def _judge(self, outcomes: Sequence[Outcome], exactly: bool = True) -> Result:
+    def _judge(self, outcomes: Sequence[Outcome], exactly: bool = True) -> StepResult:
         for outcome in outcomes:
             if not outcome.lived:
                 return self._blame(outcome)
             if exactly and outcome.result != self._expected:
-                return self._tell_apart(self._expected)
+                return self._compare_with_parent(self._expected)
         return Finding.SAFE, "", ()
 
-    def _blame(self, outcome: Outcome) -> Result:
+    def _blame(self, outcome: Outcome) -> StepResult:
         """What a canary died of, and what may be behind it."""
         if outcome.fate is Fate.RAISED:
             self._infer_here()  # if the parent fails, too, forking is not to blame
@@ -237,8 +229,8 @@ class Examination(Stepwise):
 
 def describe_death(outcome: Outcome) -> str:
     """What a child died of, a line."""
-    words = find_fatal_line(outcome.words)
-    return f"the child {outcome.reason}{': ' + words if words else ''}"
+    reason = find_fatal_line(outcome.words)
+    return f"the child {outcome.reason}{': ' + reason if reason else ''}"
 
 
 def find_inference(target: Target, loaded: Loaded) -> Callable[[Loaded], Any] | None:
@@ -250,7 +242,7 @@ def find_inference(target: Target, loaded: Loaded) -> Callable[[Loaded], Any] | 
     return Loaded.try_examples if has_example else None
 
 
-def judge_hazards(hazards: Sequence[Hazard]) -> Result:
+def judge_hazards(hazards: Sequence[Hazard]) -> StepResult:
     """What of this process a forked child may not survive."""
     unsafe = [hazard for hazard in hazards if hazard.severity is Severity.UNSAFE]
     if unsafe:

@@ -14,7 +14,9 @@ from rich.text import Text
 
 from prefork.check import device_check
 from prefork.check.device_check import DEVICE_STEPS
-from prefork.check.steps import STEPS, Finding, Step, Target, conclude, examine
+from prefork.check.fork_check import examine
+from prefork.check.steps import STEPS, Finding, Step, conclude
+from prefork.check.targets import Target
 from prefork.engines.base import InputError
 from prefork.platform_matrix.matrix import Plan
 

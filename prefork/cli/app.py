@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prefork.cli.check_command import check
 from prefork.cli.job_commands import explain, make_commands
 from prefork.cli.options import (
     AsJSON,
@@ -22,8 +22,6 @@ from prefork.cli.options import (
     NoMPS,
     Refresh,
     Speakers,
-    parse_devices,
-    parse_seconds,
 )
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
@@ -61,25 +59,30 @@ def configure(
     force_cpu: ForceCPU = False,
     no_mps: NoMPS = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", is_eager=True, help="With --version: of the dependencies too.")
+        bool,
+        typer.Option(
+            "--verbose", "-v", is_eager=True, help="With --version: show the versions of the dependencies too."
+        ),
     ] = False,
     version: Annotated[  # noqa: ARG001  its callback does it
         bool, typer.Option("--version", callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if verbose:
-        raise typer.BadParameter("-v goes with --version, or after `check`")
+        raise typer.BadParameter("give -v with --version, or after `check`")
     context.obj = Hiding(force_cpu, no_mps)
 
 
-plan_app = typer.Typer(help="Show what a command would do here, and why; run nothing.", no_args_is_help=True)
+plan_app = typer.Typer(
+    help="Show what a command would do on this machine and why, without running it.", no_args_is_help=True
+)
 app.add_typer(plan_app, name="plan")
 _command = partial(make_commands, app, plan_app)
 
 
 @_command(Intake.PAIRS, usual="chat", known=_TIMED)
 def align(
-    engine: Annotated[str, typer.Option(metavar="ctc|whisper", help="Which engine aligns.")] = "ctc",
+    engine: Annotated[str, typer.Option(metavar="ctc|whisper", help="Engine to align with.")] = "ctc",
     model: Model = None,
     dtype: DType = None,
     lang: Language = None,
@@ -87,24 +90,28 @@ def align(
         str,
         typer.Option(
             metavar="auto|ctc|whisper|rev|off",
-            help="How utterances without times are found in the recording; auto: ctc.",
+            help="How to find utterances without times in the recording; auto: ctc.",
         ),
     ] = "auto",
     utr_model: Annotated[
-        str | None, typer.Option(metavar="PATH|HUB_ID", help="The model that finds them. Default: that engine's own.")
+        str | None,
+        typer.Option(
+            metavar="PATH|HUB_ID", help="Model for --utr. Default: --model if that fits, else the engine's own."
+        ),
     ] = None,
     max_segment: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Short utterances are aligned together up to this length; less, less memory."
+            metavar="SECONDS",
+            help="Align short utterances together up to this length. A lower value needs less memory.",
         ),
     ] = None,
 ) -> Pipeline:
-    """Find when each word of a transcript is said.
+    """Find the time of every word in transcripts.
 
-    CHAT in, CHAT out with %wor tiers and utterance times; plain text (.txt, .lab: one utterance a line) goes in too.
-    The same command given again goes on where it stopped. Exit code: 0 if every file is done, 1 if one failed, 2 if
-    nothing can run, 3 if --mem-guard stopped it, 130 if you did.
+    Reads CHAT or plain text (.txt, .lab: one utterance per line) and writes CHAT with %wor tiers and utterance times.
+    Repeat the command to continue an interrupted run. Exit code: 0 every file is done, 1 some files failed, 2 nothing
+    could run, 3 stopped by --mem-guard, 130 stopped by Ctrl-C.
     """
     return pipelines.align(
         engine, model, dtype=dtype, max_segment=max_segment, language=lang, utr=utr, utr_model=utr_model
@@ -113,19 +120,20 @@ def align(
 
 @_command(Intake.RECORDINGS, usual="chat", known=_TIMED)
 def transcribe(
-    engine: Annotated[str, typer.Option(metavar="whisper|rev", help="Which engine listens.")] = "whisper",
+    engine: Annotated[str, typer.Option(metavar="whisper|rev", help="Engine to transcribe with.")] = "whisper",
     model: Annotated[
         str | None, typer.Option(metavar="PATH|HUB_ID", help="A Whisper model. Default: openai/whisper-large-v3-turbo.")
     ] = None,
     dtype: DType = None,
     lang: Language = None,
-    diarize: Annotated[bool, typer.Option("--diarize", help="Say who speaks.")] = False,
+    diarize: Annotated[bool, typer.Option("--diarize", help="Also find who speaks.")] = False,
     diarize_model: DiarizeModel = None,
     speakers: Speakers = None,
 ) -> Pipeline:
-    """Write down what is said in recordings, with a time for every word.
+    """Transcribe recordings, with a time for every word.
 
-    CHAT comes out, or what --format says. The same command given again goes on where it stopped. Exit codes as align.
+    Writes CHAT, or the formats given by --format. Repeat the command to continue an interrupted run. Exit codes: as
+    for align.
     """
     return pipelines.transcribe(
         engine, model, dtype=dtype, language=lang, diarize=diarize, diarize_model=diarize_model, speakers=speakers
@@ -136,12 +144,13 @@ def transcribe(
 def diarize(
     model: DiarizeModel = None,
     speakers: Speakers = None,
-    min_speakers: Annotated[int | None, typer.Option(metavar="N", help="At least so many.")] = None,
-    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="At most so many.")] = None,
+    min_speakers: Annotated[int | None, typer.Option(metavar="N", help="Minimum number of speakers.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of speakers.")] = None,
 ) -> Pipeline:
     """Find who speaks when in recordings.
 
-    RTTM comes out, or what --format says. The same command given again goes on where it stopped. Exit codes as align.
+    Writes RTTM, or the formats given by --format. Repeat the command to continue an interrupted run. Exit codes: as
+    for align.
     """
     return pipelines.find_speakers(model, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers)
 
@@ -150,29 +159,31 @@ def diarize(
 def morphotag(
     lang: Annotated[
         str | None,
-        typer.Option("--lang", metavar="CODE", help="Of files that do not say it by @Languages. Default: eng."),
+        typer.Option("--lang", metavar="CODE", help="Language of files without @Languages. Default: eng."),
     ] = None,
     model_dir: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="stanza's models; nothing is fetched. Default: stanza's own folder."),
+        typer.Option(
+            metavar="DIR", help="Folder with stanza's models; nothing is downloaded. Default: stanza's own folder."
+        ),
     ] = None,
     package: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of stanza's packages, such as default. Default: for English a small one within prefork.",
+            help="A package of stanza's, such as default. Default: for English, the small one that comes with prefork.",
         ),
     ] = None,
     retokenize: Annotated[
         bool, typer.Option("--retokenize", help="Change the words of the transcript to stanza's tokens.")
     ] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave utterances alone that have a %mor tier.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Do not change utterances that have a %mor tier.")] = False,
 ) -> Pipeline:
     """Tag the words of transcripts: parts of speech, lemmas, dependencies.
 
-    CHAT in, CHAT out with %mor and %gra tiers; plain text (.txt, .lab: one utterance a line) and CoNLL-U in, CoNLL-U
-    out; or what --format says: chat, conllu, json. The same command given again goes on where it stopped. Exit codes as
-    align.
+    Reads CHAT and writes CHAT with %mor and %gra tiers; reads plain text (.txt, .lab: one utterance per line) or
+    CoNLL-U and writes CoNLL-U; --format chooses other formats. Repeat the command to continue an interrupted run. Exit
+    codes: as for align.
     """
     return pipelines.morphotag(lang, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep)
 
@@ -184,9 +195,9 @@ def matrix(
     refresh: Refresh = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show what may be shared how on which machine, and which row this one is.
+    """Show how weights can be shared on each kind of machine, and which kind this machine is.
 
-    With --json: the facts of this machine, as --facts takes them.
+    With --json: print the facts of this machine, as --facts reads them.
     """
     from rich.console import Console
 
@@ -207,118 +218,45 @@ def matrix(
             show_matrix(Console(), found, decide(found, request), installed)
 
 
-@app.command()
-def check(
-    context: typer.Context,
-    engines: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[ENGINE ...]", help="By default all whose models are on this machine."),
-    ] = None,
-    model: Model = None,
-    load: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that returns a model.")
-    ] = None,
-    infer: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own: a function that gets it, and computes.")
-    ] = None,
-    deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a forked child may take for one inference.")
-    ] = 30.0,
-    as_json: AsJSON = False,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report there.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cpu|cuda[:N]|UUID|mps",
-            help="What the models compute on. Default: no NVIDIA GPU. On one, what is done there instead of forking is "
-            "examined.",
-        ),
-    ] = None,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-) -> None:
-    """Fork for real, infer for real: are these models safe to be shared by forked workers on this machine?
-
-    Exit code: 0 safe, 1 unsafe, 2 cannot tell.
-    """
-    from prefork.installation import require
-
-    with explain():
-        require((engines or None) if load is None else ())
-
-    from rich.console import Console
-
-    from prefork.check import report as check_report
-    from prefork.check import steps as check
-    from prefork.engines.base import LoadError
-    from prefork.platform_matrix.matrix import Request, decide
-    from prefork.pool.runtime import make_plan
-
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
-    seconds = parse_seconds("--deadline", deadline)
-    devices = parse_devices(device, "--device")
-    if (load is None) != (infer is None):
-        raise typer.BadParameter("--load and --infer go together: one returns the model, the other gets it")
-    if load is not None and (engines or model is not None):
-        raise typer.BadParameter("--load takes the place of engines and --model")
-    with explain():
-        if load is not None and infer is not None:
-            functions = check.Reference.parse(load), check.Reference.parse(infer)
-            targets = [check.Target(load, load=functions[0], infer=functions[1])]
-        else:
-            targets = check.find_targets(engines or [], {"model": model} if model is not None else {})
-        names = tuple(target.engine for target in targets if target.engine)
-        plan = make_plan(Request(names, force_cpu=hiding.force_cpu, no_mps=hiding.no_mps, devices=devices))
-        if devices and plan.refusal and not plan.devices:
-            raise LoadError(plan.refusal.replace("--devices", "--device"))
-        if plan.device == "cuda" and not devices:  # a run would not fork what is there: a verdict on that helps nobody
-            plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
-        console = Console(stderr=as_json)
-        examined = check_report.check(targets, plan, seconds, console, verbose)
-        finding = check.sum_up([result.finding for result in examined])
-        if as_json:
-            print(check_report.to_json(examined, finding))
-        if junit is not None:
-            check_report.write_junit(junit, examined)
-        for line in check_report.annotate(examined):
-            print(line)
-    raise typer.Exit(check.EXIT_CODES[finding])
+app.command()(check)
 
 
 @app.command()
 def samples(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing there is changed.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Target folder. Existing files are not changed.")],
 ) -> None:
     """Copy the sample recordings and transcripts to a folder, to try the commands on them."""
     import shlex
 
     from prefork.cli.samples import copy_samples
-    from prefork.wording import show
+    from prefork.wording import make_printable
 
     with explain():
         copied = copy_samples(target)
-        where = show(str(target))
+        where = make_printable(str(target))
         print(f"{len(copied)} files copied to {where}" if copied else f"all samples are in {where} already")
-        print(f"next: prefork align {show(shlex.quote(str(target)))} aligned")
+        print(f"next: prefork align {make_printable(shlex.quote(str(target)))} aligned")
 
 
 @app.command()
 def memlog(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A memory log, or OUT of a run: then its newest.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A memory log, or the OUT of a run: then its newest log.")
+    ],
     picture: Annotated[
-        Path | None, typer.Option(metavar="PATH.svg|PATH.png", help="Also draw memory over time there.")
+        Path | None, typer.Option(metavar="PATH.svg|PATH.png", help="Also draw memory over time to this file.")
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show what a run took of memory, and how far it was from what had been predicted.
+    """Show how much memory a run used, and how close the predictions were.
 
     Exit code: 0, or 2 if there is no such log or the picture cannot be drawn.
     """
     from rich.console import Console
 
     from prefork.cli.memlog_picture import check_picture, draw_picture, show_figures, to_json
-    from prefork.memory.memlog import read_log, sum_up
+    from prefork.memory.figures import sum_up
+    from prefork.memory.memlog import read_log
 
     with explain():
         if picture is not None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,173 +15,149 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefork.cli.options import (
-    AsJSON,
-    DeviceList,
-    FactsFile,
-    ForceCPU,
-    Formats,
-    HangSeconds,
+    BatchingOptions,
     Hiding,
-    JSONLines,
-    Media,
-    MemoryCheckpoints,
-    MemoryGuard,
-    MemoryLimit,
-    NoMPS,
-    Quiet,
-    Redo,
-    Refresh,
-    ResidencyName,
-    StrategyName,
-    Target,
-    Threads,
-    Workers,
-    make_batching,
-    parse_count,
-    parse_devices,
-    parse_seconds,
-    parse_size,
-    parse_strategy,
+    PlanOptions,
+    RunOptions,
+    list_parameters,
+    pick,
+    set_signature,
 )
+from prefork.cli.parsing import make_batching, parse_count, parse_devices, parse_seconds, parse_size, parse_strategy
 from prefork.engines.batching import Batching
 from prefork.installation import require
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
-    from prefork.run.runner import Request
+    from prefork.run.runner import RunRequest
     from prefork.run.summary import Report
 
 Declaration = Callable[..., Pipeline]
-_PLANNED = "Strategy, workers, threads and memory, and every reason. Exit code: 0 if it would run, 2 if not."
+_PLANNED = (
+    "Show strategy, workers, threads, memory and every reason. Exit code: 0 the command would run, 2 it would not."
+)
+# As --help lists them, behind the command's own; others follow.
+_ORDER = (
+    *("formats", "media", "workers", "threads", "strategy", "devices", "residency", "memory_limit", "mem_guard"),
+    *("memory_checkpoints", "hang_limit", "redo", "quiet", "facts", "refresh", "as_json", "force_cpu", "no_mps"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobCommand:
+    """A command that runs jobs. usual: the output format, empty if that depends on what goes in. known: those that
+    there are. declare: makes the pipeline of the command's own options, its parameters."""
+
+    intake: Intake
+    usual: str
+    known: Sequence[str]
+    declare: Declaration
+
+    @property
+    def own(self) -> list[inspect.Parameter]:
+        """The command's own options."""
+        return list(inspect.signature(self.declare, eval_str=True).parameters.values())
+
+    def list_parameters(self, options: type[RunOptions | PlanOptions]) -> list[inspect.Parameter]:
+        """All arguments and options, in the order of --help."""
+        listed = f"{', '.join(self.known[:-1])} or {self.known[-1]}; may be repeated."
+        special = {
+            "source": Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {self.intake}.")],
+            "formats": Annotated[list[str] | None, typer.Option("--format", metavar="NAME", help=listed)],
+        }
+        unused = {"media"} if self.intake is not Intake.PAIRS else set()
+        shared = [p for p in list_parameters(options, special) if p.name not in unused]
+        required = [p for p in shared if p.default is p.empty]
+        others = [p for p in shared if p.default is not p.empty]
+        others.sort(key=lambda p: _ORDER.index(p.name) if p.name in _ORDER else len(_ORDER))
+        return [*required, *self.own, *others, *list_parameters(BatchingOptions)]
 
 
 def make_commands(
     app: typer.Typer, plan_app: typer.Typer, intake: Intake, usual: str, known: Sequence[str]
 ) -> Callable[[Declaration], Declaration]:
     """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
-    which options of its own. usual: the output format, empty if that depends on what goes in. known: those that there
-    are."""
+    which options of its own. usual, known: as JobCommand has them."""
 
     def register(declare: Declaration) -> Declaration:
-        source = Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {intake}.")]
-        listed = f"{', '.join(known[:-1])} or {known[-1]}; may be given again."
-        written = Annotated[Formats, typer.Option("--format", metavar="NAME", help=listed)]
-        own = inspect.signature(declare, eval_str=True).parameters
-        batch = inspect.signature(make_batching, eval_str=True).parameters
-        for group, act in ((app, _run_jobs), (plan_app, _plan_jobs)):
-            common = inspect.signature(act, eval_str=True).parameters
-            unused = {"media"} if intake is not Intake.PAIRS else set()
-            shared = [p for p in common.values() if p.kind is not p.KEYWORD_ONLY and p.name not in unused]
-            special = {"source": source, "formats": written}
-            shared = [p.replace(annotation=special.get(p.name, p.annotation)) for p in shared]
-            first = [p for p in shared if p.default is p.empty]
-            rest = [p for p in shared if p not in first]
-            signature = inspect.Signature([*first, *own.values(), *rest, *batch.values()])
+        job = JobCommand(intake, usual, known, declare)
+        doc = inspect.getdoc(declare) or ""
 
-            def call(*, _act: Callable[..., None] = act, **values: Any) -> None:
-                pipeline = partial(declare, **{name: values.pop(name) for name in own})
-                batching = make_batching(**{name: values.pop(name) for name in batch})
-                _act(**values, pipeline=pipeline, batching=batching, intake=intake, usual=usual, known=known)
+        def run_jobs(context: typer.Context, **values: Any) -> None:
+            _run_jobs(context, job, pick(RunOptions, values), *_make_work(job, values))
 
-            call.__signature__ = signature  # type: ignore[attr-defined]
-            call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-            doc = inspect.getdoc(declare) or ""
-            call.__doc__ = doc if act is _run_jobs else f"{_PLANNED}\n\n{doc.partition(chr(10))[0]}"
-            group.command(declare.__name__)(call)
+        def plan_jobs(context: typer.Context, **values: Any) -> None:
+            _plan_jobs(context, job, pick(PlanOptions, values), *_make_work(job, values))
+
+        set_signature(run_jobs, job.list_parameters(RunOptions))
+        set_signature(plan_jobs, job.list_parameters(PlanOptions))
+        app.command(declare.__name__, help=doc)(run_jobs)
+        plan_app.command(declare.__name__, help=f"{_PLANNED}\n\n{doc.partition(chr(10))[0]}")(plan_jobs)
         return declare
 
     return register
 
 
+def _make_work(job: JobCommand, values: dict[str, Any]) -> tuple[Callable[[], Pipeline], Batching]:
+    """What a command's values say is to be run: the pipeline, not yet made, and how segments are batched."""
+    pipeline = partial(job.declare, **{parameter.name: values[parameter.name] for parameter in job.own})
+    return pipeline, make_batching(pick(BatchingOptions, values))
+
+
 def _run_jobs(
     context: typer.Context,
-    source: Path,
-    target: Target,
-    formats: Formats = None,
-    media: Media = None,
-    workers: Workers = "auto",
-    threads: Threads = "auto",
-    strategy: StrategyName = "auto",
-    devices: DeviceList = None,
-    residency: ResidencyName = "all",
-    memory_limit: MemoryLimit = None,
-    mem_guard: MemoryGuard = False,
-    memory_checkpoints: MemoryCheckpoints = False,
-    hang_limit: HangSeconds = 60.0,
-    redo: Redo = False,
-    quiet: Quiet = False,
-    as_json: JSONLines = False,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-    *,
+    job: JobCommand,
+    options: RunOptions,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
-    intake: Intake,
-    usual: str,
-    known: Sequence[str],
 ) -> None:
-    """What every command that makes outputs takes, and does. usual: the output format, empty if that depends on what
-    goes in. known: those that there are."""
+    """What every command that makes outputs does."""
     with explain():
         stages = pipeline()
         require(stage.engine for stage in stages if not stage.is_remote)
     from prefork.pool.tasks import PER_AUDIO_SECOND, PER_TEXT_SECOND, HangLimit
-    from prefork.run.runner import Request  # a second and a half, with all that it imports
+    from prefork.run.runner import RunRequest  # a second and a half, with all that it imports
 
-    pace = PER_TEXT_SECOND if intake is Intake.TEXTS else PER_AUDIO_SECOND
-    names = tuple(name for text in formats or usual.split() for name in text.replace(",", " ").split())
-    if unknown := [name for name in names if name not in known]:
-        raise typer.BadParameter(f"--format takes {', '.join(known)}, not {', '.join(map(repr, unknown))}")
-    if residency not in list(pipelines.Residency):
-        raise typer.BadParameter(f"--residency takes {' or '.join(pipelines.Residency)}, not {residency!r}")
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
+    pace = PER_TEXT_SECOND if job.intake is Intake.TEXTS else PER_AUDIO_SECOND
+    names = tuple(name for text in options.formats or job.usual.split() for name in text.replace(",", " ").split())
+    if unknown := [name for name in names if name not in job.known]:
+        raise typer.BadParameter(f"--format takes {', '.join(job.known)}, not {', '.join(map(repr, unknown))}")
+    if options.residency not in list(pipelines.Residency):
+        raise typer.BadParameter(f"--residency takes {' or '.join(pipelines.Residency)}, not {options.residency!r}")
+    hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
     with explain():
-        request = Request(
-            source=source,
-            target=target,
+        request = RunRequest(
+            source=options.source,
+            target=options.target,
             command=str(context.info_name),
             pipeline=stages,
-            intake=intake,
-            residency=pipelines.Residency(residency),
+            intake=job.intake,
+            residency=pipelines.Residency(options.residency),
             formats=names,
-            media=media,
-            workers=parse_count("--workers", workers),
-            threads=parse_count("--threads", threads),
-            strategy=parse_strategy(strategy),
-            devices=parse_devices(devices),
+            media=options.media,
+            workers=parse_count("--workers", options.workers),
+            threads=parse_count("--threads", options.threads),
+            strategy=parse_strategy(options.strategy),
+            devices=parse_devices(options.devices),
             batching=batching,
             force_cpu=hiding.force_cpu,
             no_mps=hiding.no_mps,
-            memory_limit=parse_size("--memory-limit", memory_limit),
-            mem_guard=mem_guard,
-            memory_checkpoints=memory_checkpoints,
-            hang_limit=HangLimit(parse_seconds("--hang-limit", hang_limit), pace),
-            redo=redo,
+            memory_limit=parse_size("--memory-limit", options.memory_limit),
+            mem_guard=options.mem_guard,
+            memory_checkpoints=options.memory_checkpoints,
+            hang_limit=HangLimit(parse_seconds("--hang-limit", options.hang_limit), pace),
+            redo=options.redo,
         )
-    raise typer.Exit(_run(request, quiet, as_json))
+    raise typer.Exit(_run(request, options.quiet, options.as_json))
 
 
 def _plan_jobs(
     context: typer.Context,
-    source: Path,
-    media: Media = None,
-    workers: Workers = "auto",
-    threads: Threads = "auto",
-    strategy: StrategyName = "auto",
-    devices: DeviceList = None,
-    memory_limit: MemoryLimit = None,
-    facts: FactsFile = None,
-    refresh: Refresh = False,
-    as_json: AsJSON = False,
-    force_cpu: ForceCPU = False,
-    no_mps: NoMPS = False,
-    *,
+    job: JobCommand,
+    options: PlanOptions,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
-    intake: Intake,
-    usual: str,  # noqa: ARG001  nothing is written
-    known: Sequence[str],  # noqa: ARG001
 ) -> None:
     """The same, but nothing is run."""
     import json
@@ -191,28 +168,36 @@ def _plan_jobs(
     from prefork.platform_matrix.matrix import Request, Strategy
     from prefork.run.planning import describe_batches, plan_run
 
-    hiding: Hiding = context.obj.add(force_cpu, no_mps)
-    chosen = parse_strategy(strategy)
+    hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
+    chosen = parse_strategy(options.strategy)
     with explain():
         request = Request(
             strategy=Strategy(chosen) if chosen else None,
-            devices=parse_devices(devices),
-            workers=parse_count("--workers", workers),
-            threads=parse_count("--threads", threads),
+            devices=parse_devices(options.devices),
+            workers=parse_count("--workers", options.workers),
+            threads=parse_count("--threads", options.threads),
             force_cpu=hiding.force_cpu,
             no_mps=hiding.no_mps,
-            memory_limit=parse_size("--memory-limit", memory_limit),
+            memory_limit=parse_size("--memory-limit", options.memory_limit),
         )
-        command = str(context.info_name)
-        plan, work = plan_run(command, source, media, pipeline(), request, facts, refresh, intake)
-        if as_json:
+        plan, work = plan_run(
+            str(context.info_name),
+            options.source,
+            options.media,
+            pipeline(),
+            request,
+            options.facts,
+            options.refresh,
+            job.intake,
+        )
+        if options.as_json:
             print(json.dumps(to_dict(plan) | {"batches": describe_batches(batching, plan)}, indent=2))
         else:
             show_plan(Console(), plan, work, describe_batches(batching, plan))
     raise typer.Exit(2 if plan.refusal else 0)
 
 
-def _run(request: Request, quiet: bool, as_json: bool) -> int:
+def _run(request: RunRequest, quiet: bool, as_json: bool) -> int:
     from prefork.run.runner import run
 
     with explain():
@@ -227,9 +212,9 @@ def explain() -> Iterator[None]:
     try:
         yield
     except (InputError, LoadError) as error:
-        from prefork.wording import show
+        from prefork.wording import make_printable
 
-        print(f"prefork: {show(str(error))}", file=sys.stderr)
+        print(f"prefork: {make_printable(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error

@@ -27,7 +27,7 @@ def describe_facts(facts: Facts) -> list[tuple[str, str]]:
     system = {"linux": "Linux", "darwin": "macOS", "windows": "Windows"}.get(facts.system, facts.system)
     rows = [
         ("machine", " ".join([f"{system} {facts.release} ({facts.machine})", *where])),
-        ("python", f"{facts.python}; can start processes by {', '.join(facts.start_methods)}"),
+        ("python", f"{facts.python}; starts processes by {', '.join(facts.start_methods)}"),
         ("cores", f"{facts.cores} of {facts.installed_cores} may be used"),
         (
             "memory",
@@ -87,10 +87,12 @@ def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()
 
 def _describe_copies(plan: Plan) -> str:
     if not plan.shared:
-        return "a copy of the weights for each"
+        return "one copy of the weights for each worker"
     several = len(plan.devices) > 1
     text = (
-        f"one copy of the weights on each of {len(plan.devices)} GPUs" if several else "one copy of the weights for all"
+        f"one copy of the weights on each of {len(plan.devices)} GPUs"
+        if several
+        else "one copy of the weights for all workers"
     )
     if not plan.servers:
         return text
@@ -105,7 +107,7 @@ def _describe_device(device: Device) -> str:
     parts += [named] if device.capability else []
     parts += ["a MIG instance"] if device.mig else []
     parts += [f"compute mode {device.mode}"] if device.mode else []
-    parts += [f"not to be used now ({device.busy})"] if device.busy else []
+    parts += [f"not usable now ({device.busy})"] if device.busy else []
     return ", ".join(parts)
 
 
@@ -136,7 +138,7 @@ def _show_reason(console: Console, mark: str, reason: Reason) -> None:
     text = Text(reason.text)
     if reason.source:
         text.append(f" ({reason.source})", "dim")
-    text.overflow = "fold"  # an address that is cut short helps nobody
+    text.overflow = "fold"  # a shortened address cannot be opened
     table.add_row(Text(mark), text)
     console.print(table)
 

@@ -16,11 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prefork.engines.base import InputError
-from prefork.memory.memlog import (
+from prefork.memory.figures import (
     EngineFigures,
-    Event,
     Figures,
-    Log,
     Spread,
     TaskPeak,
     follow,
@@ -28,7 +26,8 @@ from prefork.memory.memlog import (
     is_worker,
     list_throttled,
 )
-from prefork.wording import clock, show
+from prefork.memory.memlog import Event, Log
+from prefork.wording import format_duration, make_printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,13 +53,13 @@ def show_figures(console: Console, log: Log, figures: Figures) -> None:
         console.print()
         console.print(_tabulate_engines(figures.engines))
         for engine in figures.engines:
-            _say(console, f"worst in {_name(engine)}: {_describe_worst(engine.worst)}")
+            _print_line(console, f"worst prediction for {_name(engine)}: {_describe_worst(engine.worst)}")
     if figures.files:
         console.print()
         console.print(_tabulate_files(figures.files))
     if log.skipped:
         counts = ", ".join(f"{number} x {what}" for what, number in log.skipped.items())
-        _say(console, f"skipped in the log: {counts}", "yellow")
+        _print_line(console, f"skipped in the log: {counts}", "yellow")
 
 
 def _describe(log: Log, figures: Figures) -> list[tuple[str, str]]:
@@ -73,14 +72,14 @@ def _describe(log: Log, figures: Figures) -> list[tuple[str, str]]:
         ("workers", figures.workers),
         ("weights", _bytes(figures.weights)),
         ("limit", _bytes(figures.limit)),
-        ("time", clock(figures.seconds) + (f" in {figures.runs} runs" if figures.runs > 1 else "")),
-        ("memory", _bytes(figures.peak_total, " in all at the peak, shared pages counted once")),
+        ("time", format_duration(figures.seconds) + (f" in {figures.runs} runs" if figures.runs > 1 else "")),
+        ("memory", _bytes(figures.peak_total, " in total at the peak, shared pages counted once")),
         ("available", _bytes(figures.lowest_available, " at the lowest")),
-        ("throttled", clock(figures.throttled_seconds)),
+        ("throttled", format_duration(figures.throttled_seconds)),
         ("tasks", f"{figures.completed} completed, {figures.fails} failed"),
         ("shrinks", figures.shrinks),
     ]
-    return [(name, show(str(value))) for name, value in rows if value is not None]
+    return [(name, make_printable(str(value))) for name, value in rows if value is not None]
 
 
 def _tabulate_engines(engines: Sequence[EngineFigures]) -> Table:
@@ -91,8 +90,8 @@ def _tabulate_engines(engines: Sequence[EngineFigures]) -> Table:
     for engine in engines:
         shares = (f"{engine.within20:.0%}", f"{engine.above:.0%}")
         table.add_row(_name(engine), str(engine.tasks), "predicted", *_spread(engine.predicted))
-        model = Text(show(engine.model or ""), "dim")
-        table.add_row(model, clock(engine.audio), "measured", *_spread(engine.measured), *shares)
+        model = Text(make_printable(engine.model or ""), "dim")
+        table.add_row(model, format_duration(engine.audio), "measured", *_spread(engine.measured), *shares)
     return table
 
 
@@ -102,21 +101,27 @@ def _tabulate_files(files: Sequence[TaskPeak]) -> Table:
     for heading in ("audio", "segment", "predicted", "measured"):
         table.add_column(heading, no_wrap=True, justify="right")
     for peak in files:
-        audio = "" if peak.audio is None else clock(peak.audio)
+        audio = "" if peak.audio is None else format_duration(peak.audio)
         segment = "" if peak.segment is None else f"{peak.segment:.1f} s"
         table.add_row(
-            Text(show(peak.file or "")), audio, segment, _bytes(peak.predicted) or "", _bytes(peak.measured) or ""
+            Text(make_printable(peak.file or "")),
+            audio,
+            segment,
+            _bytes(peak.predicted) or "",
+            _bytes(peak.measured) or "",
         )
     return table
 
 
 def _describe_worst(peak: TaskPeak) -> str:
     ratio = peak.measured / (peak.predicted or 1)
-    return f"{_bytes(peak.measured)}, {ratio:.2f} of the {_bytes(peak.predicted)} predicted, {peak.file or 'no file'}"
+    return (
+        f"{_bytes(peak.measured)}, {ratio:.2f} times the {_bytes(peak.predicted)} predicted, {peak.file or 'no file'}"
+    )
 
 
 def _name(engine: EngineFigures) -> str:
-    return show(" ".join(part for part in (engine.engine, engine.dtype) if part)) or "unknown"
+    return make_printable(" ".join(part for part in (engine.engine, engine.dtype) if part)) or "unknown"
 
 
 def _spread(spread: Spread) -> list[str]:
@@ -129,8 +134,8 @@ def _bytes(value: float | None, more: str = "") -> str | None:
     return (f"{value / GIGABYTE:.2f} GB" if value >= GIGABYTE else f"{value / 1e6:.0f} MB") + more
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(show(text), style), soft_wrap=True)
+def _print_line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(make_printable(text), style), soft_wrap=True)
 
 
 def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
@@ -225,7 +230,7 @@ def draw_picture(log: Log, figures: Figures, path: Path) -> None:
     from matplotlib.figure import Figure
 
     if figures.peak_total is None:
-        raise InputError(f"{log.path}: has no sample of any process; a picture shows the log of a run that took some")
+        raise InputError(f"{log.path}: has no memory samples to draw; give the log of a run that took samples")
     content = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "font.size": 11}):
         figure = Figure(figsize=(12, 6.5), dpi=150, layout="constrained")
@@ -238,7 +243,7 @@ def draw_picture(log: Log, figures: Figures, path: Path) -> None:
     try:
         path.write_bytes(content.getvalue())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give another place for the picture") from error
+        raise InputError(f"{path}: {error.strerror}; give another path for the picture") from error
 
 
 def _draw(axes: Axes, events: Sequence[Event], figures: Figures) -> None:
@@ -251,7 +256,14 @@ def _draw(axes: Axes, events: Sequence[Event], figures: Figures) -> None:
         _draw_steps(axes, events, scale, "limit", color=_LIMIT, linewidth=1.5, linestyle="--", label=label)
         top = max(top, limit)
     elif limit is not None:
-        axes.text(0.01, 0.98, f"limit {limit:.2f} GB, far above", transform=axes.transAxes, va="top", color=_LIMIT)
+        axes.text(
+            0.01,
+            0.98,
+            f"limit {limit:.2f} GB, far above this picture",
+            transform=axes.transAxes,
+            va="top",
+            color=_LIMIT,
+        )
     _draw_incidents(axes, events, scale)
     title = axes.set_title(_entitle(figures), loc="left", fontsize=13)
     title.set_parse_math(False)  # a $ in a model's name is no formula
@@ -336,8 +348,8 @@ def _draw_incidents(axes: Axes, events: Sequence[Event], scale: _Scale) -> None:
 
 
 def _entitle(figures: Figures) -> str:
-    model = show(figures.model or "")
+    model = make_printable(figures.model or "")
     model = model if len(model) <= _LONGEST_NAME else f"…{model[-_LONGEST_NAME:]}"
     workers = f"{figures.workers} worker{'s' * (figures.workers != 1)}" if figures.workers else ""
     parts = [figures.engine, model, figures.dtype, figures.strategy, workers]
-    return "  ·  ".join(show(part) for part in parts if part)
+    return "  ·  ".join(make_printable(part) for part in parts if part)

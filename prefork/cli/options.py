@@ -1,124 +1,49 @@
-"""What may stand on the command line, and what it means. Imports nothing heavy."""
+"""The options of the commands: each is declared here once, with its help. Imports nothing heavy.
+
+What several commands take is a type (`Model`); what belongs together is a frozen dataclass, whose fields become options
+in a command's flat signature (`flatten`), and which the command's function gets as a whole.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from prefork.engines.batching import Batching
+T = TypeVar("T")
 
-# Which of these a command takes, `prefork.cli.app` says.
-_FORCE_CPU = "Compute on the CPU and hide every GPU from the models; on a Mac, this is what allows to fork."
+_FORCE_CPU = "Compute on the CPU and hide all GPUs from the models. On a Mac, this makes forking possible."
 _NO_MPS = "Hide Apple's MPS from the models."
 ForceCPU = Annotated[bool, typer.Option("--force-cpu", envvar="PREFORK_FORCE_CPU", help=_FORCE_CPU)]
 NoMPS = Annotated[bool, typer.Option("--no-mps", envvar="PREFORK_NO_MPS", help=_NO_MPS)]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder, or a hub id. Default: a small English one."),
+    typer.Option(metavar="PATH|HUB_ID", help="A CTC model: a folder or a hub id. Default: a small English model."),
 ]
-Media = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where the recordings are, if not beside the transcripts.")
-]
-Workers = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes.")]
-Threads = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|N", help="Threads of each worker, and of a server; auto: its share of the cores, and all cores."
-    ),
-]
-StrategyName = Annotated[
-    str,
-    typer.Option(
-        "--strategy",
-        metavar="auto|fork|ipc|server|spawn",
-        help="How workers come by the weights; auto: see `prefork plan`.",
-    ),
-]
-DeviceList = Annotated[
-    str | None,
-    typer.Option(
-        "--devices",
-        metavar="LIST",
-        help="cpu, cuda (all NVIDIA GPUs), cuda:0,cuda:1, or UUIDs; a MIG instance by its UUID. Default: one GPU, the "
-        "one with the most memory free, or the CPU.",
-    ),
-]
-BatchSize = Annotated[
-    int | None, typer.Option(metavar="N", help="So many segments in each batch, however long they are.")
-]
-MaxElements = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="So many samples (16,000 a second) in a batch at most. Default: from free memory."),
-]
-MultipleOf = Annotated[
-    int | None, typer.Option(metavar="N", help="Batches of more segments than this have a multiple of it. Default: 8.")
-]
-MaxBucket = Annotated[int | None, typer.Option(metavar="N", help="So many segments in a batch at most.")]
-MinAudio = Annotated[
-    int | None, typer.Option(metavar="SAMPLES", help="Batches are made for segments of at least this length.")
-]
-MaxAudio = Annotated[
-    int | None,
-    typer.Option(metavar="SAMPLES", help="A segment that is longer costs its file. Default: none is too long."),
-]
-DropRemainder = Annotated[
-    bool, typer.Option("--drop-remainder", help="Of data sets; refused here, where it would lose outputs.")
-]
-Target = Annotated[Path, typer.Argument(metavar="OUT", help="Where the results go: the same tree as IN.")]
-Formats = list[str] | None  # which ones, depends on the command
 Language = Annotated[
-    str | None, typer.Option("--lang", metavar="CODE", help="What is spoken: en, de, zh ... Default: found out.")
+    str | None, typer.Option("--lang", metavar="CODE", help="The spoken language: en, de, zh ... Default: detected.")
 ]
 DiarizeModel = Annotated[
     str | None,
     typer.Option(metavar="DIR|HUB_ID", help="A pyannote pipeline. Default: pyannote/speaker-diarization-community-1."),
 ]
-Speakers = Annotated[int | None, typer.Option(metavar="N", help="How many speakers there are. Default: found out.")]
-ResidencyName = Annotated[
-    str,
-    typer.Option(
-        "--residency",
-        metavar="all|stage",
-        help="Keep the models of all stages in memory, or only those of one stage at a time.",
-    ),
-]
-MemoryGuard = Annotated[
-    bool,
-    typer.Option("--mem-guard", help="Stop in order when memory gets too short, before the kernel ends a process."),
-]
-MemoryCheckpoints = Annotated[
-    bool,
-    typer.Option("--memory-checkpoints", help="Write to OUT/.prefork/log.txt what each step of a segment takes."),
-]
-HangSeconds = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS",
-        help="Without progress for so long, and 20 s for each second of audio or 0.4 s for each word of text, a worker "
-        "is replaced.",
-    ),
-]
-Redo = Annotated[bool, typer.Option("--redo", help="Make every output again.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")]
-JSONLines = Annotated[bool, typer.Option("--json", help="One JSON object per line, for a machine.")]
+Speakers = Annotated[int | None, typer.Option(metavar="N", help="Number of speakers. Default: detected.")]
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="Of the weights: float32 (default), bfloat16, float16 or int8."),
-]
-MemoryLimit = Annotated[
-    str | None,
-    typer.Option("--memory-limit", metavar="SIZE", help="What all processes together may take: 3GB, 512MiB, 50%."),
+    typer.Option(
+        "--dtype", metavar="NAME", help="Data type of the weights: float32 (default), bfloat16, float16 or int8."
+    ),
 ]
 FactsFile = Annotated[
     Path | None,
-    typer.Option("--facts", metavar="FILE", help="Decide for the machine that this file describes, not for this one."),
+    typer.Option("--facts", metavar="FILE", help="Use the machine that this file describes instead of this one."),
 ]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Ask for the devices again, whatever is cached.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="JSON, for a machine.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Detect the devices again and ignore the cached result.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,83 +57,192 @@ class Hiding:
         return Hiding(self.force_cpu or force_cpu, self.no_mps or no_mps)
 
 
-def parse_count(option: str, value: str) -> int | None:
-    """A number of at least 1; None for auto."""
-    if value == "auto":
-        return None
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise typer.BadParameter(f"{option} takes auto or a whole number of at least 1, not {value!r}")
-    return int(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What running a command's jobs and planning them have in common. How `source` is described depends on the
+    command."""
+
+    source: Path
+    media: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the recordings, if they are not beside the transcripts."),
+    ] = None
+    workers: Annotated[str, typer.Option(metavar="auto|N", help="Number of worker processes.")] = "auto"
+    threads: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Threads of each worker and each server; auto: a worker gets its share of the cores, a server all "
+            "cores.",
+        ),
+    ] = "auto"
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fork|ipc|server|spawn",
+            help="How workers get the weights; auto: see `prefork plan`.",
+        ),
+    ] = "auto"
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Devices to compute on: cpu, cuda (all NVIDIA GPUs), cuda:0,cuda:1, or UUIDs; a MIG instance by its "
+            "UUID. Default: the GPU with the most free memory; without a GPU, the CPU.",
+        ),
+    ] = None
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that all processes together may use: 3GB, 512MiB, 50%.")
+    ] = None
+    force_cpu: ForceCPU = False
+    no_mps: NoMPS = False
 
 
-def parse_seconds(option: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{option} takes a number of seconds above 0, not {value}")
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(JobOptions):
+    """Of `prefork align` and its like. Which formats there are depends on the command."""
+
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree as IN.")]
+    formats: list[str] | None = None
+    residency: Annotated[
+        str,
+        typer.Option(metavar="all|stage", help="Keep the models of all stages in memory, or of one stage at a time."),
+    ] = "all"
+    mem_guard: Annotated[
+        bool,
+        typer.Option("--mem-guard", help="Stop cleanly when memory runs low, before the kernel kills a process."),
+    ] = False
+    memory_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--memory-checkpoints", help="Log the memory use of each step of a segment to OUT/.prefork/log.txt."
+        ),
+    ] = False
+    hang_limit: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Replace a worker that makes no progress for this long, plus 20 s for each second of audio or 0.4 s "
+            "for each word of text.",
+        ),
+    ] = 60.0
+    redo: Annotated[bool, typer.Option("--redo", help="Recompute every output.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 
 
-def parse_size(option: str, value: str | None) -> int | None:
-    """Bytes: a number with a unit, decimal (GB, or G) or binary (GiB), or a share of what the machine allows.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(JobOptions):
+    """Of `prefork plan align` and its like."""
 
-    >>> parse_size("--memory-limit", "1.5GiB")
-    1610612736
-    """
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
-    number = float(found[1]) if found else 0.0
-    if found is None or number <= 0 or (found[3] and found[2] in ("", "%")) or (found[2] == "%" and number > 100):
-        raise typer.BadParameter(f"{option} takes a size as 3GB, 512MiB or 50%, not {value!r}")
-    if found[2] == "%":
-        from prefork.platform_matrix.memory import read_memory
-
-        return int(read_memory().limit * number / 100)
-    return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    facts: FactsFile = None
+    refresh: Refresh = False
+    as_json: AsJSON = False
 
 
-def parse_strategy(value: str) -> str | None:
-    """The name of a strategy; None for auto."""
-    from prefork.platform_matrix.matrix import Strategy
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingOptions:
+    """Which segments go through the model together. Names are those of `Batching`."""
 
-    if value != "auto" and value not in list(Strategy):
-        raise typer.BadParameter(f"--strategy takes auto, {', '.join(Strategy)}, not {value!r}")
-    return None if value == "auto" else value
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Segments in each batch, whatever their length.")
+    ] = None
+    max_num_elements: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Maximum number of samples (16,000 per second) in a batch. Default: depends on free memory.",
+        ),
+    ] = None
+    num_seqs_multiple_of: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Batches of more than N segments hold a multiple of N. Default: 8."),
+    ] = None
+    max_bucket_size: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of segments in a batch.")] = (
+        None
+    )
+    min_audio_len: Annotated[
+        int | None, typer.Option(metavar="SAMPLES", help="Shorter segments get no batch size of their own.")
+    ] = None
+    max_audio_len: Annotated[
+        int | None,
+        typer.Option(metavar="SAMPLES", help="A file with a longer segment fails. Default: no limit."),
+    ] = None
+    drop_remainder: Annotated[
+        bool, typer.Option("--drop-remainder", help="For data sets only; refused here, because outputs would be lost.")
+    ] = False
 
 
-def parse_devices(value: str | None, option: str = "--devices") -> tuple[str, ...]:
-    """Names of devices; none for what there is."""
-    from prefork.platform_matrix.selection import parse_devices as parse
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """Of `prefork check`."""
 
-    try:
-        return () if value is None else parse(value)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
+    engines: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ENGINE ...]", help="Engines to check. Default: all whose models are on this machine."),
+    ] = None
+    model: Model = None
+    load: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that returns a model.")
+    ] = None
+    infer: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that computes with this model.")
+    ] = None
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time limit for one inference in a forked child.")
+    ] = 30.0
+    as_json: AsJSON = False
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report to this file.")] = None
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda[:N]|UUID|mps",
+            help="Device to compute on. Default: as for other commands, but no NVIDIA GPU. On an NVIDIA GPU, prefork "
+            "checks what it does there instead of forking.",
+        ),
+    ] = None
+    force_cpu: ForceCPU = False
+    no_mps: NoMPS = False
 
 
-def make_batching(
-    batch_size: BatchSize = None,
-    max_num_elements: MaxElements = None,
-    num_seqs_multiple_of: MultipleOf = None,
-    max_bucket_size: MaxBucket = None,
-    min_audio_len: MinAudio = None,
-    max_audio_len: MaxAudio = None,
-    drop_remainder: DropRemainder = False,
-) -> Batching:
-    """How segments are batched. What is not given is as `Batching` has it."""
-    given = {
-        "batch_size": batch_size,
-        "max_num_elements": max_num_elements,
-        "num_seqs_multiple_of": num_seqs_multiple_of,
-        "max_bucket_size": max_bucket_size,
-        "min_audio_len": min_audio_len,
-        "max_audio_len": max_audio_len,
-    }
-    try:
-        batching = Batching(
-            **{name: value for name, value in given.items() if value is not None}, drop_remainder=drop_remainder
+def list_parameters(options: type[Any], special: Mapping[str, Any] | None = None) -> list[inspect.Parameter]:
+    """The fields of a dataclass of options as parameters of a command. special: annotations that depend on the
+    command, by name."""
+    annotations = get_type_hints(options, include_extras=True) | dict(special or {})
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=annotations[field.name],
         )
-        batching.check_for_jobs()
-    except ValueError as error:
-        text = re.sub(r"`([a-z_]+)`", lambda found: f"--{found[1].replace('_', '-')}", str(error))
-        raise typer.BadParameter(text) from error
-    return batching
+        for field in fields(options)
+    ]
+
+
+def pick(options: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a dataclass of options, of those values of a command that are its own."""
+    return options(**{field.name: values[field.name] for field in fields(options) if field.name in values})  # type: ignore[arg-type]
+
+
+def set_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """Lets typer see these parameters of a function that takes any, after its context."""
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    signature = inspect.Signature([context, *parameters])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+
+
+def flatten(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
+    """Makes a command with one option for each field of a function that takes a context and the dataclass."""
+
+    def decorate(act: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+        def command(context: typer.Context, **values: Any) -> None:
+            act(context, pick(options, values))
+
+        set_signature(command, list_parameters(options))
+        command.__name__, command.__doc__ = act.__name__, act.__doc__
+        return command
+
+    return decorate

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefork.pool.jobs import JobResult
-from prefork.run.summary import GPULoad, Report, Summary, View
-from prefork.wording import clock, show
+from prefork.run.summary import GPULoad, Progress, Report, Summary
+from prefork.wording import format_duration, make_printable
 
 MEGABYTE = 1e6
 
@@ -27,7 +27,7 @@ class QuietReport(Report):
 
     def end(self, summary: Summary) -> None:
         for job, reason in summary.failed.items():
-            print(f"{show(job)}: {show(reason)}", file=sys.stderr)
+            print(f"{make_printable(job)}: {make_printable(reason)}", file=sys.stderr)
 
 
 class JSONReport(Report):
@@ -60,30 +60,30 @@ class PlainReport(Report):
         self.console = console
         self.started = time.monotonic()
 
-    def say(self, text: str, style: str = "") -> None:
+    def print_line(self, text: str, style: str = "") -> None:
         """One line, however long."""
-        self.console.print(Text(show(text), style), soft_wrap=True)
+        self.console.print(Text(make_printable(text), style), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self.say(text, "yellow")
+        self.print_line(text, "yellow")
 
     def finish_job(self, result: JobResult, reason: str | None) -> None:
         if reason is not None:
-            self.say(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
+            self.print_line(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
             return
         warnings = len(result.document.warnings) if result.document else 0
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
-        self.say(f"done    {result.job.id}  {_measure(result)}{more}")
+        self.print_line(f"done    {result.job.id}  {_measure(result)}{more}")
 
     def end(self, summary: Summary) -> None:
         for job, warnings in summary.warnings.items():
             for warning in warnings:
-                self.say(f"warning {job}: {warning}", "yellow")
+                self.print_line(f"warning {job}: {warning}", "yellow")
         for name, reason in summary.notices.items():
-            self.say(f"unused  {name}: {reason}", "dim")
+            self.print_line(f"unused  {name}: {reason}", "dim")
         self.console.print(tabulate(summary))
         for job, reason in summary.failed.items():
-            self.say(f"failed  {job}: {reason}", "red")
+            self.print_line(f"failed  {job}: {reason}", "red")
 
 
 class LiveReport(PlainReport):
@@ -91,17 +91,17 @@ class LiveReport(PlainReport):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._look: Callable[[], View] | None = None
+        self._get_progress: Callable[[], Progress] | None = None
         self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
         self._live.start()
 
-    def begin(self, look: Callable[[], View]) -> None:
-        self._look = look
+    def begin(self, get_progress: Callable[[], Progress]) -> None:
+        self._get_progress = get_progress
         self.started = time.monotonic()
 
     def refresh(self) -> None:
-        if self._look is not None:
-            self._live.update(draw(self._look(), time.monotonic() - self.started))
+        if self._get_progress is not None:
+            self._live.update(draw(self._get_progress(), time.monotonic() - self.started))
 
     def finish_job(self, result: JobResult, reason: str | None) -> None:
         warned = result.document is not None and result.document.warnings
@@ -112,21 +112,21 @@ class LiveReport(PlainReport):
         self._live.stop()
 
 
-def draw(view: View, elapsed: float) -> Group:
+def draw(progress: Progress, elapsed: float) -> Group:
     """The live view: what each worker does, and how far the whole is."""
     table = Table.grid(padding=(0, 2))
-    for worker in view.workers:
+    for worker in progress.workers:
         memory = f"{worker.memory.uss / MEGABYTE:.0f} MB" if worker.memory else ""
-        position = clock(worker.position) if worker.label and view.timed else ""
-        label = Text(show(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
+        position = format_duration(worker.position) if worker.label and progress.timed else ""
+        label = Text(make_printable(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
         table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
-    left = elapsed * (view.audio_total - view.audio_done) / view.audio_done if view.audio_done else None
+    left = elapsed * (progress.audio_total - progress.audio_done) / progress.audio_done if progress.audio_done else None
     bar = Table.grid(padding=(0, 2))
     bar.add_row(
-        ProgressBar(total=max(view.audio_total, 1e-9), completed=view.audio_done, width=40),
-        f"{view.files_done}/{view.files_total} files",
-        f"{clock(view.audio_done)} of {clock(view.audio_total)}" if view.timed else "",
-        f"{clock(left)} left" if left is not None else "",
+        ProgressBar(total=max(progress.audio_total, 1e-9), completed=progress.audio_done, width=40),
+        f"{progress.files_done}/{progress.files_total} files",
+        f"{format_duration(progress.audio_done)} of {format_duration(progress.audio_total)}" if progress.timed else "",
+        f"{format_duration(left)} left" if left is not None else "",
     )
     return Group(table, bar)
 
@@ -139,15 +139,15 @@ def tabulate(summary: Summary) -> Table:
         *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
         *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
         *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
-        ("time", f"{summary.wall_seconds:.1f} s, of which {summary.load_seconds:.1f} s to load"),
+        ("time", f"{summary.wall_seconds:.1f} s, including {summary.load_seconds:.1f} s to load the models"),
         ("speed", f"{summary.speed:.0f} {'audio seconds' if summary.audio_seconds else 'words'} per second"),
         ("workers", _count_workers(summary)),
         ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {_describe_copies(summary)}"),
         ("private", _describe_private(summary)),
-        ("memory", f"{summary.total / MEGABYTE:.0f} MB in all, shared pages counted once"),
+        ("memory", f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
-        ("results", show(summary.target)),
+        ("results", make_printable(summary.target)),
     ]
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
@@ -157,7 +157,7 @@ def tabulate(summary: Summary) -> Table:
 def _measure(result: JobResult) -> str:
     """How long a job's recording is, or how many words there were to analyse."""
     if result.job.media is not None or result.document is None:
-        return clock(result.job.seconds)
+        return format_duration(result.job.seconds)
     return f"{result.document.count_tagged()['words']:,} words"
 
 
@@ -167,40 +167,40 @@ def _describe_recovery(recovery: Mapping[str, int]) -> str:
     if not found and not missing:
         return f"all {timed} utterances had times"
     parts = [f"{timed} utterances had times"] if timed else []
-    parts += [f"{found} of {found + missing} without were found in the recordings"]
+    parts += [f"{found} of {found + missing} without times were found in the recordings"]
     return ", ".join(parts)
 
 
 def _describe_copies(summary: Summary) -> str:
     if not summary.shared:
-        return "for each"
-    return "once for all workers" if summary.servers < 2 else "once for each server"
+        return "one copy for each worker"
+    return "one copy for all workers" if summary.servers < 2 else "one copy for each server"
 
 
 def _describe_private(summary: Summary) -> str:
     text = f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
     if not summary.measured:
         return text
-    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within a fifth"
+    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within 20 %"
 
 
 def _describe_gpu(gpu: GPULoad) -> str:
-    return f"{gpu.name}: busy {gpu.busy:.0f} %, {gpu.used / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB at most"
+    return f"{gpu.name}: busy {gpu.busy:.0f} %, at most {gpu.used / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB used"
 
 
 def _describe_shortage(summary: Summary) -> str:
     """What was done about too little memory."""
-    parts = [f"nothing new for {summary.throttled:.0f} s"] if summary.throttles else []
-    parts += [f"{summary.shrinks} worker{'s' * (summary.shrinks != 1)} given up"] if summary.shrinks else []
-    parts += [f"{summary.starved} ended at their work"] if summary.starved else []
+    parts = [f"no new task started for {summary.throttled:.0f} s"] if summary.throttles else []
+    parts += [f"{summary.shrinks} worker{'s' * (summary.shrinks != 1)} stopped"] if summary.shrinks else []
+    parts += [f"{_count(summary.starved, 'task')} lost their worker"] if summary.starved else []
     return ", ".join(parts)
 
 
 def _count_files(summary: Summary) -> str:
     parts = [f"{summary.done} done"]
-    parts += [f"{summary.skipped} done before"] if summary.skipped else []
+    parts += [f"{summary.skipped} done earlier"] if summary.skipped else []
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
-    parts += [f"{summary.unfinished} left: the same command goes on with them"] if summary.unfinished else []
+    parts += [f"{summary.unfinished} left: repeat the command to continue"] if summary.unfinished else []
     return ", ".join(parts)
 
 
@@ -208,9 +208,9 @@ def _count_workers(summary: Summary) -> str:
     how = {"fork": "forked, ", "spawn": "spawned, ", "ipc": "forked, ", "server": "forked, "}.get(summary.strategy, "")
     text = f"{summary.workers}, {how}with {_count(summary.threads, 'thread')} each"
     if summary.servers == 1:
-        text += f"; a server with {_count(summary.server_threads, 'thread')} has the model"
+        text += f"; a server with {_count(summary.server_threads, 'thread')} holds the model"
     elif summary.servers:
-        text += f"; {summary.servers} servers with {_count(summary.server_threads, 'thread')} each have the model"
+        text += f"; {summary.servers} servers with {_count(summary.server_threads, 'thread')} each hold the model"
     if not summary.deaths:
         return text
     who = f" {'process' if summary.deaths == 1 else 'processes'}" if summary.servers else ""

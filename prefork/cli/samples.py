@@ -33,17 +33,17 @@ def copy_samples(target: Path) -> list[Path]:
 
 def _check_place(target: Path) -> None:
     if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file; the samples go into a folder: give another name")
+        raise InputError(f"{target}: is a file; give the name of a folder")
     place = Path(os.path.realpath(target))  # Path.resolve raises of a loop of links, and not always the same
     if any(place.is_relative_to(folder.resolve()) for folder in _PLACES):
-        raise InputError(f"{target}: lies within prefork itself; give a folder of your own")
+        raise InputError(f"{target}: is inside prefork itself; give another folder")
 
 
 def _is_there(path: Path, data: bytes) -> bool:
     if not os.path.lexists(path):
         return False
     if not path.is_file() or path.read_bytes() != data:
-        raise InputError(f"{path}: is there already and is not the sample; move it away or give another folder")
+        raise InputError(f"{path}: already exists and differs from the sample; move it away or give another folder")
     return True
 
 
@@ -54,7 +54,7 @@ def _write(target: Path, files: dict[Path, bytes]) -> None:
         for path, data in files.items():
             write_synced(name_partial(path), data)
     except OSError:
-        with contextlib.suppress(OSError):  # what cannot be removed is not what the user has to hear of
+        with contextlib.suppress(OSError):  # the first error is the one to report
             for path in files:
                 name_partial(path).unlink(missing_ok=True)
             for folder in made:

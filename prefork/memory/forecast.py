@@ -32,7 +32,7 @@ _MOST_SERIES = 50  # models, dtypes, thread counts ... of one command that are r
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class FittedLine:
     """base, slope: of the line through the middle of what was measured, FLOOR added; factor: up from there to the upper
     quantile."""
 
@@ -57,7 +57,7 @@ class Series:
 
     def __init__(self, points: Iterable[tuple[float, int]] = ()) -> None:
         self._points: dict[int, deque[tuple[float, int]]] = {}
-        self._line: Line | None = None
+        self._line: FittedLine | None = None
         for size, taken in points:
             self.add(size, taken)
 
@@ -85,7 +85,7 @@ class Series:
         return find_quantile(all_taken, QUANTILE) if all_taken else None
 
 
-def fit(points: list[tuple[float, int]]) -> Line:
+def fit(points: list[tuple[float, int]]) -> FittedLine:
     """The line through the measurements, with the configuration's as what is known beforehand.
 
     Weighted least squares of the relative error, by the normal equations; neither base nor slope is negative, and with
@@ -93,7 +93,7 @@ def fit(points: list[tuple[float, int]]) -> Line:
     """
     count = len(points)
     if not count:
-        return Line(BASE + FLOOR, 1.0, 1.0)
+        return FittedLine(BASE + FLOOR, 1.0, 1.0)
     far = 2 * max(size for size, _ in points) or BASE
     measured = [(size, taken + FLOOR) for size, taken in points]
     prior = [(0.0, BASE + FLOOR), (far, BASE + far + FLOOR)]
@@ -109,7 +109,7 @@ def fit(points: list[tuple[float, int]]) -> Line:
     elif middle < FLOOR:
         middle, slope = float(FLOOR), (wxy - FLOOR * wx) / wxx
     ratios = sorted(taken / (middle + slope * size) for size, taken in measured)
-    return Line(middle, slope, max(1.0, find_quantile(ratios, QUANTILE)) + _CAUTION / math.sqrt(count))
+    return FittedLine(middle, slope, max(1.0, find_quantile(ratios, QUANTILE)) + _CAUTION / math.sqrt(count))
 
 
 def find_quantile(ordered: list[Any], share: float) -> Any:

@@ -2,8 +2,8 @@
 
     monitor = MemoryMonitor(CUDAMeter("cuda:0"))
     models = Models(monitor, Residency.STAGE)
-    with monitor.stage(Stage.PIPELINE):
-        with monitor.stage(Stage.TRANSCRIPTION) as stage:
+    with monitor.stage(MonitoredStage.PIPELINE):
+        with monitor.stage(MonitoredStage.TRANSCRIPTION) as stage:
             text = models.get(stage, "Whisper", load_whisper).transcribe(audio)
 
 On the host, what libraries set up when a stage is the first to use them is memory that it adds and never frees: 30 MB
@@ -151,7 +151,7 @@ class HostMeter:
         return Reading("Host", own.uss, own.pss, machine.available, machine.limit)
 
 
-class Stage(Enum):
+class MonitoredStage(Enum):
     """A part of the pipeline: its first checkpoint, its cleanups, its last checkpoint. PIPELINE contains the others."""
 
     PIPELINE = "Pipeline Initialization", ("Final",), ""
@@ -174,16 +174,16 @@ class Stage(Enum):
 
 
 CHECKPOINTS = (
-    Stage.PIPELINE.before,
-    *(name for stage in Stage if stage is not Stage.PIPELINE for name in stage.checkpoints),
-    *Stage.PIPELINE.checkpoints[1:],
+    MonitoredStage.PIPELINE.before,
+    *(name for stage in MonitoredStage if stage is not MonitoredStage.PIPELINE for name in stage.checkpoints),
+    *MonitoredStage.PIPELINE.checkpoints[1:],
 )
 
 
 class Cleanups:
     """What is to be dropped when a stage ends, by name."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: MonitoredStage) -> None:
         self._stage = stage
         self._drops: dict[str, list[Callable[[], object]]] = {}
 
@@ -204,7 +204,7 @@ class Cleanups:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class MemoryRecovery:
     """added: bytes that a stage had allocated when its cleanups began, less what is meant to stay. left: of them."""
 
     added: int
@@ -216,11 +216,11 @@ class Recovery:
         return 100 * (self.added - self.left) / self.added
 
 
-def measure_recovery(entry: int, begin: int, end: int) -> Recovery | None:
+def measure_recovery(entry: int, begin: int, end: int) -> MemoryRecovery | None:
     """Bytes allocated when the stage, its first cleanup began and its last one ended. None if the stage added nothing
     to speak of."""
     added = begin - entry
-    return Recovery(added, min(max(0, end - entry), added)) if added >= NOTABLE else None
+    return MemoryRecovery(added, min(max(0, end - entry), added)) if added >= NOTABLE else None
 
 
 class Alarm:
@@ -275,19 +275,19 @@ class MemoryMonitor:
             self._logger.warning(f"ALERT: {reading.kind} memory usage {state}. {advice}")
 
     def settle(self) -> int:
-        """Bytes allocated after all that nobody refers to has been given back."""
+        """Bytes allocated after all unreferenced memory has been given back."""
         gc.collect()
         self._meter.release()
         return self._meter.glance().allocated
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[Cleanups]:
+    def stage(self, stage: MonitoredStage) -> Iterator[Cleanups]:
         """Runs the body between the stage's checkpoints, then the cleanups that it has deferred, also when it raises.
 
         A cleanup that raises is logged and the rest goes on; if the body did not raise, the first such error is raised.
         """
         cleanups = Cleanups(stage)
-        if stage is Stage.PIPELINE:
+        if stage is MonitoredStage.PIPELINE:
             cleanups.defer("Final")
         with self._watch():
             self.checkpoint(stage.before)
@@ -303,7 +303,7 @@ class MemoryMonitor:
                 if completed and failures:
                     raise failures[0]
 
-    def _clean_up(self, stage: Stage, cleanups: Cleanups, entry: int) -> list[Exception]:
+    def _clean_up(self, stage: MonitoredStage, cleanups: Cleanups, entry: int) -> list[Exception]:
         """Returns what has failed, which may be the meter too. entry: bytes allocated when the stage began."""
         failures: list[Exception] = []
         sizes: list[int] = []  # before and after each cleanup
@@ -333,7 +333,7 @@ class MemoryMonitor:
             self._logger.error("ERROR: %s failed: %s: %s", what, type(error).__name__, error)
             failures.append(error)
 
-    def _report(self, stage: Stage, recovery: Recovery) -> None:
+    def _report(self, stage: MonitoredStage, recovery: MemoryRecovery) -> None:
         title, percent, left = stage.title, recovery.percent, _format_size(recovery.left)
         self._logger.info(
             f"Memory recovered: {percent:.1f}% of the {_format_size(recovery.added)} that {title} had added"
@@ -368,8 +368,8 @@ class MemoryMonitor:
             self.sample()
             while not ended.wait(self._interval):
                 self.sample()
-        except Exception as error:  # noqa: BLE001  no work is lost for want of a look at memory
-            self._logger.error("ERROR: Memory is not watched any more: %s: %s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001  monitoring must not end the work
+            self._logger.error("ERROR: Memory is no longer monitored: %s: %s", type(error).__name__, error)
 
 
 def _empty_frames(error: BaseException) -> None:

@@ -20,4 +20,4 @@ def find_facts(file: Path | None, refresh: bool = False) -> Facts:
         raise InputError(str(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise InputError(f"{file}: {reason}; give a file as `prefork matrix --json` writes it") from error
+        raise InputError(f"{file}: {reason}; give a file written by `prefork matrix --json`") from error

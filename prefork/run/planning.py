@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prefork.engines import registry
 from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
@@ -20,20 +18,11 @@ from prefork.run.corpus import find_jobs, find_languages
 from prefork.run.facts import find_facts
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
+from prefork.wire.messages import FromZygote, LoadFailed, Surveyed
 from prefork.wire.specification import Specification
-from prefork.wording import clock
+from prefork.wording import format_duration
 
 _SURVEY_SECONDS = 600.0  # a hub may have to be asked
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What models say of themselves before they are loaded. Bytes of the weights and of a worker's own, None if they
-    cannot say; what outputs depend on, by engine."""
-
-    weights: int | None
-    private: int | None
-    fingerprints: Mapping[str, Mapping[str, Any]]
 
 
 def plan_run(
@@ -61,7 +50,9 @@ def plan_run(
         ),
     ]
     if intake is not Intake.TEXTS:
-        work.append(("audio", f"{clock(sum(seconds))}, the longest {clock(max(seconds, default=0.0))}"))
+        work.append(
+            ("audio", f"{format_duration(sum(seconds))}, the longest {format_duration(max(seconds, default=0.0))}")
+        )
     conflict = find_obstacle(engines)
     request = replace(
         request, engines=tuple(engines), cannot=find_obstacles(engines), broken=str(conflict) if conflict else ""
@@ -74,7 +65,7 @@ def plan_run(
         return plan, [("engine", names), *work]
     found = survey(Specification(engines, plan=plan))
     plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))
-    size = "weights of a size that only loading shows"
+    size = "weights whose size is unknown until they are loaded"
     if found.weights is not None:
         size = f"{found.weights / 1e6:.0f} MB of weights"
     return plan, [("engine", f"{names}, {size}"), *work]
@@ -93,14 +84,14 @@ def describe_batches(batching: Batching, plan: Plan) -> str:
     if batching.max_bucket_size is not None:
         text += f" and {batching.max_bucket_size} segments"
     if batching.num_seqs_multiple_of > 1:
-        text += f", beyond {batching.num_seqs_multiple_of} segments in multiples of that"
+        text += f", above {batching.num_seqs_multiple_of} segments in multiples of {batching.num_seqs_multiple_of}"
     if batching.max_audio_len is not None:
         text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
-    return "; ".join([text, *(warnings if chosen else [])])  # of what nobody has asked for, nobody need be warned
+    return "; ".join([text, *(warnings if chosen else [])])  # warn only of what the user has chosen
 
 
 def _describe_usual(batching: Batching, device: str) -> str:
-    """Where nobody has said how large batches are, and no GPU's memory says it; see `Loaded.choose_batching`."""
+    """Where neither the user nor a GPU's memory determines the size of batches; see `Loaded.choose_batching`."""
     name = {"cpu": "the CPU", "mps": "MPS"}.get(device, device)
     text = f"one segment at a time on {name}, unless the engine takes more at once"
     if batching.max_audio_len is not None:
@@ -108,19 +99,22 @@ def _describe_usual(batching: Batching, device: str) -> str:
     return f"{text}; --batch-size or --max-num-elements change that"
 
 
-def survey(specification: Specification) -> Survey:
-    """What a process says that opens the models and does not load them. Raises LoadError."""
+def survey(specification: Specification) -> Surveyed:
+    """What a process finds out that opens the models and does not load them. Raises LoadError."""
     assert specification.plan is not None
     child = ChildProcess("work.zygote", make_environment(specification.plan))
     try:
         child.channel.post(replace(specification, survey=True))
-        kind, *answer = child.receive(_SURVEY_SECONDS)
+        answer: FromZygote = child.receive(_SURVEY_SECONDS)
     except (EOFError, TimeoutError) as error:
-        words = child.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LoadError(f"the process that looks at the models ended without an answer: {words}") from error
+        last_line = child.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LoadError(f"the process that inspects the models ended without an answer: {last_line}") from error
     finally:
         child.kill()
         child.end(1.0)
-    if kind != "surveyed":
-        raise LoadError(answer[0])
-    return Survey(*answer)
+    match answer:
+        case Surveyed():
+            return answer
+        case LoadFailed(reason):
+            raise LoadError(reason)
+    raise LoadError(f"the process that inspects the models has sent {type(answer).__name__}, and no survey")

@@ -6,10 +6,9 @@ import math
 import queue
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,27 +18,29 @@ from prefork.engines.batching import Batching
 from prefork.engines.text.languages import get_long_code
 from prefork.errors import Stopped
 from prefork.memory import memlog
-from prefork.memory.tally import Tally, describe_subjects
+from prefork.memory.tally import describe_subjects
 from prefork.outputs import OutputFolder
-from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.matrix import Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.pool.runtime import Runtime
 from prefork.pool.tasks import HangLimit
 from prefork.run import performance
-from prefork.run.corpus import Corpus, find_jobs, find_languages, read_languages
+from prefork.run.account import Account
+from prefork.run.corpus import Corpus, find_jobs, find_languages
+from prefork.run.headers import read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
-from prefork.run.summary import Report, Summary, View
-from prefork.wire.specification import Inventory, Specification
+from prefork.run.summary import Progress, Report, Summary
+from prefork.wire.specification import Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _ROUND_SECONDS = 7200.0  # of audio that goes through all phases before more of it begins
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunRequest:
     """What the user asked for."""
 
     source: Path
@@ -64,39 +65,10 @@ class Request:
     redo: bool = False
 
 
-class _Account:
-    """What the runtimes of a run have come to, one after the other."""
-
-    def __init__(self) -> None:
-        self.plan: Plan | None = None
-        self.inventory: Inventory | None = None
-        self.tally = Tally()
-        self.steps: Counter[tuple[str, str]] = Counter()
-        self.deaths = 0
-        self.load_seconds = 0.0
-        self.exhausted = False
-        self.failure: BaseException | None = None
-
-    def add(self, runtime: Runtime) -> None:
-        """One that has ended."""
-        supervisor = runtime.supervisor
-        self.plan = supervisor.plan or self.plan
-        known, new = self.inventory, supervisor.inventory
-        if known is not None and new is not None:
-            seconds, fingerprints = known.seconds + new.seconds, {**known.fingerprints, **new.fingerprints}
-            new = replace(new, weights=max(known.weights, new.weights), seconds=seconds, fingerprints=fingerprints)
-        self.inventory = new or known
-        self.tally = self.tally.merge(supervisor.governor.tally)
-        self.steps.update(supervisor.steps)
-        self.deaths += supervisor.deaths
-        self.exhausted = self.exhausted or bool(supervisor.exhausted)
-        self.failure = self.failure or supervisor.failure
-
-
 class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
-    def __init__(self, request: Request, report: Report) -> None:
+    def __init__(self, request: RunRequest, report: Report) -> None:
         pipeline = choose_languages(request.pipeline, partial(find_languages, request.source, request.target))
         request = self._request = replace(request, pipeline=pipeline)
         self._report = report
@@ -104,15 +76,10 @@ class Run:
         self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
         self._logs = request.target / memlog.FOLDER
         self._signals: list[int] = []
-        self._heeded = 0  # of the signals, those that were acted on
+        self._handled = 0  # of the signals, those that were acted on
         self._log_file: Any = None
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
-        self._account = _Account()
-        self._done: list[JobResult] = []
-        self._failed: dict[str, str] = {}
-        self._warnings: dict[str, tuple[str, ...]] = {}
-        self._recovery: Counter[str] = Counter()
-        self._tagged: Counter[str] = Counter()
+        self._account = Account()
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
 
@@ -155,46 +122,49 @@ class Run:
             return 128 + self._signals[0]
         if self._account.exhausted and summary.unfinished:
             return 3
-        return 1 if self._failed else 0
+        return 1 if self._account.failed else 0
 
     def _execute(self) -> Summary:
         request = self._request
         corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
-        self._failed |= {problem.id: strip_name(problem.id, problem.reason) for problem in corpus.problems}
+        self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder)
         try:
             if journal.recovered is not None:
                 self._report.note(
-                    f"the journal could not be read; it is kept as {journal.recovered}, everything is made again"
+                    f"the journal could not be read; it was renamed to {journal.recovered}, and every output is "
+                    "computed again"
                 )
-            with self._listen():
+            with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
             journal.close()
-        return self._summarise(corpus, skipped)
+        self._end_runtime()
+        seconds = time.monotonic() - self._started
+        return self._account.summarise(corpus, skipped, str(request.target), seconds)
 
     def _wait_until_loaded(self) -> bool:
         """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
         assert self._runtime is not None
         started = time.monotonic()
-        while not self._runtime.supervisor.loaded.wait(_LOOK_SECONDS):
-            self._look_around()
+        while not self._runtime.supervisor.loaded.wait(_POLL_SECONDS):
+            self._handle_signals()
         self._account.load_seconds += time.monotonic() - (self._started if not self._account.load_seconds else started)
         if self._signals:
             return False
         self._runtime.wait_until_loaded()
-        self._say_whether_it_is_safe(self._runtime)
+        self._note_suspicions(self._runtime)
         return True
 
-    def _say_whether_it_is_safe(self, runtime: Runtime) -> None:
+    def _note_suspicions(self, runtime: Runtime) -> None:
         """Before the first fork: what was doubted, and has been tried."""
         inventory = runtime.supervisor.inventory
         if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
             return
         for engine, reason in inventory.suspicions.items():
-            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none is there now"
-            self._report.note(f"{engine}: {reason} ({threads}); a canary has computed with it: safe to fork here")
+            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none exists now"
+            self._report.note(f"{engine}: {reason} ({threads}); a canary computed with it, so forking is safe here")
 
     def _end_runtime(self, at_once: bool = False) -> None:
         runtime, self._runtime = self._runtime, None
@@ -202,7 +172,7 @@ class Run:
             if at_once:
                 runtime.supervisor.drain(0)
             runtime.shutdown()
-            self._account.add(runtime)
+            self._account.add_runtime(runtime)
 
     def _find_fingerprint(self) -> Mapping[str, Any]:
         """What outputs depend on besides the inputs: the settings of every stage, of later phases too."""
@@ -234,12 +204,12 @@ class Run:
         fingerprint = self._find_fingerprint()
         redo = self._request.redo
         jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, self._narrow(fingerprint, job))]
-        self._report.begin(lambda: self._look(jobs))
+        self._report.begin(lambda: self._measure_progress(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
             left, documents = jobs[start:end], dict[str, bytes]()
             for phase in self._phases:
-                if not self._turn_to(phase):
+                if not self._load_phase(phase):
                     break
                 results = self._run_phase(left, folder, documents)
                 documents = {}
@@ -247,12 +217,12 @@ class Run:
                     if result.passed is not None:
                         documents[result.job.id] = result.passed
                     else:
-                        self._take(result, journal, fingerprint)
+                        self._record(result, journal, fingerprint)
                 left = [job for job in left if job.id in documents]
         self._end_runtime()
         return len(corpus.jobs) - len(jobs)
 
-    def _turn_to(self, phase: Pipeline) -> bool:
+    def _load_phase(self, phase: Pipeline) -> bool:
         """Sees to it that the models of a phase are loaded, and no others; False if nothing more is to begin."""
         if self._runtime is not None and self._runtime.pipeline == phase:
             return True
@@ -271,24 +241,18 @@ class Run:
         runtime.run(jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
         waiting = len(jobs)
         while waiting:
-            self._look_around()
+            self._handle_signals()
             with suppress(queue.Empty):
-                yield results.get(timeout=_LOOK_SECONDS)
+                yield results.get(timeout=_POLL_SECONDS)
                 waiting -= 1
 
-    def _take(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
+    def _record(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
         job, error = result.job, result.error
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None:
             journal.record(job, self._narrow(fingerprint, job), result.files)
-            self._done.append(JobResult(job, files=result.files))
-            if result.document is not None and result.document.warnings:
-                self._warnings[job.id] = result.document.warnings
-            if result.document is not None and result.document.recovery is not None:
-                self._recovery.update(asdict(result.document.recovery))
-            if result.document is not None:
-                self._tagged.update(result.document.count_tagged())
+            self._account.add_done(result)
             self._report.finish_job(result, None)
             return
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -296,21 +260,21 @@ class Run:
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
         journal.record(job, self._narrow(fingerprint, job), error=reason)
-        self._failed[job.id] = reason
+        self._account.failed[job.id] = reason
         self._report.finish_job(result, reason)
 
     def _advance(self, seconds: float) -> None:
         self._audio_begun += seconds / len(self._phases)
 
-    def _look(self, jobs: list[Job]) -> View:
-        finished = len(self._done) + sum(job.id in self._failed for job in jobs)
+    def _measure_progress(self, jobs: list[Job]) -> Progress:
+        finished = len(self._account.done) + sum(job.id in self._account.failed for job in jobs)
         total = sum(job.seconds for job in jobs)
         workers = self._runtime.supervisor.status() if self._runtime is not None else []
         timed = self._request.intake is not Intake.TEXTS
-        return View(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
+        return Progress(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
 
     @contextmanager
-    def _listen(self) -> Iterator[None]:
+    def _catch_signals(self) -> Iterator[None]:
         """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end it as always."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = {n: signal.signal(n, lambda number, _: self._signals.append(number)) for n in numbers}
@@ -320,15 +284,15 @@ class Run:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _look_around(self) -> None:
+    def _handle_signals(self) -> None:
         """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may. A signal handler itself must not do this:
         the lock it wants may be held by the very code that it interrupts."""
-        while self._heeded < min(len(self._signals), 2):
-            self._heeded += 1
-            if self._heeded == 1:
-                self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; once more stops at once")
+        while self._handled < min(len(self._signals), 2):
+            self._handled += 1
+            if self._handled == 1:
+                self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; a second Ctrl-C stops at once")
             if self._runtime is not None:
-                self._runtime.supervisor.drain(DRAIN_SECONDS if self._heeded == 1 else 0.0)
+                self._runtime.supervisor.drain(DRAIN_SECONDS if self._handled == 1 else 0.0)
         self._report.refresh()
 
     def _log(self, text: str) -> None:
@@ -349,44 +313,6 @@ class Run:
         content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
         performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
 
-    def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
-        self._end_runtime()
-        account = self._account
-        inventory, plan, tally = account.inventory, account.plan, account.tally
-        failed = sum(job.id in self._failed for job in corpus.jobs)  # the others that failed never became jobs
-        return Summary(
-            done=len(self._done),
-            skipped=skipped,
-            failed=self._failed,
-            unfinished=len(corpus.jobs) - skipped - len(self._done) - failed,
-            notices={notice.id: notice.reason for notice in corpus.notices},
-            warnings=self._warnings,
-            audio_seconds=sum(result.job.seconds for result in self._done if result.job.media is not None),
-            utterances=self._tagged["utterances"],
-            words=self._tagged["words"],
-            wall_seconds=time.monotonic() - self._started,
-            load_seconds=account.load_seconds,
-            strategy=plan.strategy if plan else "",
-            gpus=performance.list_gpus(plan, tally) if plan else (),
-            workers=plan.workers if plan else 0,
-            threads=plan.threads if plan else 0,
-            servers=plan.servers if plan else 0,
-            server_threads=plan.server_threads if plan else 0,
-            shared=plan.shared if plan else False,
-            weights=inventory.weights if inventory else 0,
-            private=max(tally.peaks.values(), default=0),
-            total=tally.most,
-            measured=tally.measured,
-            close=tally.close,
-            throttles=tally.throttles,
-            throttled=tally.throttled,
-            shrinks=tally.shrinks,
-            starved=tally.kills,
-            deaths=account.deaths,
-            recovery=dict(self._recovery),
-            target=str(self._request.target),
-        )
-
 
 def strip_name(job: str, reason: str) -> str:
     """The reason without the job's name before it, which stands there already wherever it is shown.
@@ -399,6 +325,6 @@ def strip_name(job: str, reason: str) -> str:
     return reason
 
 
-def run(request: Request, make_report: Callable[[], Report]) -> int:
+def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
     """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
     return Run(request, make_report()).execute()

@@ -1,4 +1,4 @@
-"""What a run came to, and who is told while it lasts."""
+"""The summary of a run, its progress, and the interface of what shows them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Summary:
     close: int  # of these, those that were predicted to within a fifth
     throttles: int  # times that nothing new was started because memory was short
     throttled: float  # seconds
-    shrinks: int  # workers given up for want of memory
-    starved: int  # tasks that lost their worker for want of memory
+    shrinks: int  # workers stopped because memory was short
+    starved: int  # tasks whose worker was stopped because memory was short
     deaths: int  # of workers, and of servers
     target: str
     recovery: Mapping[str, int] = field(default_factory=dict)  # utterances timed, found, missing; empty without UTR
@@ -61,7 +61,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Progress:
     """What a live view shows now."""
 
     workers: Sequence[WorkerStatus]
@@ -73,12 +73,12 @@ class View:
 
 
 class Report:
-    """Says nothing; its children say more."""
+    """Shows nothing; subclasses show more."""
 
     def note(self, text: str) -> None:
         """Something that happened on the way, such as the death of a worker."""
 
-    def begin(self, look: Callable[[], View]) -> None:
+    def begin(self, get_progress: Callable[[], Progress]) -> None:
         """The models are loaded and the jobs known."""
 
     def refresh(self) -> None:

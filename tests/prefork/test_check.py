@@ -15,20 +15,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from prefork.check.fork_check import examine, judge
+from prefork.check.processes import describe_end
 from prefork.check.report import Examined, annotate, check, write_junit
-from prefork.check.steps import (
-    EXIT_CODES,
-    STEPS,
-    Finding,
-    Reference,
-    Step,
-    Target,
-    conclude,
-    describe_end,
-    examine,
-    judge,
-    sum_up,
-)
+from prefork.check.steps import EXIT_CODES, STEPS, Finding, Step, conclude, sum_up
+from prefork.check.targets import Reference, Target
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import Facts
@@ -94,7 +85,7 @@ UNSAFE = {
         "load_model",
         "infer_otherwise_in_children",
         "same",
-        "something else than the parent",
+        "the child's result differs from the parent's",
     ),
 }
 
@@ -115,7 +106,12 @@ def test_what_is_unsafe_turns_red_for_the_right_reason(kind: str) -> None:
 
 
 UNKNOWN = {
-    "at random": ("load_model", "infer_at_random", "same", "another result each time; seed what is random"),
+    "at random": (
+        "load_model",
+        "infer_at_random",
+        "same",
+        "the parent's own result changes each time; seed all random generators",
+    ),
     "not comparable": ("load_model", "infer_what_holds_itself", "canary", "too deeply, cannot be compared; return"),
     "infer exits": ("load_model", "infer_and_call_exit", "canary", "cannot infer: infer called sys.exit(3)"),
     "load forks, infer forks and raises in the parent alone": (
@@ -129,7 +125,7 @@ UNKNOWN = {
     "load dies": ("load_and_die", "infer", "load", "the process that forks itself exited with status 9"),
     "load exits as if all were well": ("load_and_exit", "infer", "load", "load called sys.exit()"),
     "no such function": ("load_what", "infer", "load", "has no function load_what; check its name"),
-    "no function": ("LOADED_BY", "infer", "load", "is no function but of type int"),
+    "no function": ("LOADED_BY", "infer", "load", "is not a function but of type int"),
 }
 
 
@@ -149,7 +145,7 @@ def _target(load: str, infer: str) -> Target:
 
 
 def test_a_kill_of_our_own_is_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork.check.steps._END_SECONDS", 0.5)
+    monkeypatch.setattr("prefork.check.processes._END_SECONDS", 0.5)
     _, load, *later = examine(_target("load_and_close_everything", "infer"), make_plan(Request()), 2.0)
     assert load.finding is Finding.UNKNOWN
     assert load.text.endswith("closed its channel, did not end within 0.5 s, and was killed by prefork check")
@@ -177,7 +173,7 @@ def test_what_fails_in_check_itself_is_no_finding_about_the_target(monkeypatch: 
     def start(*_: object) -> None:
         raise OSError("too many open files")
 
-    monkeypatch.setattr("prefork.check.steps.ChildProcess", start)
+    monkeypatch.setattr("prefork.check.processes.ChildProcess", start)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert steps[1].finding is Finding.UNKNOWN
@@ -190,7 +186,7 @@ def test_steps_that_are_unknown_or_told_twice_are_ignored(monkeypatch: pytest.Mo
         for name in ("load", "load", "garbage", "matrix", "hazards", "load"):
             yield _step(name, Finding.SAFE)
 
-    monkeypatch.setattr("prefork.check.steps._examine", say)
+    monkeypatch.setattr("prefork.check.fork_check._examine", say)
     steps = list(examine(_target("load_model", "infer"), make_plan(Request()), 2.0))
     assert [step.name for step in steps] == list(STEPS)
     assert {step.finding for step in steps[3:]} == {Finding.SKIPPED}

@@ -15,7 +15,8 @@ import pytest
 import typer
 from rustling.chat import CHAT
 
-from prefork.cli.options import make_batching
+from prefork.cli.options import BatchingOptions
+from prefork.cli.parsing import make_batching
 from prefork.engines.batching import Batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 
@@ -112,7 +113,7 @@ def test_a_run_ends_with_a_table_of_what_was_done(troubled: tuple[Path, subproce
     rows = {words[0]: " ".join(words[1:]) for words in table if words}
     assert rows["files"].startswith("5 done, 7 failed")
     assert {"audio", "time", "speed", "workers", "weights", "private", "memory", "results"} <= rows.keys()
-    assert rows["weights"] == "36 MB, once for all workers"
+    assert rows["weights"] == "36 MB, one copy for all workers"
 
 
 @pytest.mark.slow
@@ -217,13 +218,15 @@ def test_options_that_make_no_sense_end_the_run_with_one_message(
 )
 def test_batches_that_cannot_be_are_refused_by_the_name_of_the_option(options: dict[str, int], message: str) -> None:
     with pytest.raises(typer.BadParameter) as caught:
-        make_batching(**options)  # type: ignore[arg-type]
+        make_batching(BatchingOptions(**options))  # type: ignore[arg-type]
     assert message in str(caught.value)
 
 
 def test_batches_are_as_the_options_say_and_else_as_they_always_are() -> None:
-    assert make_batching() == Batching()
-    assert make_batching(batch_size=3, num_seqs_multiple_of=1) == Batching(batch_size=3, num_seqs_multiple_of=1)
+    assert make_batching(BatchingOptions()) == Batching()
+    assert make_batching(BatchingOptions(batch_size=3, num_seqs_multiple_of=1)) == Batching(
+        batch_size=3, num_seqs_multiple_of=1
+    )
 
 
 @pytest.mark.slow

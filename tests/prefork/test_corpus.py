@@ -133,7 +133,7 @@ def test_two_media_are_listed_with_the_remedy(tmp_path: Path) -> None:
     paths = [write_recording(tmp_path / "in" / name) for name in ("a.flac", "a.wav")]
     reason = get_reason(find(tmp_path), "a.cha")
     assert all(str(path) in reason for path in paths)
-    assert "leave one" in reason
+    assert "keep one" in reason
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "https://x.org/a", "sub\\a", ".."])
@@ -177,22 +177,22 @@ def test_chat_without_recording_is_a_problem_and_what_else_is_left_over_a_notice
     assert get_reason(corpus, "mute.cha") == "no recording named 'mute' beside it; put it there, or give --media DIR"
     assert [(notice.id, notice.reason) for notice in corpus.notices] == [
         ("notes.txt", "no recording named 'notes' beside it; put it there, or give --media DIR"),
-        ("wordless.wav", "no transcript goes with it; add one of the same name"),
+        ("wordless.wav", "has no transcript; add one of the same name"),
     ]
 
 
 def test_texts_without_any_recording_are_refused_with_the_remedy(tmp_path: Path) -> None:
     write_text(tmp_path / "in" / "a.txt")
     write_text(tmp_path / "in" / "b.lab")
-    with pytest.raises(InputError, match=r"no recording goes with any of its transcripts: a.txt: .*give --media DIR"):
+    with pytest.raises(InputError, match=r"no recording belongs to any of its transcripts: a.txt: .*give --media DIR"):
         find(tmp_path)
-    with pytest.raises(InputError, match=r"no recording goes with any .*beside it or below .*media; put it there$"):
+    with pytest.raises(InputError, match=r"no recording belongs to any .*beside it or below .*media; put it there$"):
         find(tmp_path, media=write_recording(tmp_path / "media" / "c.wav").parent)
 
 
 def test_media_header_that_is_not_utf_8_names_the_remedy(tmp_path: Path) -> None:
     write_text(tmp_path / "in" / "a.cha").write_bytes(CHAT.format("café", "audio").encode("latin-1"))
-    assert get_reason(find(tmp_path), "a.cha") == "its @Media is not UTF-8; save it as UTF-8"
+    assert get_reason(find(tmp_path), "a.cha") == "its @Media is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize("status", ["missing", "unlinked", "notrans"])
@@ -236,7 +236,7 @@ def test_two_transcripts_for_one_output_are_told_apart(tmp_path: Path) -> None:
     write_text(tmp_path / "in" / "a.cha", CHAT.format("a", "audio"))
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["a.cha"]
-    assert get_reason(corpus, "a.txt") == "its output a.cha is already that of a.cha; rename one of them"
+    assert get_reason(corpus, "a.txt") == "its output a.cha is also the output of a.cha; rename one of them"
 
 
 def test_outputs_in_the_input_folder_are_no_inputs_of_the_next_run(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_links_out_of_the_folder_are_never_followed(tmp_path: Path) -> None:
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["a.txt"]
     assert "symbolic link" in get_reason(corpus, "t.txt")
-    assert "copy it here" in get_reason(corpus, "m.txt")
+    assert "copy its target here" in get_reason(corpus, "m.txt")
     assert "folder" in [notice.id for notice in corpus.notices]
 
 
@@ -331,12 +331,12 @@ def test_what_may_not_be_read_is_a_problem(tmp_path: Path) -> None:
     [
         ("gone", "out", "no such file or folder"),
         ("gone\0", "out", "no such file or folder"),
-        ("empty", "out", "has no transcripts; those that can be read end in .cha"),
+        ("empty", "out", "has no transcripts; their names must end in .cha"),
         ("in", "in", "is IN itself"),
         ("in", "link", "is IN itself"),
         ("in/sub/../", "in", "is IN itself"),
         ("in/a.txt", "in", "is IN itself"),
-        ("in", ".", "holds IN"),
+        ("in", ".", "contains IN"),
         ("in/a.wav", "out", "no transcript; give a folder, or a file"),
         ("in", "in/a.txt", "is a file; OUT must be a folder"),
     ],
@@ -383,7 +383,7 @@ def test_two_recordings_for_one_output_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.WAV").write_bytes(source.read_bytes())
     corpus = find_jobs(tmp_path / "in", tmp_path / "out", intake=Intake.RECORDINGS)
     assert get_ids(corpus) == ["a.WAV"]
-    assert "its output a.cha is already that of a.WAV" in get_reason(corpus, "a.wav")
+    assert "its output a.cha is also the output of a.WAV" in get_reason(corpus, "a.wav")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from prefork.check.device_check import DEVICE_STEPS, examine, find_obstacle, jud
 from prefork.check.device_examination import judge_naive
 from prefork.check.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
 from prefork.check.report import check
-from prefork.check.steps import Finding, Reference, Step, Target, conclude
+from prefork.check.steps import Finding, Step, conclude
+from prefork.check.targets import Reference, Target
 from prefork.cli.app import app
 from prefork.platform_matrix.canary import Fate, Outcome
 from prefork.platform_matrix.devices import Device, Devices
@@ -73,7 +74,7 @@ def test_a_result_that_depends_on_who_shares_the_batch_is_unsafe() -> None:
     assert steps["ipc"].finding is Finding.SKIPPED and "CUDA IPC" in steps["ipc"].text
     assert steps["written"].finding is Finding.SKIPPED and steps["written"].text
     assert steps["server"].finding is Finding.UNSAFE
-    assert "of the whole; float32 may differ by 1.6e-02 of it" in steps["server"].text
+    assert "; for float32, 1.6e-02 is allowed" in steps["server"].text
 
 
 @pytest.mark.slow
@@ -191,8 +192,8 @@ def test_a_difference_is_the_worst_of_all_parts() -> None:
     ("found", "reason"),
     [
         ({"a": torch.zeros(3)}, r"the shape \(3,\), not \(2,\)"),
-        ({"b": torch.zeros(2)}, "other parts: a, b"),
-        ({"a": torch.zeros(2), "b": 1}, "other parts: b"),
+        ({"b": torch.zeros(2)}, "its parts are different: a, b"),
+        ({"a": torch.zeros(2), "b": 1}, "its parts are different: b"),
     ],
 )
 def test_what_no_number_can_compare_is_said(found: object, reason: str) -> None:

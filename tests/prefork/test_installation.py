@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prefork.check.steps import Finding, conclude, examine, find_targets
+from prefork.check.fork_check import examine
+from prefork.check.steps import Finding, conclude
+from prefork.check.targets import find_targets
 from prefork.engines import registry
 from prefork.engines.base import LoadError
 from prefork.installation import find_needs
@@ -123,7 +125,9 @@ def test_it_is_known_what_the_engines_import() -> None:
     code = """
 import json, os, sys
 import prefork.work.worker
-from prefork.check.steps import Finding, conclude, examine, find_targets
+from prefork.check.fork_check import examine
+from prefork.check.steps import Finding, conclude
+from prefork.check.targets import find_targets
 from prefork.engines import registry
 for name in sys.argv[1:]:
     pid = os.fork()

@@ -178,7 +178,7 @@ def test_a_plan_for_the_cpu_with_a_server_counts_the_libraries_twice_and_the_wei
     )
     assert "vram" not in rows and "devices" not in rows
     assert rows["batches"] == (
-        "LENGTH, up to 4,160,000 elements (260 s of audio) and 16 segments, beyond 8 segments in multiples of that, "
+        "LENGTH, up to 4,160,000 elements (260 s of audio) and 16 segments, above 8 segments in multiples of 8, "
         "none longer than 130 s"
     )
     usual = _read_rows(_show(request=Request(devices=("cpu",)))[1])["batches"]

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 from prefork.cli.app import app
 from prefork.cli.memlog_picture import draw_picture, pile_up, show_figures
 from prefork.engines.base import InputError
-from prefork.memory.memlog import Event, MemoryLog, follow, list_throttled, read_log, sum_up
+from prefork.memory.figures import follow, list_throttled, sum_up
+from prefork.memory.memlog import Event, MemoryLog, read_log
 
 MB = 1_000_000
 COMMON = {"engine": "ctc", "model": "tiny", "dtype": "float32", "strategy": "fork"}
@@ -180,10 +181,10 @@ def test_what_is_no_log_is_refused_with_its_name_the_reason_and_a_remedy(tmp_pat
     os.mkfifo(tmp_path / "pipe")
     for name, reason in {
         "empty": "is empty",
-        "binary": "no line of it is an event",
-        "text": "no line of it is an event",
-        "json": "no line of it is an event",
-        "folder": "holds no memory log",
+        "binary": "has no line that is an event",
+        "text": "has no line that is an event",
+        "json": "has no line that is an event",
+        "folder": "contains no memory log",
         "nothing": "No such file",
         "text/in it": "Not a directory",
         "pipe": "is not a regular file",
@@ -411,10 +412,10 @@ def test_bad_files_and_pictures_are_told_in_one_line(log: Path, tmp_path: Path) 
     bare = _write(tmp_path / "bare", {"time": 1.0, "event": "start"})
     for arguments, reason in (
         ((tmp_path / "no",), f"{tmp_path / 'no'}: No such file"),
-        ((tmp_path,), f"{tmp_path}: holds no memory log"),
+        ((tmp_path,), f"{tmp_path}: contains no memory log"),
         ((log, "--picture", "a.pdf"), "a.pdf: pictures are PNG or SVG; give a name that ends in .png or .svg"),
         ((log, "--picture", tmp_path / "no" / "a.svg"), "No such file or directory; give another place"),
-        ((bare, "--picture", tmp_path / "a.svg"), "has no sample of any process"),
+        ((bare, "--picture", tmp_path / "a.svg"), "has no memory samples to draw"),
     ):
         done = _ask(*arguments)
         assert (done.exit_code, done.stdout) == (2, ""), reason
@@ -457,7 +458,7 @@ def test_many_workers_share_one_entry_and_a_limit_out_of_sight_is_a_text(tmp_pat
     texts = " ".join(_draw_svg(path))
     assert "worker 0 (dark) to worker 63 (light)" in texts
     assert "worker 31" not in texts
-    assert "limit 999.00 GB, far above" in texts
+    assert "limit 999.00 GB, far above this picture" in texts
 
 
 def test_no_name_breaks_the_table_or_the_picture(tmp_path: Path) -> None:

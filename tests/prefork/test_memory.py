@@ -186,7 +186,7 @@ def test_a_history_that_cannot_be_used_is_as_good_as_none(content: str | None, t
 def test_a_size_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
     done = run("align", tmp_path, tmp_path / "out", "--memory-limit", size)
     assert done.returncode == 2
-    assert "--memory-limit takes a size as 3GB, 512MiB or 50%" in " ".join(done.stderr.replace("│", " ").split())
+    assert "--memory-limit takes a size such as 3GB, 512MiB or 50%" in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_a_limit_below_one_copy_and_one_worker_is_refused_with_the_arithmetic(tmp_path: Path) -> None:

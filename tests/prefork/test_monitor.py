@@ -22,10 +22,10 @@ from prefork.memory.monitor import (
     CUDAMeter,
     HostMeter,
     MemoryMonitor,
+    MemoryRecovery,
     Meter,
+    MonitoredStage,
     Reading,
-    Recovery,
-    Stage,
     measure_recovery,
 )
 from prefork.platform_matrix.memory import read_memory
@@ -158,17 +158,17 @@ def test_elevated_and_critical_usage_is_warned_of_at_the_checkpoint(caplog: pyte
 
 def _run_pipeline(monitor: MemoryMonitor) -> None:
     """As a transcription does it, with tensors for models."""
-    with monitor.stage(Stage.PIPELINE):
-        with monitor.stage(Stage.AUDIO_PREPROCESSING):
+    with monitor.stage(MonitoredStage.PIPELINE):
+        with monitor.stage(MonitoredStage.AUDIO_PREPROCESSING):
             waveform = {"samples": torch.zeros(1000)}
-        with monitor.stage(Stage.TRANSCRIPTION) as stage:
+        with monitor.stage(MonitoredStage.TRANSCRIPTION) as stage:
             outputs = [_fill(64)]
             stage.defer("Whisper", outputs.clear)
-        with monitor.stage(Stage.DIARIZATION) as stage:
+        with monitor.stage(MonitoredStage.DIARIZATION) as stage:
             stage.defer("Diarization Model")
             waveform["features"] = _fill(64)
             stage.defer("Waveform", waveform.clear)
-        with monitor.stage(Stage.SPEAKER_ALIGNMENT) as stage:
+        with monitor.stage(MonitoredStage.SPEAKER_ALIGNMENT) as stage:
             tensors = [_fill(64)]
             stage.defer("Alignment Tensors", tensors.clear)
 
@@ -191,7 +191,7 @@ def test_a_large_tensor_that_the_cleanup_drops_is_seen_to_be_free_again(caplog: 
         cycle.append(cycle)  # as models are: nobody refers to it any more, and only the collector finds that out
         tensors["emissions"] = cycle
 
-    with MemoryMonitor(HostMeter()).stage(Stage.SPEAKER_ALIGNMENT) as stage:
+    with MemoryMonitor(HostMeter()).stage(MonitoredStage.SPEAKER_ALIGNMENT) as stage:
         align()
         stage.defer("Alignment Tensors", tensors.clear)
     before, after = _uss(caplog, "Before Alignment Tensors Cleanup"), _uss(caplog, "After Alignment Tensors Cleanup")
@@ -203,7 +203,7 @@ def test_a_large_tensor_that_the_cleanup_drops_is_seen_to_be_free_again(caplog: 
 
 
 def test_what_a_variable_of_the_body_keeps_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    with MemoryMonitor(HostMeter()).stage(Stage.TRANSCRIPTION) as stage:
+    with MemoryMonitor(HostMeter()).stage(MonitoredStage.TRANSCRIPTION) as stage:
         models = {"whisper": _fill()}
         whisper = models["whisper"]
         stage.defer("Whisper", models.clear)
@@ -220,7 +220,7 @@ def test_five_percent_that_stay_are_tolerated_and_more_than_ten_are_an_error(
     end: float, warnings: list[str], errors: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Device(10)
-    with MemoryMonitor(device).stage(Stage.TRANSCRIPTION) as stage:
+    with MemoryMonitor(device).stage(MonitoredStage.TRANSCRIPTION) as stage:
         device.set(20)
         stage.defer("Whisper", lambda: device.set(end))
     assert [line[: len("WARNING: 0.75gb")].strip() for line in _of_level(caplog, logging.WARNING)] == warnings
@@ -230,7 +230,7 @@ def test_five_percent_that_stay_are_tolerated_and_more_than_ten_are_an_error(
 
 def test_a_stage_is_judged_by_all_its_cleanups_together(caplog: pytest.LogCaptureFixture) -> None:
     device = Device(10)
-    with MemoryMonitor(device).stage(Stage.DIARIZATION) as stage:
+    with MemoryMonitor(device).stage(MonitoredStage.DIARIZATION) as stage:
         device.set(30)
         stage.defer("Diarization Model", lambda: device.set(10))
         stage.defer("Waveform", lambda: device.set(25))
@@ -241,9 +241,9 @@ def test_a_stage_is_judged_by_all_its_cleanups_together(caplog: pytest.LogCaptur
 
 
 def test_what_is_recovered_is_of_what_was_added() -> None:
-    assert measure_recovery(1 * GB, 5 * GB, 2 * GB) == Recovery(added=4 * GB, left=GB)
-    assert measure_recovery(4 * GB, 5 * GB, 1 * GB) == Recovery(added=GB, left=0)
-    assert measure_recovery(1 * GB, 2 * GB, 3 * GB) == Recovery(added=GB, left=GB)
+    assert measure_recovery(1 * GB, 5 * GB, 2 * GB) == MemoryRecovery(added=4 * GB, left=GB)
+    assert measure_recovery(4 * GB, 5 * GB, 1 * GB) == MemoryRecovery(added=GB, left=0)
+    assert measure_recovery(1 * GB, 2 * GB, 3 * GB) == MemoryRecovery(added=GB, left=GB)
     assert measure_recovery(1 * GB, 1 * GB + 20 * MB, 1 * GB + 20 * MB) is None
 
 
@@ -264,7 +264,7 @@ def test_a_stage_that_raises_is_cleaned_up_and_its_error_holds_no_tensor(caplog:
     before = meter.glance().allocated
     with (
         pytest.raises(ValueError, match="cannot infer") as raised,
-        MemoryMonitor(meter).stage(Stage.DIARIZATION) as stage,
+        MemoryMonitor(meter).stage(MonitoredStage.DIARIZATION) as stage,
     ):
         stage.defer("Waveform", features.clear)
         infer()
@@ -287,12 +287,12 @@ def test_a_cleanup_that_raises_hides_neither_the_bodys_error_nor_the_other_clean
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done: list[str] = []
-    with pytest.raises(KeyError, match="body"), MemoryMonitor(Device()).stage(Stage.DIARIZATION) as stage:
+    with pytest.raises(KeyError, match="body"), MemoryMonitor(Device()).stage(MonitoredStage.DIARIZATION) as stage:
         stage.defer("Diarization Model", lambda: done.append("model"))
         stage.defer("Waveform", _fail, lambda: done.append("waveform"))
         raise KeyError("body")
     assert done == ["waveform", "model"]
-    assert _names(caplog) == list(Stage.DIARIZATION.checkpoints)
+    assert _names(caplog) == list(MonitoredStage.DIARIZATION.checkpoints)
     assert _of_level(caplog, logging.ERROR) == ["ERROR: Waveform Cleanup failed: OSError: no such tensor"]
 
 
@@ -300,7 +300,10 @@ def test_a_cleanup_that_raises_is_raised_once_all_is_done_if_the_body_went_well(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done: list[str] = []
-    with pytest.raises(OSError, match="no such tensor"), MemoryMonitor(Device()).stage(Stage.DIARIZATION) as stage:
+    with (
+        pytest.raises(OSError, match="no such tensor"),
+        MemoryMonitor(Device()).stage(MonitoredStage.DIARIZATION) as stage,
+    ):
         stage.defer("Waveform", _fail)
         stage.defer("Diarization Model", lambda: done.append("model"))
     assert done == ["model"]
@@ -310,7 +313,7 @@ def test_a_cleanup_that_raises_is_raised_once_all_is_done_if_the_body_went_well(
 def test_a_device_that_answers_no_more_hides_neither_the_bodys_error_nor_the_cleanups() -> None:
     done: list[str] = []
     device = Device()
-    with pytest.raises(KeyError, match="body"), MemoryMonitor(device).stage(Stage.DIARIZATION) as stage:
+    with pytest.raises(KeyError, match="body"), MemoryMonitor(device).stage(MonitoredStage.DIARIZATION) as stage:
         stage.defer("Waveform", lambda: done.append("waveform"))
         stage.defer("Diarization Model", lambda: done.append("model"))
         device.failure = RuntimeError("CUDA error: device-side assert triggered")
@@ -320,9 +323,9 @@ def test_a_device_that_answers_no_more_hides_neither_the_bodys_error_nor_the_cle
 
 def test_a_cleanup_that_the_stage_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Diarization has no cleanup 'Whisper'; it has: Waveform, Diarization Model$"):
-        Cleanups(Stage.DIARIZATION).defer("Whisper")
+        Cleanups(MonitoredStage.DIARIZATION).defer("Whisper")
     with pytest.raises(ValueError, match=r"Audio Preprocessing has no cleanup 'Waveform'; it has: none$"):
-        Cleanups(Stage.AUDIO_PREPROCESSING).defer("Waveform")
+        Cleanups(MonitoredStage.AUDIO_PREPROCESSING).defer("Waveform")
 
 
 def test_an_alarm_goes_off_after_thirty_seconds_and_once_until_usage_has_fallen() -> None:
@@ -352,7 +355,11 @@ def test_a_thread_watches_while_a_stage_runs_and_is_gone_afterwards(caplog: pyte
     device = Device(80)
     monitor = MemoryMonitor(device, clock=lambda: now, interval=0.001)
     for now in (100.0, 200.0):  # noqa: B007  the clock reads it
-        with pytest.raises(KeyError), monitor.stage(Stage.PIPELINE), monitor.stage(Stage.TRANSCRIPTION):
+        with (
+            pytest.raises(KeyError),
+            monitor.stage(MonitoredStage.PIPELINE),
+            monitor.stage(MonitoredStage.TRANSCRIPTION),
+        ):
             (thread,) = _watchers()
             assert thread.daemon
             device.wait_for_glance()
@@ -363,13 +370,13 @@ def test_a_thread_watches_while_a_stage_runs_and_is_gone_afterwards(caplog: pyte
 
 def test_a_thread_that_cannot_read_says_so_and_the_stage_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     device = Device()
-    with MemoryMonitor(device, interval=0.001).stage(Stage.AUDIO_PREPROCESSING):
+    with MemoryMonitor(device, interval=0.001).stage(MonitoredStage.AUDIO_PREPROCESSING):
         (thread,) = _watchers()
         device.failure = RuntimeError("the driver is shutting down")
         thread.join(10)
         device.failure = None
         assert not thread.is_alive()
-    expected = "ERROR: Memory is not watched any more: RuntimeError: the driver is shutting down"
+    expected = "ERROR: Memory is no longer monitored: RuntimeError: the driver is shutting down"
     assert _of_level(caplog, logging.ERROR) == [expected]
     assert _names(caplog) == ["Before Audio Preprocessing", "After Audio Preprocessing"]
 

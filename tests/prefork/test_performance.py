@@ -152,9 +152,9 @@ def test_the_summary_of_a_run_with_servers_says_who_has_the_model_and_who_died()
         console.print(tabulate(replace(SUMMARY, strategy="server", server_threads=2, **changes)))
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
-    assert "4, forked, with 1 thread each; a server with 2 threads has the model " in say(servers=1)
-    assert "; 2 servers with 2 threads each have the model; 1 process died and was replaced" in say(servers=2, deaths=1)
-    assert "36 MB, once for each server" in say(servers=2)
+    assert "4, forked, with 1 thread each; a server with 2 threads holds the model " in say(servers=1)
+    assert "; 2 servers with 2 threads each hold the model; 1 process died and was replaced" in say(servers=2, deaths=1)
+    assert "36 MB, one copy for each server" in say(servers=2)
     plan = decide(FACTS, Request(engines=("ctc",), strategy=Strategy.SERVER, workers=2))
     content = performance.describe(NAMES, SUMMARY, Tally(), {}, plan, Inventory(1, 1.0, {"ctc": {}}))
     assert (content["threads"], content["servers"]) == (2, {"number": 1, "threads": 4})

@@ -15,7 +15,7 @@ import pytest
 from prefork import Job, LoadError, Runtime, Stopped
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Residency, Stage, align, list_phases, transcribe
-from prefork.run.runner import Request, run
+from prefork.run.runner import RunRequest, run
 from prefork.run.summary import Report, Summary
 from tests.prefork.command import read_outputs, write_script
 
@@ -90,7 +90,7 @@ def test_models_that_take_turns_give_the_same_as_models_that_stay(tmp_path: Path
     outputs, summaries = [], []
     for residency in Residency:
         report, target = Silent(), tmp_path / residency
-        request = Request(
+        request = RunRequest(
             tmp_path / "in", target, "align", THREE, formats=("json",), residency=residency, workers=2, force_cpu=True
         )
         assert run(request, lambda report=report: report) == 1

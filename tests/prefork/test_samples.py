@@ -62,7 +62,7 @@ def test_a_file_in_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = run("samples", tmp_path / "file")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"prefork: {tmp_path}/file: is a file; the samples go into a folder: give another name\n"
+    assert done.stderr == f"prefork: {tmp_path}/file: is a file; give the name of a folder\n"
     with pytest.raises(InputError, match=r"Not a directory; .* give another folder"):
         copy_samples(tmp_path / "file" / "below")
     assert _list(tmp_path) == {"file": b"mine"}
@@ -92,7 +92,7 @@ def test_a_folder_that_may_not_be_written_is_named_with_the_reason(tmp_path: Pat
 def test_prefork_s_own_folders_take_none(place: str) -> None:
     folder = SAMPLES.parent / place.partition("/")[0]
     before = sorted(os.listdir(folder))
-    with pytest.raises(InputError, match="lies within prefork itself; give a folder of your own"):
+    with pytest.raises(InputError, match="is inside prefork itself; give another folder"):
         copy_samples(SAMPLES.parent / place)
     assert sorted(os.listdir(folder)) == before
 

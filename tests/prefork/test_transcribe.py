@@ -90,7 +90,7 @@ def test_recordings_become_transcripts_whoever_runs_what_and_whatever_is_in_memo
     assert "*" not in outputs["silence.cha"].decode()
     assert "warning silence.wav: no speech found" in one.stdout
     assert "failed  broken.wav: " in one.stdout
-    assert "a canary has computed with it: safe to fork here" in one.stdout
+    assert "a canary computed with it, so forking is safe here" in one.stdout
 
     log = (tmp_path / "one" / ".prefork" / "log.txt").read_text()
     order = [line[len("[Host Memory] ") :].partition(":")[0] for line in log.splitlines() if "[Host Memory] " in line]
@@ -109,7 +109,7 @@ def test_whisper_aligns_and_finds_utterances_without_times(shared: Path, whisper
     options = ["--engine", "whisper", "--model", whisper, "--utr", "whisper", "--media", SAMPLES]
     done = run("align", untimed, tmp_path / "out", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "without were found in the recordings" in done.stdout
+    assert "without times were found in the recordings" in done.stdout
     times = re.compile(r"^(\*.*) \x15(\d+)_(\d+)\x15$", re.MULTILINE)
     found = {text: int(start) for text, start, _ in times.findall((tmp_path / "out" / "child15.cha").read_text())}
     truth = {text: int(start) for text, start, _ in times.findall(known)}
@@ -158,7 +158,7 @@ def test_rev_transcribes_and_finds_utterances_without_times(rev_service: Service
     options = ("--utr", "rev", "--engine", "ctc", "--format", "json")
     done = run("align", tmp_path / "in", tmp_path / "aligned", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 2 without were found in the recordings" in " ".join(done.stdout.split())
+    assert "1 of 2 without times were found in the recordings" in " ".join(done.stdout.split())
     first, second = json.loads((tmp_path / "aligned" / "talk.json").read_text())["utterances"]
     assert first["start"] is not None and second["start"] is None
 

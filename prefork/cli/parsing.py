@@ -1,0 +1,75 @@
+"""What the values of options mean. Raises typer.BadParameter for those that mean nothing. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+import typer
+
+from prefork.cli.options import BatchingOptions
+from prefork.engines.batching import Batching
+
+
+def parse_count(option: str, value: str) -> int | None:
+    """A number of at least 1; None for auto."""
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{option} takes auto or a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def parse_seconds(option: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{option} takes a number of seconds above 0, not {value}")
+    return value
+
+
+def parse_size(option: str, value: str | None) -> int | None:
+    """Bytes: a number with a unit, decimal (GB, or G) or binary (GiB), or a share of what the machine allows.
+
+    >>> parse_size("--memory-limit", "1.5GiB")
+    1610612736
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
+    number = float(found[1]) if found else 0.0
+    if found is None or number <= 0 or (found[3] and found[2] in ("", "%")) or (found[2] == "%" and number > 100):
+        raise typer.BadParameter(f"{option} takes a size such as 3GB, 512MiB or 50%, not {value!r}")
+    if found[2] == "%":
+        from prefork.platform_matrix.memory import read_memory
+
+        return int(read_memory().limit * number / 100)
+    return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def parse_strategy(value: str) -> str | None:
+    """The name of a strategy; None for auto."""
+    from prefork.platform_matrix.matrix import Strategy
+
+    if value != "auto" and value not in list(Strategy):
+        raise typer.BadParameter(f"--strategy takes auto, {', '.join(Strategy)}, not {value!r}")
+    return None if value == "auto" else value
+
+
+def parse_devices(value: str | None, option: str = "--devices") -> tuple[str, ...]:
+    """Names of devices; none for what there is."""
+    from prefork.platform_matrix.selection import parse_devices as parse
+
+    try:
+        return () if value is None else parse(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
+def make_batching(options: BatchingOptions) -> Batching:
+    """How segments are batched. What is not given is as `Batching` has it."""
+    try:
+        batching = Batching(**{name: value for name, value in asdict(options).items() if value is not None})
+        batching.check_for_jobs()
+    except ValueError as error:
+        text = re.sub(r"`([a-z_]+)`", lambda found: f"--{found[1].replace('_', '-')}", str(error))
+        raise typer.BadParameter(text) from error
+    return batching
