@@ -165,7 +165,7 @@ class Processes:
         return any(end.child is not None and workers[number].closed for number, end in self._workers.items())
 
     def reap(self) -> None:
-        """Looks which of the workers that were spawned have exited; for the others, the zygote does."""
+        """Looks which of the spawned workers have exited; for the others, the zygote does."""
         for number, end in list(self._workers.items()):
             worker = self._pool.workers.all[number]
             if end.child is not None and (worker.closed or worker.kill_reason):
@@ -175,16 +175,15 @@ class Processes:
 
     def end(self, at_once: bool) -> None:
         """Ends every process."""
-        for end in self._workers.values():
-            self._forget(end)
-        children = [end.child for end in self._workers.values() if end.child is not None]
-        self._workers.clear()
+        workers, self._workers = list(self._workers.values()), {}
         until = time.monotonic() + (0.0 if at_once else _EXIT_SECONDS)
-        for child in children:
+        for end in workers:
+            self._forget(end)
+        for child in [end.child for end in workers if end.child is not None]:
             child.end(max(0.0, until - time.monotonic()))
         self._end_zygote(_EXIT_SECONDS if self._pool.models.inventory else 0.0)
         servers = self._pool.models.servers
-        self._end_servers(frozenset(server.place for server in servers.all if server.running) if servers else ())
+        self._end_servers(servers.list_busy() if servers is not None else frozenset())
         self._end_owners()
         self._close_arena()
 
@@ -360,7 +359,7 @@ class Processes:
         self._post(self._servers[action.place][1].channel, ConnectWorker(action.number), (here.detach(),))
         self._post(worker.channel, action.message, (there.detach(),))
 
-    def _end_servers(self, busy: frozenset[int] | tuple[()]) -> None:
+    def _end_servers(self, busy: frozenset[int]) -> None:
         servers, self._servers = self._servers, {}
         for place, (_, child) in servers.items():
             self._loop.ignore(child.channel)

@@ -120,7 +120,11 @@ class Servers:
         self._turn.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
     def end(self) -> None:
-        self._turn.do(EndServers(frozenset(server.place for server in self.all if server.running)))
+        self._turn.do(EndServers(self.list_busy()))
+
+    def list_busy(self) -> frozenset[int]:
+        """Places of those that are at a batch."""
+        return frozenset(server.place for server in self.all if server.running)
 
     # -- the workers -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def open_memory() -> int:
@@ -30,3 +32,16 @@ class MemoryFile:
         if not hasattr(os, "memfd_create"):
             with contextlib.suppress(PermissionError):  # Windows: a process that is still ending maps it
                 os.unlink(self.path)  # noqa: PTH108
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies. dtype: its name in torch. offset: bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+Layout = Sequence[Place]

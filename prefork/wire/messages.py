@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefork.wire.memory_file import Layout
 from prefork.wire.specification import Inventory, Specification
 
 Request = tuple[int, int]  # a worker's number, and that of its request
@@ -85,19 +86,6 @@ class Export:
     size: int  # bytes
     checksum: Checksum  # of the file that was uploaded
     device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies. dtype: its name in torch. offset: bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-Layout = Sequence[Place]
 
 
 # -- to the zygote, and what it answers -------------------------------------------------------------------------

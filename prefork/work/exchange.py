@@ -10,8 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from prefork.engines.base import Tensors
-from prefork.wire.memory_file import open_memory
-from prefork.wire.messages import Layout, Place
+from prefork.wire.memory_file import Layout, Place, open_memory
 
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 

@@ -17,7 +17,8 @@ from typing import Protocol
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
-from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, Layout, RefuseRequest
+from prefork.wire.memory_file import Layout
+from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, RefuseRequest
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
 from prefork.work.torch_state import reseed

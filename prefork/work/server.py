@@ -21,6 +21,7 @@ from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
 from prefork.wire.exceptions import pickle_error
+from prefork.wire.memory_file import Layout
 from prefork.wire.messages import (
     BatchDone,
     BatchFailed,
@@ -33,7 +34,6 @@ from prefork.wire.messages import (
     InferOutput,
     InferRequest,
     KeepRequests,
-    Layout,
     LoadFailed,
     ModelsLoaded,
     Request,
