@@ -331,7 +331,7 @@ def test_a_model_whose_frames_are_not_as_long_as_it_says_is_refused(folder: Path
     (folder / "config.json").write_text(json.dumps({**config, "frame_seconds": 0.04}))
     engine = CTCAligner(str(folder))
     engine.setup()
-    with pytest.raises(LoadError, match=r"99 frames of 2 s, not 50; .*frame_seconds"), torch.inference_mode():
+    with pytest.raises(LoadError, match=r"99 frames for 2 s of audio, not 50; .*frame_seconds"), torch.inference_mode():
         engine.verify(engine.infer(engine.load(), [engine.example()])[0])
 
 

@@ -366,7 +366,7 @@ def test_a_service_that_is_silent_is_given_up_after_its_tries(service: Service, 
     ("request_", "fault", "reason"),
     [
         ("POST jobs", answer(500), "gave no valid answer .* the upload of Jane Doe.wav after 4 tries: 500"),
-        ("GET jobs/job1", cut_connection, "about its state after 4 tries: the connection failed or was interrupted"),
+        ("GET jobs/job1", cut_connection, "on its state after 4 tries: the connection failed or was interrupted"),
         ("GET jobs/job1/transcript", answer(200, b"{"), "its transcript after 4 tries: the answer is not JSON"),
         ("GET jobs/job1/transcript", answer(200, {"monologues": 3}), "the answer does not match the documentation"),
         ("POST jobs", answer(400, {"title": "bad", "detail": "no such language"}), "refused .*: 400 bad no such lang"),

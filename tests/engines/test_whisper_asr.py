@@ -232,7 +232,7 @@ def test_bad_options_are_refused() -> None:
 
 def test_truncated_recording_is_refused(engine: WhisperASR, speech: Any, tmp_path: Path) -> None:
     job = dataclasses.replace(write_job(tmp_path, speech), seconds=60.0)
-    with pytest.raises(InputError, match=r"it ends at 11\.0 s"):
+    with pytest.raises(InputError, match=r"the audio ends at 11\.0 s"):
         engine.split(job, Document(()))
 
 
