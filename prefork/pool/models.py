@@ -12,21 +12,21 @@ from typing import Protocol
 
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy
-from prefork.pool.actions import (
+from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
+from prefork.pool.outbox import (
     Announce,
     CloseArena,
     EndOwners,
     EndZygote,
     KillZygote,
-    Log,
+    LogText,
     MeasureLoaded,
     OpenArena,
+    Outbox,
     SendZygote,
     StartOwners,
     StartZygote,
-    Turn,
 )
-from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
 from prefork.pool.workers import MOST_FAILED_STARTS, Workers
@@ -64,7 +64,7 @@ class Models:
 
     def __init__(
         self,
-        turn: Turn,
+        outbox: Outbox,
         specification: Specification,
         plan: Plan,
         policy: LoadPolicy,
@@ -74,8 +74,8 @@ class Models:
     ) -> None:
         self.inventory: Inventory | None = None
         self.servers: Servers | None = None
-        self.workers = Workers(turn, plan, self._specify, fail)
-        self._turn = turn
+        self.workers = Workers(outbox, plan, self._specify, fail)
+        self._outbox = outbox
         self._specification = specification
         self._policy = policy
         self._hang_limit = hang_limit
@@ -105,12 +105,12 @@ class Models:
             if plan.strategy is Strategy.SERVER and self.servers is None:
                 self._start_servers()
             if plan.strategy is Strategy.IPC:
-                self._turn.do(OpenArena())
+                self._outbox.do(OpenArena())
             self._start_zygote()
         else:
             self.workers.can_start = False
             if plan.shared:
-                self._turn.do(OpenArena())
+                self._outbox.do(OpenArena())
             self.workers.start(0)
 
     def note_success(self) -> None:
@@ -147,7 +147,7 @@ class Models:
             self._take_inventory(inventory)
             self.workers.can_start = True
             self.workers.refill()
-        self._turn.do(Announce())
+        self._outbox.do(Announce())
 
     def _take_inventory(self, inventory: Inventory) -> None:
         first, plan = self.inventory is None, self.plan
@@ -158,14 +158,14 @@ class Models:
         if first:
             for text in (plan.fallback, plan.capped, *inventory.warnings):
                 if text:
-                    self._turn.notify(text)
+                    self._outbox.notify(text)
             self._policy.begin(plan, inventory.weights)
             self.workers.size = plan.workers
-        self._turn.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
+        self._outbox.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
 
     def take_failure(self, message: LoadFailed) -> None:
         if message.traceback:
-            self._turn.do(Log(message.traceback))
+            self._outbox.do(LogText(message.traceback))
         self._fail(message.reason)
 
     # -- the zygote --------------------------------------------------------------------------------------------
@@ -173,11 +173,11 @@ class Models:
     def _start_zygote(self) -> None:
         self.workers.can_start = False
         self._has_zygote = True
-        self._turn.do(StartZygote(self._specify(), self.plan))
+        self._outbox.do(StartZygote(self._specify(), self.plan))
 
     def _end_zygote(self) -> None:
         if self._has_zygote:
-            self._turn.do(EndZygote())
+            self._outbox.do(EndZygote())
         self._has_zygote = False
 
     def take_zygote(self, message: FromZygote) -> None:
@@ -192,7 +192,7 @@ class Models:
                 self._serve_instead(reason)
             case WeightsPacked(size):
                 self._exports.clear()
-                self._turn.do(StartOwners(self.plan, size))
+                self._outbox.do(StartOwners(self.plan, size))
             case WorkerForked(number, pid):
                 self.workers.all[number].pid = pid
 
@@ -200,7 +200,7 @@ class Models:
         """The tasks of its workers, which have died with it and are not to blame."""
         self._has_zygote = False
         self._loaded = None
-        self._turn.do(EndOwners())
+        self._outbox.do(EndOwners())
         tasks = self.workers.drop_all()
         if self.workers.is_closed:
             return tasks
@@ -212,7 +212,7 @@ class Models:
             self._fail(f"{text}: {last}" if last else text)
             return tasks
         again = "loading the models again" if self.servers is None else "started again"
-        self._turn.notify(f"the zygote {reason}; {again}")
+        self._outbox.notify(f"the zygote {reason}; {again}")
         self._start_zygote()
         return tasks
 
@@ -220,11 +220,11 @@ class Models:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
         self._end_zygote()
         self._end_servers()
-        self._turn.do(EndOwners())
+        self._outbox.do(EndOwners())
         self.inventory = None  # of a zygote before it, which could fork
         plan = self.plan.learn(unsafe=reason)
         if not plan.refusal:
-            self._turn.notify(f"cannot fork: {reason}; the workers are spawned instead")
+            self._outbox.notify(f"cannot fork: {reason}; the workers are spawned instead")
         self.start(plan)
 
     # -- the servers -------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Models:
     def _start_servers(self) -> None:
         workers = self.workers
         self.servers = workers.link = Servers(
-            self._turn, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
+            self._outbox, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
         )
 
     def _end_servers(self) -> None:
@@ -263,7 +263,7 @@ class Models:
                 self._exports[place] = export
                 if len(self._exports) == max(1, len(self.plan.devices)):
                     exports = tuple(self._exports[place] for place in sorted(self._exports))
-                    self._turn.do(SendZygote(AttachExports(exports)))
+                    self._outbox.do(SendZygote(AttachExports(exports)))
             case IPCUnavailable(reason):
                 self._serve_instead(reason)
             case LoadFailed(reason):
@@ -277,17 +277,17 @@ class Models:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was
         forked from; all is loaded anew."""
         if self._has_zygote and not self.workers.is_closed:
-            self._turn.notify(f"{reason}; nothing that was computed since is kept")
-            self._turn.do(KillZygote())
+            self._outbox.notify(f"{reason}; nothing that was computed since is kept")
+            self._outbox.do(KillZygote())
 
     def _serve_instead(self, reason: str) -> None:
         """Memory cannot be shared between processes here."""
         self._end_zygote()
-        self._turn.do(EndOwners())
-        self._turn.do(CloseArena())  # it has the weights, which are loaded anew elsewhere
+        self._outbox.do(EndOwners())
+        self._outbox.do(CloseArena())  # it has the weights, which are loaded anew elsewhere
         self.inventory = None
         plan = self.plan.learn(no_ipc=reason)
         if not plan.refusal:
             text = f"CUDA IPC does not work here: {reason}; one process has the models instead ({plan.strategy})"
-            self._turn.notify(text)
+            self._outbox.notify(text)
         self.start(plan)

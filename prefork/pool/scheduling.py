@@ -11,19 +11,19 @@ from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, Stopped, WorkerDied
 from prefork.memory.admission import Holder, Level
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Complete, Interrupt, SendWorker, Turn
 from prefork.pool.models import Models
+from prefork.pool.outbox import Complete, Interrupt, Outbox, SendWorker
 from prefork.pool.tasks import ATTEMPTS, HangLimit, Task, TaskQueue, bundle, split_finished
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
     ItemFailed,
     Memory,
-    Progress,
     RunTask,
     TaskDone,
     TaskFailed,
     TaskOutOfMemory,
+    TaskProgress,
     TaskUsage,
     Usage,
 )
@@ -33,7 +33,7 @@ _SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
 _GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
 _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 
-FromTask = Progress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
+FromTask = TaskProgress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
 
 
 class TaskPolicy(Protocol):
@@ -75,7 +75,7 @@ class Scheduler:
 
     def __init__(
         self,
-        turn: Turn,
+        outbox: Outbox,
         models: Models,
         policy: TaskPolicy,
         hang_limit: HangLimit,
@@ -85,7 +85,7 @@ class Scheduler:
         self.steps: Counter[tuple[str, str]] = Counter()  # seconds of all workers together, by engine and step of a job
         self.exhausted = ""  # why the run was stopped: memory was too short
         self.drain_until: float | None = None
-        self._turn = turn
+        self._outbox = outbox
         self._models = models
         self._workers = models.workers
         self._policy = policy
@@ -102,17 +102,17 @@ class Scheduler:
         """Starts nothing new but what saves work that is done."""
         self.drain_until = min(until, self.drain_until or until)
         self._workers.is_closed = True
-        self._turn.do(Interrupt())
+        self._outbox.do(Interrupt())
 
     def cancel_waiting(self) -> None:
         for task in self.queue.clear():
-            self._turn.do(Complete(task, None, Stopped("it was cancelled before it began")))
+            self._outbox.do(Complete(task, None, Stopped("it was cancelled before it began")))
 
     # -- what workers report -----------------------------------------------------------------------------------
 
     def take(self, worker: Worker, message: FromTask) -> None:
         match message:
-            case Progress(item, position, result):
+            case TaskProgress(item, position, result):
                 if worker.task is not None:
                     worker.task.position = position
                     worker.task.take(item, result)
@@ -131,7 +131,7 @@ class Scheduler:
         self._check_fatal(error)
         owner = task.refuse(item)
         if owner is not None:
-            self._turn.do(Complete(owner, None, error))
+            self._outbox.do(Complete(owner, None, error))
 
     def _take_end(self, worker: Worker, message: TaskDone | TaskFailed | TaskOutOfMemory) -> None:
         task, worker.task = worker.task, None
@@ -147,7 +147,7 @@ class Scheduler:
             case _ if task.cancelled:
                 return
             case TaskDone(result):
-                self._turn.do(Complete(task, result, None))
+                self._outbox.do(Complete(task, result, None))
             case TaskFailed(pickled):
                 error = unpickle_error(pickled)
                 self._policy.lose(task, str(error), out_of_memory=False)
@@ -156,7 +156,7 @@ class Scheduler:
                 if task.parts:
                     self._separate(task)
                 else:
-                    self._turn.do(Complete(task, None, error))
+                    self._outbox.do(Complete(task, None, error))
 
     def _check_fatal(self, error: BaseException) -> None:
         """What no worker can do without, no other job could either."""
@@ -186,29 +186,29 @@ class Scheduler:
         if task.cancelled:
             return
         if task.parts:
-            self._turn.notify(f"{task.label}: {reason}; trying each by itself")
+            self._outbox.notify(f"{task.label}: {reason}; trying each by itself")
             self._separate(task)
             return
         task.attempts += not out_of_memory
         if out_of_memory and not task.alone:
             task.alone = True
-            self._turn.notify(f"{task.label}: {reason}; trying once more, alone")
+            self._outbox.notify(f"{task.label}: {reason}; trying once more, alone")
             self.queue.push_again(task)
         elif out_of_memory:
             text = f"{reason}, with nothing else running; {self._policy.explain(task)}"
-            self._turn.do(Complete(task, None, OutOfMemory(text)))
+            self._outbox.do(Complete(task, None, OutOfMemory(text)))
         elif task.attempts < ATTEMPTS:
-            self._turn.notify(f"{task.label}: {reason}; trying once more on a fresh worker")
+            self._outbox.notify(f"{task.label}: {reason}; trying once more on a fresh worker")
             self.queue.push_again(task)
         else:
             error = WorkerDied(f"{reason}, and so did another worker before it")
-            self._turn.do(Complete(task, None, error))
+            self._outbox.do(Complete(task, None, error))
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
         finished, rest = split_finished(task.parts)
         for part in finished:
-            self._turn.do(Complete(part, b"", None))
+            self._outbox.do(Complete(part, b"", None))
         for part in rest:
             part.single = True
             self.queue.push_again(part)
@@ -223,8 +223,8 @@ class Scheduler:
                 continue
             limit = self._hang_limit.seconds(task.step)
             if servers is not None and servers.is_busy(worker):
-                worker.last_message = self._turn.now
-            if self._turn.now - worker.last_message > limit:
+                worker.last_message = self._outbox.now
+            if self._outbox.now - worker.last_message > limit:
                 self._workers.kill(worker, f"made no progress for {limit:.0f} s and was killed")
 
     def dispatch(self) -> None:
@@ -246,7 +246,7 @@ class Scheduler:
         for worker in self._workers.list_idle():
             if worker.rest > 2 * worker.first_rest + self._growth:
                 self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
-                self._turn.notify(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
+                self._outbox.notify(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
                 self._workers.retire(worker, "grew without a job")
 
     def _start_next(self, idle: list[Worker]) -> bool:
@@ -317,21 +317,21 @@ class Scheduler:
         """Nothing runs, and nothing that waits fits: better times are waited for, but not for ever. After that, one
         task at a time is tried until they come: a prediction may be wrong, and nothing else can be done."""
         if self._unfit_since is None:
-            self._unfit_since = self._turn.now
+            self._unfit_since = self._outbox.now
         patience = _PATIENCE if self._policy.level > Level.EASY else _SETTLE_SECONDS
-        if self._turn.now - self._unfit_since < patience:
+        if self._outbox.now - self._unfit_since < patience:
             return
         task = self.queue.pop(worker.tasks == 0, closing=False)
         if task is None or not task.begin():
             return
-        self._turn.notify(f"{task.label}: runs alone, because it may not fit: {self._policy.explain(task)}")
+        self._outbox.notify(f"{task.label}: runs alone, because it may not fit: {self._policy.explain(task)}")
         task.alone = True
         self._give(worker, task)
 
     def _give(self, worker: Worker, task: Task) -> None:
-        worker.task, worker.last_message, task.position = task, self._turn.now, 0.0
+        worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
         worker.predicted = self._policy.admit(task, worker.name, worker.rest)
-        self._turn.do(SendWorker(worker.number, RunTask(task.describe())))
+        self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
 
     # -- memory ------------------------------------------------------------------------------------------------
 
@@ -349,8 +349,8 @@ class Scheduler:
         busy, size = workers.list_busy(), workers.size
         if policy.must_stop() and not self.exhausted:
             self.exhausted = policy.why
-            self._turn.notify(f"stopping: {policy.why} (--mem-guard)")
-            self.drain(self._turn.now + _GUARD_SECONDS)
+            self._outbox.notify(f"stopping: {policy.why} (--mem-guard)")
+            self.drain(self._outbox.now + _GUARD_SECONDS)
         elif busy and policy.must_end_one([worker.memory.uss for worker in busy if worker.memory]):
             worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
             worker.out_of_memory = True

@@ -15,9 +15,9 @@ from prefork.engines.base import ELEMENTS_PER_SECOND
 from prefork.errors import OutOfMemory, WorkerDied
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Connect, EndServers, KillServer, Log, SendServer, SendWorker, StartServer, Turn
 from prefork.pool.blame import Blame, Cause
 from prefork.pool.events import ServerExited
+from prefork.pool.outbox import Connect, EndServers, KillServer, LogText, Outbox, SendServer, SendWorker, StartServer
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
 from prefork.wire.child import find_fatal_line
@@ -89,7 +89,7 @@ class Servers:
 
     def __init__(
         self,
-        turn: Turn,
+        outbox: Outbox,
         specification: Specification,
         plan: Plan,
         workers: Workers,
@@ -101,7 +101,7 @@ class Servers:
         self.deaths = 0
         self.inventory: Inventory | None = None
         self.failure: LoadFailed | None = None
-        self._turn = turn
+        self._outbox = outbox
         self._specification = replace(specification, plan=plan, remote=False, arena=None, manifest=None)
         self._plan = plan
         self._workers = workers
@@ -117,10 +117,10 @@ class Servers:
 
     def _start(self, server: ModelServer) -> None:
         order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.limit)
-        self._turn.do(StartServer(server.place, server.name, self._plan, server.device, order))
+        self._outbox.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
     def end(self) -> None:
-        self._turn.do(EndServers(self.list_busy()))
+        self._outbox.do(EndServers(self.list_busy()))
 
     def list_busy(self) -> frozenset[int]:
         """Places of those that are at a batch."""
@@ -137,12 +137,12 @@ class Servers:
         server = self.find(worker)
         if server.inventory is not None:
             message = ConnectServer(self._find_credits(server.inventory), self.find_most_asked())
-            self._turn.do(Connect(worker.number, server.place, message))
+            self._outbox.do(Connect(worker.number, server.place, message))
 
     def disconnect(self, worker: Worker) -> None:
         server = self.find(worker)
         server.blame.forget(worker.number)
-        self._turn.do(SendServer(server.place, DisconnectWorker(worker.number)))
+        self._outbox.do(SendServer(server.place, DisconnectWorker(worker.number)))
 
     def is_busy(self, worker: Worker) -> bool:
         """Whether it is the server that a worker waits for."""
@@ -185,10 +185,10 @@ class Servers:
                     self.failure = message
                 else:
                     server.broken = reason  # the models could be loaded before: what is wrong now may pass
-                    self._turn.do(Log(trace))
+                    self._outbox.do(LogText(trace))
             case BatchStarted(number, requests, elements):
                 server.failed_starts = 0
-                begins = max([self._turn.now, *(batch.until for batch in server.running.values())])
+                begins = max([self._outbox.now, *(batch.until for batch in server.running.values())])
                 server.running[number] = RunningBatch(requests, elements, begins + self._find_limit(elements))
             case BatchDone(number):
                 server.blame.clear(self._list_wanted(server.running.pop(number).requests))
@@ -217,17 +217,17 @@ class Servers:
             self._policy.note_kill()
             error = pickle_error(OutOfMemory(f"{message.text}, with nothing else in its batch"), "")
             if self._halve(server, [requests]):
-                self._turn.notify(f"{server.name}: {message.text}; going on with batches of half the size")
+                self._outbox.notify(f"{server.name}: {message.text}; going on with batches of half the size")
         cause = Cause.MEMORY if message.out_of_memory else Cause.ERROR
         guilty = server.blame.lose(self._list_wanted(requests), cause)
         if guilty is not None:
             self._refuse(guilty, error)
         decision = DecideBatch(server.blame.groups, [] if guilty is None else [guilty], server.limit)
-        self._turn.do(SendServer(server.place, decision))
+        self._outbox.do(SendServer(server.place, decision))
 
     def _start_clock(self, server: ModelServer) -> None:
         """A batch is over; the next one has waited until now."""
-        until = self._turn.now
+        until = self._outbox.now
         for batch in server.running.values():
             until += self._find_limit(batch.elements)
             batch.until = until
@@ -236,7 +236,7 @@ class Servers:
         """Tells the worker that has asked; whatever server it asks, it will not ask this again."""
         for worker in self._workers.list_open():
             if worker.number == request[0]:
-                self._turn.do(SendWorker(worker.number, RefuseRequest(request[1], error)))
+                self._outbox.do(SendWorker(worker.number, RefuseRequest(request[1], error)))
 
     def _list_wanted(self, requests: Group) -> Group:
         """Without those of workers that are gone: nobody would ask them again."""
@@ -258,11 +258,11 @@ class Servers:
     def tick(self) -> None:
         """Kills those that have hung."""
         for server in self.all:
-            late = [batch for batch in server.running.values() if self._turn.now > batch.until]
+            late = [batch for batch in server.running.values() if self._outbox.now > batch.until]
             if late and not server.kill_reason:
                 seconds = self._find_limit(late[0].elements)
                 server.kill_reason = f"made no progress for {seconds:.0f} s and was killed"
-                self._turn.do(KillServer(server.place))
+                self._outbox.do(KillServer(server.place))
 
     def reap(self, event: ServerExited) -> None:
         """A server has died, and another takes its place: nobody has lost more than the batch that it was at."""
@@ -284,7 +284,7 @@ class Servers:
         if server.fatal >= _MOST_FATAL:
             self.failure = LoadFailed(f"the process with the models dies whatever it is given: {reason}")
             return
-        self._turn.notify(f"{reason}; started again")
+        self._outbox.notify(f"{reason}; started again")
         server.inventory, server.kill_reason, server.broken = None, "", ""
         self._start(server)
 

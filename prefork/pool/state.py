@@ -7,7 +7,7 @@ Who is started, killed and retried, who is given what, and what is overdue is de
     Scheduler   which worker gets which task, and what becomes of it                        scheduling.py, tasks.py
 
 None of them starts a process, reads a socket or a clock: that is `prefork.pool.processes`, which turns what happens
-into events (events.py) and does what comes out (actions.py). What memory allows is asked of a policy, the governor.
+into events (events.py) and does what comes out (outbox.py). What memory allows is asked of a policy, the governor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Protocol
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Action, Complete, Turn
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -40,6 +39,7 @@ from prefork.pool.events import (
     ZygoteSent,
 )
 from prefork.pool.models import LoadPolicy, Models
+from prefork.pool.outbox import Action, Complete, Outbox
 from prefork.pool.scheduling import Scheduler, TaskPolicy
 from prefork.pool.tasks import HangLimit
 from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsCorrupted, WorkerReady
@@ -59,16 +59,16 @@ class Pool:
         self, specification: Specification, plan: Plan, policy: Policy, hang_limit: HangLimit, descriptors: int
     ) -> None:
         """descriptors: files that a process may have open."""
-        self._turn = turn = Turn()
+        self._outbox = outbox = Outbox()
         self.failure: BaseException | None = None
-        self.models = Models(turn, specification, plan, policy, hang_limit, self._fail_loading, descriptors)
+        self.models = Models(outbox, specification, plan, policy, hang_limit, self._fail_loading, descriptors)
         self.workers = self.models.workers
-        self.scheduler = Scheduler(turn, self.models, policy, hang_limit, self._fail)
+        self.scheduler = Scheduler(outbox, self.models, policy, hang_limit, self._fail)
         self._closing = False
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What is to be done, in that order. now: seconds, by a clock that never goes back."""
-        self._turn.now = now
+        self._outbox.now = now
         match event:
             case Tick():
                 self._tick()
@@ -80,7 +80,7 @@ class Pool:
                 self._take_request(event)
             case _:
                 self._take_process(event)
-        return self._turn.take()
+        return self._outbox.take()
 
     def _take_request(self, event: Event) -> None:
         match event:
@@ -121,7 +121,7 @@ class Pool:
 
     def _take_worker(self, number: int, message: FromWorker) -> None:
         worker = self.workers.all[number]
-        worker.last_message = self._turn.now
+        worker.last_message = self._outbox.now
         match message:
             case ModelsLoaded(inventory):
                 self.models.take_loaded(inventory)
@@ -157,8 +157,8 @@ class Pool:
         left = [worker.task for worker in self.workers.all.values() if worker.task and not worker.task.cancelled]
         self.workers.all.clear()
         for task in [*left, *self.scheduler.queue.clear()]:
-            self._turn.do(Complete(task, None, reason))
-        return self._turn.take()
+            self._outbox.do(Complete(task, None, reason))
+        return self._outbox.take()
 
     def _fail_loading(self, reason: str) -> None:
         self.workers.is_closed = True

@@ -15,7 +15,6 @@ from prefork.errors import Stopped
 from prefork.memory.governor import Governor
 from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Complete
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -27,9 +26,11 @@ from prefork.pool.events import (
     Tick,
     WaitingCancelled,
 )
+from prefork.pool.outbox import Complete
 from prefork.pool.processes import Processes
 from prefork.pool.state import STOPPED, Pool
 from prefork.pool.tasks import HangLimit, Task
+from prefork.pool.watch import Reporter, Watch
 from prefork.wire import process
 from prefork.wire.loop import Loop
 from prefork.wire.messages import Memory
@@ -72,15 +73,20 @@ class Supervisor:
         self._make_plan = make_plan
         self._specification = specification
         self._hang_limit = hang_limit or HangLimit()
-        self.notify = notice or logging.getLogger("prefork").warning
-        self.log = log or _print
-        self._talkative = log is None
         self._failure: BaseException | None = None  # of this thread itself
         self.loaded = threading.Event()  # set when the models are loaded, or never will be
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
         self.governor = governor or Governor()
-        self.governor.notice = self.notify
+        self.governor.notice = notify = notice or logging.getLogger("prefork").warning
         self.interrupted = threading.Event()  # set when nothing new may begin
+        self._reporter = Reporter(
+            complete=_complete,
+            announce=self.loaded.set,
+            interrupt=self.interrupted.set,
+            notify=notify,
+            log=log or _print,
+            talkative=log is None,
+        )
         self.pool: Pool | None = None  # once there is a plan
         self._processes: Processes | None = None
         self._events: deque[Event] = deque()
@@ -202,11 +208,11 @@ class Supervisor:
             plan = self._make_plan()
             descriptors = process.count_descriptors()
             self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, descriptors)
-            self._processes = processes = Processes(pool, self._loop, self.governor, self._feed, self, self._talkative)
+            self._processes = processes = Processes(Watch(pool, self._loop, self.governor, self._feed, self._reporter))
             self._feed(Started())
             while not pool.is_finished(time.monotonic(), bool(self._elsewhere or self._loop.has_actions)):
-                self._loop.turn(_ENDING_SECONDS if processes.is_ending else _TICK_SECONDS)
-                processes.reap()
+                self._loop.turn(_ENDING_SECONDS if processes.workers.is_ending else _TICK_SECONDS)
+                processes.workers.reap()
                 self._measure(pool, processes)
                 self._feed(Tick())
             self.memory = {n: m for n, pid in processes.list_pids().items() if (m := measure_memory(pid))}
@@ -257,16 +263,9 @@ class Supervisor:
                 for task in event.tasks:
                     task.done(None, self.failure)
 
-    # -- what the pool reports ---------------------------------------------------------------------------------
 
-    def complete(self, action: Complete) -> None:
-        action.task.done(action.result, action.error)
-
-    def announce(self) -> None:
-        self.loaded.set()
-
-    def interrupt(self) -> None:
-        self.interrupted.set()
+def _complete(action: Complete) -> None:
+    action.task.done(action.result, action.error)
 
 
 def _print(text: str) -> None:

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Fork, KillSpawned, SendWorker, SendZygote, Spawn, Turn
 from prefork.pool.events import WorkerReaped
+from prefork.pool.outbox import Fork, KillSpawned, Outbox, SendWorker, SendZygote, Spawn
 from prefork.pool.tasks import Task
 from prefork.wire.child import find_fatal_line
 from prefork.wire.messages import ForkWorker, KillWorker, Memory
@@ -70,7 +70,7 @@ class Workers:
     """As many as there are to be, each in a slot of its own."""
 
     def __init__(
-        self, turn: Turn, plan: Plan, specify: Callable[[], Specification], fail: Callable[[str], None]
+        self, outbox: Outbox, plan: Plan, specify: Callable[[], Specification], fail: Callable[[str], None]
     ) -> None:
         """specify: what a spawned worker is to load. fail: called with the reason if there will never be workers."""
         self.plan = plan
@@ -80,7 +80,7 @@ class Workers:
         self.is_closed = False  # nobody is replaced any more
         self.deaths = 0
         self.link: Link | None = None
-        self._turn = turn
+        self._outbox = outbox
         self._specify = specify
         self._fail = fail
         self._numbers = itertools.count()
@@ -112,12 +112,12 @@ class Workers:
         """By fork, or a fresh process, as the plan says."""
         plan, place = self.plan, self._find_place(slot)
         forked = plan.strategy.forks
-        worker = Worker(slot, next(self._numbers), self._turn.now, forked, loading=forked)
+        worker = Worker(slot, next(self._numbers), self._outbox.now, forked, loading=forked)
         self.all[worker.number] = worker
         if not forked:
-            self._turn.do(Spawn(worker.number, plan, plan.devices[place] if plan.devices else None))
+            self._outbox.do(Spawn(worker.number, plan, plan.devices[place] if plan.devices else None))
             return
-        self._turn.do(Fork(ForkWorker(worker.number, plan.threads, place)))
+        self._outbox.do(Fork(ForkWorker(worker.number, plan.threads, place)))
         if self.link is not None:
             self.link.connect(worker)
 
@@ -155,9 +155,9 @@ class Workers:
         """reason: empty if it is dead already, most likely: then its exit status says why."""
         worker.kill_reason = worker.kill_reason or reason
         if worker.forked:
-            self._turn.do(SendZygote(KillWorker(worker.number)))
+            self._outbox.do(SendZygote(KillWorker(worker.number)))
         else:
-            self._turn.do(KillSpawned(worker.number))
+            self._outbox.do(KillSpawned(worker.number))
 
     def close(self, worker: Worker) -> None:
         """Its channel is at its end."""
@@ -184,7 +184,7 @@ class Workers:
         elif worker.task:
             return Death(worker.task, reason, out_of_memory)
         else:
-            self._turn.notify(f"{reason}; replaced")
+            self._outbox.notify(f"{reason}; replaced")
         return None
 
     def _count_failed_start(self, reason: str) -> None:
@@ -195,7 +195,7 @@ class Workers:
         self._failed_starts, self.size = 0, len(self.all)
         if self.size:
             text = f"workers die before they are ready, the last one {reason}; going on with {self.size}"
-            self._turn.notify(text)
+            self._outbox.notify(text)
         else:
             self._fail(f"workers die before they are ready: {reason}")
 
@@ -211,7 +211,7 @@ class Workers:
     # -- time --------------------------------------------------------------------------------------------------
 
     def note_ready(self, worker: Worker) -> None:
-        worker.ready = self._turn.now - worker.started
+        worker.ready = self._outbox.now - worker.started
         self._failed_starts = 0
 
     def tick(self) -> None:
@@ -220,8 +220,8 @@ class Workers:
         if waiting and not any(w.loading and w.ready is None for w in self.all.values()):
             # One at a time: memory for one copy more than is shared is all that is needed.
             waiting[0].loading = True
-            self._turn.do(SendWorker(waiting[0].number, self._specify()))
+            self._outbox.do(SendWorker(waiting[0].number, self._specify()))
         for worker in list(self.all.values()):
-            late = worker.ready is None and self._turn.now - worker.started > START_SECONDS
+            late = worker.ready is None and self._outbox.now - worker.started > START_SECONDS
             if worker.forked and late and not worker.kill_reason:
                 self.kill(worker, f"was not ready {START_SECONDS:.0f} s after it was forked and was killed")

@@ -128,7 +128,7 @@ class CUDAMemory:
     """One allocation of the first GPU that this process sees."""
 
     def __init__(self, library: str = "libcuda.so.1") -> None:
-        self._driver = Driver(library)
+        self._driver = CUDADriver(library)
         self._address = 0
 
     def upload(self, path: str, size: int) -> Export:
@@ -173,7 +173,7 @@ class CUDAMemory:
 class CUDAView:
     """GPU memory of another process, mapped into this one."""
 
-    def __init__(self, driver: Driver, export: Export) -> None:
+    def __init__(self, driver: CUDADriver, export: Export) -> None:
         import torch
 
         self._driver = driver
@@ -217,7 +217,7 @@ class _Handle(ctypes.Structure):
 _size = ctypes.c_size_t
 
 
-class Driver:
+class CUDADriver:
     """CUDA's driver, by ctypes: docs.nvidia.com/cuda/cuda-driver-api. Needs neither the toolkit nor torch."""
 
     def __init__(self, library: str) -> None:

@@ -1,4 +1,4 @@
-"""Last words: what a worker still says when it writes to shared weights and is killed for it."""
+"""The fatal line: what a worker still prints when it writes to shared weights and is killed for it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def watch_for_writes(arena: Arena, fd: int) -> None:
 
     Python's own signal handlers run between two bytecodes, which a faulting instruction never reaches; this one
     runs inside the fault. Whatever else faults passes through it unharmed. Linux only; elsewhere the worker dies
-    without last words.
+    without a fatal line.
     """
     if sys.platform != "linux":
         return

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.05
 _MOST_BYTES = 65_536  # read at a time
 
 
-class Output:
+class OutputPipe:
     """What a process prints, read without blocking by whoever waits for it with `selectors`.
 
     Windows can only wait for sockets: a thread passes on there what comes out of the pipe.
@@ -41,7 +41,7 @@ class Output:
             os.set_blocking(pipe.fileno(), False)
 
     @classmethod
-    def pipe(cls) -> tuple[Output, int]:
+    def pipe(cls) -> tuple[OutputPipe, int]:
         """One to read, and the descriptor for another process to write to."""
         reading, writing = os.pipe()
         return cls(open(reading, "rb", buffering=0)), writing
@@ -104,7 +104,7 @@ class ChildProcess:
                 _share(there, self._process.stdin, self._process.pid)
         output = self._process.stderr if talkative else self._process.stdout
         assert output is not None
-        self.errors = Output(output)
+        self.errors = OutputPipe(output)
 
     @property
     def pid(self) -> int:

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 
 from prefork.wire.channel import Channel
-from prefork.wire.child import Output
+from prefork.wire.child import OutputPipe
 
 _TAIL_BYTES = 8192  # kept of what a process has printed
-Watched = Channel | Output
+Watched = Channel | OutputPipe
 
 
 class Loop:
@@ -60,7 +60,7 @@ class Loop:
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
         self._selector.modify(channel, events, self._selector.get_key(channel).data)
 
-    def pass_on(self, errors: Output, tail: bytearray, log: Callable[[str], None]) -> bool:
+    def pass_on(self, errors: OutputPipe, tail: bytearray, log: Callable[[str], None]) -> bool:
         """Logs some of what a process has printed, and keeps the last of it in `tail`; False if there is no more."""
         data = errors.read(_TAIL_BYTES)
         if not data:

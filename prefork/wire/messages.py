@@ -4,7 +4,7 @@
     zygote -> supervisor           Surveyed | WeightsPacked, ModelsLoaded, then WorkerForked, WorkerExited
                                    or why not: LoadFailed, ForkUnsafe, IPCUnavailable
     supervisor -> worker           RunTask, ConnectServer, RefuseRequest; first a Specification, if it was spawned
-    worker -> supervisor           WorkerReady, Progress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
+    worker -> supervisor           WorkerReady, TaskProgress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
                                    TaskUsage, WeightsCorrupted; if it was spawned, first
                                    ModelsLoaded or LoadFailed
     supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
@@ -210,7 +210,7 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TaskProgress:
     """One item of the task is done. position: seconds reached in the recording."""
 
     item: int
@@ -387,7 +387,7 @@ FromWorker = (
     ModelsLoaded
     | LoadFailed
     | WorkerReady
-    | Progress
+    | TaskProgress
     | ItemFailed
     | TaskDone
     | TaskFailed

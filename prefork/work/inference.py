@@ -111,7 +111,7 @@ class LocalInference:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _OpenRequest:
     """A request that is not answered. fd: of the memory that its tensors lie in."""
 
     number: int
@@ -131,13 +131,13 @@ class RemoteInference:
         self._channel = channel
         self._loaded = loaded
         self._link: Channel | None = None
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _OpenRequest] = {}
         self._next = 0
         self._engine = ""
         self._credits: Mapping[str, int] = {}
         self._most = 1  # requests under way
 
-    def take_order(self, message: ConnectServer | RefuseRequest, fds: Sequence[int]) -> _Asked | None:
+    def take_order(self, message: ConnectServer | RefuseRequest, fds: Sequence[int]) -> _OpenRequest | None:
         """What the supervisor says of servers; the request that it refuses, if one still waits for it."""
         match message:
             case ConnectServer(credits, most):
@@ -151,7 +151,7 @@ class RemoteInference:
             case RefuseRequest(request):
                 return self._take_back(request)
 
-    def _take_back(self, request: int) -> _Asked | None:
+    def _take_back(self, request: int) -> _OpenRequest | None:
         """It need not be asked again; None if nobody waits for it any more."""
         asked = self._asked.pop(request, None)
         if asked is not None:
@@ -174,7 +174,7 @@ class RemoteInference:
 
     def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:
         elements = self._loaded.engines[self._engine].count_elements(segment)
-        self._asked[self._next] = _Asked(number, self._engine, elements, find_seed(job, segment), *pack(tensors))
+        self._asked[self._next] = _OpenRequest(number, self._engine, elements, find_seed(job, segment), *pack(tensors))
         self._ask(self._next)
         self._next += 1
 

@@ -44,7 +44,7 @@ from prefork.wire.messages import (
 from prefork.work import loading, torch_state
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
-from prefork.work.staging import Results, Stage, is_broken, open_stage
+from prefork.work.staging import Results, Staging, is_broken, open_staging
 
 _PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
 _IN_FLIGHT = 2  # batches on a GPU: one that is computed, and one that is copied
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _QueuedRequest:
     """A segment that a worker wants the model's output for."""
 
     engine: str
@@ -103,7 +103,7 @@ class _Server:
     loaded: Loaded
     order: ServerOrder
     _links: dict[int, Channel] = field(default_factory=dict)  # by the worker's number
-    _asked: dict[Request, _Asked] = field(default_factory=dict)
+    _asked: dict[Request, _QueuedRequest] = field(default_factory=dict)
     _batchers: dict[str, Batcher[Request]] = field(default_factory=dict)
     _groups: list[Group] = field(default_factory=list)
     _held: set[Request] = field(default_factory=set)  # what runs with its group, or waits for a decision
@@ -112,13 +112,13 @@ class _Server:
     _running: deque[_Batch] = field(default_factory=deque)
     _batches: int = 0  # so far
     _limit: float = field(init=False)  # what is left of the usual size of a batch
-    _stage: Stage = field(init=False)
+    _staging: Staging = field(init=False)
     _in_flight: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._in_flight = 1 if self.loaded.device == "cpu" else _IN_FLIGHT
         self._limit = self.order.limit
-        self._stage = open_stage(self.loaded.device)
+        self._staging = open_staging(self.loaded.device)
         self._set_groups(self.order.groups)
 
     def run(self) -> None:
@@ -176,7 +176,7 @@ class _Server:
             case InferRequest(number, engine, elements, seed, layout):
                 request = (worker, number)
                 self._wanted.get(worker, set()).discard(number)
-                self._asked[request] = _Asked(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
+                self._asked[request] = _QueuedRequest(engine, elements, seed, unpack(fds[0], layout), time.monotonic())
                 if request not in self._held:
                     self._queue(request)
 
@@ -208,7 +208,7 @@ class _Server:
         self._wanted[worker] = {number for number in numbers if (worker, number) not in self._asked}
         self._set_groups(self._groups)
 
-    def _drop(self, request: Request) -> _Asked | None:
+    def _drop(self, request: Request) -> _QueuedRequest | None:
         asked = self._asked.pop(request, None)
         if asked is not None and asked.engine in self._batchers:
             self._batchers[asked.engine].discard(request)
@@ -256,11 +256,11 @@ class _Server:
         engine = asked[0].engine
         try:
             torch_state.reseed(asked[0].seed)
-            staged = self._stage.send([one.tensors for one in asked])
+            staged = self._staging.send([one.tensors for one in asked])
             outputs = self.loaded.compute(engine, staged)
             if len(outputs) != len(requests):
                 raise ValueError(f"{engine}: infer made {len(outputs)} outputs of {len(requests)} segments")
-            self._running.append(_Batch(self._batches, requests, self._stage.fetch(outputs)))
+            self._running.append(_Batch(self._batches, requests, self._staging.fetch(outputs)))
         except BaseException as error:  # noqa: BLE001  whatever the model raises, sys.exit too, is for others to judge
             self._fail(self._batches, requests, error)
 

@@ -19,14 +19,14 @@ class Results(Protocol):
         """What was computed, on the CPU. Raises what went wrong on the device."""
 
 
-class Stage(Protocol):
+class Staging(Protocol):
     def send(self, batch: Sequence[Tensors]) -> Sequence[Tensors]:
         """The batch on the device."""
 
     def fetch(self, outputs: Sequence[Tensors]) -> Results: ...
 
 
-def open_stage(device: str) -> Stage:
+def open_staging(device: str) -> Staging:
     """device: as torch names it."""
     return HostStage() if device == "cpu" else DeviceStage(device)
 

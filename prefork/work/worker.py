@@ -34,11 +34,11 @@ from prefork.wire.child import FATAL
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     ItemFailed,
-    Progress,
     RunTask,
     TaskDone,
     TaskFailed,
     TaskOutOfMemory,
+    TaskProgress,
     TaskUsage,
     WeightsCorrupted,
     WorkerReady,
@@ -151,7 +151,7 @@ def rehearse(loaded: Loaded, threads: int, place: int = 0) -> bytes:
 
 
 def _report(channel: Channel, number: int, position: float, piece: bytes) -> None:
-    channel.send(Progress(number, position, piece))
+    channel.send(TaskProgress(number, position, piece))
 
 
 def _refuse(channel: Channel, number: int, error: bytes) -> None:

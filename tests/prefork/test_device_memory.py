@@ -25,7 +25,7 @@ import torch
 from prefork.engines.base import LoadError
 from prefork.weights.arena import Arena
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
-from prefork.weights.device_memory import CUDAMemory, DeviceError, Driver, HostMemory, WeightsChanged, attach
+from prefork.weights.device_memory import CUDADriver, CUDAMemory, DeviceError, HostMemory, WeightsChanged, attach
 from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import Checksum, Export
 
@@ -228,7 +228,7 @@ def test_through_the_driver_another_process_opens_the_same_bytes(library: str, t
     assert export.checksum == measure(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
     def read() -> bool:
-        driver = Driver(library)
+        driver = CUDADriver(library)
         driver.enter()
         address = driver.open_handle(export.handle)
         same = ctypes.string_at(address, len(data)) == data
@@ -236,7 +236,7 @@ def test_through_the_driver_another_process_opens_the_same_bytes(library: str, t
         return same
 
     assert [_in_child(read) for _ in range(2)] == [0, 0]
-    driver = Driver(library)
+    driver = CUDADriver(library)
     driver.enter()
     with pytest.raises(DeviceError, match=r"cannot open the GPU memory .*: invalid device context \(CUDA_ERROR_"):
         driver.open_handle(export.handle)  # by the owner itself
@@ -244,7 +244,7 @@ def test_through_the_driver_another_process_opens_the_same_bytes(library: str, t
     memory.free()  # nothing is left to do
 
     def find_it_gone() -> bool:
-        driver = Driver(library)
+        driver = CUDADriver(library)
         driver.enter()
         try:
             driver.open_handle(export.handle)
@@ -294,7 +294,7 @@ def test_a_machine_without_the_driver_is_told_so() -> None:
 
 def test_a_driver_that_lacks_a_call_is_too_old(library: str) -> None:
     with pytest.raises(DeviceError, match="cannot dance: this NVIDIA driver is too old: it has no cuDance"):
-        Driver(library).call("dance", "cuDance")
+        CUDADriver(library).call("dance", "cuDance")
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")

@@ -18,9 +18,9 @@ import pytest
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
-from prefork.pool.actions import StartOwners
 from prefork.pool.events import OwnerSent
 from prefork.pool.jobs import JobResult
+from prefork.pool.outbox import StartOwners
 from prefork.pool.processes import Processes
 from prefork.wire.messages import IPCUnavailable
 from tests.prefork.command import write_job

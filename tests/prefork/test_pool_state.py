@@ -22,8 +22,8 @@ from prefork.errors import OutOfMemory, Stopped, WorkerDied
 from prefork.memory.admission import Holder, Level
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from prefork.pool import actions as act
 from prefork.pool import events as ev
+from prefork.pool import outbox as act
 from prefork.pool.state import Pool
 from prefork.pool.tasks import HangLimit, Task
 from prefork.wire.exceptions import pickle_error

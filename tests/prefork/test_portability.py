@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.wire.child import Output
+from prefork.wire.child import OutputPipe
 
 pytestmark = pytest.mark.exec
 
@@ -104,7 +104,7 @@ def test_what_a_process_prints_is_read_without_blocking(pumped: bool) -> None:
     code = "import sys; sys.stdin.readline(); sys.stdout.write('x' * 300_000 + 'end')"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as p:
         assert p.stdin is not None and p.stdout is not None
-        output = Output(p.stdout, pumped)
+        output = OutputPipe(p.stdout, pumped)
         assert output.read(100) is None
         p.stdin.write(b"\n")
         received, deadline = b"", time.monotonic() + 20

@@ -9,8 +9,8 @@ import pytest
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
-from prefork.pool.actions import Action, EndServers, StartServer, Turn
 from prefork.pool.events import ServerExited
+from prefork.pool.outbox import Action, EndServers, Outbox, StartServer
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import Worker, Workers
@@ -24,18 +24,18 @@ class Setup:
     """One server, and two workers."""
 
     def __init__(self, descriptors: int = 100_000) -> None:
-        self.turn = Turn()
+        self.outbox = Outbox()
         plan = decide(read_facts(), Request(engines=("script",), strategy=Strategy.SERVER, workers=2))
-        self.workers = Workers(self.turn, plan, Specification, lambda _: None)
+        self.workers = Workers(self.outbox, plan, Specification, lambda _: None)
         for slot in range(2):
             self.workers.all[slot] = Worker(slot, slot, 0.0, forked=True)
         limit = HangLimit(10.0, 1.0)
-        self.servers = Servers(self.turn, Specification(), plan, self.workers, Governor(), limit, descriptors)
+        self.servers = Servers(self.outbox, Specification(), plan, self.workers, Governor(), limit, descriptors)
         self.actions: list[Action] = []
         self.note()
 
     def note(self) -> None:
-        self.actions += self.turn.take()
+        self.actions += self.outbox.take()
 
     def send(self, *messages: FromServer) -> None:
         for message in messages:
@@ -143,7 +143,7 @@ def test_the_end_does_not_wait_for_a_batch(setup: Setup) -> None:
     setup.load()
     setup.send(BatchStarted(1, ((0, 0),), _SECOND))
     setup.servers.end()
-    assert setup.turn.take() == [EndServers(frozenset({0}))]
+    assert setup.outbox.take() == [EndServers(frozenset({0}))]
 
 
 def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:

@@ -162,7 +162,7 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class LogText:
     """A traceback, beside what the processes print."""
 
     text: str
@@ -191,11 +191,11 @@ Action = (
     | Announce
     | Interrupt
     | Notify
-    | Log
+    | LogText
 )
 
 
-class Turn:
+class Outbox:
     """One turn of the pool: the time it happens at, by time.monotonic(), and what is to be done, in that order."""
 
     def __init__(self) -> None:

@@ -1,0 +1,161 @@
+"""The zygote and the workers of a pool, as processes: started, listened to, reaped."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from prefork.pool import outbox
+from prefork.pool.events import WorkerClosed, WorkerReaped, WorkerSent, WorkerStarted, ZygoteExited, ZygoteSent
+from prefork.pool.watch import EXIT_SECONDS, Watch
+from prefork.wire.channel import Channel
+from prefork.wire.child import ChildProcess, OutputPipe
+from prefork.wire.environment import hide_gpus, make_environment
+from prefork.wire.messages import ConnectServer, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.specification import Specification
+
+Message = Specification | RunTask | RefuseRequest | ConnectServer
+
+
+@dataclass(slots=True)
+class _WorkerEnd:
+    """The supervisor's end of a worker. child: if it was not forked by the zygote."""
+
+    channel: Channel
+    errors: OutputPipe
+    child: ChildProcess | None = None
+    stderr_tail: bytearray = field(default_factory=bytearray)
+
+
+class WorkerProcesses:
+    """zygote: None while there is none."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.zygote: ChildProcess | None = None
+        self._watch = watch
+        self._workers: dict[int, _WorkerEnd] = {}
+
+    # -- the zygote --------------------------------------------------------------------------------------------
+
+    def start_zygote(self, action: outbox.StartZygote) -> None:
+        environment = {**make_environment(action.plan), **hide_gpus(action.plan)}
+        self.zygote = zygote = ChildProcess("work.zygote", environment, self._watch.reporter.talkative)
+        self._watch.watch(zygote, partial(self._read_zygote, zygote))
+        self._watch.post(zygote.channel, action.specification)
+
+    def _read_zygote(self, zygote: ChildProcess) -> None:
+        self._watch.loop.flush(zygote.channel)
+        try:
+            for message in zygote.channel.poll():
+                if isinstance(message, WorkerExited):
+                    self._reap_worker(message.number, message.status)
+                else:
+                    self._watch.feed(ZygoteSent(message))
+                if self.zygote is not zygote:  # it is not needed any more
+                    return
+        except EOFError:
+            self._lose_zygote(zygote)
+
+    def _lose_zygote(self, zygote: ChildProcess) -> None:
+        tail = self._watch.read_errors(zygote.errors, zygote.stderr_tail)
+        status = self.end_zygote(EXIT_SECONDS)
+        for number, end in list(self._workers.items()):
+            if end.child is None:  # it has died with the zygote, and may have finished something before
+                self._drain(number, end)
+                self._forget(end)
+                del self._workers[number]
+        self._watch.feed(ZygoteExited(status, self._watch.was_out_of_memory(status), tail))
+
+    def end_zygote(self, patience: float) -> int:
+        zygote, self.zygote = self.zygote, None
+        return self._watch.end(zygote, patience) if zygote is not None else 0
+
+    # -- the workers -------------------------------------------------------------------------------------------
+
+    def fork(self, action: outbox.Fork) -> None:
+        if self.zygote is None:
+            return
+        channel, there = Channel.pair()
+        errors, writing = OutputPipe.pipe()
+        self._add(action.order.number, _WorkerEnd(channel, errors))
+        self._watch.post(self.zygote.channel, action.order, (there.detach(), writing))
+
+    def spawn(self, action: outbox.Spawn) -> None:
+        environment = make_environment(action.plan)
+        if action.device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = action.device
+        child = ChildProcess("work.spawned", environment, self._watch.reporter.talkative)
+        self._add(action.number, _WorkerEnd(child.channel, child.errors, child))
+        self._watch.feed(WorkerStarted(action.number, child.pid))
+
+    def _add(self, number: int, end: _WorkerEnd) -> None:
+        self._workers[number] = end
+        self._watch.loop.watch(end.channel, partial(self._read_worker, number, end))
+        self._watch.watch_errors(end.errors, end.stderr_tail)
+
+    def send(self, number: int, message: Message, fds: tuple[int, ...] = ()) -> None:
+        self._watch.post(self._workers[number].channel, message, fds)
+
+    def has(self, number: int) -> bool:
+        """Whether it can be sent something."""
+        return number in self._workers
+
+    def kill_spawned(self, number: int) -> None:
+        if (end := self._workers.get(number)) is not None and end.child is not None:
+            end.child.kill()
+
+    def _read_worker(self, number: int, end: _WorkerEnd) -> None:
+        self._watch.loop.flush(end.channel)
+        try:
+            for message in end.channel.poll():
+                self._watch.feed(WorkerSent(number, message))
+        except EOFError:
+            self._watch.loop.ignore(end.channel)
+            self._watch.feed(WorkerClosed(number))
+
+    def _drain(self, number: int, end: _WorkerEnd) -> None:
+        """What it has sent before it died."""
+        with contextlib.suppress(EOFError):
+            for message in end.channel.poll():
+                self._watch.feed(WorkerSent(number, message))
+
+    def _reap_worker(self, number: int, status: int) -> None:
+        end = self._workers.pop(number)
+        self._drain(number, end)
+        tail = self._watch.read_errors(end.errors, end.stderr_tail)
+        self._forget(end)
+        kill_reason = self._watch.pool.workers.all[number].kill_reason
+        self._watch.feed(WorkerReaped(number, status, self._watch.was_out_of_memory(status, kill_reason), tail))
+
+    def _forget(self, end: _WorkerEnd) -> None:
+        self._watch.loop.ignore(end.channel)
+        self._watch.loop.ignore(end.errors)
+        end.channel.close()
+        end.errors.close()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether one that is not the zygote's child, and that nobody tells of, is about to be gone."""
+        workers = self._watch.pool.workers.all
+        return any(end.child is not None and workers[number].closed for number, end in self._workers.items())
+
+    def reap(self) -> None:
+        """Looks which of the spawned workers have exited; for the others, the zygote does."""
+        for number, end in list(self._workers.items()):
+            worker = self._watch.pool.workers.all[number]
+            if end.child is not None and (worker.closed or worker.kill_reason):
+                status = end.child.poll()
+                if status is not None:
+                    self._reap_worker(number, status)
+
+    def end(self, at_once: bool) -> None:
+        """Ends all."""
+        workers, self._workers = list(self._workers.values()), {}
+        until = time.monotonic() + (0.0 if at_once else EXIT_SECONDS)
+        for end in workers:
+            self._forget(end)
+        for child in [end.child for end in workers if end.child is not None]:
+            child.end(max(0.0, until - time.monotonic()))
+        self.end_zygote(EXIT_SECONDS if self._watch.pool.models.inventory else 0.0)
