@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from prefork.memory import admission
 from prefork.memory.admission import Holder, Level
 from prefork.memory.memlog import EventName, MemoryLog
-from prefork.memory.observation import Observation
+from prefork.memory.observation import GPULoads, Observation
 from prefork.memory.prediction import Demand, Predictor, is_close
 from prefork.memory.tally import Limits, Tally, describe_subjects
 from prefork.platform_matrix.matrix import Plan
@@ -34,6 +34,20 @@ _REAPING_SECONDS = 10.0  # from the kernel's decision to end a process to the ne
 _LASTING_SECONDS = 1.0  # of very short memory, before --mem-guard stops the run
 
 D = TypeVar("D", bound=Demand)
+
+
+class Clocks(defaultdict[str, float]):
+    """When things were last done, by name."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    def is_time(self, what: str, seconds: float, now: float) -> bool:
+        """Whether so many seconds have passed; then they begin anew."""
+        if now - self[what] < seconds:
+            return False
+        self[what] = now
+        return True
 
 
 @dataclass(slots=True)
@@ -53,12 +67,11 @@ class Governor:
     why: str = ""  # memory is short
     machine: MachineMemory = field(init=False)
     _log: MemoryLog | None = None
-    _gpus: LoadMeter | None = None
     _refused: bool = False  # the last time that a task was to start, there was no room for it
-    _loads: int = 0  # readings of the GPUs so far
+    _loads: GPULoads = field(default_factory=GPULoads)
     _predictor: Predictor = field(init=False)
     _observation: Observation = field(default_factory=Observation)
-    _clocks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _clocks: Clocks = field(default_factory=Clocks)
     _kills: int = 0  # of the kernel's, those that were somebody's whose end we know of, or nobody's
     _started: float = field(init=False)
 
@@ -78,7 +91,7 @@ class Governor:
         """The models are loaded: from here on there is something to write down."""
         self._predictor.begin(plan)
         if plan.device in ("cuda", "rocm"):
-            self._gpus = LoadMeter(plan.devices or None)
+            self._loads.meter = LoadMeter(plan.devices or None)
         if self.path is not None:
             self._log = MemoryLog(
                 self.path, notice=self.notice, strategy=str(plan.strategy), **describe_subjects(self.engines)
@@ -117,22 +130,13 @@ class Governor:
         room = admission.find_room(self.machine.available, self.reserve, holders)
         seen: list[D] = []
         now = self.clock()
-        place = admission.choose(self._weigh(tasks, seen, now), room)
+        place = admission.choose(_weigh(tasks, seen, self._predictor.predict, now), room)
         self._refused = place is None and bool(seen)
         if place is None:
             return None
         for passed in seen[:place]:
             passed.passed = passed.passed or now
         return seen[place]
-
-    def _weigh(self, tasks: Iterator[D], seen: list[D], now: float) -> Iterator[tuple[int, float]]:
-        known: dict[tuple[str, str, float], int] = {}
-        for task in tasks:
-            seen.append(task)
-            kind = (task.engine, task.name, task.size)
-            if kind not in known:
-                known[kind] = self.predict(task)
-            yield known[kind], 0.0 if task.passed is None else now - task.passed
 
     def explain(self, task: Demand) -> str:
         """Why the task does not start, or did not live."""
@@ -151,33 +155,24 @@ class Governor:
     def look(self, pids: Mapping[str, int]) -> bool:
         """Measures the machine and the processes, if it is time to; False if it is not. pids: by name."""
         now = self.clock()
-        if not self._is_time("look", _LOOK_SECONDS, now):
+        if not self._clocks.is_time("look", _LOOK_SECONDS, now):
             return False
         pids = {"supervisor": os.getpid(), **pids}
-        self._observation.look(pids, exact=self._is_time("exact", _EXACT_SECONDS, now))
+        self._observation.look(pids, exact=self._clocks.is_time("exact", _EXACT_SECONDS, now))
         self.machine = self._read_machine()
         if self.machine.kills == self._kills:
             self._clocks["kill"] = now
-        elif self._is_time("kill", _REAPING_SECONDS, now):  # it was none of ours
+        elif self._clocks.is_time("kill", _REAPING_SECONDS, now):  # it was none of ours
             self._kills = self.machine.kills
         self.tally.most = max(self.tally.most, self._observation.total)
         self.tally.lowest = min(self.machine.available, self.tally.lowest)
         self._judge(now)
-        self._look_at_gpus()
+        self._loads.look(self.tally)
         interval = max(_EXACT_SECONDS, (now - self._started) / _LOG_SHARE) * max(1.0, len(pids) / 8)
-        if self._is_time("sample", interval, now):
+        if self._clocks.is_time("sample", interval, now):
             for name, memory in self._observation:
                 self.write("sample", process=name, pss=memory.pss, uss=memory.uss)
         return True
-
-    def _look_at_gpus(self) -> None:
-        loads = self._gpus.read() if self._gpus is not None else []
-        if not loads:
-            return
-        self._loads += 1
-        means, most = self.tally.busy or [0.0] * len(loads), self.tally.used or [0] * len(loads)
-        self.tally.busy = [mean + (load.busy - mean) / self._loads for mean, load in zip(means, loads, strict=True)]
-        self.tally.used = [max(used, load.used) for used, load in zip(most, loads, strict=True)]
 
     def find_memory(self, name: str) -> Memory | None:
         return self._observation.find(name)
@@ -234,7 +229,7 @@ class Governor:
 
     def must_shrink(self) -> bool:
         """Whether there are too many workers, and the last one that was ended has not helped."""
-        return self.level >= Level.CRITICAL and self._is_time("resized", _SETTLE_SECONDS, self.clock())
+        return self.level >= Level.CRITICAL and self._clocks.is_time("resized", _SETTLE_SECONDS, self.clock())
 
     def must_end_one(self, used: list[int]) -> bool:
         """Whether a worker has to be ended at its work. One that is alone has to be only if it is itself beyond a limit
@@ -245,7 +240,7 @@ class Governor:
         over = most is not None and sum(used) + (self._observation.shared or 0) > most
         if self.level < Level.DESPERATE or not (over or len(used) > 1):
             return False
-        return self._is_time("ended", _SETTLE_SECONDS, self.clock())
+        return self._clocks.is_time("ended", _SETTLE_SECONDS, self.clock())
 
     def shrink(self, workers: int) -> None:
         self.tally.shrinks += 1
@@ -313,11 +308,18 @@ class Governor:
         machine = self.machine
         self._log.write(event, available=machine.available, limit=machine.limit, pressure=machine.some, **values)
 
-    def _is_time(self, what: str, seconds: float, now: float) -> bool:
-        if now - self._clocks[what] < seconds:
-            return False
-        self._clocks[what] = now
-        return True
+
+def _weigh(
+    tasks: Iterator[D], seen: list[D], predict: Callable[[Demand], int], now: float
+) -> Iterator[tuple[int, float]]:
+    """Bytes that each will take, and seconds since others first passed it. seen: gets those that were looked at."""
+    known: dict[tuple[str, str, float], int] = {}
+    for task in tasks:
+        seen.append(task)
+        kind = (task.engine, task.name, task.size)
+        if kind not in known:
+            known[kind] = predict(task)
+        yield known[kind], 0.0 if task.passed is None else now - task.passed
 
 
 def _gigabytes(size: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prefork.memory.probe import MemoryProbe, measure_address_space
+from prefork.memory.tally import Tally
+from prefork.platform_matrix.nvml import LoadMeter
 from prefork.wire.messages import Memory
 
 ZYGOTE = "zygote"
@@ -16,6 +18,24 @@ _MOST_NEW = 4  # processes that are measured for the first time in one look, whi
 class _Observed:
     probe: MemoryProbe
     memory: Memory | None = None
+
+
+@dataclass(slots=True)
+class GPULoads:
+    """What the GPUs of a run are doing. meter: None where there are none, or none that can be asked."""
+
+    meter: LoadMeter | None = None
+    _readings: int = 0
+
+    def look(self, tally: Tally) -> None:
+        """Adds what they are doing now to the tally: the mean of how busy each is, the most memory it had in use."""
+        loads = self.meter.read() if self.meter is not None else []
+        if not loads:
+            return
+        self._readings += 1
+        means, most = tally.busy or [0.0] * len(loads), tally.used or [0] * len(loads)
+        tally.busy = [mean + (load.busy - mean) / self._readings for mean, load in zip(means, loads, strict=True)]
+        tally.used = [max(used, load.used) for used, load in zip(most, loads, strict=True)]
 
 
 @dataclass(slots=True)
