@@ -200,7 +200,7 @@ class Governor:
         if level > Level.EASY and self.level is Level.EASY:
             self._clocks["throttled"] = now
             self.tally.throttles += 1
-            self.notice(f"memory is short ({self.why}); nothing new is started until there is more")
+            self.notice(f"memory is short ({self.why}); no new task starts until more is available")
             self.write("throttle", reason=self.why)
         elif level is Level.EASY and self.level > Level.EASY:
             self._end_throttle()
@@ -244,7 +244,7 @@ class Governor:
 
     def shrink(self, workers: int) -> None:
         self.tally.shrinks += 1
-        self.notice(f"memory is very short ({self.why}); going on with {workers} worker{'s' * (workers != 1)}")
+        self.notice(f"memory is very short ({self.why}); continuing with {workers} worker{'s' * (workers != 1)}")
         self.write("shrink", workers=workers, reason=self.why)
 
     def grow(self, workers: int) -> None:

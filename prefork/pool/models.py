@@ -204,7 +204,7 @@ class Models:
         tasks = self.workers.drop_all()
         if self.workers.is_closed:
             return tasks
-        reason = "was ended by the kernel: out of memory" if event.out_of_memory else describe_exit(event.status)
+        reason = "was killed by the kernel: out of memory" if event.out_of_memory else describe_exit(event.status)
         self._zygotes_lost += 1
         if self._zygotes_lost >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
@@ -277,7 +277,7 @@ class Models:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was
         forked from; all is loaded anew."""
         if self._has_zygote and not self.workers.is_closed:
-            self._outbox.notify(f"{reason}; nothing that was computed since is kept")
+            self._outbox.notify(f"{reason}; results computed since then are discarded")
             self._outbox.do(KillZygote())
 
     def _serve_instead(self, reason: str) -> None:
@@ -288,6 +288,6 @@ class Models:
         self.inventory = None
         plan = self.plan.learn(no_ipc=reason)
         if not plan.refusal:
-            text = f"CUDA IPC does not work here: {reason}; one process has the models instead ({plan.strategy})"
+            text = f"CUDA IPC does not work here: {reason}; one process holds the models instead ({plan.strategy})"
             self._outbox.notify(text)
         self.start(plan)

@@ -186,22 +186,22 @@ class Scheduler:
         if task.cancelled:
             return
         if task.parts:
-            self._outbox.notify(f"{task.label}: {reason}; trying each by itself")
+            self._outbox.notify(f"{task.label}: {reason}; retrying each one alone")
             self._separate(task)
             return
         task.attempts += not out_of_memory
         if out_of_memory and not task.alone:
             task.alone = True
-            self._outbox.notify(f"{task.label}: {reason}; trying once more, alone")
+            self._outbox.notify(f"{task.label}: {reason}; retrying it alone")
             self.queue.push_again(task)
         elif out_of_memory:
-            text = f"{reason}, with nothing else running; {self._policy.explain(task)}"
+            text = f"{reason}, with no other task running; {self._policy.explain(task)}"
             self._outbox.do(Complete(task, None, OutOfMemory(text)))
         elif task.attempts < ATTEMPTS:
-            self._outbox.notify(f"{task.label}: {reason}; trying once more on a fresh worker")
+            self._outbox.notify(f"{task.label}: {reason}; retrying it on a new worker")
             self.queue.push_again(task)
         else:
-            error = WorkerDied(f"{reason}, and so did another worker before it")
+            error = WorkerDied(f"{reason}; it is the second worker to die on this task")
             self._outbox.do(Complete(task, None, error))
 
     def _separate(self, task: Task) -> None:
@@ -238,7 +238,7 @@ class Scheduler:
             return
         workers = self._workers.all.values()
         if self.queue.wants_fresh and not any(w.tasks == 0 or w.retired for w in workers):
-            self._workers.retire(idle[0], "made room for a fresh one")
+            self._workers.retire(idle[0], "was replaced by a new one, which a second attempt needs")
         elif self.queue and not self._workers.list_busy():
             self._start_unfit(next((worker for worker in idle if worker.tasks == 0), idle[0]))
 
@@ -246,7 +246,7 @@ class Scheduler:
         for worker in self._workers.list_idle():
             if worker.rest > 2 * worker.first_rest + self._growth:
                 self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
-                self._outbox.notify(f"{worker.name}: had {worker.rest / 1e6:.0f} MB without a job; replaced")
+                self._outbox.notify(f"{worker.name}: held {worker.rest / 1e6:.0f} MB with no job to do; replaced")
                 self._workers.retire(worker, "grew without a job")
 
     def _start_next(self, idle: list[Worker]) -> bool:
@@ -324,7 +324,8 @@ class Scheduler:
         task = self.queue.pop(worker.tasks == 0, closing=False)
         if task is None or not task.begin():
             return
-        self._outbox.notify(f"{task.label}: runs alone, because it may not fit: {self._policy.explain(task)}")
+        why = self._policy.explain(task)
+        self._outbox.notify(f"{task.label}: runs alone, because it may not fit into memory: {why}")
         task.alone = True
         self._give(worker, task)
 
@@ -354,7 +355,7 @@ class Scheduler:
         elif busy and policy.must_end_one([worker.memory.uss for worker in busy if worker.memory]):
             worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
             worker.out_of_memory = True
-            workers.kill(worker, f"was ended, because memory was too short ({policy.why})")
+            workers.kill(worker, f"was stopped, because memory was too short ({policy.why})")
         elif size > 1 and len(workers.all) <= size and policy.must_shrink():
             policy.shrink(size - 1)
             size -= 1

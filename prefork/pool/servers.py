@@ -215,9 +215,9 @@ class Servers:
         self._start_clock(server)
         if message.out_of_memory:
             self._policy.note_kill()
-            error = pickle_error(OutOfMemory(f"{message.text}, with nothing else in its batch"), "")
+            error = pickle_error(OutOfMemory(f"{message.text}, alone in its batch"), "")
             if self._halve(server, [requests]):
-                self._outbox.notify(f"{server.name}: {message.text}; going on with batches of half the size")
+                self._outbox.notify(f"{server.name}: {message.text}; continuing with batches of half the size")
         cause = Cause.MEMORY if message.out_of_memory else Cause.ERROR
         guilty = server.blame.lose(self._list_wanted(requests), cause)
         if guilty is not None:
@@ -268,21 +268,21 @@ class Servers:
         """A server has died, and another takes its place: nobody has lost more than the batch that it was at."""
         server = self.all[event.place]
         exited = find_fatal_line(event.stderr_tail) or describe_exit(event.status)
-        ended = "was ended by the kernel: out of memory" if event.out_of_memory else exited
+        ended = "was killed by the kernel: out of memory" if event.out_of_memory else exited
         reason = f"{server.name} (pid {event.pid}): {server.kill_reason or server.broken or ended}"
         self.deaths += 1
         if not server.running:
             server.failed_starts += 1
         if server.failed_starts >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
-            when = "before it is ready" if server.inventory is None else "with nothing to do"
-            self.failure = LoadFailed(f"the process with the models dies {when}: {reason}: {last}")
+            when = "before it is ready" if server.inventory is None else "while idle"
+            self.failure = LoadFailed(f"the model server dies {when}: {reason}: {last}")
             return
         if event.out_of_memory:
             self._halve(server, [batch.requests for batch in server.running.values()])
         self._find_guilty(server, self._find_cause(server, event), reason)
         if server.fatal >= _MOST_FATAL:
-            self.failure = LoadFailed(f"the process with the models dies whatever it is given: {reason}")
+            self.failure = LoadFailed(f"the model server dies on every batch: {reason}")
             return
         self._outbox.notify(f"{reason}; started again")
         server.inventory, server.kill_reason, server.broken = None, "", ""
@@ -298,7 +298,7 @@ class Servers:
             guilty = server.blame.lose(self._list_wanted(batch.requests), cause)
             if guilty is not None:
                 kind = OutOfMemory if cause is Cause.MEMORY else WorkerDied
-                error = kind(f"{reason}, with nothing else in its batch, and did so before")
+                error = kind(f"{reason}, alone in its batch, for the second time")
                 self._refuse(guilty, pickle_error(error, ""))
                 server.fatal += 1
         server.running.clear()

@@ -93,7 +93,7 @@ class Workers:
         self.size = size
         self.refill()
         for worker in self.list_idle()[: max(0, sum(not w.kill_reason for w in self.all.values()) - size)]:
-            self.retire(worker, "was ended, because memory was short")
+            self.retire(worker, "was stopped, because memory was short")
 
     def refill(self) -> None:
         if self.is_closed:
@@ -177,7 +177,7 @@ class Workers:
         self.deaths += 1
         out_of_memory = worker.out_of_memory or event.out_of_memory
         exited = find_fatal_line(event.stderr_tail) or describe_exit(event.status)
-        ended = "was ended by the kernel: out of memory" if out_of_memory else exited
+        ended = "was killed by the kernel: out of memory" if out_of_memory else exited
         reason = f"{worker.name} (pid {worker.pid}): {worker.kill_reason or ended}"
         if worker.ready is None:
             self._count_failed_start(reason)
@@ -194,7 +194,7 @@ class Workers:
             return
         self._failed_starts, self.size = 0, len(self.all)
         if self.size:
-            text = f"workers die before they are ready, the last one {reason}; going on with {self.size}"
+            text = f"workers die before they are ready (the last: {reason}); continuing with {self.size}"
             self._outbox.notify(text)
         else:
             self._fail(f"workers die before they are ready: {reason}")
@@ -224,4 +224,4 @@ class Workers:
         for worker in list(self.all.values()):
             late = worker.ready is None and self._outbox.now - worker.started > START_SECONDS
             if worker.forked and late and not worker.kill_reason:
-                self.kill(worker, f"was not ready {START_SECONDS:.0f} s after it was forked and was killed")
+                self.kill(worker, f"was not ready {START_SECONDS:.0f} s after the fork and was killed")

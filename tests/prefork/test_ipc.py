@@ -106,7 +106,7 @@ def test_what_is_computed_on_weights_that_were_written_over_is_never_kept(tmp_pa
         rest = list(results)
     assert [result.error for result in [first, *rest]] == [None] * 12
     assert {lines[-1] for lines in read([first, *rest]).values()} == {("say one", 6.0)}
-    assert any("nothing that was computed since is kept" in notice for notice in notices)
+    assert any("results computed since then are discarded" in notice for notice in notices)
 
 
 def _write_over(runtime: Runtime) -> None:

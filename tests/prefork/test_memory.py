@@ -54,9 +54,9 @@ def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_se
     assert (code, summary["done"], list(summary["failed"])) == (1, 4, ["greedy.txt"])
     assert kills == summary["deaths"] == 2
     notes = [event["text"] for event in events if event["event"] == "note"]
-    assert any("greedy.txt: worker" in text and "trying once more, alone" in text for text in notes)
+    assert any("greedy.txt: worker" in text and "retrying it alone" in text for text in notes)
     reason = summary["failed"]["greedy.txt"]
-    assert "was ended by the kernel: out of memory, with nothing else running" in reason
+    assert "was killed by the kernel: out of memory, with no other task running" in reason
     assert "predicted at its peak" in reason and "of 1.50 GB, of which 0.15 GB are kept back" in reason
 
 
@@ -112,8 +112,8 @@ def _try_what_does_not_fit(tmp_path: Path) -> None:
         errors = {result.job.id: result.error for result in runtime.map(jobs)}
     assert errors["small"] is None
     assert isinstance(errors["large"], OutOfMemory)
-    assert "was ended, because memory was too short" in str(errors["large"])
-    assert "with nothing else running; 0.9" in str(errors["large"])
+    assert "was stopped, because memory was too short" in str(errors["large"])
+    assert "with no other task running; 0.9" in str(errors["large"])
     assert runtime.supervisor.deaths == 1
 
 

@@ -332,7 +332,7 @@ def test_a_task_whose_worker_dies_is_tried_once_more_on_a_fresh_worker_and_then_
             busy.make_ready(other)
         busy.feed(ev.Tick())
     assert isinstance(busy.results["a"], WorkerDied)
-    assert any("trying once more on a fresh worker" in notice for notice in busy.notices)
+    assert any("retrying it on a new worker" in notice for notice in busy.notices)
     busy.feed(ev.CloseRequested())
     busy.settle()
     assert busy.ended == Counter("abc")

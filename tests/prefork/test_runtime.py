@@ -303,7 +303,7 @@ def test_what_workers_print_comes_out_and_their_deaths_are_logged(tmp_path: Path
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "out\n"
     assert done.stderr.startswith("err\n")
-    assert "exited with status 4; trying once more on a fresh worker" in done.stderr
+    assert "exited with status 4; retrying it on a new worker" in done.stderr
 
 
 def test_a_call_that_has_not_begun_can_be_cancelled_and_one_that_runs_cannot() -> None:

@@ -124,7 +124,7 @@ def test_a_server_that_dies_whatever_happens_is_not_started_for_ever(setup: Setu
     for _ in range(3):
         setup.load()
         setup.die()
-    assert setup.servers.failure is not None and "with nothing to do" in setup.servers.failure.reason
+    assert setup.servers.failure is not None and "while idle" in setup.servers.failure.reason
     assert setup.started == 3
 
 
