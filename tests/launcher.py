@@ -78,6 +78,7 @@ _READ_AT_IMPORT = re.compile(
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
+_INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # exec passes on whether they are ignored
 _HIGH = 1024  # descriptors below it may be wanted by their number
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -165,6 +166,7 @@ class Popen(subprocess.Popen[Any]):
             "session": wanted["start_new_session"],
             "kept": kept,
             "cores": sorted(os.sched_getaffinity(0)),
+            "ignored": [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN],
             "limits": {kind: resource.getrlimit(kind) for kind in _list_limits()},
         }
         fds = [own if end == -1 else end for own, end in enumerate(ends)]
@@ -281,6 +283,8 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     for kind, limits in request["limits"].items():
         resource.setrlimit(int(kind), tuple(limits))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     until = time.monotonic() + _SECONDS
     while os.getppid() != request["parent"]:
         if time.monotonic() > until:
