@@ -19,7 +19,8 @@ from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import find_fatal_line, open_channel
+from prefork.wire.child import open_channel
+from prefork.wire.endings import find_fatal_line
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 

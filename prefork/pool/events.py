@@ -12,7 +12,7 @@ from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote,
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First of all."""
+    """The first event of all: load the models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class ServerExited:
 
     @property
     def was_killed(self) -> bool:
-        return self.status == -signal.SIGKILL
+        return self.status == -getattr(signal, "SIGKILL", 9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy
-from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
-from prefork.pool.outbox import (
+from prefork.pool.actions import (
     Announce,
     CloseArena,
     EndOwners,
@@ -27,9 +25,12 @@ from prefork.pool.outbox import (
     StartOwners,
     StartZygote,
 )
+from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
+from prefork.pool.policy import Policy
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
 from prefork.pool.workers import MOST_FAILED_STARTS, Workers
+from prefork.wire.endings import describe_end
 from prefork.wire.messages import (
     AttachExports,
     Export,
@@ -46,19 +47,6 @@ from prefork.wire.messages import (
 from prefork.wire.specification import Inventory, Specification
 
 
-class LoadPolicy(Protocol):
-    """What is known of memory before and after the models are loaded; the governor, if the run is real."""
-
-    def recall(self, plan: Plan) -> Plan:
-        """The plan with what earlier runs have measured."""
-
-    def begin(self, plan: Plan, weights: int) -> None:
-        """The models are loaded for the first time. weights: bytes."""
-
-    def note_kill(self) -> None:
-        """A batch was lost for want of memory."""
-
-
 class Models:
     """plan, inventory: as they are now. descriptors: files that a process may have open."""
 
@@ -67,7 +55,7 @@ class Models:
         outbox: Outbox,
         specification: Specification,
         plan: Plan,
-        policy: LoadPolicy,
+        policy: Policy,
         hang_limit: HangLimit,
         fail: Callable[[str], None],
         descriptors: int,
@@ -82,6 +70,7 @@ class Models:
         self._fail = fail
         self._descriptors = descriptors
         self._has_zygote = False
+        self._is_reloading = False  # we have killed the zygote
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
         self._exports: dict[int, Export] = {}  # of the owners, by place
@@ -94,7 +83,8 @@ class Models:
     @property
     def deaths(self) -> int:
         """Of workers and servers that were needed."""
-        return self.workers.deaths + self._deaths + (self.servers.deaths if self.servers is not None else 0)
+        servers = self.servers
+        return self.workers.deaths + self._deaths + (servers.deaths if servers is not None else 0)
 
     def start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
@@ -123,7 +113,7 @@ class Models:
 
     # -- what is loaded ----------------------------------------------------------------------------------------
 
-    def take_loaded(self, inventory: Inventory) -> None:
+    def handle_loaded(self, inventory: Inventory) -> None:
         """By the zygote or by a spawned worker. Now that the weights are known, so is how many workers fit."""
         self._loaded = inventory
         self._go_on()
@@ -163,7 +153,7 @@ class Models:
             self.workers.size = plan.workers
         self._outbox.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
 
-    def take_failure(self, message: LoadFailed) -> None:
+    def handle_failure(self, message: LoadFailed) -> None:
         if message.traceback:
             self._outbox.do(LogText(message.traceback))
         self._fail(message.reason)
@@ -172,7 +162,7 @@ class Models:
 
     def _start_zygote(self) -> None:
         self.workers.can_start = False
-        self._has_zygote = True
+        self._has_zygote, self._is_reloading = True, False
         self._outbox.do(StartZygote(self._specify(), self.plan))
 
     def _end_zygote(self) -> None:
@@ -180,12 +170,12 @@ class Models:
             self._outbox.do(EndZygote())
         self._has_zygote = False
 
-    def take_zygote(self, message: FromZygote) -> None:
+    def handle_zygote(self, message: FromZygote) -> None:
         match message:
             case ModelsLoaded(inventory):
-                self.take_loaded(inventory)
+                self.handle_loaded(inventory)
             case LoadFailed():
-                self.take_failure(message)
+                self.handle_failure(message)
             case ForkUnsafe(reason):
                 self._spawn_instead(reason)
             case IPCUnavailable(reason):
@@ -196,7 +186,7 @@ class Models:
             case WorkerForked(number, pid):
                 self.workers.all[number].pid = pid
 
-    def lose_zygote(self, event: ZygoteExited) -> list[Task]:
+    def handle_zygote_exit(self, event: ZygoteExited) -> list[Task]:
         """The tasks of its workers, which have died with it and are not to blame."""
         self._has_zygote = False
         self._loaded = None
@@ -204,11 +194,14 @@ class Models:
         tasks = self.workers.drop_all()
         if self.workers.is_closed:
             return tasks
-        reason = "was killed by the kernel: out of memory" if event.out_of_memory else describe_exit(event.status)
+        if self._is_reloading:  # we have killed it, and have said why
+            self._start_zygote()
+            return tasks
+        reason = describe_end(event.status, event.out_of_memory)
         self._zygotes_lost += 1
         if self._zygotes_lost >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
-            text = f"the process that loads the models {reason} {self._zygotes_lost} times in a row"
+            text = f"the zygote, which loads the models, {reason} {self._zygotes_lost} times in a row"
             self._fail(f"{text}: {last}" if last else text)
             return tasks
         again = "loading the models again" if self.servers is None else "started again"
@@ -231,33 +224,34 @@ class Models:
 
     def _start_servers(self) -> None:
         workers = self.workers
-        self.servers = workers.link = Servers(
+        self.servers = workers.servers = Servers(
             self._outbox, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
         )
 
     def _end_servers(self) -> None:
-        servers, self.servers, self.workers.link = self.servers, None, None
+        servers, self.servers, self.workers.servers = self.servers, None, None
         if servers is not None:
             self._deaths += servers.deaths
             servers.end()
 
-    def take_server(self, event: ServerSent | ServerExited) -> None:
+    def handle_server(self, event: ServerSent | ServerExited) -> None:
         """With it they may have become ready, or impossible."""
         servers = self.servers
         if servers is None:
             return
         if isinstance(event, ServerExited):
-            servers.reap(event)
+            servers.handle_exit(event)
         else:
-            servers.take(event.place, event.message)
-        if servers.failure is not None:
-            self.take_failure(servers.failure)
+            servers.handle(event.place, event.message)
+        failure, servers.failure = servers.failure, None
+        if failure is not None:
+            self.handle_failure(failure)
         elif servers.inventory is not None:
             self._go_on()
 
     # -- the owners of weights on GPUs -------------------------------------------------------------------------
 
-    def take_owner(self, place: int, message: FromOwner) -> None:
+    def handle_owner(self, place: int, message: FromOwner) -> None:
         match message:
             case WeightsExported(export):
                 self._exports[place] = export
@@ -269,15 +263,16 @@ class Models:
             case LoadFailed(reason):
                 self._fail(reason)
 
-    def lose_owner(self, event: OwnerExited) -> None:
+    def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""
         self.reload(f"{event.name} (pid {event.pid}) {describe_exit(event.status)}")
 
     def reload(self, reason: str) -> None:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was
         forked from; all is loaded anew."""
-        if self._has_zygote and not self.workers.is_closed:
-            self._outbox.notify(f"{reason}; results computed since then are discarded")
+        if self._has_zygote and not (self.workers.is_closed or self._is_reloading):
+            self._is_reloading = True
+            self._outbox.notify(f"{reason}; the models are loaded again, and running tasks start over")
             self._outbox.do(KillZygote())
 
     def _serve_instead(self, reason: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from prefork.memory.observation import ZYGOTE
 from prefork.memory.probe import measure_memory
-from prefork.pool import outbox
+from prefork.pool import actions
 from prefork.pool.server_processes import ServerProcesses
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.pool.worker_processes import WorkerProcesses
@@ -28,58 +28,58 @@ class Processes:
         self._watch = watch
         self._arena: MemoryFile | None = None
 
-    def do(self, action: outbox.Action) -> None:  # noqa: PLR0912, PLR0915  a case for each action
+    def do(self, action: actions.Action) -> None:  # noqa: PLR0912, PLR0915  a case for each action
         workers, servers, reporter = self.workers, self.servers, self._watch.reporter
         match action:
-            case outbox.SendWorker(number, message):
+            case actions.SendWorker(number, message):
                 if workers.has(number):
                     workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
-            case outbox.Complete():
+            case actions.Complete():
                 reporter.complete(action)
-            case outbox.StartZygote():
+            case actions.StartZygote():
                 workers.start_zygote(replace(action, specification=self._name_arena(action.specification)))
-            case outbox.EndZygote():
+            case actions.EndZygote():
                 workers.end_zygote(EXIT_SECONDS)
-            case outbox.KillZygote():
+            case actions.KillZygote():
                 if workers.zygote is not None:
                     workers.zygote.kill()
-            case outbox.SendZygote(message):
+            case actions.SendZygote(message):
                 if workers.zygote is not None:
                     self._watch.post(workers.zygote.channel, message)
-            case outbox.Fork():
+            case actions.Fork():
                 workers.fork(action)
-            case outbox.Spawn():
+            case actions.Spawn():
                 workers.spawn(action)
-            case outbox.KillSpawned(number):
+            case actions.KillSpawned(number):
                 workers.kill_spawned(number)
-            case outbox.StartServer():
+            case actions.StartServer():
                 servers.start_server(action)
-            case outbox.SendServer(place, message):
+            case actions.SendServer(place, message):
                 servers.send(place, message)
-            case outbox.Connect():
+            case actions.Connect():
                 self._connect(action)
-            case outbox.KillServer(place):
+            case actions.KillServer(place):
                 servers.kill_server(place)
-            case outbox.EndServers(busy):
-                servers.end_servers(busy)
-            case outbox.StartOwners():
+            case actions.EndServers(idle):
+                servers.end_servers(idle)
+            case actions.StartOwners():
                 assert self._arena is not None
                 servers.start_owners(action, self._arena.path)
-            case outbox.EndOwners():
+            case actions.EndOwners():
                 servers.end_owners()
-            case outbox.OpenArena():
+            case actions.OpenArena():
                 self._arena = self._arena or MemoryFile()
-            case outbox.CloseArena():
+            case actions.CloseArena():
                 self._close_arena()
-            case outbox.MeasureLoaded():
+            case actions.MeasureLoaded():
                 self._measure_loaded(action)
-            case outbox.Announce():
+            case actions.Announce():
                 reporter.announce()
-            case outbox.Interrupt():
+            case actions.Interrupt():
                 reporter.interrupt()
-            case outbox.Notify(text):
+            case actions.Notify(text):
                 reporter.notify(text)
-            case outbox.LogText(text):
+            case actions.LogText(text):
                 reporter.log(text)
 
     def list_pids(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class Processes:
         """Ends every process."""
         self.workers.end(at_once)
         servers = self._watch.pool.models.servers
-        self.servers.end_servers(servers.list_busy() if servers is not None else frozenset())
+        self.servers.end_servers(servers.list_idle() if servers is not None else frozenset())
         self.servers.end_owners()
         self._close_arena()
 
@@ -105,14 +105,14 @@ class Processes:
         if arena is not None:
             arena.close()
 
-    def _connect(self, action: outbox.Connect) -> None:
+    def _connect(self, action: actions.Connect) -> None:
         """A worker with a server, by a pair of sockets."""
         if self.workers.has(action.number):
             here, there = socket.socketpair()
             self.servers.send(action.place, ConnectWorker(action.number), (here.detach(),))
             self.workers.send(action.number, action.message, (there.detach(),))
 
-    def _measure_loaded(self, action: outbox.MeasureLoaded) -> None:
+    def _measure_loaded(self, action: actions.MeasureLoaded) -> None:
         zygote, workers = self.workers.zygote, self._watch.pool.workers.all
         memory = measure_memory(zygote.pid if zygote is not None else next(iter(workers.values())).pid)
         if memory is not None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Protocol
 
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, Stopped, WorkerDied
 from prefork.memory.admission import Holder, Level
-from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Complete, Interrupt, Outbox, SendWorker
 from prefork.pool.models import Models
-from prefork.pool.outbox import Complete, Interrupt, Outbox, SendWorker
-from prefork.pool.tasks import ATTEMPTS, HangLimit, Task, TaskQueue, bundle, split_finished
+from prefork.pool.policy import Policy
+from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, Task, TaskQueue, bundle, split_finished
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
@@ -36,48 +35,14 @@ _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it h
 FromTask = TaskProgress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
 
 
-class TaskPolicy(Protocol):
-    """What memory allows; the governor, if the run is real."""
-
-    level: Level
-    why: str
-
-    def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
-        """The one that starts next; None if none may. holders: the workers that have one."""
-
-    def explain(self, task: Task) -> str: ...
-
-    def admit(self, task: Task, worker: str, rest: int) -> int:
-        """A task starts on a worker that has so many bytes of its own; the bytes that it will have at its peak."""
-
-    def lose(self, task: Task, reason: str, out_of_memory: bool) -> None: ...
-
-    def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None: ...
-
-    def look_again(self) -> None:
-        """A task is over: its memory may be there for another."""
-
-    def must_stop(self) -> bool: ...
-
-    def must_end_one(self, used: list[int]) -> bool: ...
-
-    def must_shrink(self) -> bool: ...
-
-    def may_grow(self, plan: Plan) -> bool: ...
-
-    def shrink(self, workers: int) -> None: ...
-
-    def grow(self, workers: int) -> None: ...
-
-
 class Scheduler:
-    """Gives tasks to workers. fail: called with an error that no other task could do without either."""
+    """Gives tasks to workers. fail: called with an error that every other task would meet too, which ends the run."""
 
     def __init__(
         self,
         outbox: Outbox,
         models: Models,
-        policy: TaskPolicy,
+        policy: Policy,
         hang_limit: HangLimit,
         fail: Callable[[BaseException], None],
     ) -> None:
@@ -106,11 +71,11 @@ class Scheduler:
 
     def cancel_waiting(self) -> None:
         for task in self.queue.clear():
-            self._outbox.do(Complete(task, None, Stopped("it was cancelled before it began")))
+            self._outbox.do(Complete(task, None, Stopped(CANCELLED)))
 
     # -- what workers report -----------------------------------------------------------------------------------
 
-    def take(self, worker: Worker, message: FromTask) -> None:
+    def handle(self, worker: Worker, message: FromTask) -> None:
         match message:
             case TaskProgress(item, position, result):
                 if worker.task is not None:
@@ -121,9 +86,9 @@ class Scheduler:
                 if worker.task is not None:
                     self._refuse_item(worker.task, item, unpickle_error(error))
             case TaskUsage(usage, steps):
-                self._take_usage(worker, usage, steps)
+                self._handle_usage(worker, usage, steps)
             case TaskDone() | TaskFailed() | TaskOutOfMemory():
-                self._take_end(worker, message)
+                self._handle_end(worker, message)
 
     def _refuse_item(self, task: Task, item: int, error: BaseException) -> None:
         """One of the items of a worker's task can never be done; it goes on with those of other jobs."""
@@ -133,7 +98,7 @@ class Scheduler:
         if owner is not None:
             self._outbox.do(Complete(owner, None, error))
 
-    def _take_end(self, worker: Worker, message: TaskDone | TaskFailed | TaskOutOfMemory) -> None:
+    def _handle_end(self, worker: Worker, message: TaskDone | TaskFailed | TaskOutOfMemory) -> None:
         task, worker.task = worker.task, None
         worker.tasks += 1
         self._models.note_success()
@@ -159,11 +124,11 @@ class Scheduler:
                     self._outbox.do(Complete(task, None, error))
 
     def _check_fatal(self, error: BaseException) -> None:
-        """What no worker can do without, no other job could either."""
+        """Ends the run if every other job would meet the error too."""
         if isinstance(error, LoadError):
             self._fail(error)
 
-    def _take_usage(self, worker: Worker, usage: Usage | None, steps: Mapping[tuple[str, str], float]) -> None:
+    def _handle_usage(self, worker: Worker, usage: Usage | None, steps: Mapping[tuple[str, str], float]) -> None:
         """What its last task took, and what it has kept of it."""
         self.steps.update(dict(steps))
         worker.measuring = False
@@ -175,9 +140,9 @@ class Scheduler:
             worker.measured = None
         self._policy.look_again()
         if worker.task:  # it was given on the strength of what the worker had before
-            worker.predicted += usage.memory.uss - worker.rest
-        worker.memory, worker.rest = usage.memory, usage.memory.uss
-        worker.first_rest = worker.first_rest or worker.rest
+            worker.predicted += usage.memory.uss - worker.idle_bytes
+        worker.memory, worker.idle_bytes = usage.memory, usage.memory.uss
+        worker.first_idle_bytes = worker.first_idle_bytes or worker.idle_bytes
 
     def lose(self, death: Death) -> None:
         """A task has lost its worker. One that did not fit into memory has it all to itself the next time."""
@@ -186,13 +151,13 @@ class Scheduler:
         if task.cancelled:
             return
         if task.parts:
-            self._outbox.notify(f"{task.label}: {reason}; retrying each one alone")
+            self._outbox.notify(f"{task.label}: {reason}; retrying them one by one")
             self._separate(task)
             return
         task.attempts += not out_of_memory
         if out_of_memory and not task.alone:
             task.alone = True
-            self._outbox.notify(f"{task.label}: {reason}; retrying it alone")
+            self._outbox.notify(f"{task.label}: {reason}; retrying it with no other task running")
             self.queue.push_again(task)
         elif out_of_memory:
             text = f"{reason}, with no other task running; {self._policy.explain(task)}"
@@ -201,7 +166,7 @@ class Scheduler:
             self._outbox.notify(f"{task.label}: {reason}; retrying it on a new worker")
             self.queue.push_again(task)
         else:
-            error = WorkerDied(f"{reason}; it is the second worker to die on this task")
+            error = WorkerDied(f"{reason}; its worker died twice with nothing done in between")
             self._outbox.do(Complete(task, None, error))
 
     def _separate(self, task: Task) -> None:
@@ -238,16 +203,16 @@ class Scheduler:
             return
         workers = self._workers.all.values()
         if self.queue.wants_fresh and not any(w.tasks == 0 or w.retired for w in workers):
-            self._workers.retire(idle[0], "was replaced by a new one, which a second attempt needs")
+            self._workers.retire(idle[0])  # a second attempt needs a new one
         elif self.queue and not self._workers.list_busy():
             self._start_unfit(next((worker for worker in idle if worker.tasks == 0), idle[0]))
 
     def _replace_grown(self) -> None:
         for worker in self._workers.list_idle():
-            if worker.rest > 2 * worker.first_rest + self._growth:
+            if worker.idle_bytes > 2 * worker.first_idle_bytes + self._growth:
                 self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
-                self._outbox.notify(f"{worker.name}: held {worker.rest / 1e6:.0f} MB with no job to do; replaced")
-                self._workers.retire(worker, "grew without a job")
+                self._outbox.notify(f"{worker.name}: still used {worker.idle_bytes / 1e6:.0f} MB while idle; replaced")
+                self._workers.retire(worker)
 
     def _start_next(self, idle: list[Worker]) -> bool:
         """Gives one of the idle workers the next task that may start; False if none may."""
@@ -331,12 +296,12 @@ class Scheduler:
 
     def _give(self, worker: Worker, task: Task) -> None:
         worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
-        worker.predicted = self._policy.admit(task, worker.name, worker.rest)
+        worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
         self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
 
     # -- memory ------------------------------------------------------------------------------------------------
 
-    def take_memory(self, memory: Mapping[int, Memory]) -> None:
+    def handle_memory(self, memory: Mapping[int, Memory]) -> None:
         """All were measured, by number. As many workers as memory allows: fewer when it is short, more again later."""
         for worker in self._workers.all.values():
             worker.memory = memory.get(worker.number) or worker.memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prefork.pool import outbox
+from prefork.pool import actions
 from prefork.pool.events import OwnerExited, OwnerSent, ServerExited, ServerSent
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.child import ChildProcess
@@ -14,7 +14,6 @@ from prefork.wire.messages import ConnectWorker, DecideBatch, DisconnectWorker, 
 # OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
 # them a server was three times slower at times, and one and a half times as fast with this.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-Message = DecideBatch | DisconnectWorker | ConnectWorker
 
 
 class ServerProcesses:
@@ -30,11 +29,11 @@ class ServerProcesses:
 
     # -- the servers -------------------------------------------------------------------------------------------
 
-    def start_server(self, action: outbox.StartServer) -> None:
+    def start_server(self, action: actions.StartServer) -> None:
         environment = {**make_environment(action.plan), **_WAITING}
         if action.device:
             environment["CUDA_VISIBLE_DEVICES"] = action.device
-        child = ChildProcess("work.server", environment, self._watch.reporter.talkative)
+        child = ChildProcess("work.server", environment, self._watch.reporter.inherits_stdout)
         self._servers[action.place] = (action.name, child)
         self._watch.watch(child, partial(self._read_server, action.place, child))
         self._watch.post(child.channel, action.order)
@@ -48,7 +47,7 @@ class ServerProcesses:
             self._lose_server(place, child)
 
     def _lose_server(self, place: int, child: ChildProcess) -> None:
-        tail = self._watch.read_errors(child.errors, child.stderr_tail)
+        tail = self._watch.read_stderr(child.stderr, child.stderr_tail)
         servers = self._watch.pool.models.servers
         if servers is None or place not in self._servers:
             return
@@ -65,21 +64,22 @@ class ServerProcesses:
             self._watch.post(self._servers[place][1].channel, message, fds)
 
     def kill_server(self, place: int) -> None:
-        self._servers[place][1].kill()
+        if place in self._servers:
+            self._servers[place][1].kill()
 
-    def end_servers(self, busy: frozenset[int]) -> None:
+    def end_servers(self, idle: frozenset[int]) -> None:
         servers, self._servers = self._servers, {}
         for place, (_, child) in servers.items():
             self._watch.loop.ignore(child.channel)
             child.channel.close()  # so that all of them end at once
-            if place in busy:  # it would not look, and nobody waits for what it is at
+            if place not in idle:
                 child.kill()
         for _, child in servers.values():
             self._watch.end(child, EXIT_SECONDS)
 
     # -- the owners of weights on GPUs -------------------------------------------------------------------------
 
-    def start_owners(self, action: outbox.StartOwners, path: str) -> None:
+    def start_owners(self, action: actions.StartOwners, path: str) -> None:
         plan = action.plan
         order = UploadWeights(path, action.size, "cuda" if plan.device == "cuda" else "host")
         devices = plan.devices or ("",)

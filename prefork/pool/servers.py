@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from prefork.engines.base import ELEMENTS_PER_SECOND
 from prefork.errors import OutOfMemory, WorkerDied
-from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Connect, EndServers, KillServer, LogText, Outbox, SendServer, SendWorker, StartServer
 from prefork.pool.blame import Blame, Cause
 from prefork.pool.events import ServerExited
-from prefork.pool.outbox import Connect, EndServers, KillServer, LogText, Outbox, SendServer, SendWorker, StartServer
+from prefork.pool.policy import Policy
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
-from prefork.wire.child import find_fatal_line
+from prefork.wire.endings import describe_end
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     BatchDone,
@@ -50,11 +49,6 @@ _SHARE_ASKED = 4  # of them, one in so many is for a request that is under way
 _TASK_BATCHES = 8  # that all workers together are given at a time, so that there is always something under way
 
 
-class KillPolicy(Protocol):
-    def note_kill(self) -> None:
-        """A batch was lost for want of memory."""
-
-
 @dataclass(slots=True)
 class RunningBatch:
     """elements: that it has. until: when it counts as hung."""
@@ -66,13 +60,13 @@ class RunningBatch:
 
 @dataclass(slots=True, eq=False)
 class ModelServer:
-    """One process of a device, and those that take its place. limit: what is left of the usual size of its batches."""
+    """One process of a device, and those that take its place. batch_share: what is left of a batch's usual size."""
 
     place: int
     name: str
     device: str  # what CUDA_VISIBLE_DEVICES says; empty on the CPU
     blame: Blame = field(default_factory=Blame)
-    limit: float = 1.0
+    batch_share: float = 1.0
     inventory: Inventory | None = None  # once it is ready
     running: dict[int, RunningBatch] = field(default_factory=dict)
     kill_reason: str = ""
@@ -93,7 +87,7 @@ class Servers:
         specification: Specification,
         plan: Plan,
         workers: Workers,
-        policy: KillPolicy,
+        policy: Policy,
         hang_limit: HangLimit,
         descriptors: int,
     ) -> None:
@@ -116,15 +110,15 @@ class Servers:
             self._start(server)
 
     def _start(self, server: ModelServer) -> None:
-        order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.limit)
+        order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.batch_share)
         self._outbox.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
     def end(self) -> None:
-        self._outbox.do(EndServers(self.list_busy()))
+        self._outbox.do(EndServers(self.list_idle()))
 
-    def list_busy(self) -> frozenset[int]:
-        """Places of those that are at a batch."""
-        return frozenset(server.place for server in self.all if server.running)
+    def list_idle(self) -> frozenset[int]:
+        """Places of those that are ready and not at a batch: they look at their channel, and end by themselves."""
+        return frozenset(server.place for server in self.all if server.inventory is not None and not server.running)
 
     # -- the workers -------------------------------------------------------------------------------------------
 
@@ -136,7 +130,7 @@ class Servers:
         """Joins a worker with its server, as soon as that is ready."""
         server = self.find(worker)
         if server.inventory is not None:
-            message = ConnectServer(self._find_credits(server.inventory), self.find_most_asked())
+            message = ConnectServer(self._find_credits(server.inventory), self.find_max_requests())
             self._outbox.do(Connect(worker.number, server.place, message))
 
     def disconnect(self, worker: Worker) -> None:
@@ -162,7 +156,7 @@ class Servers:
             for name, seconds in inventory.batches.items()
         }
 
-    def find_most_asked(self) -> int:
+    def find_max_requests(self) -> int:
         """Requests that one worker may have under way: each is a descriptor there, in the server, and on its way, where
         the kernel allows a user as many as a process may have open."""
         together = min(_MOST_OPEN, self._descriptors) // _SHARE_ASKED
@@ -175,11 +169,11 @@ class Servers:
 
     # -- what they send ----------------------------------------------------------------------------------------
 
-    def take(self, place: int, message: FromServer) -> None:
+    def handle(self, place: int, message: FromServer) -> None:
         server = self.all[place]
         match message:
             case ModelsLoaded(inventory):
-                self._take_loaded(server, inventory)
+                self._handle_loaded(server, inventory)
             case LoadFailed(reason, trace):
                 if self.inventory is None:
                     self.failure = message
@@ -189,19 +183,19 @@ class Servers:
             case BatchStarted(number, requests, elements):
                 server.failed_starts = 0
                 begins = max([self._outbox.now, *(batch.until for batch in server.running.values())])
-                server.running[number] = RunningBatch(requests, elements, begins + self._find_limit(elements))
+                server.running[number] = RunningBatch(requests, elements, begins + self._find_hang_seconds(elements))
             case BatchDone(number):
                 server.blame.clear(self._list_wanted(server.running.pop(number).requests))
                 server.fatal = 0
                 self._start_clock(server)
             case BatchFailed():
-                self._take_failed(server, message)
+                self._handle_failed(server, message)
             case RequestsDropped(requests):
                 server.blame.discard(requests)
             case ServerBroken(reason):
                 server.broken = reason
 
-    def _take_loaded(self, server: ModelServer, inventory: Inventory) -> None:
+    def _handle_loaded(self, server: ModelServer, inventory: Inventory) -> None:
         server.inventory = inventory
         if self.inventory is None and all(other.inventory is not None for other in self.all):
             self.inventory = inventory
@@ -209,27 +203,27 @@ class Servers:
             if self.find(worker) is server:
                 self.connect(worker)
 
-    def _take_failed(self, server: ModelServer, message: BatchFailed) -> None:
+    def _handle_failed(self, server: ModelServer, message: BatchFailed) -> None:
         """A batch has failed, and the server lives."""
         requests, error = server.running.pop(message.batch).requests, message.error
         self._start_clock(server)
         if message.out_of_memory:
             self._policy.note_kill()
-            error = pickle_error(OutOfMemory(f"{message.text}, alone in its batch"), "")
+            error = pickle_error(OutOfMemory(f"{message.text}, with only this segment in the batch"), "")
             if self._halve(server, [requests]):
                 self._outbox.notify(f"{server.name}: {message.text}; continuing with batches of half the size")
         cause = Cause.MEMORY if message.out_of_memory else Cause.ERROR
         guilty = server.blame.lose(self._list_wanted(requests), cause)
         if guilty is not None:
             self._refuse(guilty, error)
-        decision = DecideBatch(server.blame.groups, [] if guilty is None else [guilty], server.limit)
+        decision = DecideBatch(server.blame.groups, [] if guilty is None else [guilty], server.batch_share)
         self._outbox.do(SendServer(server.place, decision))
 
     def _start_clock(self, server: ModelServer) -> None:
         """A batch is over; the next one has waited until now."""
         until = self._outbox.now
         for batch in server.running.values():
-            until += self._find_limit(batch.elements)
+            until += self._find_hang_seconds(batch.elements)
             batch.until = until
 
     def _refuse(self, request: Request, error: bytes) -> None:
@@ -247,42 +241,42 @@ class Servers:
         """After batches that did not fit into memory, those to come are half as large. Not so after parts of one that
         has failed before, which say nothing about others, and after a segment that does not fit even alone."""
         is_new = any(len(batch) > 1 and not server.blame.knows(self._list_wanted(batch)) for batch in batches)
-        server.limit /= 1 + is_new
+        server.batch_share /= 1 + is_new
         return is_new
 
-    def _find_limit(self, elements: int) -> float:
+    def _find_hang_seconds(self, elements: int) -> float:
         return self._hang_limit.seconds(elements / ELEMENTS_PER_SECOND)
 
     # -- their ends --------------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
+    def kill_hung(self) -> None:
         """Kills those that have hung."""
         for server in self.all:
             late = [batch for batch in server.running.values() if self._outbox.now > batch.until]
             if late and not server.kill_reason:
-                seconds = self._find_limit(late[0].elements)
+                seconds = self._find_hang_seconds(late[0].elements)
                 server.kill_reason = f"made no progress for {seconds:.0f} s and was killed"
                 self._outbox.do(KillServer(server.place))
 
-    def reap(self, event: ServerExited) -> None:
+    def handle_exit(self, event: ServerExited) -> None:
         """A server has died, and another takes its place: nobody has lost more than the batch that it was at."""
         server = self.all[event.place]
-        exited = find_fatal_line(event.stderr_tail) or describe_exit(event.status)
-        ended = "was killed by the kernel: out of memory" if event.out_of_memory else exited
+        ended = describe_end(event.status, event.out_of_memory, event.stderr_tail)
         reason = f"{server.name} (pid {event.pid}): {server.kill_reason or server.broken or ended}"
         self.deaths += 1
         if not server.running:
             server.failed_starts += 1
         if server.failed_starts >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
-            when = "before it is ready" if server.inventory is None else "while idle"
-            self.failure = LoadFailed(f"the model server dies {when}: {reason}: {last}")
+            when = "before it was ready" if server.inventory is None else "while idle"
+            times = f"{MOST_FAILED_STARTS} times in a row"
+            self.failure = LoadFailed(f"the model server died {when}, {times}: {reason}: {last}")
             return
         if event.out_of_memory:
             self._halve(server, [batch.requests for batch in server.running.values()])
         self._find_guilty(server, self._find_cause(server, event), reason)
         if server.fatal >= _MOST_FATAL:
-            self.failure = LoadFailed(f"the model server dies on every batch: {reason}")
+            self.failure = LoadFailed(f"the model server died on every batch: {reason}")
             return
         self._outbox.notify(f"{reason}; started again")
         server.inventory, server.kill_reason, server.broken = None, "", ""
@@ -298,7 +292,7 @@ class Servers:
             guilty = server.blame.lose(self._list_wanted(batch.requests), cause)
             if guilty is not None:
                 kind = OutOfMemory if cause is Cause.MEMORY else WorkerDied
-                error = kind(f"{reason}, alone in its batch, for the second time")
+                error = kind(f"{reason}, twice with only this segment in the batch")
                 self._refuse(guilty, pickle_error(error, ""))
                 server.fatal += 1
         server.running.clear()

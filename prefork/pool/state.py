@@ -7,16 +7,16 @@ Who is started, killed and retried, who is given what, and what is overdue is de
     Scheduler   which worker gets which task, and what becomes of it                        scheduling.py, tasks.py
 
 None of them starts a process, reads a socket or a clock: that is `prefork.pool.processes`, which turns what happens
-into events (events.py) and does what comes out (outbox.py). What memory allows is asked of a policy, the governor.
+into events (events.py) and does what comes out (actions.py). What memory allows is asked of a policy (policy.py): the
+governor, which has a clock and a log of its own, or a test's.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Action, Complete, Outbox
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -38,18 +38,14 @@ from prefork.pool.events import (
     ZygoteExited,
     ZygoteSent,
 )
-from prefork.pool.models import LoadPolicy, Models
-from prefork.pool.outbox import Action, Complete, Outbox
-from prefork.pool.scheduling import Scheduler, TaskPolicy
+from prefork.pool.models import Models
+from prefork.pool.policy import Policy
+from prefork.pool.scheduling import Scheduler
 from prefork.pool.tasks import HangLimit
 from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsCorrupted, WorkerReady
 from prefork.wire.specification import Specification
 
 STOPPED = "the run was stopped before this was done"
-
-
-class Policy(LoadPolicy, TaskPolicy, Protocol):
-    """What memory allows."""
 
 
 class Pool:
@@ -73,16 +69,16 @@ class Pool:
             case Tick():
                 self._tick()
             case WorkerSent(number, message):
-                self._take_worker(number, message)
+                self._handle_worker(number, message)
             case MemoryMeasured(memory):
-                self.scheduler.take_memory(memory)
+                self.scheduler.handle_memory(memory)
             case TasksSubmitted() | WaitingCancelled() | CloseRequested() | DrainRequested() | Aborted() | Started():
-                self._take_request(event)
+                self._handle_request(event)
             case _:
-                self._take_process(event)
+                self._handle_process(event)
         return self._outbox.take()
 
-    def _take_request(self, event: Event) -> None:
+    def _handle_request(self, event: Event) -> None:
         match event:
             case Started():
                 self.models.start(self.models.plan)
@@ -97,13 +93,13 @@ class Pool:
             case Aborted(error):
                 self._fail(error)
 
-    def _take_process(self, event: Event) -> None:
+    def _handle_process(self, event: Event) -> None:
         """What a process has sent, or its end."""
         match event:
             case ZygoteSent(message):
-                self.models.take_zygote(message)
+                self.models.handle_zygote(message)
             case ZygoteExited():
-                for task in self.models.lose_zygote(event):
+                for task in self.models.handle_zygote_exit(event):
                     self.scheduler.queue.push_again(task)
             case WorkerStarted(number, pid):
                 self.workers.all[number].pid = pid
@@ -112,31 +108,32 @@ class Pool:
             case WorkerReaped():
                 if (death := self.workers.reap(event)) is not None:
                     self.scheduler.lose(death)
+                self.workers.refill()
             case ServerSent() | ServerExited():
-                self.models.take_server(event)
+                self.models.handle_server(event)
             case OwnerSent(place, message):
-                self.models.take_owner(place, message)
+                self.models.handle_owner(place, message)
             case OwnerExited():
-                self.models.lose_owner(event)
+                self.models.handle_owner_exit(event)
 
-    def _take_worker(self, number: int, message: FromWorker) -> None:
+    def _handle_worker(self, number: int, message: FromWorker) -> None:
         worker = self.workers.all[number]
         worker.last_message = self._outbox.now
         match message:
             case ModelsLoaded(inventory):
-                self.models.take_loaded(inventory)
+                self.models.handle_loaded(inventory)
             case LoadFailed():
-                self.models.take_failure(message)
+                self.models.handle_failure(message)
             case WorkerReady():
                 self.workers.note_ready(worker)
             case WeightsCorrupted(reason):
                 self.models.reload(reason)
             case _:
-                self.scheduler.take(worker, message)
+                self.scheduler.handle(worker, message)
 
     def _tick(self) -> None:
         if self.models.servers is not None:
-            self.models.servers.tick()
+            self.models.servers.kill_hung()
         self.workers.tick()
         self.scheduler.kill_hung()
         self.scheduler.dispatch()
@@ -151,14 +148,13 @@ class Pool:
             return now > until or not (running or queue.has_closing)
         return self._closing and not (running or self.workers.is_measuring or queue or pending)
 
-    def end(self, failure: BaseException | None) -> list[Action]:
+    def end(self, failure: BaseException | None) -> list[Complete]:
         """Every process has been ended: the tasks that are left end, with the failure if there was one."""
-        reason = failure or Stopped(STOPPED)
         left = [worker.task for worker in self.workers.all.values() if worker.task and not worker.task.cancelled]
         self.workers.all.clear()
         for task in [*left, *self.scheduler.queue.clear()]:
-            self._outbox.do(Complete(task, None, reason))
-        return self._outbox.take()
+            self._outbox.do(Complete(task, None, failure or Stopped(STOPPED)))
+        return [action for action in self._outbox.take() if isinstance(action, Complete)]
 
     def _fail_loading(self, reason: str) -> None:
         self.workers.is_closed = True

@@ -15,6 +15,7 @@ from prefork.errors import Stopped
 from prefork.memory.governor import Governor
 from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Complete
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -26,10 +27,9 @@ from prefork.pool.events import (
     Tick,
     WaitingCancelled,
 )
-from prefork.pool.outbox import Complete
 from prefork.pool.processes import Processes
 from prefork.pool.state import STOPPED, Pool
-from prefork.pool.tasks import HangLimit, Task
+from prefork.pool.tasks import CANCELLED, HangLimit, Task, TaskQueue
 from prefork.pool.watch import Reporter, Watch
 from prefork.wire import process
 from prefork.wire.loop import Loop
@@ -85,7 +85,7 @@ class Supervisor:
             interrupt=self.interrupted.set,
             notify=notify,
             log=log or _print,
-            talkative=log is None,
+            inherits_stdout=log is None,
         )
         self.pool: Pool | None = None  # once there is a plan
         self._processes: Processes | None = None
@@ -152,10 +152,6 @@ class Supervisor:
         """False if the loop has ended."""
         return self._loop.call_soon(lambda: self._feed(event))
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def status(self) -> list[WorkerStatus]:
         """One entry for each worker, by slot."""
         workers = self.pool.workers.all.copy().values() if self.pool is not None else ()
@@ -206,7 +202,7 @@ class Supervisor:
     def _run(self) -> None:
         try:
             plan = self._make_plan()
-            descriptors = process.count_descriptors()
+            descriptors = process.max_descriptors()
             self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, descriptors)
             self._processes = processes = Processes(Watch(pool, self._loop, self.governor, self._feed, self._reporter))
             self._feed(Started())
@@ -244,24 +240,30 @@ class Supervisor:
     def _end(self) -> None:
         """Ends every process and gives every task that is left its reason."""
         self.interrupted.set()
-        if self._processes is not None:
-            self._processes.end(at_once=self.failure is not None)
-        self._loop.end()
-        self.governor.end()
-        if self.pool is not None and self._processes is not None:
-            for action in self.pool.end(self.failure):
-                self._processes.do(action)
-        else:
+        try:
+            if self._processes is not None:
+                self._processes.end(at_once=self.failure is not None)
+            self._is_handling = True  # nothing is started any more: what still comes waits in self._events
+            self._loop.end()
+            self.governor.end()
+            for action in self.pool.end(self.failure) if self.pool is not None else ():
+                _complete(action)
             self._end_submitted()
-        self.loaded.set()
-        self._loop.close()
+        finally:
+            self.loaded.set()
+            self._loop.close()
 
     def _end_submitted(self) -> None:
-        """There has never been a pool: there was no plan."""
+        """What nobody has handled any more, or ever, if there was no plan and so no pool."""
+        queue = TaskQueue()
         for event in self._events:
             if isinstance(event, TasksSubmitted):
-                for task in event.tasks:
-                    task.done(None, self.failure)
+                queue.push(*event.tasks)
+            elif isinstance(event, WaitingCancelled):
+                for task in queue.clear():
+                    task.done(None, Stopped(CANCELLED))
+        for task in queue.clear():
+            task.done(None, self.failure or Stopped(STOPPED))
 
 
 def _complete(action: Complete) -> None:

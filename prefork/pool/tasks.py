@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+CANCELLED = "it was cancelled before it began"
 ATTEMPTS = 2  # a task whose worker dies is tried once more
 
 

@@ -8,27 +8,28 @@ from dataclasses import dataclass
 from functools import partial
 
 from prefork.memory.governor import Governor
+from prefork.pool.actions import Complete
 from prefork.pool.events import Event
-from prefork.pool.outbox import Complete
 from prefork.pool.state import Pool
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.loop import Loop
 
+KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
 EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Who is told what is no event. announce: the models are loaded, or never will be. interrupt: nothing new begins.
-    talkative: what processes print on stdout goes to stdout, because there is no log."""
+    """What the pool reports to the program. announce: the models are loaded, or never will be. interrupt: nothing new
+    begins. inherits_stdout: there is no log, so that what processes print on stdout goes to stdout."""
 
     complete: Callable[[Complete], None]
     announce: Callable[[], None]
     interrupt: Callable[[], None]
     notify: Callable[[str], None]
     log: Callable[[str], None]
-    talkative: bool
+    inherits_stdout: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,23 @@ class Watch:
     def watch(self, child: ChildProcess, read: Callable[[], None]) -> None:
         """read: called when there is something in its channel."""
         self.loop.watch(child.channel, read)
-        self.watch_errors(child.errors, child.stderr_tail)
+        self.watch_stderr(child.stderr, child.stderr_tail)
 
-    def watch_errors(self, errors: OutputPipe, tail: bytearray) -> None:
-        self.loop.watch(errors, partial(self.loop.pass_on, errors, tail, self.reporter.log))
+    def watch_stderr(self, stderr: OutputPipe, tail: bytearray) -> None:
+        self.loop.watch(stderr, partial(self.loop.pass_on, stderr, tail, self.reporter.log))
 
-    def read_errors(self, errors: OutputPipe, tail: bytearray) -> str:
+    def read_stderr(self, stderr: OutputPipe, tail: bytearray) -> str:
         """All that is left of what it has printed; the last of it."""
-        while self.loop.pass_on(errors, tail, self.reporter.log):
+        while self.loop.pass_on(stderr, tail, self.reporter.log):
             pass
         return tail.decode(errors="replace")
 
     def was_out_of_memory(self, status: int, kill_reason: str = "") -> bool:
         """Whether the kernel, and not we, has killed it for want of memory."""
-        return status == -signal.SIGKILL and not kill_reason and self.governor.was_killed_for_memory()
+        return not kill_reason and status == KILLED and self.governor.was_killed_for_memory()
 
     def end(self, child: ChildProcess, patience: float) -> int:
         """Its exit status. patience: seconds for it to end by itself."""
         self.loop.ignore(child.channel)
-        self.loop.ignore(child.errors)
+        self.loop.ignore(child.stderr)
         return child.end(patience)

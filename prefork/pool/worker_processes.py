@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-from prefork.pool import outbox
+from prefork.pool import actions
 from prefork.pool.events import WorkerClosed, WorkerReaped, WorkerSent, WorkerStarted, ZygoteExited, ZygoteSent
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.channel import Channel
@@ -24,7 +24,7 @@ class _WorkerEnd:
     """The supervisor's end of a worker. child: if it was not forked by the zygote."""
 
     channel: Channel
-    errors: OutputPipe
+    stderr: OutputPipe
     child: ChildProcess | None = None
     stderr_tail: bytearray = field(default_factory=bytearray)
 
@@ -39,9 +39,9 @@ class WorkerProcesses:
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
-    def start_zygote(self, action: outbox.StartZygote) -> None:
+    def start_zygote(self, action: actions.StartZygote) -> None:
         environment = {**make_environment(action.plan), **hide_gpus(action.plan)}
-        self.zygote = zygote = ChildProcess("work.zygote", environment, self._watch.reporter.talkative)
+        self.zygote = zygote = ChildProcess("work.zygote", environment, self._watch.reporter.inherits_stdout)
         self._watch.watch(zygote, partial(self._read_zygote, zygote))
         self._watch.post(zygote.channel, action.specification)
 
@@ -59,7 +59,7 @@ class WorkerProcesses:
             self._lose_zygote(zygote)
 
     def _lose_zygote(self, zygote: ChildProcess) -> None:
-        tail = self._watch.read_errors(zygote.errors, zygote.stderr_tail)
+        tail = self._watch.read_stderr(zygote.stderr, zygote.stderr_tail)
         status = self.end_zygote(EXIT_SECONDS)
         for number, end in list(self._workers.items()):
             if end.child is None:  # it has died with the zygote, and may have finished something before
@@ -74,26 +74,26 @@ class WorkerProcesses:
 
     # -- the workers -------------------------------------------------------------------------------------------
 
-    def fork(self, action: outbox.Fork) -> None:
+    def fork(self, action: actions.Fork) -> None:
         if self.zygote is None:
             return
         channel, there = Channel.pair()
-        errors, writing = OutputPipe.pipe()
-        self._add(action.order.number, _WorkerEnd(channel, errors))
+        stderr, writing = OutputPipe.pipe()
+        self._add(action.order.number, _WorkerEnd(channel, stderr))
         self._watch.post(self.zygote.channel, action.order, (there.detach(), writing))
 
-    def spawn(self, action: outbox.Spawn) -> None:
+    def spawn(self, action: actions.Spawn) -> None:
         environment = make_environment(action.plan)
         if action.device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = action.device
-        child = ChildProcess("work.spawned", environment, self._watch.reporter.talkative)
-        self._add(action.number, _WorkerEnd(child.channel, child.errors, child))
+        child = ChildProcess("work.spawned", environment, self._watch.reporter.inherits_stdout)
+        self._add(action.number, _WorkerEnd(child.channel, child.stderr, child))
         self._watch.feed(WorkerStarted(action.number, child.pid))
 
     def _add(self, number: int, end: _WorkerEnd) -> None:
         self._workers[number] = end
         self._watch.loop.watch(end.channel, partial(self._read_worker, number, end))
-        self._watch.watch_errors(end.errors, end.stderr_tail)
+        self._watch.watch_stderr(end.stderr, end.stderr_tail)
 
     def send(self, number: int, message: Message, fds: tuple[int, ...] = ()) -> None:
         self._watch.post(self._workers[number].channel, message, fds)
@@ -124,20 +124,20 @@ class WorkerProcesses:
     def _reap_worker(self, number: int, status: int) -> None:
         end = self._workers.pop(number)
         self._drain(number, end)
-        tail = self._watch.read_errors(end.errors, end.stderr_tail)
+        tail = self._watch.read_stderr(end.stderr, end.stderr_tail)
         self._forget(end)
         kill_reason = self._watch.pool.workers.all[number].kill_reason
         self._watch.feed(WorkerReaped(number, status, self._watch.was_out_of_memory(status, kill_reason), tail))
 
     def _forget(self, end: _WorkerEnd) -> None:
         self._watch.loop.ignore(end.channel)
-        self._watch.loop.ignore(end.errors)
+        self._watch.loop.ignore(end.stderr)
         end.channel.close()
-        end.errors.close()
+        end.stderr.close()
 
     @property
     def is_ending(self) -> bool:
-        """Whether one that is not the zygote's child, and that nobody tells of, is about to be gone."""
+        """Whether a spawned worker is about to exit: nobody reports that, so it has to be polled."""
         workers = self._watch.pool.workers.all
         return any(end.child is not None and workers[number].closed for number, end in self._workers.items())
 

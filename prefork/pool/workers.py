@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.actions import Fork, KillSpawned, Outbox, SendWorker, SendZygote, Spawn
 from prefork.pool.events import WorkerReaped
-from prefork.pool.outbox import Fork, KillSpawned, Outbox, SendWorker, SendZygote, Spawn
 from prefork.pool.tasks import Task
-from prefork.wire.child import find_fatal_line
+from prefork.wire.endings import describe_end
 from prefork.wire.messages import ForkWorker, KillWorker, Memory
 from prefork.wire.specification import Specification
 
@@ -41,8 +40,8 @@ class Worker:
     measured: tuple[Task, int] | None = None  # its last task, and what that was predicted to take
     predicted: int = 0  # bytes of its own at the peak of its task
     memory: Memory | None = None
-    rest: int = 0  # bytes of its own after its last task
-    first_rest: int = 0  # and after its first
+    idle_bytes: int = 0  # bytes of its own after its last task
+    first_idle_bytes: int = 0  # and after its first
 
     @property
     def name(self) -> str:
@@ -58,8 +57,8 @@ class Death:
     out_of_memory: bool
 
 
-class Link(Protocol):
-    """What joins workers with the servers that have the models."""
+class Clients(Protocol):
+    """The servers that have the models, as far as workers are concerned."""
 
     def connect(self, worker: Worker) -> None: ...
 
@@ -79,7 +78,7 @@ class Workers:
         self.can_start = False  # there is something to fork from, or to map
         self.is_closed = False  # nobody is replaced any more
         self.deaths = 0
-        self.link: Link | None = None
+        self.servers: Clients | None = None
         self._outbox = outbox
         self._specify = specify
         self._fail = fail
@@ -93,7 +92,7 @@ class Workers:
         self.size = size
         self.refill()
         for worker in self.list_idle()[: max(0, sum(not w.kill_reason for w in self.all.values()) - size)]:
-            self.retire(worker, "was stopped, because memory was short")
+            self.retire(worker)
 
     def refill(self) -> None:
         if self.is_closed:
@@ -118,8 +117,8 @@ class Workers:
             self._outbox.do(Spawn(worker.number, plan, plan.devices[place] if plan.devices else None))
             return
         self._outbox.do(Fork(ForkWorker(worker.number, plan.threads, place)))
-        if self.link is not None:
-            self.link.connect(worker)
+        if self.servers is not None:
+            self.servers.connect(worker)
 
     def _find_place(self, slot: int) -> int:
         """Of the device, among the plan's, that a worker computes on, or whose server it asks."""
@@ -146,10 +145,10 @@ class Workers:
 
     # -- their ends --------------------------------------------------------------------------------------------
 
-    def retire(self, worker: Worker, reason: str) -> None:
+    def retire(self, worker: Worker) -> None:
         """Ends a worker that has nothing to do."""
         worker.retired = True
-        self.kill(worker, reason)
+        self.kill(worker, "was not needed any more")
 
     def kill(self, worker: Worker, reason: str) -> None:
         """reason: empty if it is dead already, most likely: then its exit status says why."""
@@ -167,17 +166,14 @@ class Workers:
     def reap(self, event: WorkerReaped) -> Death | None:
         """It has exited; the task that it had, if it had one and was needed."""
         worker = self.all.pop(event.number)
-        if self.link is not None:
-            self.link.disconnect(worker)
-        death = None if worker.retired else self._explain(worker, event)
-        self.refill()
-        return death
+        if self.servers is not None:
+            self.servers.disconnect(worker)
+        return None if worker.retired else self._explain(worker, event)
 
     def _explain(self, worker: Worker, event: WorkerReaped) -> Death | None:
         self.deaths += 1
         out_of_memory = worker.out_of_memory or event.out_of_memory
-        exited = find_fatal_line(event.stderr_tail) or describe_exit(event.status)
-        ended = "was killed by the kernel: out of memory" if out_of_memory else exited
+        ended = describe_end(event.status, out_of_memory, event.stderr_tail)
         reason = f"{worker.name} (pid {worker.pid}): {worker.kill_reason or ended}"
         if worker.ready is None:
             self._count_failed_start(reason)
@@ -194,18 +190,18 @@ class Workers:
             return
         self._failed_starts, self.size = 0, len(self.all)
         if self.size:
-            text = f"workers die before they are ready (the last: {reason}); continuing with {self.size}"
+            text = f"{MOST_FAILED_STARTS} workers died before they were ready, the last: {reason}; {self.size} go on"
             self._outbox.notify(text)
         else:
-            self._fail(f"workers die before they are ready: {reason}")
+            self._fail(f"{MOST_FAILED_STARTS} workers died before they were ready, the last: {reason}")
 
     def drop_all(self) -> list[Task]:
         """All are gone with the zygote; the tasks that they had."""
         workers = list(self.all.values())
         self.all.clear()
         for worker in workers:
-            if self.link is not None:
-                self.link.disconnect(worker)
+            if self.servers is not None:
+                self.servers.disconnect(worker)
         return [worker.task for worker in workers if worker.task]
 
     # -- time --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from prefork.wire.child import FATAL
+from prefork.wire.endings import FATAL
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena

@@ -22,7 +22,7 @@ from prefork.wire.channel import Channel
 from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
-_MOST_BYTES = 65_536  # read at a time
+_TAIL_BYTES = 8192  # kept of what a process has printed, and read at a time
 
 
 class OutputPipe:
@@ -58,6 +58,17 @@ class OutputPipe:
         except (BlockingIOError, ConnectionResetError) as error:
             return None if isinstance(error, BlockingIOError) else b""
 
+    def pass_on(self, tail: bytearray, log: Callable[[str], None]) -> bool | None:
+        """Logs some of what there is, and keeps the last of it in `tail`; None if nothing is there now, False if there
+        never will be."""
+        data = self.read(_TAIL_BYTES)
+        if not data:
+            return None if data is None else False
+        tail += data
+        del tail[:-_TAIL_BYTES]
+        log(data.decode(errors="replace"))
+        return True
+
     def close(self) -> None:
         self._source.close()
 
@@ -68,43 +79,34 @@ def _pump(pipe: IO[bytes], there: socket.socket) -> None:
             there.sendall(data)
 
 
-FATAL = "prefork: fatal: "  # how a last word begins
-
-
-def find_fatal_line(text: str) -> str:
-    """What a process said of its own end, among what it printed; empty if it said nothing."""
-    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
-    return lines[-1].removeprefix(FATAL) if lines else ""
-
-
 class ChildProcess:
     """In a session of its own: Ctrl-C is for the supervisor, which knows what to do about it.
 
     module: below prefork, such as `work.zygote`; its `main` runs there. environment: beside this process's own.
-    talkative: its stdout is this process's; else it goes where stderr goes. errors: its stderr. stderr_tail: the last
-    that was read of it.
+    inherits_stdout: its stdout is this process's; else it goes where stderr goes. stderr: what it prints there.
+    stderr_tail: the last that was read of it.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str], talkative: bool = False) -> None:
+    def __init__(self, module: str, environment: Mapping[str, str], inherits_stdout: bool = False) -> None:
         self.channel, there = Channel.pair()
         self.stderr_tail = bytearray()
         self._received: deque[Any] = deque()
-        self._silent = False  # it has closed its stderr
+        self._stderr_ended = False  # it has closed it
         with there:
             self._process = subprocess.Popen(
                 _command(module, there),
                 stdin=subprocess.DEVNULL if os.name == "posix" else subprocess.PIPE,
-                stdout=None if talkative else subprocess.PIPE,
-                stderr=subprocess.PIPE if talkative else subprocess.STDOUT,
+                stdout=None if inherits_stdout else subprocess.PIPE,
+                stderr=subprocess.PIPE if inherits_stdout else subprocess.STDOUT,
                 env={**os.environ, **environment},
                 bufsize=0,
                 **_detach(there),
             )
             if self._process.stdin is not None:
                 _share(there, self._process.stdin, self._process.pid)
-        output = self._process.stderr if talkative else self._process.stdout
+        output = self._process.stderr if inherits_stdout else self._process.stdout
         assert output is not None
-        self.errors = OutputPipe(output)
+        self.stderr = OutputPipe(output)
 
     @property
     def pid(self) -> int:
@@ -121,8 +123,8 @@ class ChildProcess:
                 raise TimeoutError
             self.channel.flush()
             for fileobj in self._wait(_POLL_SECONDS):
-                if fileobj is self.errors:
-                    self._read_words(log)
+                if fileobj is self.stderr:
+                    self._read_stderr(log)
                 else:
                     self._read_messages()
         return self._received.popleft()
@@ -131,17 +133,13 @@ class ChildProcess:
         """What of its output and its channel can be read now, the output first: it may explain the other's end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.channel, selectors.EVENT_READ)
-            if not self._silent:
-                selector.register(self.errors, selectors.EVENT_READ)
+            if not self._stderr_ended:
+                selector.register(self.stderr, selectors.EVENT_READ)
             ready = [key.fileobj for key, _ in selector.select(seconds)]
         return sorted(ready, key=lambda fileobj: fileobj is self.channel)
 
-    def _read_words(self, log: Callable[[str], None]) -> None:
-        data = self.errors.read(_MOST_BYTES)
-        self._silent = data == b""
-        if data:
-            self.stderr_tail += data
-            log(data.decode(errors="replace"))
+    def _read_stderr(self, log: Callable[[str], None]) -> None:
+        self._stderr_ended = self.stderr.pass_on(self.stderr_tail, log) is False
 
     def _read_messages(self) -> None:
         try:
@@ -161,7 +159,7 @@ class ChildProcess:
         """Its exit status. It ends by itself when its channel closes; if not within `patience` seconds, it is killed.
         The kernel, or the end of their channels, ends what it has started."""
         self.channel.close()
-        self.errors.close()
+        self.stderr.close()
         try:
             return self._process.wait(patience)
         except subprocess.TimeoutExpired:

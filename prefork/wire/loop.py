@@ -12,7 +12,6 @@ from collections.abc import Callable
 from prefork.wire.channel import Channel
 from prefork.wire.child import OutputPipe
 
-_TAIL_BYTES = 8192  # kept of what a process has printed
 Watched = Channel | OutputPipe
 
 
@@ -60,17 +59,12 @@ class Loop:
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
         self._selector.modify(channel, events, self._selector.get_key(channel).data)
 
-    def pass_on(self, errors: OutputPipe, tail: bytearray, log: Callable[[str], None]) -> bool:
-        """Logs some of what a process has printed, and keeps the last of it in `tail`; False if there is no more."""
-        data = errors.read(_TAIL_BYTES)
-        if not data:
-            if data is not None:  # nor will there ever be
-                self.ignore(errors)
-            return False
-        tail += data
-        del tail[:-_TAIL_BYTES]
-        log(data.decode(errors="replace"))
-        return True
+    def pass_on(self, stderr: OutputPipe, tail: bytearray, log: Callable[[str], None]) -> bool:
+        """As OutputPipe has it; False if there is no more now."""
+        found = stderr.pass_on(tail, log)
+        if found is False:
+            self.ignore(stderr)
+        return bool(found)
 
     def turn(self, timeout: float) -> None:
         """Waits so many seconds at most, then handles all that there is."""

@@ -254,7 +254,7 @@ class TaskUsage:
 
 @dataclass(frozen=True, slots=True)
 class WeightsCorrupted:
-    """The weights in a device's memory are not what they were: results computed since then are discarded."""
+    """The weights in a device's memory are not what they were; what was computed on them does not count."""
 
     reason: str
 

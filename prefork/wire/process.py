@@ -64,7 +64,7 @@ def restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def count_descriptors() -> int:
+def max_descriptors() -> int:
     """File descriptors that a process of this user may have open."""
     try:
         import resource

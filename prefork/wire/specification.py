@@ -42,7 +42,6 @@ class Inventory:
     seconds: float  # from the start of the process to here
     fingerprints: Mapping[str, Mapping[str, Any]]  # by engine
     hazards: tuple[Hazard, ...] = ()  # none of them unsafe, or there would be no inventory
-    names: tuple[str, ...] = ()
     tf32: bool | None = None  # whether matrix products use it; None on devices that do not have it
     private: int | None = None  # bytes that a worker's own are estimated to be at its peak
     manifest: bytes | None = None  # for processes that are to share these weights

@@ -151,7 +151,6 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         seconds=time.monotonic() - started,
         fingerprints={name: dict(engine.fingerprint()) for name, engine in loaded.engines.items()},
         hazards=hazards,
-        names=tuple(loaded.models or loaded.engines),
         tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
         suspicions={} if loaded.remote else _list_suspicions(loaded.engines),

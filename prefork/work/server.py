@@ -299,7 +299,7 @@ class _Server:
     def _fail(self, number: int, requests: Group, error: BaseException) -> None:
         """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
         is of no more use: this process ends, and another takes its place."""
-        out_of_memory = torch_state.is_for_memory(error)
+        out_of_memory = torch_state.is_out_of_memory(error)
         self._held.update(requests)
         text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
         error.__traceback__ = None  # it holds the tensors

@@ -43,7 +43,7 @@ def release(device: str) -> None:
             torch.cuda.empty_cache()
 
 
-def is_for_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
     import torch
 

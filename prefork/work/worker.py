@@ -30,7 +30,7 @@ from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import FATAL
+from prefork.wire.endings import FATAL
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     ItemFailed,
@@ -47,7 +47,7 @@ from prefork.work.comparison import encode
 from prefork.work.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.work.loaded import Loaded
 from prefork.work.staging import is_broken
-from prefork.work.torch_state import is_for_memory, release, reseed
+from prefork.work.torch_state import is_out_of_memory, release, reseed
 
 Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
 
@@ -170,7 +170,7 @@ def _run(payload: bytes, context: Context) -> Answer:
     except BaseException as error:  # noqa: BLE001  whatever a task raises, sys.exit included, goes to who asked for it
         if isinstance(error, WeightsChanged):
             return WeightsCorrupted(str(error))
-        if is_for_memory(error):
+        if is_out_of_memory(error):
             return TaskOutOfMemory(f"{type(error).__name__}: {error}")
         if is_broken(error, context.loaded.device):
             _give_up(error)
@@ -288,7 +288,7 @@ def _costs_one(context: Context, item: _Item, refused: set[str]) -> Iterator[Non
     try:
         yield
     except Exception as error:
-        if is_for_memory(error):
+        if is_out_of_memory(error):
             raise
         if item.job.id not in refused:
             content = error.error if isinstance(error, Refused) else _pickle(error)

@@ -22,7 +22,8 @@ from prefork.platform_matrix.hazards import Severity, find_hazards
 from prefork.platform_matrix.matrix import Strategy
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.child import find_fatal_line, open_channel
+from prefork.wire.child import open_channel
+from prefork.wire.endings import find_fatal_line
 from prefork.wire.messages import (
     AttachExports,
     ForkUnsafe,
@@ -54,7 +55,10 @@ def main() -> None:
     """Entry point of the zygote process."""
     started = time.monotonic()
     channel = open_channel()
-    specification, _ = channel.receive()
+    try:
+        specification, _ = channel.receive()
+    except EOFError:  # the supervisor has gone
+        return
     try:
         if specification.survey:
             engines = loading.open_engines(specification)

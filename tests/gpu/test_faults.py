@@ -123,7 +123,7 @@ def test_what_does_not_fit_even_alone_costs_its_job_and_says_how_much_it_was(tmp
     error = results.pop("huge.txt").error
     print(f"\n{error}")
     assert isinstance(error, OutOfMemory)
-    assert "Tried to allocate" in str(error) and "alone in its batch" in str(error)
+    assert "Tried to allocate" in str(error) and "only this segment in the batch" in str(error)
     _check_talks(results)
 
 

@@ -59,10 +59,10 @@ def test_descriptors_travel_with_their_message_and_are_closed_here() -> None:
 
 def test_the_end_of_the_other_side_is_told_after_its_last_message() -> None:
     here, there = _pair()
-    there.send("last words")
+    there.send("last lines")
     there.close()
     messages = here.poll()
-    assert next(messages) == "last words"
+    assert next(messages) == "last lines"
     with pytest.raises(EOFError):
         next(messages)
 

@@ -59,7 +59,7 @@ class Twice:
         return [{"value": torch.tensor(2 * value)} for value in values + [0.0] * (14 in values)]
 
 
-class Desk:
+class ServerThread:
     """A server in a thread, and the supervisor's end of its channel."""
 
     def __init__(self, groups: Sequence[Group] = ()) -> None:
@@ -117,10 +117,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk()
-    yield desk
-    desk.end()
+def server_thread() -> Iterator[ServerThread]:
+    server_thread = ServerThread()
+    yield server_thread
+    server_thread.end()
 
 
 def submit(inference: RemoteInference, *values: float) -> None:
@@ -144,15 +144,15 @@ def collect(inference: RemoteInference, count: int) -> dict[int, float | Refused
     return found
 
 
-def test_every_request_gets_its_answer(desk: Desk) -> None:
-    inference = desk.connect(0)
+def test_every_request_gets_its_answer(server_thread: ServerThread) -> None:
+    inference = server_thread.connect(0)
     submit(inference, *range(10))
     assert collect(inference, 10) == {number: 2.0 * number for number in range(10)}
     assert not inference.is_busy
 
 
-def test_no_more_requests_are_under_way_than_there_is_room_for(desk: Desk) -> None:
-    inference = desk.connect(0, most=3)
+def test_no_more_requests_are_under_way_than_there_is_room_for(server_thread: ServerThread) -> None:
+    inference = server_thread.connect(0, most=3)
     submitted = 0
     while inference.has_room and submitted < 20:
         submit(inference, submitted)
@@ -162,8 +162,8 @@ def test_no_more_requests_are_under_way_than_there_is_room_for(desk: Desk) -> No
     assert inference.has_room
 
 
-def test_what_is_withdrawn_is_not_waited_for_and_the_others_are(desk: Desk) -> None:
-    inference = desk.connect(0)
+def test_what_is_withdrawn_is_not_waited_for_and_the_others_are(server_thread: ServerThread) -> None:
+    inference = server_thread.connect(0)
     submit(inference, 1, 2, 3)
     inference.withdraw({1, 3})
     assert collect(inference, 1) == {2: 4.0}
@@ -171,53 +171,53 @@ def test_what_is_withdrawn_is_not_waited_for_and_the_others_are(desk: Desk) -> N
 
 
 def test_a_group_does_not_wait_for_what_nobody_will_ask_again() -> None:
-    desk = Desk([((0, 0), (0, 1), (1, 0))])
-    inference, other = desk.open(), desk.open()
+    server_thread = ServerThread([((0, 0), (0, 1), (1, 0))])
+    inference, other = server_thread.open(), server_thread.open()
     submit(inference, 4, 5)
     submit(other, 6)
     inference.withdraw({4})  # while there was no server
-    desk.connect(0, inference=inference)
-    desk.connect(1, inference=other)
-    assert desk.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
-    assert desk.wait_for(BatchStarted).requests == ((0, 1), (1, 0))
+    server_thread.connect(0, inference=inference)
+    server_thread.connect(1, inference=other)
+    assert server_thread.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
+    assert server_thread.wait_for(BatchStarted).requests == ((0, 1), (1, 0))
     assert (collect(inference, 1), collect(other, 1)) == ({5: 10.0}, {6: 12.0})
-    desk.end()
+    server_thread.end()
 
 
-def test_a_decision_about_requests_that_were_withdrawn_since_holds_nobody_back(desk: Desk) -> None:
-    inference, other = desk.connect(0), desk.connect(1)
+def test_a_decision_about_requests_that_were_withdrawn_since_holds_nobody_back(server_thread: ServerThread) -> None:
+    inference, other = server_thread.connect(0), server_thread.connect(1)
     submit(inference, 13, 7)
-    desk.wait_for(BatchStarted)
-    number = desk.wait_for(BatchFailed).batch
+    server_thread.wait_for(BatchStarted)
+    number = server_thread.wait_for(BatchFailed).batch
     inference.withdraw({13})
     submit(other, 3)
     assert collect(other, 1) == {3: 6.0}  # so it has read that as well
-    desk.post(DecideBatch([((0, 0), (0, 1))], [], 1.0))
-    assert desk.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
+    server_thread.post(DecideBatch([((0, 0), (0, 1))], [], 1.0))
+    assert server_thread.wait_for(RequestsDropped) == RequestsDropped([(0, 0)])
     assert collect(inference, 1) == {7: 14.0}
     assert number >= 1
 
 
-def test_a_decision_that_is_out_of_date_begins_nothing(desk: Desk) -> None:
+def test_a_decision_that_is_out_of_date_begins_nothing(server_thread: ServerThread) -> None:
     """Two batches have failed; what was decided of the first knows nothing of the second."""
-    inference, other = desk.connect(0), desk.connect(1)
+    inference, other = server_thread.connect(0), server_thread.connect(1)
     submit(inference, 13)
-    desk.wait_for(BatchFailed)
+    server_thread.wait_for(BatchFailed)
     submit(other, 13)
-    desk.wait_for(BatchFailed)
-    desk.post(DecideBatch([((0, 0),)], [], 1.0))
+    server_thread.wait_for(BatchFailed)
+    server_thread.post(DecideBatch([((0, 0),)], [], 1.0))
     submit(inference, 1)
     assert collect(inference, 1) == {1: 2.0}
-    desk.post(DecideBatch([((0, 0),), ((1, 0),)], [], 1.0))
-    assert desk.wait_for(BatchStarted).requests == ((0, 1),)
-    assert desk.wait_for(BatchStarted).requests == ((0, 0),)
-    assert desk.wait_for(BatchStarted).requests == ((1, 0),)
+    server_thread.post(DecideBatch([((0, 0),), ((1, 0),)], [], 1.0))
+    assert server_thread.wait_for(BatchStarted).requests == ((0, 1),)
+    assert server_thread.wait_for(BatchStarted).requests == ((0, 0),)
+    assert server_thread.wait_for(BatchStarted).requests == ((1, 0),)
 
 
-def test_an_engine_that_makes_too_many_outputs_is_said_to(desk: Desk) -> None:
-    inference = desk.connect(0)
+def test_an_engine_that_makes_too_many_outputs_is_said_to(server_thread: ServerThread) -> None:
+    inference = server_thread.connect(0)
     submit(inference, 14)
-    failed = desk.wait_for(BatchFailed)
+    failed = server_thread.wait_for(BatchFailed)
     assert not failed.out_of_memory
     assert "2 outputs of 1 segments" in failed.text
     inference.take_order(RefuseRequest(0, failed.error), [])

@@ -18,9 +18,9 @@ import pytest
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
+from prefork.pool.actions import StartOwners
 from prefork.pool.events import OwnerSent
 from prefork.pool.jobs import JobResult
-from prefork.pool.outbox import StartOwners
 from prefork.pool.processes import Processes
 from prefork.wire.messages import IPCUnavailable
 from tests.prefork.command import write_job
@@ -106,7 +106,7 @@ def test_what_is_computed_on_weights_that_were_written_over_is_never_kept(tmp_pa
         rest = list(results)
     assert [result.error for result in [first, *rest]] == [None] * 12
     assert {lines[-1] for lines in read([first, *rest]).values()} == {("say one", 6.0)}
-    assert any("results computed since then are discarded" in notice for notice in notices)
+    assert any("the models are loaded again, and running tasks start over" in notice for notice in notices)
 
 
 def _write_over(runtime: Runtime) -> None:

@@ -54,7 +54,7 @@ def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_se
     assert (code, summary["done"], list(summary["failed"])) == (1, 4, ["greedy.txt"])
     assert kills == summary["deaths"] == 2
     notes = [event["text"] for event in events if event["event"] == "note"]
-    assert any("greedy.txt: worker" in text and "retrying it alone" in text for text in notes)
+    assert any("greedy.txt: worker" in text and "retrying it with no other task running" in text for text in notes)
     reason = summary["failed"]["greedy.txt"]
     assert "was killed by the kernel: out of memory, with no other task running" in reason
     assert "predicted at its peak" in reason and "of 1.50 GB, of which 0.15 GB are kept back" in reason

@@ -22,8 +22,8 @@ from prefork.errors import OutOfMemory, Stopped, WorkerDied
 from prefork.memory.admission import Holder, Level
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.pool import actions as act
 from prefork.pool import events as ev
-from prefork.pool import outbox as act
 from prefork.pool.state import Pool
 from prefork.pool.tasks import HangLimit, Task
 from prefork.wire.exceptions import pickle_error
@@ -428,3 +428,36 @@ def test_a_server_that_works_excuses_the_worker_that_waits_for_it() -> None:
         machine.feed(ev.ServerSent(0, BatchDone(1)))
         machine.feed(ev.ServerSent(0, BatchStarted(1, ((0, 0),), 16_000 * 60)))
     assert machine.dying == []
+
+
+def test_a_task_ends_before_anything_is_started_in_place_of_its_worker(busy: Machine) -> None:
+    """To start may fail, and most likely when memory is short."""
+    task = busy.pool.workers.all[0].task
+    assert task is not None
+    task.attempts = 1
+    actions = busy.pool.handle(ev.WorkerReaped(0, -signal.SIGKILL), busy.now)
+    kinds = [type(action) for action in actions]
+    assert kinds.index(act.Complete) < kinds.index(act.Fork)
+
+
+def test_a_zygote_that_we_kill_is_not_said_to_have_been_killed_and_does_not_count(busy: Machine) -> None:
+    for _ in range(4):
+        busy.feed(ev.OwnerExited(0, "owner", 7, 1))
+        busy.feed(ev.OwnerExited(1, "owner", 8, 1))
+        busy.kill_zygote()
+        busy.load()
+    assert busy.pool.failure is None
+    assert [notice for notice in busy.notices if "zygote" in notice] == []
+    assert sum("the models are loaded again" in notice for notice in busy.notices) == 4
+
+
+def test_at_the_end_nothing_is_done_but_tasks_ended(busy: Machine) -> None:
+    busy.pool.workers.kill(busy.pool.workers.all[0], "is killed in a turn that fails")
+    assert [type(action) for action in busy.pool.end(None)] == [act.Complete] * 3
+
+
+def test_a_server_that_cannot_load_is_logged_once() -> None:
+    machine = start(Strategy.SERVER)
+    actions = machine.pool.handle(ev.ServerSent(0, LoadFailed("no such model", "a traceback")), 0.0)
+    actions += machine.pool.handle(ev.ServerExited(0, 7, 1), 0.0)
+    assert [action.text for action in actions if isinstance(action, act.LogText)] == ["a traceback"]

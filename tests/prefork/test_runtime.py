@@ -68,7 +68,7 @@ def test_a_call_that_kills_two_workers_raises_and_the_pool_lives_on() -> None:
     with Runtime(load=functions.load_linear, workers=2) as runtime:
         doomed = runtime.submit(functions.die, 9)
         others = [runtime.submit(functions.score, value) for value in range(10)]
-        with pytest.raises(WorkerDied, match="exited with status 9; it is the second worker to die"):
+        with pytest.raises(WorkerDied, match="exited with status 9; its worker died twice"):
             doomed.result()
         assert all(isinstance(future.result(), float) for future in others)
 

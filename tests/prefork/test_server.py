@@ -142,7 +142,7 @@ def test_what_does_not_fit_even_alone_is_said_to_be_so(tmp_path: Path) -> None:
     results = run([*write_talks(tmp_path, 4), write_job(tmp_path, "huge", "model starve 0")], batch_size=4)
     error = results.pop("huge.txt").error
     assert isinstance(error, OutOfMemory)
-    assert "alone in its batch" in str(error)
+    assert "only this segment in the batch" in str(error)
     assert [result.error for result in results.values()] == [None] * 4
 
 

@@ -9,8 +9,8 @@ import pytest
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
+from prefork.pool.actions import Action, EndServers, Outbox, StartServer
 from prefork.pool.events import ServerExited
-from prefork.pool.outbox import Action, EndServers, Outbox, StartServer
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import Worker, Workers
@@ -39,14 +39,14 @@ class Setup:
 
     def send(self, *messages: FromServer) -> None:
         for message in messages:
-            self.servers.take(0, message)
+            self.servers.handle(0, message)
         self.note()
 
     def load(self) -> None:
         self.send(ModelsLoaded(Inventory(0, 0.0, {}, batches={"script": 0.0})))
 
     def die(self) -> None:
-        self.servers.reap(ServerExited(0, 1, 1))
+        self.servers.handle_exit(ServerExited(0, 1, 1))
         self.note()
 
     def lose_worker(self, number: int) -> None:
@@ -108,7 +108,7 @@ def test_one_segment_that_is_too_large_halves_the_batches_of_others_once(setup: 
         number += 1
         setup.send(BatchStarted(number, groups[0], _SECOND))
         setup.send(fail(number, out_of_memory=True) if (0, 3) in groups[0] else BatchDone(number))
-    assert setup.servers.all[0].limit == 0.5
+    assert setup.servers.all[0].batch_share == 0.5
 
 
 def test_segments_that_are_too_large_even_alone_do_not_make_batches_smaller(setup: Setup) -> None:
@@ -117,7 +117,7 @@ def test_segments_that_are_too_large_even_alone_do_not_make_batches_smaller(setu
         single = ((0, number),)
         setup.send(BatchStarted(number, single, _SECOND), fail(number, out_of_memory=True))
         setup.send(BatchStarted(number + 1, single, _SECOND), fail(number + 1, out_of_memory=True))
-    assert setup.servers.all[0].limit == 1.0
+    assert setup.servers.all[0].batch_share == 1.0
 
 
 def test_a_server_that_dies_whatever_happens_is_not_started_for_ever(setup: Setup) -> None:
@@ -143,8 +143,8 @@ def test_the_end_does_not_wait_for_a_batch(setup: Setup) -> None:
     setup.load()
     setup.send(BatchStarted(1, ((0, 0),), _SECOND))
     setup.servers.end()
-    assert setup.outbox.take() == [EndServers(frozenset({0}))]
+    assert setup.outbox.take() == [EndServers(frozenset())]
 
 
 def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:
-    assert Setup(descriptors=256).servers.find_most_asked() == 32
+    assert Setup(descriptors=256).servers.find_max_requests() == 32

@@ -99,9 +99,9 @@ class KillServer:
 
 @dataclass(frozen=True, slots=True)
 class EndServers:
-    """busy: places of those that are at a batch, which nobody waits for."""
+    """idle: places of those that end by themselves; the others are killed, because nobody waits for what they do."""
 
-    busy: frozenset[int]
+    idle: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,21 @@
+"""What a process died of, in words."""
+
+from __future__ import annotations
+
+from prefork.platform_matrix.canary import describe_exit
+
+FATAL = "prefork: fatal: "  # how the line begins in which a process says what it dies of
+
+
+def find_fatal_line(text: str) -> str:
+    """What a process said of its own end, in what it printed; empty if it said nothing."""
+    lines = [line for line in text.splitlines() if line.startswith(FATAL)]
+    return lines[-1].removeprefix(FATAL) if lines else ""
+
+
+def describe_end(status: int, out_of_memory: bool, printed: str = "") -> str:
+    """status: as subprocess has it. out_of_memory: the kernel has killed it for want of memory. printed: the last that
+    it has printed."""
+    if out_of_memory:
+        return "was killed by the kernel: out of memory"
+    return find_fatal_line(printed) or describe_exit(status)
