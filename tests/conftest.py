@@ -50,7 +50,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS and "PYTEST_XDIST_WORKER" not in os.environ
     if whole and getattr(option, "numprocesses", 0) is None and not (option.usepdb or option.collectonly):
-        option.numprocesses, option.dist = 2, "loadscope"
+        option.numprocesses, option.dist, option.loadscopereorder = 2, "loadscope", False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that exec what they start take longest: they come first, so that both processes end together."""
+    longest = {item.module for item in items if isinstance(item, pytest.Function) and item.get_closest_marker("exec")}
+    items.sort(key=lambda item: not (isinstance(item, pytest.Function) and item.module in longest))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
