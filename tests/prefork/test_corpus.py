@@ -161,7 +161,7 @@ def test_nearest_place_wins_and_equally_near_ones_are_refused(tmp_path: Path) ->
         write_recording(tmp_path / "media" / path)
     corpus = find(tmp_path, media=tmp_path / "media")
     assert [job.media for job in corpus.jobs] == [near]
-    assert "2 recordings go with it" in get_reason(corpus, "b.txt")
+    assert "2 recordings match it" in get_reason(corpus, "b.txt")
     write_recording(tmp_path / "in" / "b.wav")
     assert "b.txt" in get_ids(find(tmp_path, media=tmp_path / "media"))
 

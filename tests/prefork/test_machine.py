@@ -104,7 +104,7 @@ def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines() if line}
     assert rows["engine"] == "ctc-recovery -> ctc, 36 MB of weights"
     assert rows["files"] == "4"
-    assert rows["strategy"] == "fork: one copy of the weights for all"
+    assert rows["strategy"] == "fork: one copy of the weights for all workers"
     assert rows["workers"].startswith("2, with ")
     assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.11 GB own) = 1.00 GB of ")
     assert not (tmp_path / "aligned").exists()
@@ -139,7 +139,8 @@ def test_the_plan_for_a_gpu_says_which_one_which_strategy_and_where_its_memory_g
     rows = _read_rows(text)
     assert rows["devices"] == "cuda:0 (NVIDIA H200, GPU-4b-1)"
     cores = plan.facts.cores
-    assert rows["strategy"] == f"server: one copy of the weights for all, in a process of its own with {cores} threads"
+    workers = f"one copy of the weights for all workers, in a process of its own with {cores} threads"
+    assert rows["strategy"] == f"server: {workers}"
     assert rows["gpus"].count("compute capability 9.0") == 2
     assert rows["vram"] == (
         "weights 1.00 GB + 1 context 0.50 GB + batches 124.50 GB = 126.00 GB of 126.00 GB on cuda:0 "
@@ -165,7 +166,7 @@ def test_the_plan_for_several_gpus_has_a_copy_on_each_and_says_what_mig_means() 
 
 def test_under_wsl_ipc_gives_way_to_the_server_with_the_reason() -> None:
     _, text = _show(request=Request(strategy=Strategy.IPC), wsl=True)
-    assert _read_rows(text)["strategy"].startswith("server: one copy of the weights for all, ")
+    assert _read_rows(text)["strategy"].startswith("server: one copy of the weights for all workers, ")
     assert "cannot share the weights by CUDA IPC here: CUDA IPC is documented for WSL2" in text
 
 

@@ -216,7 +216,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing() -> None:
         log.write("sample", process="worker 0")
     log.close()
     assert len(notices) == 1
-    assert notices[0].startswith("/dev/full: No space left on device; the run goes on")
+    assert notices[0].startswith("/dev/full: No space left on device; the run continues")
 
 
 def test_a_line_that_fits_only_in_part_is_told_at_once(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_the_command_shows_figures_and_draws(log: Path, tmp_path: Path) -> None:
     assert rows["shrinks"] == "1"
     assert rows["tasks"].endswith("completed, 1 failed")
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith(("log", "worst")))
-    assert "worst in ctc float32: " in done.stdout
+    assert "worst prediction for ctc float32: " in done.stdout
     with Image.open(tmp_path / "a.png") as picture:
         picture.load()
         assert picture.format == "PNG" and picture.width >= 1500
@@ -414,7 +414,7 @@ def test_bad_files_and_pictures_are_told_in_one_line(log: Path, tmp_path: Path) 
         ((tmp_path / "no",), f"{tmp_path / 'no'}: No such file"),
         ((tmp_path,), f"{tmp_path}: contains no memory log"),
         ((log, "--picture", "a.pdf"), "a.pdf: pictures are PNG or SVG; give a name that ends in .png or .svg"),
-        ((log, "--picture", tmp_path / "no" / "a.svg"), "No such file or directory; give another place"),
+        ((log, "--picture", tmp_path / "no" / "a.svg"), "No such file or directory; give another path"),
         ((bare, "--picture", tmp_path / "a.svg"), "has no memory samples to draw"),
     ):
         done = _ask(*arguments)

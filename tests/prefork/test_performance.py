@@ -141,7 +141,7 @@ def test_the_gpus_of_a_plan_are_named_with_what_they_did_and_mig_instances_left_
     ]
     console = Console(file=io.StringIO(), width=120)
     console.print(tabulate(replace(SUMMARY, gpus=gpus)))
-    assert "NVIDIA H200: busy 71 %, 12.3 GB of 139.8 GB at most" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "NVIDIA H200: busy 71 %, at most 12.3 GB of 139.8 GB used" in console.file.getvalue()  # type: ignore[attr-defined]
     assert performance.list_gpus(plan, Tally()) == []
     assert performance.list_gpus(decide(FACTS, Request(engines=("ctc",))), Tally()) == []
 

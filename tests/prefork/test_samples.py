@@ -54,7 +54,7 @@ def test_nothing_is_copied_where_something_else_has_the_name_of_one(tmp_path: Pa
         taken.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError) as caught:
         copy_samples(tmp_path)
-    assert str(caught.value).startswith(f"{taken}: is there already and is not the sample; move it away")
+    assert str(caught.value).startswith(f"{taken}: already exists and differs from the sample; move it away")
     assert os.listdir(tmp_path) == [taken.name]
 
 
