@@ -17,6 +17,7 @@ from prefork.check.targets import Target, call
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan
 from prefork.wire.child import ChildProcess
+from prefork.wire.messages import LoadFailed
 from prefork.wire.specification import Specification
 
 _END_SECONDS = 15.0  # to end in once its channel is closed; with torch in it, more than one was measured
@@ -75,7 +76,7 @@ def follow(
                     numbers = computed
                 case ExaminationEnds():
                     return numbers
-                case ("failed", str(reason), *_):  # wire.child: the module cannot be imported
+                case LoadFailed(reason):  # the module cannot be imported
                     yield Step(current.step, Finding.UNKNOWN, reason)
     except TimeoutError:
         text = f"{current.who} made no progress for {current.patience:g} s"
