@@ -47,8 +47,8 @@ LAUNCHER = "tests.launcher"  # the command line of one that the command has for 
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.wire.child` writes it, or the command, as `tests.prefork.command` does.
 _OURS = re.compile(
-    r"import sys; sys\.path\.append\(sys\.argv\[1\]\); .*; from prefork\.child import run; run\(sys\.argv\[4\]\)"
-    r"|from prefork\.cli import main; main\(\)"
+    r"import sys; sys\.path\.append\(sys\.argv\[1\]\); .*; from prefork\.wire\.child import run; run\(sys\.argv\[4\]\)"
+    r"|from prefork\.cli\.app import main; main\(\)"
 )
 _IMPORTED = (
     *("torch", "torchaudio", "transformers", "stanza", "av", "rustling", "rich.live", "typer", "yaml", "num2words"),
