@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from prefork.platform_matrix.errors import PreforkError
 
-class InputError(Exception):
+
+class InputError(PreforkError):
     """An input that cannot be processed: names the input, the reason and the remedy.
 
     It costs only its own job, and the job is not tried again: the same input would fail again.
     """
 
 
-class LoadError(Exception):
+class LoadError(PreforkError):
     """A model that cannot be loaded: names the model, the reason and the remedy. It ends the run."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefork.platform_matrix.devices import Device
-from prefork.platform_matrix.memory import keep_back
+from prefork.platform_matrix.memory import format_gigabytes, keep_back
 from prefork.platform_matrix.rows import Strategy
 
 GIGABYTE = 1e9
@@ -54,8 +54,8 @@ class Budget:
         need = self.once + workers * self.each
         parts = [term for term in (self.terms[0], f"{workers} x ({self.terms[1]})") if term]
         return (
-            f"{' + '.join(parts)} = {_gigabytes(need)} of {_gigabytes(self.room)} "
-            f"({_gigabytes(self.available)} available less a reserve of {_gigabytes(self.reserve)})"
+            f"{' + '.join(parts)} = {format_gigabytes(need)} of {format_gigabytes(self.room)} "
+            f"({format_gigabytes(self.available)} available less a reserve of {format_gigabytes(self.reserve)})"
         )
 
 
@@ -120,14 +120,14 @@ class VideoBudget:
         batches = max(self.measure_batches(workers), self.count_local(workers) * LEAST_BATCH)
         need = copies * self.weights + contexts * CONTEXT + batches
         parts = (
-            f"{_times(copies)}weights {_gigabytes(self.weights)}",
-            f"{contexts} context{'s' * (contexts != 1)} {_gigabytes(contexts * CONTEXT)}",
-            f"batches {_gigabytes(batches)}",
+            f"{_times(copies)}weights {format_gigabytes(self.weights)}",
+            f"{contexts} context{'s' * (contexts != 1)} {format_gigabytes(contexts * CONTEXT)}",
+            f"batches {format_gigabytes(batches)}",
         )
-        free = f"{_gigabytes(self.free)} {'free' if self.known else 'in all less a tenth'}"
+        free = f"{format_gigabytes(self.free)} {'free' if self.known else 'in all less a tenth'}"
         return (
-            f"{' + '.join(parts)} = {_gigabytes(need)} of {_gigabytes(self.room)} on {self.label} "
-            f"({free}, less a reserve of {_gigabytes(self.reserve)})"
+            f"{' + '.join(parts)} = {format_gigabytes(need)} of {format_gigabytes(self.room)} on {self.label} "
+            f"({free}, less a reserve of {format_gigabytes(self.reserve)})"
         )
 
 
@@ -141,12 +141,16 @@ def plan_memory(
     own = PRIVATE if needs.private is None else needs.private
     least = min(own, PRIVATE)
     room = available, keep_back(limit)
-    names = f"weights {_gigabytes(weights)}", f"libraries {_gigabytes(libraries)}", f"{_gigabytes(own)} own"
+    names = (
+        f"weights {format_gigabytes(weights)}",
+        f"libraries {format_gigabytes(libraries)}",
+        f"{format_gigabytes(own)} own",
+    )
     if strategy is Strategy.SERVER:
         host = HOST if needs.host is None else needs.host
         batch = own if device == "cpu" else 0  # elsewhere it is on the GPU, and the weights only pass through here
-        server = f"server ({names[1]} + {names[0]}{f' + a batch {_gigabytes(own)}' * (batch > 0)})"
-        terms = f"{names[1]} + {_times(servers)}{server}", f"{_gigabytes(host)} own"
+        server = f"server ({names[1]} + {names[0]}{f' + a batch {format_gigabytes(own)}' * (batch > 0)})"
+        terms = f"{names[1]} + {_times(servers)}{server}", f"{format_gigabytes(host)} own"
         return Budget(*room, libraries + servers * (libraries + weights + batch), host, min(host, HOST), terms)
     if strategy is Strategy.SPAWN and device == "cuda":
         once = f"{names[0]} on their way to a GPU"  # of one worker at a time
@@ -180,7 +184,3 @@ def measure_free(device: Device) -> int:
 
 def _times(number: int) -> str:
     return f"{number} x " if number > 1 else ""
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / GIGABYTE:.2f} GB"

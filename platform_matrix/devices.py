@@ -25,12 +25,12 @@ import psutil
 
 from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.imports import explain_import
 
 KINDS = ("cuda", "rocm", "mps")
 MODES = ("", "exclusive", "prohibited")
 MOST_BYTES = 1 << 60  # more than any machine has
-_CUDA_ERROR_NOT_INITIALIZED = 3  # cuda.h
 _METAL_DRIVERS = (
     b"AGXMetal",
     b"MTLDriver",
@@ -134,7 +134,7 @@ def initialised_drivers() -> tuple[str, ...]:
     Asked of torch if it is imported, of CUDA's driver (on Linux) and of macOS. Initialises nothing.
     """
     torch = sys.modules.get("torch")
-    cuda = (torch is not None and torch.cuda.is_initialized()) or ask_cuda_driver() is True
+    cuda = (torch is not None and torch.cuda.is_initialized()) or is_initialised() is True
     return ("cuda",) * cuda + ("mps",) * _is_metal_loaded()
 
 
@@ -364,17 +364,6 @@ def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
     visible = name if name.startswith("MIG-") or not uuid else ""
     memory = found.total_memory
     return Device(kind, found.name, memory, min(free, memory), capability, uuid, mig, busy=busy, visible=visible)
-
-
-def ask_cuda_driver() -> bool | None:
-    """Whether CUDA's driver is initialised in this process, as it says itself; None if it is not even loaded."""
-    if sys.platform != "linux":
-        return None
-    try:
-        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
-    except OSError:  # not loaded
-        return None
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
 
 
 def _is_metal_loaded() -> bool:

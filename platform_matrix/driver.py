@@ -7,29 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
+from prefork.platform_matrix.cuda import CUDADriver, CUDAError
 from prefork.platform_matrix.devices import Device, Devices, NoAnswer, build, interrogate, prepare_answer
 
-_LIBRARIES = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 _MODES = {1: "exclusive", 2: "prohibited", 3: "exclusive"}  # CUcomputemode
 _COMPUTE_MODE, _MAJOR, _MINOR = 20, 75, 76  # CUdevice_attribute
 _UNAVAILABLE = 46  # CUDA_ERROR_DEVICE_UNAVAILABLE
 _SECONDS = 30.0
-
-
-class DriverError(Exception):
-    """A call that the driver has refused. code: a CUresult."""
-
-    def __init__(self, call: str, code: int, name: str) -> None:
-        super().__init__(f"{call}: {name}")
-        self.code = code
 
 
 def look_again(devices: Devices, asked: Sequence[str] = (), timeout: float = _SECONDS) -> Devices:
@@ -81,73 +71,53 @@ def main() -> None:
     """The process that asks the driver. Arguments and answer as those of devices.main."""
     answer = prepare_answer()
     try:
-        found = read_devices(_Driver())
-    except (OSError, DriverError, AttributeError):  # no driver, or one that knows nothing of this
+        found = read_devices(CUDADriver())
+    except (CUDAError, AttributeError):  # no driver, or one that knows nothing of this
         found = []
     answer([asdict(device) for device in found])
 
 
-class _Driver:
-    """CUDA's driver library: calls by name, each of which raises DriverError for what is no success."""
-
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(_LIBRARIES.get(sys.platform, "libcuda.so.1"))
-
-    def __call__(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
-        if code:
-            text = ctypes.c_char_p()
-            self._library.cuGetErrorName(code, ctypes.byref(text))
-            raise DriverError(name, code, (text.value or b"error %d" % code).decode())
-
-
-def read_devices(call: Any) -> list[Device]:
-    """All that this process sees. call: a _Driver. Raises DriverError."""
-    call("cuInit", 0)
+def read_devices(driver: CUDADriver) -> list[Device]:
+    """All that this process sees. Raises CUDAError."""
+    driver.call("cuInit", 0)
     count = ctypes.c_int()
-    call("cuDeviceGetCount", ctypes.byref(count))
-    return [_read_device(call, ordinal) for ordinal in range(count.value)]
+    driver.call("cuDeviceGetCount", ctypes.byref(count))
+    return [_read_device(driver, ordinal) for ordinal in range(count.value)]
 
 
-def _read_device(call: Any, ordinal: int) -> Device:
+def _read_device(driver: CUDADriver, ordinal: int) -> Device:
     handle, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
-    call("cuDeviceGet", ctypes.byref(handle), ordinal)
-    call("cuDeviceGetName", name, len(name), handle)
-    call("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
-    mode, major, minor = (_read_attribute(call, which, handle) for which in (_COMPUTE_MODE, _MAJOR, _MINOR))
-    free, busy = _measure_free(call, handle)
+    driver.call("cuDeviceGet", ctypes.byref(handle), ordinal)
+    driver.call("cuDeviceGetName", name, len(name), handle)
+    driver.call("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
+    mode, major, minor = (driver.read_attribute(which, handle) for which in (_COMPUTE_MODE, _MAJOR, _MINOR))
+    free, busy = _measure_free(driver, handle)
     title = "".join(character for character in name.value.decode(errors="replace") if character.isprintable())
     return Device(
-        "cuda", title, memory.value, min(free, memory.value), f"{major}.{minor}", _read_uuid(call, handle),
-        "MIG" in title.split(), _MODES.get(mode, ""), busy,
+        "cuda", title, memory.value, min(free, memory.value), f"{major}.{minor}", _read_uuid(driver, handle),
+        "MIG" in title.split(), _MODES.get(mode or 0, ""), busy,
     )  # fmt: skip
 
 
-def _read_attribute(call: Any, which: int, handle: ctypes.c_int) -> int:
-    value = ctypes.c_int()
-    call("cuDeviceGetAttribute", ctypes.byref(value), which, handle)
-    return value.value
-
-
-def _read_uuid(call: Any, handle: ctypes.c_int) -> str:
+def _read_uuid(driver: CUDADriver, handle: ctypes.c_int) -> str:
     """Of a MIG instance, its own: that is what _v2 is for (since CUDA 11.4)."""
     octets = ctypes.create_string_buffer(16)
     try:
-        call("cuDeviceGetUuid_v2", octets, handle)
-    except (DriverError, AttributeError):
+        driver.call("cuDeviceGetUuid_v2", octets, handle)
+    except CUDAError:
         return ""
     return str(uuid.UUID(bytes=octets.raw))
 
 
-def _measure_free(call: Any, handle: ctypes.c_int) -> tuple[int, str]:
+def _measure_free(driver: CUDADriver, handle: ctypes.c_int) -> tuple[int, str]:
     """Bytes, and why the device cannot be used."""
     context, free, memory = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     try:
-        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
-        call("cuCtxPushCurrent_v2", context)
-        call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(memory))
-        call("cuCtxPopCurrent_v2", ctypes.byref(context))
-        call("cuDevicePrimaryCtxRelease_v2", handle)
-    except DriverError as error:
+        driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+        driver.call("cuCtxPushCurrent_v2", context)
+        driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(memory))
+        driver.call("cuCtxPopCurrent_v2", ctypes.byref(context))
+        driver.call("cuDevicePrimaryCtxRelease_v2", handle)
+    except CUDAError as error:
         return 0, "another process has it for itself" if error.code == _UNAVAILABLE else str(error)
     return free.value, ""

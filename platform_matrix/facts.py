@@ -24,6 +24,7 @@ from prefork.platform_matrix.devices import (
     initialised_drivers,
     read_text,
 )
+from prefork.platform_matrix.errors import PreforkError
 from prefork.platform_matrix.memory import find_groups, read_memory, read_numbers
 
 SYSTEMS = ("linux", "darwin", "windows")
@@ -31,7 +32,7 @@ _START_METHODS = ("fork", "spawn", "forkserver")
 _MOST_CORES = 1 << 20  # more than any machine has
 
 
-class FactsError(ValueError):
+class FactsError(PreforkError, ValueError):
     """A description of a machine that cannot be one. Says which file and field, why, and what to do."""
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prefork.platform_matrix.devices import ask_cuda_driver
+from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
@@ -209,7 +209,7 @@ def _find_mps(torch: ModuleType) -> list[str]:
 
 def _find_driver_hazards() -> list[Hazard]:
     """CUDA initialised behind torch's back."""
-    initialised = ask_cuda_driver()
+    initialised = is_initialised()
     return [] if initialised is None else judge_driver(initialised, _CUDA_MEMORY in _list_open_files())
 
 

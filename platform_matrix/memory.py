@@ -140,3 +140,11 @@ def _read_statistic(file: Path, name: str) -> int | None:
             case [key, value] if key == name and value.isdecimal() and len(value) <= _MOST_DIGITS:
                 return int(value)
     return None
+
+
+def format_gigabytes(size: float, digits: int = 2) -> str:
+    """
+    >>> format_gigabytes(1_500_000_000)
+    '1.50 GB'
+    """
+    return f"{size / 1e9:.{digits}f} GB"

@@ -1,4 +1,8 @@
-"""prefork: load models once, fork workers that share them."""
+"""prefork: load models once, fork workers that share them.
+
+What is listed here is public: what is to go is deprecated for one minor version before, and every change stands in the
+changelog (docs/changelog.md). Everything else, in whatever module, may change with any version.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Output, Segment
-    from prefork.engines.text.document import Document
-    from prefork.errors import Stopped, WorkerDied
+    from prefork.engines.base import Engine, HostEngine, Job, Output, Segment, Tensors
+    from prefork.engines.batching import Batching, BatchingStrategy
+    from prefork.engines.text.document import (
+        Character,
+        Document,
+        RecoveryCounts,
+        SyntacticWord,
+        Timing,
+        Token,
+        TokenKind,
+        Turn,
+        Utterance,
+        Word,
+    )
+    from prefork.errors import InputError, LoadError, OutOfMemory, PreforkError, Stopped, WorkerDied
+    from prefork.outputs import WrittenFile
+    from prefork.platform_matrix.matrix import Plan, Strategy
     from prefork.pool.jobs import JobResult
-    from prefork.pool.pipeline import Stage
+    from prefork.pool.pipeline import Pipeline, Stage
     from prefork.pool.runtime import Runtime
     from prefork.pool.tasks import HangLimit
 
@@ -24,22 +42,43 @@ if not (_FOLDER / "engines").is_dir():
     )
 
 _HOMES = {
+    "Batching": "prefork.engines.batching",
+    "BatchingStrategy": "prefork.engines.batching",
+    "Character": "prefork.engines.text.document",
     "Document": "prefork.engines.text.document",
     "Engine": "prefork.engines.base",
-    "HostEngine": "prefork.engines.base",
-    "InputError": "prefork.engines.base",
-    "Job": "prefork.engines.base",
-    "LoadError": "prefork.engines.base",
-    "Output": "prefork.engines.base",
-    "Segment": "prefork.engines.base",
-    "JobResult": "prefork.pool.jobs",
-    "Runtime": "prefork.pool.runtime",
-    "Stage": "prefork.pool.pipeline",
     "HangLimit": "prefork.pool.tasks",
+    "HostEngine": "prefork.engines.base",
+    "InputError": "prefork.errors",
+    "Job": "prefork.engines.base",
+    "JobResult": "prefork.pool.jobs",
+    "LoadError": "prefork.errors",
+    "OutOfMemory": "prefork.errors",
+    "Output": "prefork.engines.base",
+    "Pipeline": "prefork.pool.pipeline",
+    "Plan": "prefork.platform_matrix.matrix",
+    "PreforkError": "prefork.errors",
+    "RecoveryCounts": "prefork.engines.text.document",
+    "Runtime": "prefork.pool.runtime",
+    "Segment": "prefork.engines.base",
+    "Stage": "prefork.pool.pipeline",
     "Stopped": "prefork.errors",
+    "Strategy": "prefork.platform_matrix.matrix",
+    "SyntacticWord": "prefork.engines.text.document",
+    "Tensors": "prefork.engines.base",
+    "Timing": "prefork.engines.text.document",
+    "Token": "prefork.engines.text.document",
+    "TokenKind": "prefork.engines.text.document",
+    "Turn": "prefork.engines.text.document",
+    "Utterance": "prefork.engines.text.document",
+    "Word": "prefork.engines.text.document",
     "WorkerDied": "prefork.errors",
+    "WrittenFile": "prefork.outputs",
 }
 __all__ = [
+    "Batching",
+    "BatchingStrategy",
+    "Character",
     "Document",
     "Engine",
     "HangLimit",
@@ -48,12 +87,27 @@ __all__ = [
     "Job",
     "JobResult",
     "LoadError",
+    "OutOfMemory",
     "Output",
+    "Pipeline",
+    "Plan",
+    "PreforkError",
+    "RecoveryCounts",
     "Runtime",
     "Segment",
     "Stage",
     "Stopped",
+    "Strategy",
+    "SyntacticWord",
+    "Tensors",
+    "Timing",
+    "Token",
+    "TokenKind",
+    "Turn",
+    "Utterance",
+    "Word",
     "WorkerDied",
+    "WrittenFile",
 ]
 
 

@@ -18,6 +18,7 @@ from prefork.engines.alignment.forced_aligner import measure
 from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions
 from prefork.engines.base import HostEngine, Job, Segment
 from prefork.engines.text.document import Document, Word
+from prefork.engines.text.spoken_numbers import spell_numbers
 
 _LEAST = 0.05  # seconds that a word takes at the very least
 _SEEDS = ((3, 4.0), (2, 3.0))  # words of an n-gram, and of a chain that is trusted
@@ -65,13 +66,14 @@ class WordMatcher(HostEngine):
 def _find(
     document: Document, region: SearchRegion, heard: Sequence[Word], seconds: float
 ) -> dict[int, FoundPlace | None]:
+    language = document.languages[0] if document.languages else _LANGUAGE
     inside = [word for word in heard if (word.start or 0) < region.end and (word.end or 0) > region.start]
-    theirs = [_SpelledWord(text, place) for place, word in enumerate(inside) for text in spell_out(word.text)]
+    theirs = [_SpelledWord(text, place) for place, word in enumerate(inside) for text in spell_out(word.text, language)]
     ours = [
         _SpelledWord(text, index)
         for index in region.utterances
         for word in document.utterances[index].words
-        for text in spell_out(word.text)
+        for text in spell_out(word.text, language)
     ]
     matches: dict[int, list[tuple[Word, int]]] = {index: [] for index in region.utterances}
     letters = dict.fromkeys(region.utterances, 0)
@@ -204,34 +206,21 @@ def _list_pairs(text: str) -> set[str]:
     return {framed[i : i + 2] for i in range(len(framed) - 1)}
 
 
-_DIGITS = re.compile(r"\d+")
-_ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-_TENS = ["", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_LANGUAGE = "eng"  # of a document that does not say its own
+_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
 
 
-def spell_out(word: str) -> list[str]:
+def spell_out(word: str, language: str = _LANGUAGE) -> list[str]:
     """The word as it sounds, without case, accents and punctuation: none, one, or several.
+
+    language: ISO 639-1 or 639-3, of the numbers in it; digits stay digits where it is not known how they are said.
 
     >>> spell_out("Twenty-one,"), spell_out("$21"), spell_out("(...)"), spell_out("don’t")
     (['twenty', 'one'], ['twenty', 'one'], [], ['dont'])
+    >>> spell_out("21", "deu")
+    ['einundzwanzig']
     """
-    plain = re.sub(r"(?<=\d)[,.](?=\d{3}\b)", "", word)
-    plain = _DIGITS.sub(lambda match: f" {_say_number(match[0])} ", plain)
+    plain = _NUMBER.sub(lambda match: f" {' '.join(spell_numbers(match[0], language) or (match[0],))} ", word)
     folded = "".join(c for c in unicodedata.normalize("NFKD", plain.casefold()) if not unicodedata.combining(c))
     parts = re.split(r"[\s\-_+\u2013\u2014]+", folded)
     return [text for part in parts if (text := "".join(c for c in part if c.isalnum()))]
-
-
-def _say_number(digits: str) -> str:
-    """English, up to 999999; longer ones, and those with a leading zero, digit by digit."""
-    if len(digits) > 6 or (digits[0] == "0" and len(digits) > 1):
-        return " ".join(_ONES[int(digit)] for digit in digits)
-    number = int(digits)
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10] + (f" {_ONES[number % 10]}" if number % 10 else "")
-    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
-    rest = f" {_say_number(str(number % size))}" if number % size else ""
-    return f"{_say_number(str(number // size))} {name}{rest}"

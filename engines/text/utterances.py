@@ -29,7 +29,6 @@ _SPOKEN_SYMBOLS = frozenset("&%+=@")  # when they stand alone
 _CUT = "cause em bout til tis twas n n' round kay course fraid nother scuse s ere im er ave"
 _ELISIONS = frozenset(f"'{word}" for word in _CUT.split())
 _APOSTROPHES = "'\u2019\u02bc\uff07"
-_INNER = frozenset("-\u2010\u2011\u200c\u200d")
 _UNTRANSCRIBED = "xxx"
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
+from prefork.platform_matrix.memory import format_gigabytes
 
 GIGABYTE = 1e9
 _STYLES = {Verdict.SAFE: "green", Verdict.CAVEATS: "yellow", Verdict.REFUSED: "red"}
@@ -31,8 +32,8 @@ def describe_facts(facts: Facts) -> list[tuple[str, str]]:
         ("cores", f"{facts.cores} of {facts.installed_cores} may be used"),
         (
             "memory",
-            f"{_gigabytes(facts.memory)} of {_gigabytes(facts.installed_memory)} may be used, "
-            f"{_gigabytes(facts.available)} are available",
+            f"{format_gigabytes(facts.memory, 1)} of {format_gigabytes(facts.installed_memory, 1)} may be used, "
+            f"{format_gigabytes(facts.available, 1)} are available",
         ),
         ("torch", f"{facts.devices.torch or 'not installed'}, built for {', '.join(['cpu', *facts.devices.built])}"),
         ("gpus", facts.devices.error or "; ".join(devices) or f"none{limited}"),
@@ -101,8 +102,8 @@ def _describe_copies(plan: Plan) -> str:
 
 
 def _describe_device(device: Device) -> str:
-    parts = [device.name, _gigabytes(device.memory)]
-    parts += [f"of which {_gigabytes(device.free)} free"] if device.free and device.kind != "mps" else []
+    parts = [device.name, format_gigabytes(device.memory, 1)]
+    parts += [f"of which {format_gigabytes(device.free, 1)} free"] if device.free and device.kind != "mps" else []
     named = f"compute capability {device.capability}" if device.kind == "cuda" else device.capability
     parts += [named] if device.capability else []
     parts += ["a MIG instance"] if device.mig else []
@@ -141,7 +142,3 @@ def _show_reason(console: Console, mark: str, reason: Reason) -> None:
     text.overflow = "fold"  # a shortened address cannot be opened
     table.add_row(Text(mark), text)
     console.print(table)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / GIGABYTE:.1f} GB"

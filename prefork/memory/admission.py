@@ -37,11 +37,6 @@ class Holder:
         """What it may still take."""
         return max(0, self.predicted - self.used)
 
-    @property
-    def excess(self) -> int:
-        """What it has taken beyond what was predicted."""
-        return self.used - self.predicted
-
 
 def find_room(available: int, reserve: int, workers: Iterable[Holder]) -> int:
     """Bytes that can be promised to another task."""

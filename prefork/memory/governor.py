@@ -21,7 +21,7 @@ from prefork.memory.observation import GPULoads, Observation
 from prefork.memory.prediction import Demand, Predictor, is_close
 from prefork.memory.tally import Limits, Tally, describe_subjects
 from prefork.platform_matrix.matrix import Plan
-from prefork.platform_matrix.memory import MachineMemory, keep_back, read_memory
+from prefork.platform_matrix.memory import MachineMemory, format_gigabytes, keep_back, read_memory
 from prefork.platform_matrix.nvml import LoadMeter
 from prefork.wire.messages import Memory, Usage
 
@@ -140,13 +140,13 @@ class Governor:
 
     def explain(self, task: Demand) -> str:
         """Why the task does not start, or did not live."""
-        parts = [f"{_gigabytes(self.predict(task))} more predicted at its peak"]
+        parts = [f"{format_gigabytes(self.predict(task))} more predicted at its peak"]
         if task.peak:
-            parts.append(f"at least {_gigabytes(task.peak)} measured")
+            parts.append(f"at least {format_gigabytes(task.peak)} measured")
         machine = self.machine
         parts.append(
-            f"{_gigabytes(machine.available)} available of {_gigabytes(machine.limit)}, "
-            f"of which {_gigabytes(self.reserve)} are kept back"
+            f"{format_gigabytes(machine.available)} available of {format_gigabytes(machine.limit)}, "
+            f"of which {format_gigabytes(self.reserve)} are kept back"
         )
         return ", ".join(parts)
 
@@ -320,7 +320,3 @@ def _weigh(
         if kind not in known:
             known[kind] = predict(task)
         yield known[kind], 0.0 if task.passed is None else now - task.passed
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

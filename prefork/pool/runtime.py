@@ -207,26 +207,8 @@ class Runtime(Executor):
             return super().map(first, *iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         jobs = list(first)
-        self.run(jobs, Course(self.pipeline, target), results.put)
+        run_jobs(self, jobs, Course(self.pipeline, target), results.put)
         return (results.get() for _ in jobs)
-
-    def run(
-        self,
-        jobs: Iterable[Job],
-        course: Course,
-        done: Callable[[JobResult], None],
-        documents: Mapping[str, bytes] | None = None,
-    ) -> None:
-        """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish.
-
-        course: through this runtime's pipeline. documents: what is known of the jobs, pickled, by their ids.
-        """
-        if not self.pipeline:
-            raise ValueError("jobs need an engine: Runtime('ctc')")
-        known = documents or {}
-        for job in sorted(jobs, key=lambda job: -job.seconds):
-            rank = next(self._ranks)
-            JobRun(self.supervisor, self._remote, course, job, rank, done, known.get(job.id)).start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""
@@ -244,6 +226,25 @@ class Runtime(Executor):
         if kind is not None:
             self.supervisor.drain(0.0)
         self.shutdown()
+
+
+def run_jobs(
+    runtime: Runtime,
+    jobs: Iterable[Job],
+    course: Course,
+    done: Callable[[JobResult], None],
+    documents: Mapping[str, bytes] | None = None,
+) -> None:
+    """Runs jobs, longest first; calls `done` for each, in the supervisor's thread, as they finish.
+
+    course: through the runtime's pipeline. documents: what is known of the jobs, pickled, by their ids.
+    """
+    if not runtime.pipeline:
+        raise ValueError("jobs need an engine: Runtime('ctc')")
+    known = documents or {}
+    for job in sorted(jobs, key=lambda job: -job.seconds):
+        rank = next(runtime._ranks)
+        JobRun(runtime.supervisor, runtime._remote, course, job, rank, done, known.get(job.id)).start()
 
 
 def make_plan(request: Request) -> Plan:

@@ -23,7 +23,7 @@ from prefork.outputs import OutputFolder
 from prefork.platform_matrix.matrix import Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
-from prefork.pool.runtime import Runtime
+from prefork.pool.runtime import Runtime, run_jobs
 from prefork.pool.tasks import HangLimit
 from prefork.run import performance
 from prefork.run.account import Account
@@ -238,7 +238,7 @@ class Run:
         assert runtime is not None
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         passing = runtime.pipeline != self._phases[-1]
-        runtime.run(jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
+        run_jobs(runtime, jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
         waiting = len(jobs)
         while waiting:
             self._handle_signals()

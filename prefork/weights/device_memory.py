@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.base import LoadError
+from prefork.platform_matrix.cuda import CUDADriver, CUDAError
+from prefork.platform_matrix.errors import PreforkError
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
 from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import Export
@@ -70,7 +72,7 @@ _REFUSALS = frozenset(
 )
 
 
-class DeviceError(Exception):
+class DeviceError(PreforkError):
     """What could not be done with a device's memory. name: the code's, such as CUDA_ERROR_OUT_OF_MEMORY; empty where
     it was not the driver that refused. reason: in its words."""
 
@@ -89,12 +91,8 @@ class DeviceError(Exception):
         """
         return self.name == "CUDA_ERROR_NOT_SUPPORTED" or (self.what in (_EXPORT, _OPEN) and self.name in _REFUSALS)
 
-    @property
-    def out_of_memory(self) -> bool:
-        return self.name in ("CUDA_ERROR_OUT_OF_MEMORY", "ENOMEM", "ENOSPC")
 
-
-class WeightsChanged(Exception):
+class WeightsChanged(PreforkError):
     """The weights in a device's memory are not those that were put there: nothing computed since counts."""
 
 
@@ -128,7 +126,7 @@ class CUDAMemory:
     """One allocation of the first GPU that this process sees."""
 
     def __init__(self, library: str = "libcuda.so.1") -> None:
-        self._driver = CUDADriver(library)
+        self._driver = GPU(library)
         self._address = 0
 
     def upload(self, path: str, size: int) -> Export:
@@ -173,7 +171,7 @@ class CUDAMemory:
 class CUDAView:
     """GPU memory of another process, mapped into this one."""
 
-    def __init__(self, driver: CUDADriver, export: Export) -> None:
+    def __init__(self, driver: GPU, export: Export) -> None:
         import torch
 
         self._driver = driver
@@ -217,14 +215,14 @@ class _Handle(ctypes.Structure):
 _size = ctypes.c_size_t
 
 
-class CUDADriver:
-    """CUDA's driver, by ctypes: docs.nvidia.com/cuda/cuda-driver-api. Needs neither the toolkit nor torch."""
+class GPU:
+    """The device that this process sees, by CUDA's driver."""
 
     def __init__(self, library: str) -> None:
         try:
-            self._library = ctypes.CDLL(library)
-        except OSError as error:
-            raise DeviceError(_USE, "", f"there is no NVIDIA driver on this machine ({error})") from error
+            self._driver = CUDADriver(library)
+        except CUDAError as error:
+            raise DeviceError(_USE, error.name, error.reason) from error
         self.device = "the GPU"
         self._index = ctypes.c_int()
         self._context: ctypes.c_void_p | None = None
@@ -246,9 +244,7 @@ class CUDADriver:
 
     def ask(self, attribute: int) -> int | None:
         """One of the device's; None if this driver does not know it."""
-        value = ctypes.c_int()
-        status = self._library.cuDeviceGetAttribute(ctypes.byref(value), ctypes.c_int(attribute), self._index)
-        return value.value if status == 0 else None
+        return self._driver.read_attribute(attribute, self._index)
 
     def open_handle(self, handle: bytes) -> int:
         """The address in this process."""
@@ -261,16 +257,9 @@ class CUDADriver:
     def call(self, what: str, function: str, *arguments: Any) -> None:
         """Raises DeviceError with what was to be done, and why the driver does not do it."""
         try:
-            status = getattr(self._library, function)(*arguments)
-        except AttributeError as error:
-            raise DeviceError(what, "", f"this NVIDIA driver is too old: it has no {function}") from error
-        if status != 0:
-            raise DeviceError(what, self._look_up("cuGetErrorName", status), self._look_up("cuGetErrorString", status))
-
-    def _look_up(self, function: str, status: int) -> str:
-        text = ctypes.c_char_p()
-        getattr(self._library, function)(ctypes.c_int(status), ctypes.byref(text))
-        return (text.value or b"error %d" % status).decode(errors="replace")
+            self._driver.call(function, *arguments)
+        except CUDAError as error:
+            raise DeviceError(what, error.name, error.reason) from error
 
 
 class HostMemory:

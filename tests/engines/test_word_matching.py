@@ -95,6 +95,21 @@ def test_words_are_compared_as_they_sound() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "language", "spoken"),
+    [
+        ("21", "deu", ["einundzwanzig"]),
+        ("21,", "eng", ["twenty", "one"]),
+        ("1961", "eng", ["nineteen", "sixty", "one"]),
+        ("21", "fra", ["vingt", "et", "un"]),
+        ("21", "xxx", ["21"]),
+        ("3.5", "deu", ["drei", "komma", "funf"]),
+    ],
+)
+def test_numbers_sound_as_in_their_language(word: str, language: str, spoken: list[str]) -> None:
+    assert spell_out(word, language) == spoken
+
+
 def test_reversed_times_are_looked_for_again_and_said() -> None:
     document = match(Document((make_utterance(LINES[0], 9.0, 2.0),), heard=hear(LINES[0])))
     assert (document.utterances[0].start, document.utterances[0].end) == (0.0, 3.9)
