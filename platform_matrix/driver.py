@@ -1,4 +1,4 @@
-"""What NVIDIA GPUs are up to right now, from CUDA's driver without torch: a quarter of a second, not four.
+"""What NVIDIA GPUs are doing right now, from CUDA's driver without torch: a quarter of a second, not four.
 
 Asked in short-lived processes: each makes a context on every GPU, which is also how it finds out that it may not.
 """

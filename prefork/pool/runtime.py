@@ -249,7 +249,7 @@ def run_jobs(
 
 def make_plan(request: Request) -> Plan:
     """What the matrix says for this machine. Devices that are to be hidden need not be asked; GPUs that are to compute
-    are asked once more what they are up to now."""
+    are asked once more what they are doing now."""
     facts = read_facts(Devices() if request.force_cpu or request.devices == ("cpu",) else None)
     plan = decide(facts, request)
     if not plan.wants_gpus:

@@ -45,7 +45,7 @@ _LEAST_CREDIT = 20.0  # seconds of audio that a worker may have under way
 _CREDIT_BATCHES = 2  # that all workers together may have under way: one is computed, one waits
 _MOST_ASKED = 128  # requests of one worker, so that they and their answers fit into a socket: nobody waits to send
 _MOST_OPEN = 1024  # descriptors that a process uses, if it may have more: select takes no others
-_SHARE_ASKED = 4  # of them, one in so many is for a request that is under way
+_SHARE_ASKED = 4  # a quarter of them is for requests that are under way
 _TASK_BATCHES = 8  # that all workers together are given at a time, so that there is always something under way
 
 

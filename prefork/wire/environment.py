@@ -1,4 +1,4 @@
-"""What the environment of a process that computes must say."""
+"""The environment of processes that compute: variables that libraries read when they are imported."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _HIDING = {
 
 
 def hide_gpus(plan: Plan) -> dict[str, str]:
-    """What the environment of a process must say beside that, from which workers are forked: it must not initialise
-    CUDA, not even to ask whether there are GPUs, or its children could not use them."""
+    """What is added to the environment of a process that forks workers: it must not initialise CUDA, not even to ask
+    whether there are GPUs, or its children could not use them."""
     return {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if plan.devices else {}
 
 
 def make_environment(plan: Plan) -> dict[str, str]:
-    """What the environment of a process that computes must say, beside what it inherits."""
+    """What is added to the environment of a process that computes."""
     hiding = {name: value for kind in plan.hidden for name, value in _HIDING[kind].items()}
     return {**_ENVIRONMENT, **hiding}

@@ -85,7 +85,7 @@ class Loaded:
     def choose_batching(self, name: str) -> tuple[Batching, int, list[str]]:
         """How an engine's segments are batched on this device, how many elements of them may wait, and warnings.
 
-        On the CPU a batch is no faster than its segments one after the other, unless the engine says so: it has one.
+        On the CPU a batch is no faster than its segments one after the other, unless the engine has `batch_seconds`.
         """
         engine = self.engines[name]
         if self.batching.batch_size is not None or self.batching.max_num_elements is not None:

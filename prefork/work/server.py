@@ -259,7 +259,7 @@ class _Server:
             staged = self._staging.send([one.tensors for one in asked])
             outputs = self.loaded.compute(engine, staged)
             if len(outputs) != len(requests):
-                raise ValueError(f"{engine}: infer made {len(outputs)} outputs of {len(requests)} segments")
+                raise ValueError(f"{engine}: infer returned {len(outputs)} outputs for {len(requests)} segments")
             self._running.append(_Batch(self._batches, requests, self._staging.fetch(outputs)))
         except BaseException as error:  # noqa: BLE001  whatever the model raises, sys.exit too, is for others to judge
             self._fail(self._batches, requests, error)

@@ -250,7 +250,7 @@ def _prepare(context: Context, name: str, todo: deque[_Item], going: dict[int, _
         item = todo.popleft()
         if item.job.id in refused:
             continue
-        with context.step(name, "prepare"), _costs_one(context, item, refused):
+        with context.step(name, "prepare"), _failing_alone(context, item, refused):
             reseed(find_seed(item.job, item.segment))
             context.inference.submit(item.number, item.job, item.segment, engine.prepare(item.job, item.segment))
             going[item.number] = item
@@ -265,7 +265,7 @@ def _finish(context: Context, name: str, going: dict[int, _Item], refused: set[s
         while outputs:
             number, output = outputs.pop(0)
             item = going.pop(number)
-            with _costs_one(context, item, refused):
+            with _failing_alone(context, item, refused):
                 if isinstance(output, Refused):
                     raise output
                 with context.step(name, "finish"):
@@ -283,7 +283,7 @@ def _withdraw(context: Context, going: dict[int, _Item], refused: set[str]) -> N
 
 
 @contextmanager
-def _costs_one(context: Context, item: _Item, refused: set[str]) -> Iterator[None]:
+def _failing_alone(context: Context, item: _Item, refused: set[str]) -> Iterator[None]:
     """What is raised in it costs the item's job alone; for want of memory it costs the task, which is tried again."""
     try:
         yield

@@ -219,7 +219,7 @@ def test_an_engine_that_makes_too_many_outputs_is_said_to(server_thread: ServerT
     submit(inference, 14)
     failed = server_thread.wait_for(BatchFailed)
     assert not failed.out_of_memory
-    assert "2 outputs of 1 segments" in failed.text
+    assert "2 outputs for 1 segments" in failed.text
     inference.take_order(RefuseRequest(0, failed.error), [])
     assert not inference.is_busy
     assert b"2 outputs" in pickle.dumps(pickle.loads(failed.error))
