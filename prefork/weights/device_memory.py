@@ -340,7 +340,7 @@ def attach(arena: Arena, models: Mapping[str, Any], memory: DeviceMemory, export
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         raise LoadError(
             f"{', '.join(left[:3])}{more} cannot be moved to {export.device}: what is quantised or sparse stays on the "
-            "CPU; load the model in float32, bfloat16 or float16, or run with --device cpu"
+            "CPU; load the model in float32, bfloat16 or float16, or run with --devices cpu"
         )
     return guard
 

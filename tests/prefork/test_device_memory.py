@@ -169,7 +169,7 @@ def test_a_model_that_only_the_cpu_can_run_is_refused_by_name() -> None:
         warnings.simplefilter("ignore")
         model = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(4, 4)))
     memory, export, arena = _upload({"tagger": model})
-    with pytest.raises(LoadError, match=r"tagger: a LinearPackedParamsBase cannot be moved .* run with --device cpu"):
+    with pytest.raises(LoadError, match=r"tagger: a LinearPackedParamsBase cannot be moved .* run with --devices cpu"):
         attach(arena, {"tagger": model}, HostMemory(), export)
     memory.free()
 
