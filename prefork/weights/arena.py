@@ -117,9 +117,9 @@ class Arena:
             source = storage.read()
             region = Region(offset, source.numel(), storage.owner, storage.name)
             arena._view(region).copy_(source)
+            arena._replace(storage, region)
             _release(source)
             del source
-            arena._bind(storage, region)
             arena._regions.append(region)
             offset += _align(region.size)
         return arena
@@ -148,17 +148,24 @@ class Arena:
                     f"{storage.owner}: its tensor {storage.name} is not what it was in the process that loaded it "
                     "first; seed what is random in it, or load it from a file"
                 )
+            arena._replace(storage, region)
             _release(source)
             del source
-            arena._bind(storage, region)
         return arena
 
     def _view(self, region: Region) -> torch.Tensor:
         return self._bytes[region.offset : region.offset + region.size]
 
-    def _bind(self, storage: _Storage, region: Region) -> None:
-        """Has the tensors of a storage look into the arena."""
+    def _replace(self, storage: _Storage, region: Region) -> None:
+        """Has the tensors of a storage look into the arena. Raises ValueError if one is not what it was before."""
+        before = [tensor.detach() for tensor in storage.tensors]
         _look(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
+        for old, tensor in zip(before, storage.tensors, strict=True):
+            if not is_same(old, tensor.detach()):
+                raise ValueError(
+                    f"{storage.owner}: its tensor {storage.name} ({_describe(old)} {old.dtype}) has other values in "
+                    "shared memory than before; keep `tensor.clone()` in the model instead"
+                )
 
     def rebind(self, models: Mapping[str, Any], buffer: torch.Tensor) -> list[str]:
         """Has every tensor of the models that looks into the arena look into a copy of it, at the same place.
@@ -240,7 +247,31 @@ def _look(storage: _Storage, memory: torch.Tensor) -> None:
         size = tensor.element_size()
         start = memory.storage_offset() // size + tensor.storage_offset() - storage.low // size
         strided = torch.empty(0, dtype=tensor.dtype, device=memory.device)
-        tensor.data = strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
+        strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
+        if tensor.is_conj():  # what is beyond storage, shape, strides and dtype
+            strided = torch._conj(strided)
+        if tensor.is_neg():
+            strided = torch._neg_view(strided)
+        tensor.data = strided
+
+
+def is_same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two strided tensors are equal, bit for bit, so that NaN is equal to NaN; without a copy of either, unless
+    it is to be conjugated or negated when it is read."""
+    if (left.dtype, left.size(), left.is_conj(), left.is_neg()) != (
+        right.dtype,
+        right.size(),
+        right.is_conj(),
+        right.is_neg(),
+    ):
+        return False
+    return torch.equal(*(_view_bits(tensor.resolve_conj().resolve_neg()) for tensor in (left, right)))
+
+
+def _view_bits(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.element_size() == 16:
+        tensor = torch.view_as_real(tensor)
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _digest(data: torch.Tensor) -> int:
