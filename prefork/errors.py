@@ -13,13 +13,15 @@ PreforkError
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor
+
 from prefork.engines.errors import InputError, LoadError
 from prefork.platform_matrix.errors import PreforkError
 
 __all__ = ["InputError", "LoadError", "OutOfMemory", "PreforkError", "Stopped", "WorkerDied"]
 
 
-class WorkerDied(PreforkError):
+class WorkerDied(PreforkError, BrokenExecutor):
     """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
+import logging
 import multiprocessing
 import multiprocessing.spawn
+import os
 import pickle
 import queue
 import threading
@@ -31,10 +32,11 @@ from prefork.pool.jobs import Course, JobResult, JobRun
 from prefork.pool.pipeline import Pipeline, Stage, find_obstacles
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
-from prefork.pool.tasks import HangLimit, Task
+from prefork.pool.tasks import HangLimit, NotBegun, Task
 from prefork.wire.specification import Specification
 
 T = TypeVar("T")
+_logger = logging.getLogger("prefork")
 
 
 class Runtime(Executor):
@@ -133,7 +135,8 @@ class Runtime(Executor):
         self._remote = Remote(self.supervisor, {s.engine: s.options for s in self.pipeline if s.is_remote})
         self._remote.setup()
         self.supervisor.start()
-        _live.add(self)
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, self.supervisor.close)  # what was submitted before is done
 
     def __enter__(self) -> Runtime:
         self.wait_until_loaded()
@@ -164,9 +167,10 @@ class Runtime(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Runs fn(model, *args, **kwargs) in a worker; without a model, fn(*args, **kwargs).
 
-        If the worker dies, the call is tried once more on a fresh one; if that dies too, the future raises
-        WorkerDied, and the pool lives on.
+        If the worker dies, the call is retried on a new one; if that dies too, the future raises WorkerDied, and the
+        pool lives on. Raises RuntimeError after `shutdown`, and in a process that was forked since.
         """
+        self._check_process()
         future: Future[T] = Future()
         label = getattr(fn, "__qualname__", repr(fn))
 
@@ -203,6 +207,7 @@ class Runtime(Executor):
 
         target: where the jobs' outputs are written; without it, the documents are in the results alone.
         """
+        self._check_process()
         if callable(first):
             return super().map(first, *iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
@@ -210,8 +215,17 @@ class Runtime(Executor):
         run_jobs(self, jobs, Course(self.pipeline, target), results.put)
         return (results.get() for _ in jobs)
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this Runtime belongs to process {self._pid}, which has forked this one: make it here instead, with "
+                "gunicorn --preload in the hook post_fork, or when the first request comes"
+            )
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is dropped."""
+        """Ends the workers once what was submitted is done; with cancel_futures, what has not begun is cancelled."""
+        if os.getpid() != self._pid:  # its threads and workers are another process's
+            return
         with self._lock:
             self._shutdown = True
         if cancel_futures:
@@ -263,15 +277,23 @@ def _begin(future: Future[Any]) -> bool:
 
 
 def _complete(future: Future[Any], result: bytes | None, error: BaseException | None) -> None:
+    if isinstance(error, NotBegun):
+        future.cancel()
     if not _begin(future):
         return
-    if error is not None or result is None:
-        future.set_exception(error)
-        return
+    value: Any = None
+    if error is None and result is not None:
+        try:
+            value = pickle.loads(result)
+        except BaseException as problem:  # noqa: BLE001  what cannot be unpickled here is this call's error alone
+            error = problem
     try:
-        future.set_result(pickle.loads(result))
-    except Exception as problem:  # noqa: BLE001  a result that cannot be unpickled here is this call's error alone
-        future.set_exception(problem)
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+    except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
+        _logger.exception("a callback of a future has failed")
 
 
 def _describe_main() -> dict[str, Any]:
@@ -283,12 +305,3 @@ def _describe_main() -> dict[str, Any]:
         )
     preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
     return {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
-
-
-_live: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_all() -> None:
-    for runtime in list(_live):
-        runtime.shutdown()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from prefork.engines.base import LoadError
-from prefork.errors import OutOfMemory, Stopped, WorkerDied
+from prefork.errors import OutOfMemory, WorkerDied
 from prefork.memory.admission import Holder, Level
 from prefork.pool.actions import Complete, Interrupt, Outbox, SendWorker
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
-from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, Task, TaskQueue, bundle, split_finished
+from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, split_finished
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
@@ -71,7 +71,7 @@ class Scheduler:
 
     def cancel_waiting(self) -> None:
         for task in self.queue.clear():
-            self._outbox.do(Complete(task, None, Stopped(CANCELLED)))
+            self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
 
     # -- what workers report -----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import threading
@@ -29,7 +30,7 @@ from prefork.pool.events import (
 )
 from prefork.pool.processes import Processes
 from prefork.pool.state import STOPPED, Pool
-from prefork.pool.tasks import CANCELLED, HangLimit, Task, TaskQueue
+from prefork.pool.tasks import CANCELLED, HangLimit, NotBegun, Task, TaskQueue
 from prefork.pool.watch import Reporter, Watch
 from prefork.wire import process
 from prefork.wire.loop import Loop
@@ -99,6 +100,7 @@ class Supervisor:
     # -- from any thread -------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        _running.add(self)
         self._thread.start()
 
     def submit(self, *tasks: Task) -> None:
@@ -252,6 +254,7 @@ class Supervisor:
         finally:
             self.loaded.set()
             self._loop.close()
+            _running.discard(self)
 
     def _end_submitted(self) -> None:
         """What nobody has handled any more, or ever, if there was no plan and so no pool."""
@@ -261,13 +264,24 @@ class Supervisor:
                 queue.push(*event.tasks)
             elif isinstance(event, WaitingCancelled):
                 for task in queue.clear():
-                    task.done(None, Stopped(CANCELLED))
+                    task.done(None, NotBegun(CANCELLED))
         for task in queue.clear():
             task.done(None, self.failure or Stopped(STOPPED))
 
 
 def _complete(action: Complete) -> None:
     action.task.done(action.result, action.error)
+
+
+_running: set[Supervisor] = set()  # whoever has started them may be gone: what was submitted is done all the same
+
+
+@atexit.register
+def _finish_all() -> None:
+    """Before the program ends."""
+    for supervisor in list(_running):
+        supervisor.close()
+        supervisor.join()
 
 
 def _print(text: str) -> None:

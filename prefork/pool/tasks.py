@@ -10,12 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefork.errors import Stopped
+
 CANCELLED = "it was cancelled before it began"
 ATTEMPTS = 2  # a task whose worker dies is tried once more
 
 
 PER_AUDIO_SECOND = 20.0  # a large model on one slow core stays well below that
 PER_TEXT_SECOND = 1.0  # the same for text, whose seconds are those that it would take to say it
+
+
+class NotBegun(Stopped):
+    """It was cancelled before it began."""
 
 
 @dataclass(frozen=True, slots=True)

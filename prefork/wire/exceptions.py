@@ -24,9 +24,12 @@ def pickle_error(error: BaseException, trace: str) -> bytes:
 def unpickle_error(data: bytes) -> BaseException:
     """The exception itself, or, if it does not survive the way, a RuntimeError that says the same."""
     itself, text, trace = pickle.loads(data)
+    error: BaseException | None
     try:
         error = pickle.loads(itself)
-    except Exception:  # noqa: BLE001  nor need it be one that can be made again
+    except BaseException:  # noqa: BLE001  nor need it be one that can be made again; it may even want to exit
+        error = None
+    if not isinstance(error, BaseException):
         error = RuntimeError(text)
     error.__cause__ = RemoteTraceback(trace)
-    return error  # type: ignore[no-any-return]
+    return error

@@ -1,0 +1,115 @@
+"""`Runtime` as an executor: futures end, whatever user code raises, and what was submitted is done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor, CancelledError, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefork import Runtime, WorkerDied
+from tests.prefork.command import wait_until_gone
+
+pytestmark = pytest.mark.usefixtures("script_engine")
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "ValueError"])
+@pytest.mark.parametrize("where", ["result", "exception"])
+def test_what_raises_as_it_is_unpickled_costs_its_own_call(kind: str, where: str) -> None:
+    import script_futures
+
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        future = runtime.submit(getattr(script_futures, f"make_bad_{where}"), kind)
+        error = future.exception(timeout=60)
+        assert error is not None and (type(error).__name__ == kind or isinstance(error, RuntimeError))
+        assert runtime.submit(abs, -3).result(timeout=60) == 3
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, ValueError])
+def test_what_a_callback_raises_ends_nothing(kind: type[BaseException]) -> None:
+    def fail(_: object) -> None:
+        raise kind
+
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        future = runtime.submit(time.sleep, 0.2)
+        future.add_done_callback(fail)
+        assert future.result(timeout=60) is None
+        assert [runtime.submit(abs, -n).result(timeout=60) for n in range(3)] == [0, 1, 2]
+
+
+def test_what_has_not_begun_is_cancelled_and_what_runs_is_done() -> None:
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        first = runtime.submit(time.sleep, 1.0)
+        rest = [runtime.submit(abs, -n) for n in range(20)]
+        while not first.running():
+            time.sleep(0.01)
+        runtime.shutdown(cancel_futures=True)
+    assert first.result() is None
+    done = [future for future in rest if not future.cancelled()]
+    assert all(future.done() for future in rest) and len(done) <= 1
+    with pytest.raises(CancelledError):
+        rest[-1].result()
+
+
+def test_a_worker_that_dies_breaks_as_executors_do() -> None:
+    with Runtime(workers=1, notice=lambda _: None) as runtime, pytest.raises(BrokenExecutor) as caught:
+        runtime.submit(os._exit, 3).result(timeout=60)
+    assert isinstance(caught.value, WorkerDied)
+
+
+def test_a_runtime_that_nobody_keeps_does_what_was_submitted_and_leaves_no_process(tmp_path: Path) -> None:
+    import script_futures
+
+    def submit() -> tuple[list[Any], list[int]]:
+        runtime = Runtime(workers=1, notice=lambda _: None)
+        runtime.wait_until_loaded()
+        futures = [runtime.submit(script_futures.touch, tmp_path / str(n)) for n in range(3)]
+        return futures, list(runtime.supervisor.list_pids().values())
+
+    futures, pids = submit()
+    wait(futures, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert not wait_until_gone(pids, 10)
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_a_program_does_not_end_before_its_work_is_done(tmp_path: Path, end: str) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from prefork import Runtime\n"
+        "from script_futures import touch\n"
+        "def start():\n"
+        "    runtime = Runtime(workers=1)\n"
+        "    for name in ('a', 'b'):\n"
+        f"        runtime.submit(touch, Path({str(tmp_path / 'made')!r} + name), 0.3)\n"
+        "if __name__ == '__main__':\n"
+        f"    start()\n    {end or 'pass'}\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (3 if end else 0), done.stderr
+    assert sorted(path.name for path in tmp_path.glob("made*")) == ["madea", "madeb"]
+
+
+def test_in_a_process_that_was_forked_since_it_says_what_to_do() -> None:
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                runtime.submit(abs, -1)
+            except RuntimeError as error:
+                os.write(writing, str(error).encode())
+            runtime.shutdown()
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            said = pipe.read().decode()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert f"belongs to process {os.getpid()}" in said and "post_fork" in said
+        assert runtime.submit(abs, -1).result(timeout=60) == 1
