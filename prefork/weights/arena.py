@@ -246,13 +246,14 @@ def _look(storage: _Storage, memory: torch.Tensor) -> None:
     for tensor in storage.tensors:
         size = tensor.element_size()
         start = memory.storage_offset() // size + tensor.storage_offset() - storage.low // size
-        strided = torch.empty(0, dtype=tensor.dtype, device=memory.device)
-        strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
-        if tensor.is_conj():  # what is beyond storage, shape, strides and dtype
-            strided = torch._conj(strided)
-        if tensor.is_neg():
-            strided = torch._neg_view(strided)
-        tensor.data = strided
+        with torch.inference_mode(tensor.is_inference()):
+            strided = torch.empty(0, dtype=tensor.dtype, device=memory.device)
+            strided.set_(memory.untyped_storage(), start, tensor.size(), tensor.stride())
+            if tensor.is_conj():  # what is beyond storage, shape, strides and dtype
+                strided = torch._conj(strided)
+            if tensor.is_neg():
+                strided = torch._neg_view(strided)
+            tensor.data = strided
 
 
 def is_same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -281,7 +282,7 @@ def _digest(data: torch.Tensor) -> int:
 
 def measure_weights(models: Mapping[str, Any]) -> int:
     """Bytes of all parameters and buffers, wherever they lie, each counted once."""
-    tensors = [t for model in models.values() for _, t in _walk(model) if t.layout is torch.strided]
+    tensors = [t for model in models.values() for _, t in _walk(model) if t.layout is torch.strided and _is_real(t)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -393,7 +394,16 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     """Whether there is something to share: plain memory of its own on the CPU."""
     if _must_stay(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
         return False
-    return tensor.untyped_storage().nbytes() > 0
+    return _is_real(tensor) and tensor.untyped_storage().nbytes() > 0
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    """Whether it has values, and does not only stand for a tensor, as some in a module that torch.export has made."""
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _must_stay(thing: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -46,13 +47,35 @@ def die_with_parent(parent: int) -> None:
 
 
 def close_inherited(keep: set[int]) -> None:
-    """Closes every file descriptor above stderr that is not to be kept."""
+    """Closes every file descriptor above stderr that is not to be kept.
+
+    Files that a model has open stay so (Linux): opened anew, because descriptors that are inherited have one position
+    together, and whoever reads would move it for all.
+    """
     directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     for name in os.listdir(directory):
         fd = int(name)
         if fd > 2 and fd not in keep:
             with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
-                os.close(fd)
+                if not _reopen(fd):
+                    os.close(fd)
+
+
+def _reopen(fd: int) -> bool:
+    """Gives a descriptor of a file a position of its own; False if it is of something else."""
+    import fcntl
+
+    link = f"/proc/self/fd/{fd}"
+    if sys.platform != "linux" or not stat.S_ISREG(os.fstat(fd).st_mode) or os.readlink(link).startswith("/memfd:"):  # noqa: PTH115
+        return False
+    flags, inherited = fcntl.fcntl(fd, fcntl.F_GETFL), os.get_inheritable(fd)
+    new = os.open(link, flags & (os.O_ACCMODE | os.O_APPEND))
+    try:
+        os.lseek(new, os.lseek(fd, 0, os.SEEK_CUR), os.SEEK_SET)
+        os.dup2(new, fd, inherited)
+    finally:
+        os.close(new)
+    return True
 
 
 def restore_signals() -> None:
