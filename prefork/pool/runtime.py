@@ -304,4 +304,6 @@ def _describe_main() -> dict[str, Any]:
             'put the code that starts it under `if __name__ == "__main__":`'
         )
     preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
-    return {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
+    known = {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
+    # What a manager's proxies need to answer to each other; multiprocessing lets it be pickled as plain bytes alone.
+    return {**known, "authkey": bytes(multiprocessing.current_process().authkey)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -112,4 +113,24 @@ def test_in_a_process_that_was_forked_since_it_says_what_to_do() -> None:
             said = pipe.read().decode()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert f"belongs to process {os.getpid()}" in said and "post_fork" in said
+        assert runtime.submit(abs, -1).result(timeout=60) == 1
+
+
+def test_a_managers_queue_can_be_an_argument() -> None:
+    import script_futures
+
+    with multiprocessing.Manager() as manager, Runtime(workers=2, notice=lambda _: None) as runtime:
+        queue = manager.Queue()
+        calls = [runtime.submit(script_futures.put, queue, number) for number in range(4)]
+        assert [call.result(timeout=60) for call in calls] == [0, 1, 2, 3]
+        assert sorted(queue.get(timeout=10) for _ in range(4)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("make", [multiprocessing.Queue, multiprocessing.Event])
+def test_what_only_inheritance_can_share_is_refused_as_by_other_executors(make: Any) -> None:
+    import script_futures
+
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        with pytest.raises(RuntimeError, match="should only be shared between processes through inheritance"):
+            runtime.submit(script_futures.put, make(), 1).result(timeout=60)
         assert runtime.submit(abs, -1).result(timeout=60) == 1

@@ -37,6 +37,11 @@ def make_bad_exception(kind: str) -> None:
     raise BadError(kind)
 
 
+def put(queue: Any, value: int) -> int:
+    queue.put(value)
+    return value
+
+
 def touch(path: Path, seconds: float = 0.0) -> None:
     time.sleep(seconds)
     path.touch()
