@@ -33,6 +33,7 @@ from prefork.pool.pipeline import Pipeline, Stage, find_obstacles
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import HangLimit, NotBegun, Task
+from prefork.wire.pickling import dump, has_importable_main
 from prefork.wire.specification import Specification
 
 T = TypeVar("T")
@@ -69,8 +70,8 @@ class Runtime(Executor):
     are kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
     logger `prefork`. log: gets what the workers print, which by default comes out as it is.
 
-    Functions and `load` must be importable, as with multiprocessing's spawn: top-level functions of a module or of
-    your script, which needs its `if __name__ == "__main__":`.
+    Functions and `load` go by name where that finds them, as with multiprocessing's spawn: your script then needs its
+    `if __name__ == "__main__":`. Lambdas, closures and functions of a notebook go by value.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Runtime(Executor):
         self._lock = threading.Lock()
         specification = Specification(
             engines=local,
-            load=pickle.dumps(load) if load else None,
+            load=dump(load) if load else None,
             preparation=_describe_main(),
             checkpoints=memory_checkpoints,
             batching=batching,
@@ -178,9 +179,9 @@ class Runtime(Executor):
             _complete(future, result, error)
 
         try:
-            payload = pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)
+            payload = dump((fn, args, kwargs))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            error.add_note(f"{label} and its arguments go to another process: use top-level functions of a module")
+            error.add_note(f"{label} and its arguments go to another process, and something in them cannot")
             future.set_exception(error)
             return future
         with self._lock:
@@ -305,5 +306,7 @@ def _describe_main() -> dict[str, Any]:
         )
     preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
     known = {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
+    if not has_importable_main():  # what is defined there goes by value
+        known = {key: value for key, value in known.items() if not key.startswith("init_main")}
     # What a manager's proxies need to answer to each other; multiprocessing lets it be pickled as plain bytes alone.
     return {**known, "authkey": bytes(multiprocessing.current_process().authkey)}

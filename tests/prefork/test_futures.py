@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor, CancelledError, wait
 from pathlib import Path
@@ -134,3 +135,41 @@ def test_what_only_inheritance_can_share_is_refused_as_by_other_executors(make: 
         with pytest.raises(RuntimeError, match="should only be shared between processes through inheritance"):
             runtime.submit(script_futures.put, make(), 1).result(timeout=60)
         assert runtime.submit(abs, -1).result(timeout=60) == 1
+
+
+def test_lambdas_and_closures_go_by_value() -> None:
+    factor = 3
+
+    def load() -> dict[str, int]:
+        return {"factor": factor}
+
+    with Runtime(load=load, workers=1, notice=lambda _: None) as runtime:
+        assert runtime.submit(lambda model, value: model["factor"] * value + factor, 2).result(timeout=60) == 9
+
+
+def test_what_cannot_go_at_all_is_an_error_of_that_call() -> None:
+    lock = threading.Lock()
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        error = runtime.submit(lambda: str(lock)).exception(timeout=60)
+        assert isinstance(error, TypeError) and "cannot pickle" in str(error)
+        assert runtime.submit(abs, -1).result(timeout=60) == 1
+
+
+PROGRAM = """
+from prefork import Runtime
+class Model:
+    def __init__(self): self.factor = 3
+def load(): return Model()
+def score(model, value): return Model().factor * model.factor * value
+with Runtime(load=load, workers=1) as runtime:
+    print(runtime.submit(score, 2).result(60))
+"""
+
+
+@pytest.mark.exec
+@pytest.mark.parametrize("how", ["-c", "stdin"])
+def test_functions_of_a_program_without_a_file_go_by_value(how: str) -> None:
+    command = [sys.executable, "-c", PROGRAM] if how == "-c" else [sys.executable, "-"]
+    given = None if how == "-c" else PROGRAM
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "18\n", done.stderr
