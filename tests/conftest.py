@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from tests import launcher
 from tests.prefork.command import wait_until_gone
 from tests.turns import take_turn
 
+# Who starts the suite in the background has it ignore SIGINT, which tests send, and which is passed on by exec.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
 
 

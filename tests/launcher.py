@@ -78,6 +78,7 @@ _READ_AT_IMPORT = re.compile(
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
+_BEFORE = dict(os.environ)  # any test, one of which starts the launcher, has changed something for itself
 _INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # exec passes on whether they are ignored
 _HIGH = 1024  # descriptors below it may be wanted by their number
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,7 +98,7 @@ class Launcher:
         """A fresh process, which imports everything."""
         from prefork.wire.environment import _ENVIRONMENT
 
-        environment = {**os.environ, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**_BEFORE, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
         ours, theirs = socket.socketpair()
         with theirs:
             code = "import sys; sys.path[0] = sys.argv[1]; from tests.launcher import main; main(int(sys.argv[2]))"

@@ -13,7 +13,7 @@ from prefork.engines.alignment.forced_aligner import AlignedLines
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
-from prefork.work.staging import open_stage
+from prefork.work.staging import open_staging
 from prefork.work.torch_state import speed_up
 from tests.gpu.forked import do
 from tests.gpu.machine import TORCH, needs_cuda
@@ -132,7 +132,7 @@ def test_batches_arrive_whole_while_others_are_under_way() -> None:
     """Two in flight at any time, as the server has them, with a device that is kept busy in between."""
 
     def stage() -> list[bool]:
-        device = open_stage(TORCH)
+        device = open_staging(TORCH)
         load = torch.randn(2048, 2048, device=TORCH)
         whole, flying = [], []
         for seed in range(20):

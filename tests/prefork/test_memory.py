@@ -146,7 +146,7 @@ def test_a_worker_that_has_grown_is_replaced_by_a_fresh_one(tmp_path: Path) -> N
     with Runtime("script", workers=1, notice=notices.append) as runtime:
         results = list(runtime.map(jobs))
     assert all(result.error is None for result in results)
-    assert any("MB without a job; replaced" in notice for notice in notices)
+    assert any("MB while idle; replaced" in notice for notice in notices)
     assert runtime.supervisor.deaths == 0
 
 
