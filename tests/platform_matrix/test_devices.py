@@ -16,6 +16,7 @@ import pytest
 
 from prefork.platform_matrix import devices
 from prefork.platform_matrix.devices import Device, Devices, ask_devices, initialised_drivers
+from tests.prefork.command import find_children
 
 CPU_ONLY = """
 from types import SimpleNamespace as Name
@@ -60,7 +61,6 @@ with Path(__file__).with_name("imports").open("a") as file:
     file.write("x")
 """
 Install = Callable[[str], Path]
-from tests.prefork.command import find_children
 
 
 @pytest.fixture(autouse=True)
