@@ -23,9 +23,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from prefork.memory.probe import MemoryProbe, measure_memory
 from prefork.platform_matrix.memory import read_memory
@@ -151,20 +150,34 @@ class HostMeter:
         return Reading("Host", own.uss, own.pss, machine.available, machine.limit)
 
 
-class MonitoredStage(Enum):
-    """A part of the pipeline: its first checkpoint, its cleanups, its last checkpoint. PIPELINE contains the others."""
+@dataclass(frozen=True, slots=True)
+class MonitoredStage:
+    """A part of the pipeline: its first checkpoint, its cleanups, its last checkpoint. PIPELINE contains the others.
+    Engines may have stages of their own: see `find`."""
 
-    PIPELINE = "Pipeline Initialization", ("Final",), ""
-    AUDIO_PREPROCESSING = "Before Audio Preprocessing", (), "After Audio Preprocessing"
-    TRANSCRIPTION = "Before Transcription", ("Whisper",), "After Transcription (post-cleanup)"
-    DIARIZATION = "Before Diarization", ("Waveform", "Diarization Model"), "After Diarization (post-cleanup)"
-    SPEAKER_ALIGNMENT = "Before Speaker Alignment", ("Alignment Tensors",), "After Speaker Alignment (post-cleanup)"
+    title: str
+    before: str
+    cleanups: tuple[str, ...]
+    after: str
 
-    def __init__(self, before: str, cleanups: tuple[str, ...], after: str) -> None:
-        self.title = self.name.replace("_", " ").title()
-        self.before = before
-        self.cleanups = cleanups
-        self.after = after
+    PIPELINE: ClassVar[MonitoredStage]
+    AUDIO_PREPROCESSING: ClassVar[MonitoredStage]
+    TRANSCRIPTION: ClassVar[MonitoredStage]
+    DIARIZATION: ClassVar[MonitoredStage]
+    SPEAKER_ALIGNMENT: ClassVar[MonitoredStage]
+
+    @classmethod
+    def find(cls, name: str) -> MonitoredStage:
+        """The stage of an engine by what it calls it; a new one if it is none of those here.
+
+        >>> MonitoredStage.find("diarization") is MonitoredStage.DIARIZATION
+        True
+        >>> MonitoredStage.find("machine_translation").checkpoints[0]
+        'Before Machine Translation'
+        """
+        title = name.replace("_", " ").title()
+        known = next((stage for stage in _STAGES if stage.title == title), None)
+        return known or cls(title, f"Before {title}", (title,), f"After {title} (post-cleanup)")
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -173,9 +186,29 @@ class MonitoredStage(Enum):
         return tuple(name for name in (self.before, *around, self.after) if name)
 
 
+MonitoredStage.PIPELINE = MonitoredStage("Pipeline", "Pipeline Initialization", ("Final",), "")
+MonitoredStage.AUDIO_PREPROCESSING = MonitoredStage(
+    "Audio Preprocessing", "Before Audio Preprocessing", (), "After Audio Preprocessing"
+)
+MonitoredStage.TRANSCRIPTION = MonitoredStage(
+    "Transcription", "Before Transcription", ("Whisper",), "After Transcription (post-cleanup)"
+)
+MonitoredStage.DIARIZATION = MonitoredStage(
+    "Diarization", "Before Diarization", ("Waveform", "Diarization Model"), "After Diarization (post-cleanup)"
+)
+MonitoredStage.SPEAKER_ALIGNMENT = MonitoredStage(
+    "Speaker Alignment", "Before Speaker Alignment", ("Alignment Tensors",), "After Speaker Alignment (post-cleanup)"
+)
+_STAGES = (
+    MonitoredStage.PIPELINE,
+    MonitoredStage.AUDIO_PREPROCESSING,
+    MonitoredStage.TRANSCRIPTION,
+    MonitoredStage.DIARIZATION,
+    MonitoredStage.SPEAKER_ALIGNMENT,
+)
 CHECKPOINTS = (
     MonitoredStage.PIPELINE.before,
-    *(name for stage in MonitoredStage if stage is not MonitoredStage.PIPELINE for name in stage.checkpoints),
+    *(name for stage in _STAGES[1:] for name in stage.checkpoints),
     *MonitoredStage.PIPELINE.checkpoints[1:],
 )
 

@@ -76,7 +76,7 @@ class Context:
         if self.monitor is None or not engine.memory_stage:
             yield outputs
             return
-        stage = Stage[engine.memory_stage.upper()]
+        stage = Stage.find(engine.memory_stage)
         with self.monitor.stage(stage) as cleanups:
             cleanups.defer(stage.cleanups[0], self.inference.inputs.clear)
             cleanups.defer(stage.cleanups[-1], outputs.clear)
