@@ -51,7 +51,8 @@ def create(name: str, options: Mapping[str, Any]) -> Engine:
     found = _choose(name, GROUP)
     kind = _import(found)
     if not (isinstance(kind, type) and issubclass(kind, Engine)):
-        raise LoadError(f"engine {name}: {found.point.value} is not a prefork.engines.base.Engine; fix its entry point")
+        value = found.point.value
+        raise LoadError(f"engine {name}: {value} is not a prefork.engines.base.Engine; fix its entry point")
     _check_memory_stage(name, kind.memory_stage)
     engine: Engine = _call(name, kind, options)
     return engine
@@ -110,8 +111,9 @@ def match(name: str, roles: Sequence[Role]) -> str:
     """The engine or service that a name means where one with one of these roles is wanted: the one called so, else that
     of its package whose family is called so; empty if there is none. Raises LoadError if nothing is called so, or it
     cannot be used."""
-    if not any(entry.name == name for entry in _list_all()):
-        raise LoadError(f"no engine named {name!r}; {_suggest(name, list_choices(roles), _read(GROUP)[1])}")
+    known = [entry.name for entry in _list_all()]
+    if name not in known:
+        raise LoadError(f"no engine named {name!r}; {_suggest(name, known, _read(GROUP)[1])}")
     own = _choose_any(name)
     if set(roles) & set(declare(name).roles):
         return name
@@ -237,8 +239,8 @@ def _import_declaration(found: _Entry) -> Declaration:
         raise LoadError(f"engine {name}: {value} is not a prefork.engines.base.Declaration; fix its entry point")
     if light and _HEAVY in sys.modules:
         raise LoadError(
-            f"engine {name}: its declaration {value} imports {_HEAVY}, which the process that reads it must do without; "
-            "move the declaration to a module that imports nothing but prefork.engines.base"
+            f"engine {name}: its declaration {value} imports {_HEAVY}, which commands do without; move the "
+            "declaration to a module that imports nothing but prefork.engines.base"
         )
     return declaration
 
