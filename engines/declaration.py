@@ -169,6 +169,10 @@ class Declaration:
         """The commands that take it by its name."""
         return tuple(dict.fromkeys(command for role in self.roles for command in role.commands))
 
+    def takes(self, option: str, value: Any) -> bool:
+        """Whether it takes this option, and this value of it."""
+        return option in self.options and (option not in self.choices or value in self.choices[option])
+
     def describe(self) -> str:
         """Whom it serves as what, for people.
 

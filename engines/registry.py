@@ -201,12 +201,11 @@ def _read(group: str) -> tuple[tuple[_Entry, ...], tuple[str, ...]]:
 
 @cache
 def _scan(group: str, path: tuple[str, ...]) -> tuple[tuple[_Entry, ...], tuple[str, ...]]:
-    """path: sys.path, which says where packages are; read once, for that is a file of every package."""
-    assert path == tuple(sys.path)
+    """path: where packages are. Read once: that is a file of every package."""
     entries: list[_Entry] = []
     problems: list[str] = []
     seen: set[str] = set()
-    for distribution in distributions():
+    for distribution in distributions(path=list(path)):
         try:
             text = distribution.read_text("entry_points.txt") or ""
         except (OSError, UnicodeDecodeError) as error:

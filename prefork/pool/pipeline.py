@@ -191,11 +191,11 @@ def _make_stage(
             continue
         if name not in declaration.options:
             raise LoadError(declaration.refusals.get(name) or _explain_options(engine, name, asked, flags))
-        if value not in declaration.choices.get(name, (value,)):
-            known = " or ".join(map(str, declaration.choices[name]))
-            raise LoadError(f"engine {engine} takes {flags[name]} {known}, not {value!r}")
-    taken = {name: value for name, value in {**(offered or {}), **_drop_none(asked)}.items() if value is not None}
-    return Stage(engine, {name: value for name, value in taken.items() if name in declaration.options})
+        if not declaration.takes(name, value):
+            listed = " or ".join(map(str, declaration.choices[name]))
+            raise LoadError(f"engine {engine} takes {flags[name]} {listed}, not {value!r}")
+    known = {**_drop_none(offered or {}), **_drop_none(asked)}
+    return Stage(engine, {name: value for name, value in known.items() if declaration.takes(name, value)})
 
 
 def _explain_options(engine: str, name: str, asked: Mapping[str, Any], flags: Mapping[str, str]) -> str:

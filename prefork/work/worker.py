@@ -22,7 +22,7 @@ from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
-from prefork.memory.monitor import MonitoredStage as Stage
+from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.platform_matrix.imports import explain_import
