@@ -75,7 +75,7 @@ def align(
     recovered: the name of a recovery or a recogniser, or off; auto is what the aligner declares, ctc for prefork's own.
     utr_model: of that engine; by default the aligner's own where it is of the same family. Raises LoadError.
     """
-    name = _choose("align", "--engine", engine, Role.ALIGNER)
+    name = _choose("align takes --engine", engine, Role.ALIGNER)
     asked = {"model": model, "dtype": dtype, "max_segment": max_segment, "language": language}
     aligner = _make_stage(name, asked)
     return (*_recover(utr, aligner, utr_model, dtype, language), aligner)
@@ -87,7 +87,7 @@ def _recover(utr: str, aligner: Stage, model: str | None, dtype: str | None, lan
     if name in ("", "off"):
         return
     roles = (Role.RECOVERY, Role.RECOGNISER)
-    name = _choose("align", "--utr", name, *roles, before=("auto",), behind=("off",))
+    name = _choose("--utr takes", name, *roles, before=("auto",), behind=("off",))
     offered: dict[str, Any] = {"dtype": dtype}
     family = registry.find_family(name)
     if model is None and family and family == registry.find_family(aligner.engine):
@@ -115,7 +115,7 @@ def transcribe(
     unless there is a diarize_model. Raises LoadError.
     """
     diarize = diarize or diarize_model is not None or speakers is not None
-    name = _choose("transcribe", "--engine", engine, Role.RECOGNISER)
+    name = _choose("transcribe takes --engine", engine, Role.RECOGNISER)
     declaration = registry.declare(name)
     alone = "diarize" in declaration.options and diarize_model is None  # who speaks is up to the recogniser
     asked = {"model": model, "dtype": dtype, "language": language, "speakers": speakers if alone else None}
@@ -136,7 +136,7 @@ def find_speakers(
 ) -> Pipeline:
     """Who speaks when. engine: diarize, or the name of another diarizer that is installed. Raises LoadError."""
     counts = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-    return (_make_stage(_choose("diarize", "--engine", engine, Role.DIARIZER), {"model": model, **counts}),)
+    return (_make_stage(_choose("diarize takes --engine", engine, Role.DIARIZER), {"model": model, **counts}),)
 
 
 def morphotag(
@@ -154,14 +154,13 @@ def morphotag(
     as `StanzaTagger` has it. Raises LoadError.
     """
     options = {"language": language, "model_dir": model_dir, "package": package}
-    name = _choose("morphotag", "--engine", engine, Role.TAGGER)
+    name = _choose("morphotag takes --engine", engine, Role.TAGGER)
     return (_make_stage(name, {**options, "retokenize": retokenize, "keep": keep}),)
 
 
-def _choose(
-    command: str, option: str, name: str, *roles: Role, before: Sequence[str] = (), behind: Sequence[str] = ()
-) -> str:
-    """The engine that the user means by a name. before, behind: what else the option takes. Raises LoadError."""
+def _choose(what: str, name: str, *roles: Role, before: Sequence[str] = (), behind: Sequence[str] = ()) -> str:
+    """The engine that the user means by a name. what: takes it, for people. before, behind: what else that takes.
+    Raises LoadError."""
     try:
         if found := registry.match(name, roles):
             return found
@@ -170,7 +169,7 @@ def _choose(
         why = f": {error}"
     known = [*before, *registry.list_choices(roles), *behind]
     listed = ", ".join(known) if behind else " or ".join(filter(None, (", ".join(known[:-1]), *known[-1:])))
-    raise LoadError(f"{command} takes {option} {listed or 'of no engine that is installed'}, not {name!r}{why}")
+    raise LoadError(f"{what} {listed or 'of no engine that is installed'}, not {name!r}{why}")
 
 
 def _make_stage(

@@ -131,7 +131,7 @@ def test_a_tagger_of_another_package_has_a_table_by_language_and_no_text_is_made
             "align takes --engine ctc, wav2vec2, whisper, parrot or script, not 'rular': no engine named 'rular'; did "
             "you mean ruler?",
         ),
-        (("align", "--utr", "ruler"), "align takes --utr auto, ctc, whisper, rev, parrot, herald, off, not 'ruler', "),
+        (("align", "--utr", "ruler"), "--utr takes auto, ctc, whisper, rev, parrot, herald, off, not 'ruler', "),
         (
             ("morphotag", "--engine", "ctc"),
             "morphotag takes --engine stanza, forgetful or lexicon, not 'ctc', which serves align as an aligner",
