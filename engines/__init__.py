@@ -3,10 +3,12 @@
     whisper | ctc | speakers | stanza | rev     a family of models, or a service, each; none knows another
         alignment | checkpoints                 words to times; models on disk
             registry | batching                 engines by name; which segments go together
-                base > text > audio > errors    the protocol; documents and formats; sound; what goes wrong
+                base > declaration              the protocol; what engines say of themselves before they are imported
+                text > audio > errors           documents and formats; sound; what goes wrong
 
 Imports go down only. Where to add what:
 - a format: a module in text/formats, and its line in `FORMATS` there;
-- an engine: a subclass of `base.Engine`, and its name among the entry points in pyproject.toml;
+- an engine: a subclass of `base.Engine`, its declaration in its room's `declaration`, and the name of both among the
+  entry points in pyproject.toml;
 - a model family: a room beside whisper; an architecture that transformers lacks: beside checkpoints/whisper_ctc.py.
 """

@@ -7,6 +7,9 @@
 process, on another device, and on a batch with segments of several files. The other steps are host work; they
 run in any worker, and `split`, `prepare`+`infer`+`finish` and `join` of one job may run in different workers.
 What goes from one to the other (segments, pieces) must therefore be small and picklable: times, text, figures.
+
+What an engine is for others, which commands it serves, what it takes and cannot do, stands in its `Declaration`, which
+is read without importing it: see `prefork.engines.declaration`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefork.engines.declaration import INT8, Declaration, LanguageTable, Obstacle, Role
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document
 
@@ -26,13 +30,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTES_PER_SECOND",
     "ELEMENTS_PER_SECOND",
+    "INT8",
     "SECONDS_PER_WORD",
+    "Declaration",
     "Engine",
     "HostEngine",
     "InputError",
     "Job",
+    "LanguageTable",
     "LoadError",
+    "Obstacle",
     "Output",
+    "Role",
     "Segment",
     "Tensors",
 ]
@@ -93,14 +102,29 @@ class Engine(ABC):
 
     The constructor takes the engine's options as keywords and must be cheap. `infer` runs wherever the weights
     are mapped, under torch.inference_mode(); all other methods are free of the model.
+
+    To be used by name, an engine is an entry point of its package; to be used by commands, its `Declaration` is one
+    too, under the same name, in a module that does not import torch:
+
+        [project.entry-points."prefork.engines"]
+        mine = "my_package.engine:MyEngine"
+
+        [project.entry-points."prefork.declarations"]
+        mine = "my_package.declaration:MINE"
+
+    Class attributes, for the processes in which it runs. name: as in fingerprints and logs. memory_stage: the name of
+    its work among the memory checkpoints (--memory-checkpoints), if it is to have some: `transcription`, `diarization`,
+    `speaker_alignment`, whose checkpoints have names that other tools know, or any other name in lower case such as
+    `machine_translation`; not `pipeline` and `audio_preprocessing`, which contain it or precede it. batch_seconds: of
+    segments, those of several jobs too, that `infer` takes at once; 0: one segment. suspicion: why one may doubt that a
+    process with this model can fork; a canary decides.
     """
 
     name: ClassVar[str]
-    memory_stage: ClassVar[str] = ""  # of the memory monitor's stages, the one that this is: transcription, diarization
+    memory_stage: ClassVar[str] = ""
 
-    batch_seconds: float = 0.0  # of segments, those of several jobs too, that `infer` takes at once; 0: one segment
-
-    suspicion: ClassVar[str] = ""  # why one may doubt that a process with this model can fork; a canary decides
+    batch_seconds: float = 0.0
+    suspicion: ClassVar[str] = ""
 
     def setup(self) -> None:  # noqa: B027  not every engine needs it
         """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
@@ -180,7 +204,8 @@ class Engine(ABC):
         return None
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the outputs depend on besides the input: model, settings, as JSON values.
+        """What the outputs depend on besides the input: model, settings, as JSON values. With a model for each language
+        it has the entries that its `LanguageTable` names.
 
         An output made under another fingerprint is made again. Called after `setup`.
         """

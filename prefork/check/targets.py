@@ -16,7 +16,6 @@ from typing import Any
 
 from prefork.engines import registry
 from prefork.engines.base import LoadError
-from prefork.pool.pipeline import find_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +117,7 @@ def find_targets(engines: Sequence[str], options: Mapping[str, Any]) -> list[Tar
         for name in engines:
             registry.find(name)
         return [Target(name, name, options) for name in dict.fromkeys(engines)]
-    names = [name for name in registry.names() if find_owner(name) == name]
-    once = {value: name for name, value in reversed(registry.list_models(names).items())}
+    once = {value: name for name, value in reversed(registry.list_models(registry.list_with_models()).items())}
     return [Target(name, name, options, required=False) for name in sorted(once.values())]
 
 

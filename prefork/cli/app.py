@@ -82,14 +82,14 @@ _command = partial(make_commands, app, plan_app)
 
 @_command(Intake.PAIRS, usual="chat", known=_TIMED)
 def align(
-    engine: Annotated[str, typer.Option(metavar="ctc|whisper", help="Engine to align with.")] = "ctc",
+    engine: Annotated[str, typer.Option(metavar="ctc|whisper|NAME", help="Engine to align with.")] = "ctc",
     model: Model = None,
     dtype: DType = None,
     lang: Language = None,
     utr: Annotated[
         str,
         typer.Option(
-            metavar="auto|ctc|whisper|rev|off",
+            metavar="auto|ctc|whisper|rev|NAME|off",
             help="How to find utterances without times in the recording; auto: ctc.",
         ),
     ] = "auto",
@@ -120,7 +120,7 @@ def align(
 
 @_command(Intake.RECORDINGS, usual="chat", known=_TIMED)
 def transcribe(
-    engine: Annotated[str, typer.Option(metavar="whisper|rev", help="Engine to transcribe with.")] = "whisper",
+    engine: Annotated[str, typer.Option(metavar="whisper|rev|NAME", help="Engine to transcribe with.")] = "whisper",
     model: Annotated[
         str | None, typer.Option(metavar="PATH|HUB_ID", help="A Whisper model. Default: openai/whisper-large-v3-turbo.")
     ] = None,
@@ -142,6 +142,7 @@ def transcribe(
 
 @_command(Intake.RECORDINGS, usual="rttm", known=_TIMED)
 def diarize(
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Engine to find speakers with.")] = "diarize",
     model: DiarizeModel = None,
     speakers: Speakers = None,
     min_speakers: Annotated[int | None, typer.Option(metavar="N", help="Minimum number of speakers.")] = None,
@@ -152,11 +153,14 @@ def diarize(
     Writes RTTM, or the formats given by --format. Repeat the command to continue an interrupted run. Exit codes: as
     for align.
     """
-    return pipelines.find_speakers(model, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers)
+    return pipelines.find_speakers(
+        model, engine=engine, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers
+    )
 
 
 @_command(Intake.TEXTS, usual="", known=_TAGGED)
 def morphotag(
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Engine to tag with.")] = "stanza",
     lang: Annotated[
         str | None,
         typer.Option("--lang", metavar="CODE", help="Language of files without @Languages. Default: eng."),
@@ -185,7 +189,9 @@ def morphotag(
     CoNLL-U and writes CoNLL-U; --format chooses other formats. Repeat the command to continue an interrupted run. Exit
     codes: as for align.
     """
-    return pipelines.morphotag(lang, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep)
+    return pipelines.morphotag(
+        lang, engine=engine, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep
+    )
 
 
 @app.command()

@@ -23,10 +23,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Protocol
 
+from prefork.memory.monitored_stages import MonitoredStage
 from prefork.memory.probe import MemoryProbe, measure_memory
 from prefork.platform_matrix.memory import read_memory
 from prefork.wire.messages import Memory
@@ -149,35 +149,6 @@ class HostMeter:
             raise OSError(f"cannot read the memory of process {self._pid}; may this user read /proc?")
         machine = read_memory()
         return Reading("Host", own.uss, own.pss, machine.available, machine.limit)
-
-
-class MonitoredStage(Enum):
-    """A part of the pipeline: its first checkpoint, its cleanups, its last checkpoint. PIPELINE contains the others."""
-
-    PIPELINE = "Pipeline Initialization", ("Final",), ""
-    AUDIO_PREPROCESSING = "Before Audio Preprocessing", (), "After Audio Preprocessing"
-    TRANSCRIPTION = "Before Transcription", ("Whisper",), "After Transcription (post-cleanup)"
-    DIARIZATION = "Before Diarization", ("Waveform", "Diarization Model"), "After Diarization (post-cleanup)"
-    SPEAKER_ALIGNMENT = "Before Speaker Alignment", ("Alignment Tensors",), "After Speaker Alignment (post-cleanup)"
-
-    def __init__(self, before: str, cleanups: tuple[str, ...], after: str) -> None:
-        self.title = self.name.replace("_", " ").title()
-        self.before = before
-        self.cleanups = cleanups
-        self.after = after
-
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """Names, in order, without those of the stages that it contains."""
-        around = (f"{when} {name} Cleanup" for name in self.cleanups for when in ("Before", "After"))
-        return tuple(name for name in (self.before, *around, self.after) if name)
-
-
-CHECKPOINTS = (
-    MonitoredStage.PIPELINE.before,
-    *(name for stage in MonitoredStage if stage is not MonitoredStage.PIPELINE for name in stage.checkpoints),
-    *MonitoredStage.PIPELINE.checkpoints[1:],
-)
 
 
 class Cleanups:

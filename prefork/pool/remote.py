@@ -19,7 +19,8 @@ Done = Callable[[bytes | None, BaseException | None], None]
 
 
 class Service(Protocol):
-    """What is at the other end. in_flight: jobs that may be there at once."""
+    """What is at the other end: an entry point of the group `prefork.services`, whose `Declaration` is one of the group
+    `prefork.declarations`, as an engine's is. in_flight: jobs that may be there at once."""
 
     in_flight: int
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from prefork.engines import registry
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
 from prefork.installation import require
@@ -29,7 +30,7 @@ from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.platform_matrix.selection import parse_devices
 from prefork.pool.jobs import Course, JobResult, JobRun
-from prefork.pool.pipeline import Pipeline, Stage, find_obstacles
+from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import HangLimit, NotBegun, Task
@@ -128,7 +129,7 @@ class Runtime(Executor):
             no_mps=no_mps,
             memory_limit=memory_limit,
             devices=asked,
-            cannot=find_obstacles(local),
+            cannot=registry.list_obstacles(local),
         )
         limits = Limits(memory_limit, mem_guard)
         governor = Governor(limits, command=command, engines=local, path=memory_log)

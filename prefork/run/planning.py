@@ -13,7 +13,7 @@ from prefork.installation import find_obstacle
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.pool.pipeline import Intake, Pipeline, choose_languages, find_obstacles
+from prefork.pool.pipeline import Intake, Pipeline, choose_languages
 from prefork.run.corpus import find_jobs, find_languages
 from prefork.run.facts import find_facts
 from prefork.wire.child import ChildProcess
@@ -54,9 +54,8 @@ def plan_run(
             ("audio", f"{format_duration(sum(seconds))}, the longest {format_duration(max(seconds, default=0.0))}")
         )
     conflict = find_obstacle(engines)
-    request = replace(
-        request, engines=tuple(engines), cannot=find_obstacles(engines), broken=str(conflict) if conflict else ""
-    )
+    cannot = registry.list_obstacles(engines)
+    request = replace(request, engines=tuple(engines), cannot=cannot, broken=str(conflict) if conflict else "")
     plan = decide(find_facts(facts, refresh), request)
     if facts is None and plan.wants_gpus:
         plan = decide(replace(plan.facts, devices=look_again(plan.facts.devices, request.devices)), request)

@@ -15,7 +15,6 @@ from typing import Any
 
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.batching import Batching
-from prefork.engines.text.languages import get_long_code
 from prefork.errors import Stopped
 from prefork.memory import memlog
 from prefork.memory.tally import describe_subjects
@@ -184,17 +183,6 @@ class Run:
             known = {**known, **survey(Specification(later, plan=runtime.supervisor.plan)).fingerprints}
         return {"stages": [known[stage.engine] for stage in self._request.pipeline]}
 
-    def _narrow(self, fingerprint: Mapping[str, Any], job: Job) -> Mapping[str, Any]:
-        """Without the models of languages that the job is not in: a corpus may come to have more of them."""
-        stages = list(fingerprint["stages"])
-        for place, stage in enumerate(self._request.pipeline):
-            if stage.by_language:
-                names = read_languages(job.source)
-                own = {get_long_code(name) if name else stages[place]["language"] for name in names}
-                models = {language: model for language, model in stages[place]["models"].items() if language in own}
-                stages[place] = {**stages[place], "models": models}
-        return {**fingerprint, "stages": stages}
-
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
         """Runs what is still to do; the number of jobs that an earlier run has done.
 
@@ -202,8 +190,8 @@ class Run:
         ends in between.
         """
         fingerprint = self._find_fingerprint()
-        redo = self._request.redo
-        jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, self._narrow(fingerprint, job))]
+        redo, pipeline = self._request.redo, self._request.pipeline
+        jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, narrow(fingerprint, pipeline, job))]
         self._report.begin(lambda: self._measure_progress(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
@@ -247,11 +235,11 @@ class Run:
                 waiting -= 1
 
     def _record(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
-        job, error = result.job, result.error
+        job, error, pipeline = result.job, result.error, self._request.pipeline
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None:
-            journal.record(job, self._narrow(fingerprint, job), result.files)
+            journal.record(job, narrow(fingerprint, pipeline, job), result.files)
             self._account.add_done(result)
             self._report.finish_job(result, None)
             return
@@ -259,7 +247,7 @@ class Run:
         reason = strip_name(job.id, text)
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
-        journal.record(job, self._narrow(fingerprint, job), error=reason)
+        journal.record(job, narrow(fingerprint, pipeline, job), error=reason)
         self._account.failed[job.id] = reason
         self._report.finish_job(result, reason)
 
@@ -323,6 +311,16 @@ def strip_name(job: str, reason: str) -> str:
     for name in (job, PurePath(job).name):
         reason = reason.removeprefix(f"{name}: ")
     return reason
+
+
+def narrow(fingerprint: Mapping[str, Any], pipeline: Pipeline, job: Job) -> Mapping[str, Any]:
+    """Without the models of languages that the job is not in: a corpus may come to have more of them. Raises LoadError
+    if the fingerprint of an engine does not have what that engine declares."""
+    stages = list(fingerprint["stages"])
+    for place, stage in enumerate(pipeline):
+        if (table := stage.declaration.languages) is not None:
+            stages[place] = table.narrow(stage.engine, stages[place], read_languages(job.source))
+    return {**fingerprint, "stages": stages}
 
 
 def run(request: RunRequest, make_report: Callable[[], Report]) -> int:

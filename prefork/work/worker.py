@@ -22,7 +22,7 @@ from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
-from prefork.memory.monitor import MonitoredStage as Stage
+from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.platform_matrix.imports import explain_import
@@ -76,7 +76,7 @@ class Context:
         if self.monitor is None or not engine.memory_stage:
             yield outputs
             return
-        stage = Stage[engine.memory_stage.upper()]
+        stage = Stage.find(engine.memory_stage)
         with self.monitor.stage(stage) as cleanups:
             cleanups.defer(stage.cleanups[0], self.inference.inputs.clear)
             cleanups.defer(stage.cleanups[-1], outputs.clear)

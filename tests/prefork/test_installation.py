@@ -196,7 +196,8 @@ def test_a_package_that_only_a_worker_imports_ends_the_run_once_and_no_job_has_f
     tmp_path: Path, script_engine: None
 ) -> None:
     folder = tmp_path / "packages"
-    write_metadata(folder, "late", "1.0", entry_points="[prefork.engines]\nlate = late:Late\n")
+    entries = "[prefork.engines]\nlate = late:Late\n\n[prefork.declarations]\nlate = script_declarations:SCRIPT\n"
+    write_metadata(folder, "late", "1.0", entry_points=entries)
     write_metadata(folder, "needed", "0.3")
     (folder / "needed.py").write_text("raise OSError('libneeded.so.2: cannot open shared object file')")
     (folder / "late.py").write_text(

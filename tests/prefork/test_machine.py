@@ -15,9 +15,9 @@ from rich.console import Console
 
 from prefork.cli.machine import show_plan
 from prefork.engines.batching import Batching
+from prefork.engines.registry import list_obstacles
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from prefork.pool.pipeline import find_obstacles
 from prefork.run.planning import describe_batches
 from tests.prefork.command import SAMPLES, copy_sample, run
 
@@ -198,7 +198,7 @@ def test_a_gpu_that_was_asked_for_and_cannot_be_had_refuses_the_plan_of_a_comman
 
 
 def test_int8_weights_are_an_obstacle_to_gpus() -> None:
-    assert find_obstacles({"ctc": {"dtype": "int8"}, "whisper": {"dtype": "bfloat16"}, "match": {}}) == (
+    assert list_obstacles({"ctc": {"dtype": "int8"}, "whisper": {"dtype": "bfloat16"}, "match": {}}) == (
         ("ctc", "int8 weights are multiplied by the CPU; take another --dtype"),
     )
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from prefork.memory.monitor import (
-    CHECKPOINTS,
     Alarm,
     Cleanups,
     CUDAMeter,
@@ -24,10 +23,10 @@ from prefork.memory.monitor import (
     MemoryMonitor,
     MemoryRecovery,
     Meter,
-    MonitoredStage,
     Reading,
     measure_recovery,
 )
+from prefork.memory.monitored_stages import CHECKPOINTS, MonitoredStage
 from prefork.platform_matrix.memory import read_memory
 from tests.prefork.command import run_apart
 

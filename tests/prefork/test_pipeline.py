@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from prefork import Job, LoadError, Runtime, Stopped
 from prefork.pool.jobs import JobResult
-from prefork.pool.pipeline import Residency, Stage, align, list_phases, transcribe
+from prefork.pool.pipeline import Pipeline, Residency, Stage, align, list_phases, transcribe
 from prefork.run.runner import RunRequest, run
 from prefork.run.summary import Report, Summary
 from tests.prefork.command import read_outputs, write_script
@@ -122,21 +123,27 @@ def test_phases_are_cut_where_another_model_begins() -> None:
 @pytest.mark.parametrize(
     ("pipeline", "engines"),
     [
-        (align(), "ctc-recovery ctc"),
-        (align(utr="off"), "ctc"),
-        (align("whisper"), "ctc-recovery whisper-aligner"),
-        (align("whisper", utr="whisper"), "whisper match whisper-aligner"),
-        (align(utr="rev"), "rev match ctc"),
-        (align("script"), "script"),
-        (transcribe(), "language whisper assign"),
-        (transcribe(language="en", diarize=True), "whisper diarize assign"),
-        (transcribe("rev", diarize=True), "rev assign"),
-        (transcribe(language="en", speakers=2), "whisper diarize assign"),
-        (transcribe("rev", diarize=True, diarize_model="here"), "rev diarize assign"),
+        (align, "ctc-recovery ctc"),
+        (lambda: align(utr="off"), "ctc"),
+        (lambda: align("whisper"), "ctc-recovery whisper-aligner"),
+        (lambda: align("whisper", utr="whisper"), "whisper match whisper-aligner"),
+        (lambda: align(utr="rev"), "rev match ctc"),
+        (lambda: align("wav2vec2"), "wav2vec2"),
+        (lambda: align("script"), "script"),
+        (lambda: align("ruler", utr="parrot"), "parrot match ruler"),
+        (lambda: align("ruler", utr="ctc"), "ctc-recovery ruler"),
+        (transcribe, "language whisper assign"),
+        (lambda: transcribe(language="en", diarize=True), "whisper diarize assign"),
+        (lambda: transcribe("rev", diarize=True), "rev assign"),
+        (lambda: transcribe(language="en", speakers=2), "whisper diarize assign"),
+        (lambda: transcribe("rev", diarize=True, diarize_model="here"), "rev diarize assign"),
+        (lambda: transcribe("parrot"), "parrot assign"),
+        (lambda: transcribe("parrot", diarize=True), "parrot diarize assign"),
+        (lambda: transcribe("herald", diarize=True), "herald assign"),
     ],
 )
-def test_commands_are_the_stages_that_their_options_ask_for(pipeline: tuple[Stage, ...], engines: str) -> None:
-    assert " ".join(_engines(pipeline)) == engines
+def test_commands_are_the_stages_that_their_options_ask_for(pipeline: Callable[[], Pipeline], engines: str) -> None:
+    assert " ".join(_engines(pipeline())) == engines
 
 
 def test_recovery_takes_the_aligners_model_where_it_is_of_the_same_kind() -> None:
@@ -151,8 +158,8 @@ def test_recovery_takes_the_aligners_model_where_it_is_of_the_same_kind() -> Non
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: align(utr="never"), "--utr takes auto, ctc, whisper, rev, off, not 'never'"),
-        (lambda: transcribe("ctc"), "transcribe takes --engine whisper or rev, not 'ctc'"),
+        (lambda: align(utr="never"), "--utr takes auto, ctc, whisper, rev, parrot, herald, off, not 'never'"),
+        (lambda: transcribe("ctc"), "transcribe takes --engine whisper, rev, parrot or herald, not 'ctc'"),
         (lambda: transcribe("rev", speakers=2), "Rev.ai counts speakers itself"),
         (lambda: transcribe("rev", "tiny"), "Rev.ai brings its own model"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from rustling.chat import CHAT
 
 from prefork.engines.audio.reader import read_audio
-from prefork.memory.monitor import CHECKPOINTS
+from prefork.memory.monitored_stages import CHECKPOINTS
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 from tests.engines.test_rev import Service
 from tests.engines.test_rev import service as rev_service  # noqa: F401  a fixture
