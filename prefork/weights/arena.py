@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import mmap
 import os
-import re
 import sys
-import types
 import warnings
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from prefork.weights.walk import (
+    SharedStorage,
+    collect,
+    describe_shape,
+    group,
+    is_real,
+    join,
+    keep_tensors,
+    must_stay,
+    visit,
+    walk,
+)
 from prefork.wire.memory_file import open_memory
 
 _MADV_PAGEOUT = 21  # linux/mman.h
 _MADV_POPULATE_READ = 22  # linux/mman.h
 _PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
-
-_PACKED = re.compile(r"\.classes\.(quantized|rnn|mkldnn|xnnpack|sparse)\.")  # C++ objects that keep weights
-
-# What is never walked through in search of tensors: it leads to the whole interpreter, not to the model.
-_OPAQUE = (
-    types.ModuleType,
-    type,
-    types.FrameType,
-    types.CodeType,
-    str,
-    bytes,
-    bytearray,
-    int,
-    float,
-    complex,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +43,6 @@ class Region:
     size: int  # bytes
     owner: str
     tensor: str
-
-
-@dataclass(slots=True)
-class _Storage:
-    """A storage outside the arena, with all the tensors that look into it: tied weights, slices, views."""
-
-    owner: str
-    name: str
-    tensors: list[torch.Tensor] = field(default_factory=list)
-    low: int = 0  # bytes, the part of the storage that the tensors use
-    high: int = 0
-
-    def read(self) -> torch.Tensor:
-        """(bytes,) uint8, the part that is used; not a copy."""
-        size = self.high - self.low
-        return torch.empty(0, dtype=torch.uint8).set_(self.tensors[0].untyped_storage(), self.low, (size,), (1,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +82,7 @@ class Arena:
         identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
         that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
         """
-        unique = _collect(models)
+        unique = collect(models)
         size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
         fd = _open_backing(size, path)
         arena = cls(fd, size, mmap.ACCESS_WRITE, path)
@@ -138,7 +114,7 @@ class Arena:
             arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
         arena._regions = list(manifest.regions)
         known = {(r.size, digest): r for r, digest in zip(manifest.regions, manifest.digests, strict=True)}
-        unique = _collect(models)
+        unique = collect(models)
         while unique:
             storage = unique.pop(0)
             source = storage.read()
@@ -156,15 +132,15 @@ class Arena:
     def _view(self, region: Region) -> torch.Tensor:
         return self._bytes[region.offset : region.offset + region.size]
 
-    def _replace(self, storage: _Storage, region: Region) -> None:
+    def _replace(self, storage: SharedStorage, region: Region) -> None:
         """Has the tensors of a storage look into the arena. Raises ValueError if one is not what it was before."""
         before = [tensor.detach() for tensor in storage.tensors]
         _look(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
         for old, tensor in zip(before, storage.tensors, strict=True):
             if not is_same(old, tensor.detach()):
                 raise ValueError(
-                    f"{storage.owner}: its tensor {storage.name} ({_describe(old)} {old.dtype}) has other values in "
-                    "shared memory than before; keep `tensor.clone()` in the model instead"
+                    f"{storage.owner}: its tensor {storage.name} ({describe_shape(old)} {old.dtype}) has other values "
+                    "in shared memory than before; keep `tensor.clone()` in the model instead"
                 )
 
     def rebind(self, models: Mapping[str, Any], buffer: torch.Tensor) -> list[str]:
@@ -183,16 +159,16 @@ class Arena:
         the CPU and CUDA are: torch.nn.Module.to does the same (torch/nn/modules/module.py, _apply). "meta" is not.
         """
         if (buffer.dtype, tuple(buffer.shape)) != (torch.uint8, (self.size,)):
-            raise ValueError(f"{_describe(buffer)} {buffer.dtype} is no copy of the arena's {self.size} bytes")
-        found = {owner: list(_visit(model)) for owner, model in models.items()}
-        left = [f"{owner}: {name}" for owner, things in found.items() for name, thing in things if _must_stay(thing)]
-        for storage in _join(_group(owner, _keep_tensors(things)) for owner, things in found.items()):
+            raise ValueError(f"{describe_shape(buffer)} {buffer.dtype} is no copy of the arena's {self.size} bytes")
+        found = {owner: list(visit(model)) for owner, model in models.items()}
+        left = [f"{owner}: {name}" for owner, things in found.items() for name, thing in things if must_stay(thing)]
+        for storage in join(group(owner, keep_tensors(things)) for owner, things in found.items()):
             source = storage.read()
             offset = source.data_ptr() - self.address
             inside = 0 <= offset < self.size
             _look(storage, buffer[offset : offset + source.numel()] if inside else source.to(buffer.device, copy=True))
-        for tensor in [tensor for things in found.values() for _, tensor in _keep_tensors(things)]:
-            if tensor.device.type == "cpu" and tensor.numel() == 0 and not _must_stay(tensor):
+        for tensor in [tensor for things in found.values() for _, tensor in keep_tensors(things)]:
+            if tensor.device.type == "cpu" and tensor.numel() == 0 and not must_stay(tensor):
                 tensor.data = torch.empty_strided(
                     tensor.size(), tensor.stride(), dtype=tensor.dtype, device=buffer.device
                 )
@@ -241,7 +217,7 @@ def _release(source: torch.Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
 
 
-def _look(storage: _Storage, memory: torch.Tensor) -> None:
+def _look(storage: SharedStorage, memory: torch.Tensor) -> None:
     """Has the tensors of a storage look into other memory: (bytes,) uint8, what was the used part of the storage."""
     for tensor in storage.tensors:
         size = tensor.element_size()
@@ -282,7 +258,7 @@ def _digest(data: torch.Tensor) -> int:
 
 def measure_weights(models: Mapping[str, Any]) -> int:
     """Bytes of all parameters and buffers, wherever they lie, each counted once."""
-    tensors = [t for model in models.values() for _, t in _walk(model) if t.layout is torch.strided and _is_real(t)]
+    tensors = [t for model in models.values() for _, t in walk(model) if t.layout is torch.strided and is_real(t)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -296,122 +272,3 @@ def _open_backing(size: int, path: str | None) -> int:
 
 def _align(size: int, to: int = _ALIGNMENT) -> int:
     return -(-size // to) * to
-
-
-def _collect(models: Mapping[str, Any]) -> list[_Storage]:
-    """Every storage that can be reached from the models, once."""
-    return _join(_group(owner, _walk(model)) for owner, model in models.items())
-
-
-def _join(storages: Iterable[Iterable[_Storage]]) -> list[_Storage]:
-    joined = list({id(storage): storage for storage in _merge(list(chain.from_iterable(storages)))}.values())
-    for storage in joined:
-        storage.tensors = list({id(tensor): tensor for tensor in storage.tensors}.values())
-        # several dtypes may look into one: it begins where the widest has a whole element
-        storage.low -= storage.low % max(tensor.element_size() for tensor in storage.tensors)
-    return joined
-
-
-def _group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[_Storage]:
-    storages: dict[int, _Storage] = {}
-    for name, tensor in named:
-        if tensor.device.type not in ("cpu", "meta"):
-            raise ValueError(
-                f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
-                "the CPU (map_location, device_map), or share nothing with --strategy spawn"
-            )
-        if not _has_memory(tensor):
-            continue
-        key = tensor.untyped_storage().data_ptr()
-        low, high = _extent(tensor)
-        storage = storages.setdefault(key, _Storage(owner, name, low=low, high=high))
-        storage.tensors.append(tensor)
-        storage.low, storage.high = min(storage.low, low), max(storage.high, high)
-    yield from storages.values()
-
-
-def _merge(storages: list[_Storage]) -> list[_Storage]:
-    """Joins what two engines have of one storage, so that a model which both use is packed once."""
-    merged: dict[int, _Storage] = {}
-    for storage in storages:
-        known = merged.setdefault(storage.tensors[0].untyped_storage().data_ptr(), storage)
-        if known is not storage:
-            known.tensors += storage.tensors
-            known.low, known.high = min(known.low, storage.low), max(known.high, storage.high)
-    return list(merged.values())
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and last byte + 1 of the storage that the tensor can touch."""
-    last = sum((int(size) - 1) * int(step) for size, step in zip(tensor.size(), tensor.stride(), strict=True))
-    low = int(tensor.storage_offset()) * tensor.element_size()
-    return low, low + (last + 1) * tensor.element_size()
-
-
-def _walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that can be reached from an object, each once, with its name."""
-    return _keep_tensors(_visit(root))
-
-
-def _keep_tensors(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((name, thing) for name, thing in named if isinstance(thing, torch.Tensor))
-
-
-def _visit(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor, and every C++ object that may hold some, that can be reached from an object."""
-    names: dict[int, str] = {}
-    seen: set[int] = set()
-    keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
-    stack = [root]
-    while stack:
-        thing = stack.pop()
-        if id(thing) in seen or isinstance(thing, _OPAQUE):
-            continue
-        seen.add(id(thing))
-        keep.append(thing)
-        if isinstance(thing, torch.Tensor):
-            yield names.get(id(thing), f"a {_describe(thing)} tensor"), thing
-        if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
-            yield f"a {str(thing._type()).rpartition('.')[2]}", thing
-        if isinstance(thing, torch.nn.Module):
-            named = [
-                *thing.named_parameters(remove_duplicate=False),
-                *thing.named_buffers(remove_duplicate=False),
-            ]
-            for name, tensor in named:
-                names.setdefault(id(tensor), name)
-            stack.extend(tensor for _, tensor in named)
-        stack.extend(_references(thing))
-
-
-def _references(thing: Any) -> list[Any]:
-    if isinstance(thing, types.FunctionType):  # not its globals: they lead to everything
-        return [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-    return gc.get_referents(thing)
-
-
-def _has_memory(tensor: torch.Tensor) -> bool:
-    """Whether there is something to share: plain memory of its own on the CPU."""
-    if _must_stay(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
-        return False
-    return _is_real(tensor) and tensor.untyped_storage().nbytes() > 0
-
-
-def _is_real(tensor: torch.Tensor) -> bool:
-    """Whether it has values, and does not only stand for a tensor, as some in a module that torch.export has made."""
-    try:
-        tensor.untyped_storage().data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _must_stay(thing: Any) -> bool:
-    """Whether its memory cannot be replaced by other memory."""
-    if not isinstance(thing, torch.Tensor):
-        return True
-    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.size())) or "scalar"

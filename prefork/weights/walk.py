@@ -1,0 +1,165 @@
+"""The walk through a model: every tensor that can be reached from it, and the memory that they look into."""
+
+from __future__ import annotations
+
+import gc
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+
+_PACKED = re.compile(r"\.classes\.(quantized|rnn|mkldnn|xnnpack|sparse)\.")  # C++ objects that keep weights
+
+
+# What is never walked through in search of tensors: it leads to the whole interpreter, not to the model.
+_OPAQUE = (
+    types.ModuleType,
+    type,
+    types.FrameType,
+    types.CodeType,
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+)
+
+
+@dataclass(slots=True)
+class SharedStorage:
+    """A storage outside the arena, with all the tensors that look into it: tied weights, slices, views."""
+
+    owner: str
+    name: str
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    low: int = 0  # bytes, the part of the storage that the tensors use
+    high: int = 0
+
+    def read(self) -> torch.Tensor:
+        """(bytes,) uint8, the part that is used; not a copy."""
+        size = self.high - self.low
+        return torch.empty(0, dtype=torch.uint8).set_(self.tensors[0].untyped_storage(), self.low, (size,), (1,))
+
+
+def collect(models: Mapping[str, Any]) -> list[SharedStorage]:
+    """Every storage that can be reached from the models, once."""
+    return join(group(owner, walk(model)) for owner, model in models.items())
+
+
+def join(storages: Iterable[Iterable[SharedStorage]]) -> list[SharedStorage]:
+    joined = list({id(storage): storage for storage in _merge(list(chain.from_iterable(storages)))}.values())
+    for storage in joined:
+        storage.tensors = list({id(tensor): tensor for tensor in storage.tensors}.values())
+        # several dtypes may look into one: it begins where the widest has a whole element
+        storage.low -= storage.low % max(tensor.element_size() for tensor in storage.tensors)
+    return joined
+
+
+def group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[SharedStorage]:
+    storages: dict[int, SharedStorage] = {}
+    for name, tensor in named:
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
+                "the CPU (map_location, device_map), or share nothing with --strategy spawn"
+            )
+        if not _has_memory(tensor):
+            continue
+        key = tensor.untyped_storage().data_ptr()
+        low, high = _extent(tensor)
+        storage = storages.setdefault(key, SharedStorage(owner, name, low=low, high=high))
+        storage.tensors.append(tensor)
+        storage.low, storage.high = min(storage.low, low), max(storage.high, high)
+    yield from storages.values()
+
+
+def _merge(storages: list[SharedStorage]) -> list[SharedStorage]:
+    """Joins what two engines have of one storage, so that a model which both use is packed once."""
+    merged: dict[int, SharedStorage] = {}
+    for storage in storages:
+        known = merged.setdefault(storage.tensors[0].untyped_storage().data_ptr(), storage)
+        if known is not storage:
+            known.tensors += storage.tensors
+            known.low, known.high = min(known.low, storage.low), max(known.high, storage.high)
+    return list(merged.values())
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last byte + 1 of the storage that the tensor can touch."""
+    last = sum((int(size) - 1) * int(step) for size, step in zip(tensor.size(), tensor.stride(), strict=True))
+    low = int(tensor.storage_offset()) * tensor.element_size()
+    return low, low + (last + 1) * tensor.element_size()
+
+
+def walk(root: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that can be reached from an object, each once, with its name."""
+    return keep_tensors(visit(root))
+
+
+def keep_tensors(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, thing) for name, thing in named if isinstance(thing, torch.Tensor))
+
+
+def visit(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor, and every C++ object that may hold some, that can be reached from an object."""
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+    keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
+    stack = [root]
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen or isinstance(thing, _OPAQUE):
+            continue
+        seen.add(id(thing))
+        keep.append(thing)
+        if isinstance(thing, torch.Tensor):
+            yield names.get(id(thing), f"a {describe_shape(thing)} tensor"), thing
+        if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
+            yield f"a {str(thing._type()).rpartition('.')[2]}", thing
+        if isinstance(thing, torch.nn.Module):
+            named = [
+                *thing.named_parameters(remove_duplicate=False),
+                *thing.named_buffers(remove_duplicate=False),
+            ]
+            for name, tensor in named:
+                names.setdefault(id(tensor), name)
+            stack.extend(tensor for _, tensor in named)
+        stack.extend(_references(thing))
+
+
+def _references(thing: Any) -> list[Any]:
+    if isinstance(thing, types.FunctionType):  # not its globals: they lead to everything
+        return [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
+    return gc.get_referents(thing)
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether there is something to share: plain memory of its own on the CPU."""
+    if must_stay(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
+        return False
+    return is_real(tensor) and tensor.untyped_storage().nbytes() > 0
+
+
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether it has values, and does not only stand for a tensor, as some in a module that torch.export has made."""
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def must_stay(thing: Any) -> bool:
+    """Whether its memory cannot be replaced by other memory."""
+    if not isinstance(thing, torch.Tensor):
+        return True
+    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
+
+
+def describe_shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.size())) or "scalar"
