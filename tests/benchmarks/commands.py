@@ -29,7 +29,6 @@ import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.memory.probe import measure_memory
-from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Intake, transcribe
 from prefork.run.corpus import find_jobs
 from tests.prefork.command import read_outputs, run
@@ -67,7 +66,7 @@ def measure_memory_of_four() -> Iterator[Row]:
     jobs = find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs[-8:]  # the shortest
     totals = {}
     for name, strategy, copies in (("forked", "fork", False), ("mapped", "spawn", False), ("copies", "spawn", True)):
-        prefork.pool.runtime.make_plan = lambda request, copies=copies: _make_plan(replace(request, copies=copies))
+        prefork.pool.runtime.make_plan = _fix_copies(copies)
         with Runtime(transcribe(model=str(WHISPER)), workers=4, threads=1, strategy=strategy) as runtime:
             while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
                 time.sleep(0.2)
@@ -82,11 +81,11 @@ def measure_memory_of_four() -> Iterator[Row]:
     yield "forked against copies", f"{totals['forked'] / totals['copies']:.2f} x"
 
 
-def _make_plan(request: Request) -> Plan:
-    return _original(request)
+def _fix_copies(copies: bool) -> Any:
+    return lambda request: _make_plan(replace(request, copies=copies))
 
 
-_original = prefork.pool.runtime.make_plan
+_make_plan = prefork.pool.runtime.make_plan
 
 
 def measure_hour() -> Iterator[Row]:

@@ -35,7 +35,7 @@ from prefork.run.corpus import find_jobs  # noqa: E402
 SPEECH = ROOT.parent / "shared" / "data" / "speech"
 WHISPER = str(ROOT.parent / "shared" / "models" / "whisper-tiny.en")
 COMPANY = 8
-_TINY = {
+_TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -25,7 +26,6 @@ import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.base import Job
 from prefork.memory.probe import measure_memory
-from prefork.platform_matrix.matrix import Plan, Request
 from prefork.wire.messages import Memory
 
 TRIES = 20
@@ -129,7 +129,7 @@ def _measure(runtime: Runtime) -> list[Memory]:
     return [memory for memory in map(measure_memory, pids) if memory]
 
 
-def _fix_sharing(shared: bool) -> Callable[[Request], Plan]:
+def _fix_sharing(shared: bool) -> Any:
     return lambda request: make_plan(replace(request, copies=not shared))
 
 

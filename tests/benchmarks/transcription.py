@@ -55,7 +55,7 @@ class Score:
         self.substituted += result.substitutions
         self.deleted += result.deletions
         self.inserted += result.insertions
-        self.stderr, self.words = self.stderr + errors, self.words + words
+        self.errors, self.words = self.errors + errors, self.words + words
         return errors / words
 
 

@@ -69,7 +69,9 @@ def measure(engine: ForcedAligner, lag: float) -> None:
     memory = PeakMemory()
     memory.start()
     with torch.inference_mode():
-        engine.verify(engine.infer(model, [engine.example()])[0])
+        example = engine.example()
+        assert example is not None
+        engine.verify(engine.infer(model, [example])[0])
     begin = time.perf_counter()
     found: list[tuple[Any, Word]] = []
     seconds = 0.0

@@ -21,7 +21,7 @@ from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.actions import StartOwners
 from prefork.pool.events import OwnerSent
 from prefork.pool.jobs import JobResult
-from prefork.pool.processes import Processes
+from prefork.pool.server_processes import ServerProcesses
 from prefork.wire.messages import IPCUnavailable
 from tests.prefork.command import write_job
 
@@ -126,10 +126,10 @@ def _write_over(runtime: Runtime) -> None:
 def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(processes: Processes, _: StartOwners) -> None:
-        processes._feed(OwnerSent(0, IPCUnavailable("this driver says no")))
+    def refuse(processes: ServerProcesses, _: StartOwners, path: str) -> None:
+        processes._watch.feed(OwnerSent(0, IPCUnavailable("this driver says no")))
 
-    monkeypatch.setattr(Processes, "_start_owners", refuse)
+    monkeypatch.setattr(ServerProcesses, "start_owners", refuse)
     notices: list[str] = []
     with start(notice=notices.append) as runtime:
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
