@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,6 +29,7 @@ from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.memory.probe import measure_memory
 from prefork.pool.pipeline import Intake, transcribe
 from prefork.run.corpus import find_jobs
+from tests.benchmarks.results import Results
 from tests.prefork.command import read_outputs, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -171,13 +170,11 @@ MEASUREMENTS = {"workers": measure_workers, "four": measure_memory_of_four, "hou
 
 def main() -> None:
     names = sys.argv[1:] or list(MEASUREMENTS)
-    console = Console()
-    for name in names:
-        table = Table("what", "measured", title=name, title_justify="left", box=None)
-        for row in MEASUREMENTS[name]():
-            print(*row, sep=" | ", flush=True)
-            table.add_row(*row)
-        console.print(table)
+    with Results() as results:
+        for name in names:
+            table = results.add_table("what", "measured", title=name)
+            for row in MEASUREMENTS[name]():
+                table.add(*row)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
         table = results.add_table("what", "measured", title="start")
         table.add("prefork --help", "0.2 s")
 
-RESULTS.md has one section for each command, which its next run replaces: what was typed, on which commit, day and machine,
-with which versions, and the tables. A run that fails changes nothing there.
+RESULTS.md has one section for each command, which its next run replaces: what was typed, on which commit, day and
+machine, with which versions, and the tables. A run that fails changes nothing there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Table:
         shown = Shown(*self.columns, title=self.title or None, title_justify="left", box=None)
         for row in self.rows:
             shown.add_row(*row)
-        console.print(shown, markup=False)
+        console.print(shown)
 
 
 class Results:
@@ -171,6 +171,6 @@ def _shorten(argument: str) -> str:
     if not (path.is_absolute() or path.exists()):
         return argument
     for base, prefix in ((ROOT, ""), (ROOT.parent, "../")):
-        if path.resolve().is_relative_to(base):
-            return prefix + path.resolve().relative_to(base).as_posix()
+        if path.absolute().is_relative_to(base):  # not resolved: ../shared may be a link
+            return prefix + path.absolute().relative_to(base).as_posix()
     return path.name if path.is_absolute() else argument
