@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -110,7 +112,9 @@ def _name(page: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """As a checkout lies before a user: the samples, and an environment with prefork."""
+    """As a checkout lies before a user: the samples, and an environment with prefork. Beside it is what
+    `prefork samples samples` makes, which is the first command of the pages."""
+    shutil.copytree(ROOT / "prefork" / "samples", tmp_path / "samples")
     (tmp_path / "prefork").mkdir()
     (tmp_path / "prefork" / "samples").symlink_to(ROOT / "prefork" / "samples")
     programs = tmp_path / ".venv" / "bin"
@@ -143,7 +147,9 @@ def _write_files(page: Path, folder: Path) -> None:
 def _leave_out_installation(block: Block) -> str:
     """What comes after it."""
     steps = block.text.split("&&\n") if "&&\n" in block.text else block.text.splitlines(keepends=True)
-    return "&&\n".join(step for step in steps if " -m venv " not in step and not re.search(r"\bpipx? install\b", step))
+    return ("&&\n" if "&&\n" in block.text else "").join(
+        step for step in steps if " -m venv " not in step and not re.search(r"\bpipx? install\b", step)
+    )
 
 
 def _find_need(block: Block, folder: Path) -> str:
@@ -170,6 +176,27 @@ def test_what_a_page_says_to_run_runs_and_does_what_it_says(block: Block, folder
     reason = _find_need(block, folder)
     if reason:
         pytest.skip(reason)
+    printed = _run(block, folder)
+    for shown in block.shown:
+        if shown.mark == "output":
+            for line in shown.text.splitlines():
+                assert line == "..." or _leave_out_figures(line) in _leave_out_figures(printed), printed
+        else:
+            _compare_lines(shown, folder / shown.value)
+
+
+@pytest.mark.slow
+@pytest.mark.exec
+@pytest.mark.skipif(sys.platform != "linux", reason="a forkserver's memory is measured as Linux has it")
+def test_a_forkserver_of_the_standard_library_shares_the_weights_too(folder: Path) -> None:
+    (block,) = [block for block in PROGRAMS if block.language == "python" and "forkserver" in block.text]
+    private = [int(figure) for figure in re.findall(r"(\d+) MB of its own", _run(block, folder))]
+    assert len(private) == 4
+    assert max(private) < 67, "half of the weights"
+
+
+def _run(block: Block, folder: Path) -> str:
+    """What it prints."""
     _write_files(block.page, folder)
     if block.language == "bash":
         command = ["bash", "-euo", "pipefail", "-c", _leave_out_installation(block)]
@@ -186,13 +213,7 @@ def test_what_a_page_says_to_run_runs_and_does_what_it_says(block: Block, folder
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=380, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for shown in block.shown:
-        if shown.mark == "output":
-            printed = _leave_out_figures(done.stdout)
-            for line in shown.text.splitlines():
-                assert line == "..." or _leave_out_figures(line) in printed, done.stdout
-        else:
-            _compare_lines(shown, folder / shown.value)
+    return done.stdout
 
 
 def _leave_out_figures(text: str) -> str:
@@ -254,6 +275,15 @@ def test_the_linters_of_a_page_are_those_of_ci() -> None:
     assert blocks
     for block in blocks:
         assert set(block.text.replace(".venv/bin/", "").splitlines()) <= set(run), block
+
+
+def test_the_hooks_before_a_commit_are_the_linters_of_ci_and_download_nothing() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+    run = (ROOT / ".ci" / "run").read_text().splitlines()
+    linters = [line for line in run if line.startswith((".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/lint-imports"))]
+    assert [f".venv/bin/{hook['entry']}" for hook in repository["hooks"]] == linters
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
