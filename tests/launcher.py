@@ -149,7 +149,7 @@ class Popen(subprocess.Popen[Any]):
     launcher: Launcher | None = None
     is_off = False
 
-    def _execute_child(self, *arguments: Any) -> None:  # type: ignore[override]
+    def _execute_child(self, *arguments: Any) -> None:
         wanted = inspect.signature(super()._execute_child).bind(*arguments).arguments  # type: ignore[misc]
         environment = os.environ if wanted["env"] is None else wanted["env"]
         plain = not wanted["shell"] and wanted["preexec_fn"] is wanted["executable"] is wanted["uid"] is None
@@ -260,7 +260,7 @@ def _fork_again(
         connection.close()
         status = _become(request, fds, environment)
     except BaseException:  # noqa: BLE001  nothing may unwind into the launcher's frames
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -356,10 +356,10 @@ def _run(code: str, script: str | None) -> int:
         if not isinstance(end.code, int | None):
             print(end.code, file=sys.stderr)
     except KeyboardInterrupt:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         interrupted = True
     except BaseException:  # noqa: BLE001  as the interpreter does it
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         status = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

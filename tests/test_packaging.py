@@ -111,12 +111,17 @@ def users_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_wheel_holds_code_models_samples_and_types_and_nothing_else(built: Built) -> None:
+def test_the_wheel_holds_code_models_samples_docs_and_types_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == _list(*PACKAGES)
     assert {name.split("/")[0] for name in names} == {"prefork"}
-    assert {"prefork/py.typed", "prefork/samples/adult00.flac", "prefork/engines/registry.py"} <= names
+    assert {
+        "prefork/py.typed",
+        "prefork/samples/adult00.flac",
+        "prefork/engines/registry.py",
+        "prefork/docs/align.md",
+    } <= names
 
 
 def test_the_licences_of_all_that_comes_along_are_in_the_wheel_and_its_metadata(built: Built) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -22,11 +23,14 @@ import numpy as np
 import psutil
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, Word
+from tests.benchmarks.results import Results
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -85,7 +89,7 @@ def read_sentences(hide: int) -> Iterator[tuple[Path, list[Truth]]]:
         yield folder / f"{name}.flac", truths
 
 
-def measure_accuracy(engine: CTCAligner, model: Any, hide: int) -> None:
+def measure_accuracy(engine: CTCAligner, model: Any, hide: int) -> Iterator[str]:
     found: list[tuple[Truth, Word]] = []
     with tempfile.TemporaryDirectory() as folder:
         for media, truths in read_sentences(hide):
@@ -96,25 +100,25 @@ def measure_accuracy(engine: CTCAligner, model: Any, hide: int) -> None:
             words = [word for utterance in document.utterances for word in utterance.words]
             found += zip(truths, words, strict=True)
     if not hide:
-        report("all words", found)
+        yield from report("all words", found)
         return
-    report("hidden words", [pair for pair in found if pair[0].distance == 0])
-    report("their neighbours", [pair for pair in found if pair[0].distance == 1])
-    report("all others", [pair for pair in found if pair[0].distance > 1])
+    yield from report("hidden words", [pair for pair in found if pair[0].distance == 0])
+    yield from report("their neighbours", [pair for pair in found if pair[0].distance == 1])
+    yield from report("all others", [pair for pair in found if pair[0].distance > 1])
 
 
-def report(title: str, found: Sequence[tuple[Truth, Word]]) -> None:
+def report(title: str, found: Sequence[tuple[Truth, Word]]) -> Iterator[str]:
     for edge in ("start", "end"):
         errors = np.array([getattr(word, edge) - getattr(truth, edge) for truth, word in found]) * 1000
         sizes = np.abs(errors)
-        print(
+        yield (
             f"{title}, {edge}s: {len(sizes)} words, median error {np.median(sizes):.0f} ms, "
             f"{np.mean(sizes <= 50):.1%} within 50 ms, {np.mean(sizes <= 100):.1%} within 100 ms, "
             f"worst {sizes.max():.0f} ms, bias {np.median(errors):+.0f} ms"
         )
 
 
-def measure_speed(engine: CTCAligner, model: Any) -> None:
+def measure_speed(engine: CTCAligner, model: Any) -> Iterator[str]:
     watch = Stopwatch()
     seconds, segments = 0.0, 0
     process = psutil.Process()
@@ -128,11 +132,11 @@ def measure_speed(engine: CTCAligner, model: Any) -> None:
         segments += len(engine.split(job, formats.read(job.source)))
     wall = time.perf_counter() - begin
     steps = ", ".join(f"{name} {spent:.2f}" for name, spent in watch.seconds.items())
-    print(
+    yield (
         f"{seconds:.0f} s of audio, {segments} segments, in {wall:.1f} s: {seconds / wall:.0f} times as fast ({steps})"
     )
-    print(f"bare infer: {seconds / watch.seconds['infer']:.0f} times as fast")
-    print(f"private memory: {before >> 20} MiB before, {process.memory_full_info().uss >> 20} MiB after")
+    yield f"bare infer: {seconds / watch.seconds['infer']:.0f} times as fast"
+    yield f"private memory: {before >> 20} MiB before, {process.memory_full_info().uss >> 20} MiB after"
 
 
 def main() -> None:
@@ -150,10 +154,11 @@ def main() -> None:
     model = engine.load()
     with torch.inference_mode():
         engine.verify(engine.infer(model, [engine.example()])[0])
-    if arguments.only != "speed":
-        measure_accuracy(engine, model, arguments.hide)
-    if arguments.only != "accuracy":
-        measure_speed(engine, model)
+    with Results() as results:
+        for line in measure_accuracy(engine, model, arguments.hide) if arguments.only != "speed" else ():
+            results.note(line)
+        for line in measure_speed(engine, model) if arguments.only != "accuracy" else ():
+            results.note(line)
 
 
 if __name__ == "__main__":

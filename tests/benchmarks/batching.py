@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.audio.reader import SAMPLE_RATE, probe
 from prefork.engines.base import Job
 from prefork.engines.batching import Batcher, Batching, batch_by_length, batcher, measure_padding
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
+from tests.benchmarks.results import Results, Table
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
 SEGMENTS = 2_000
@@ -94,7 +95,7 @@ def add_row(table: Table, name: str, lengths: Sequence[int], result: Result, mem
     assert sorted(index for batch in result.batches for index in batch) == list(range(len(lengths)))
     padded = [[lengths[index] for index in batch] for batch in result.batches]
     assert max(len(batch) * max(batch) for batch in padded) <= memory
-    table.add_row(
+    table.add(
         name,
         f"{measure_padding(padded):.1%}",
         str(len(padded)),
@@ -104,17 +105,17 @@ def add_row(table: Table, name: str, lengths: Sequence[int], result: Result, mem
     )
 
 
-def compare(console: Console, name: str, lengths: Sequence[int], batch_size: int, multiple: int) -> None:
+def compare(results: Results, name: str, lengths: Sequence[int], batch_size: int, multiple: int) -> None:
     longest = max(lengths)
     memory = batch_size * longest
     static = Batching(batch_size=batch_size, max_audio_len=longest)
     by_length = Batching(max_num_elements=memory, max_audio_len=longest, num_seqs_multiple_of=multiple)
     seconds = sorted(length / SAMPLE_RATE for length in lengths)
-    console.print(
-        f"\n{name}: {len(seconds)} segments, {seconds[0]:.1f} to {seconds[-1]:.1f} s, "
+    results.note(
+        f"{name}: {len(seconds)} segments, {seconds[0]:.1f} to {seconds[-1]:.1f} s, "
         f"median {seconds[len(seconds) // 2]:.1f} s; memory for {memory / SAMPLE_RATE:.0f} s"
     )
-    table = Table("", "padding", "batches", "filled", "longest wait", "ms/segment")
+    table = results.add_table("order, batches", "padding", "batches", "filled", "longest wait", "ms/segment")
     for order, ordered in (("random", lengths), ("sorted", sorted(lengths))):
         add_row(table, f"{order}, static", ordered, stream(ordered, static, memory), memory)
         for window in WINDOWS:
@@ -124,14 +125,14 @@ def compare(console: Console, name: str, lengths: Sequence[int], batch_size: int
         add_row(table, f"{order}, length, window {WINDOWS[-1]}, eager", ordered, result, memory)
         batches = list(batch_by_length(ordered, by_length))
         add_row(table, f"{order}, length, data set", ordered, Result(batches), memory)
-    console.print(table)
 
 
-def compare_emptiness(console: Console, name: str, lengths: Sequence[int], batch_size: int, multiple: int) -> None:
+def compare_emptiness(results: Results, name: str, lengths: Sequence[int], batch_size: int, multiple: int) -> None:
     longest = max(lengths)
     memory = batch_size * longest
     by_length = Batching(max_num_elements=memory, max_audio_len=longest, num_seqs_multiple_of=multiple)
-    table = Table(name, "padding", "batches", *(f"cost, {share:.0%} a batch" for share in COSTS))
+    costs_of = (f"cost, {share:.0%} a batch" for share in COSTS)
+    table = results.add_table("window, emptiness", "padding", "batches", *costs_of, title=name)
     usual = batcher.EMPTINESS
     for window in WINDOWS:
         for emptiness in (0.1, 0.25, 0.5, 1.0):
@@ -141,9 +142,8 @@ def compare_emptiness(console: Console, name: str, lengths: Sequence[int], batch
             elements = sum(len(batch) * max(batch) for batch in padded) / memory
             costs = (f"{elements + share * len(batches):.1f}" for share in COSTS)
             padding = f"{measure_padding(padded):.1%}"
-            table.add_row(f"window {window}, {emptiness}", padding, str(len(batches)), *costs)
+            table.add(f"window {window}, {emptiness}", padding, str(len(batches)), *costs)
     batcher.EMPTINESS = usual
-    console.print(table)
 
 
 def main() -> None:
@@ -155,14 +155,14 @@ def main() -> None:
     options = parser.parse_args()
     report = compare_emptiness if options.emptiness else compare
     chance = random.Random(options.seed)
-    console = Console(width=100)
-    if SPEECH.is_dir():
-        lengths = read_speech_lengths()
-        name = f"(a) speech, of {len(lengths)} segments of prefork align"
-        report(console, name, chance.choices(lengths, k=SEGMENTS), options.batch_size, options.multiple)
-    else:
-        console.print(f"(a) left out: there is no {SPEECH}")
-    report(console, "(b) log-normal", draw_lengths(chance), options.batch_size, options.multiple)
+    with Results() as results:
+        if SPEECH.is_dir():
+            lengths = read_speech_lengths()
+            name = f"(a) speech, of {len(lengths)} segments of prefork align"
+            report(results, name, chance.choices(lengths, k=SEGMENTS), options.batch_size, options.multiple)
+        else:
+            results.note("(a) left out: there is no ../shared/data/speech")
+        report(results, "(b) log-normal", draw_lengths(chance), options.batch_size, options.multiple)
 
 
 if __name__ == "__main__":

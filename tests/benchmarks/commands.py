@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,9 +27,9 @@ import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.memory.probe import measure_memory
-from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Intake, transcribe
 from prefork.run.corpus import find_jobs
+from tests.benchmarks.results import Results
 from tests.prefork.command import read_outputs, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -67,7 +65,7 @@ def measure_memory_of_four() -> Iterator[Row]:
     jobs = find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs[-8:]  # the shortest
     totals = {}
     for name, strategy, copies in (("forked", "fork", False), ("mapped", "spawn", False), ("copies", "spawn", True)):
-        prefork.pool.runtime.make_plan = lambda request, copies=copies: _make_plan(replace(request, copies=copies))
+        prefork.pool.runtime.make_plan = _fix_copies(copies)
         with Runtime(transcribe(model=str(WHISPER)), workers=4, threads=1, strategy=strategy) as runtime:
             while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
                 time.sleep(0.2)
@@ -82,11 +80,11 @@ def measure_memory_of_four() -> Iterator[Row]:
     yield "forked against copies", f"{totals['forked'] / totals['copies']:.2f} x"
 
 
-def _make_plan(request: Request) -> Plan:
-    return _original(request)
+def _fix_copies(copies: bool) -> Any:
+    return lambda request: _make_plan(replace(request, copies=copies))
 
 
-_original = prefork.pool.runtime.make_plan
+_make_plan = prefork.pool.runtime.make_plan
 
 
 def measure_hour() -> Iterator[Row]:
@@ -172,13 +170,11 @@ MEASUREMENTS = {"workers": measure_workers, "four": measure_memory_of_four, "hou
 
 def main() -> None:
     names = sys.argv[1:] or list(MEASUREMENTS)
-    console = Console()
-    for name in names:
-        table = Table("what", "measured", title=name, title_justify="left", box=None)
-        for row in MEASUREMENTS[name]():
-            print(*row, sep=" | ", flush=True)
-            table.add_row(*row)
-        console.print(table)
+    with Results() as results:
+        for name in names:
+            table = results.add_table("what", "measured", title=name)
+            for row in MEASUREMENTS[name]():
+                table.add(*row)
 
 
 if __name__ == "__main__":

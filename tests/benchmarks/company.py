@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -31,11 +29,12 @@ from prefork.engines.whisper.aligner import WhisperAligner  # noqa: E402
 from prefork.engines.whisper.asr import WhisperASR  # noqa: E402
 from prefork.pool.pipeline import Intake  # noqa: E402
 from prefork.run.corpus import find_jobs  # noqa: E402
+from tests.benchmarks.results import Results  # noqa: E402
 
 SPEECH = ROOT.parent / "shared" / "data" / "speech"
 WHISPER = str(ROOT.parent / "shared" / "models" / "whisper-tiny.en")
 COMPANY = 8
-_TINY = {
+_TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -129,14 +128,12 @@ def list_words(piece: Any) -> Sequence[Word]:
 def main() -> None:
     torch.set_num_threads(1)
     columns = ("largest difference", "same bits", "texts changed", "word times changed", "speed in company")
-    table = Table("model", "dtype", *columns, box=None)
-    with tempfile.TemporaryDirectory() as folder:
+    with Results() as results, tempfile.TemporaryDirectory() as folder:
+        table = results.add_table("model", "dtype", *columns)
         for dtype in sys.argv[1:] or ["float32"]:
             for name, engine, intake in list_engines(Path(folder), dtype):
                 row = compare(engine, intake)
-                print(name, dtype, *row, sep="; ", flush=True)
-                table.add_row(name, dtype, *row)
-    Console(width=160).print(table)
+                table.add(name, dtype, *row)
 
 
 if __name__ == "__main__":

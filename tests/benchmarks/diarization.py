@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.base import Job
 from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
 from prefork.engines.text.document import Turn
+from tests.benchmarks.results import Results, Table
 from tests.engines.package_weights import fetch_segmentation, fetch_voice_encoder
 from tests.engines.test_pyannote_diarizer import ask_pyannote, diarize, mix, round_turns, write_config, write_plda
 
@@ -86,7 +85,7 @@ def judge(table: Table, name: str, seconds: float, took: float, parts: Any, foun
     kinds = ("missed detection", "false alarm", "confusion")
     error = sum(parts[kind] for kind in kinds) / total
     shares = [f"{100 * parts[kind] / total:.1f}" for kind in kinds]
-    table.add_row(name, f"{seconds:.0f}", found, f"{100 * error:.1f}", *shares, f"{took:.1f}", more)
+    table.add(name, f"{seconds:.0f}", found, f"{100 * error:.1f}", *shares, f"{took:.1f}", more)
 
 
 def compare(engine: PyannoteDiarizer, model: SpeakerModels, case: Case, turns: Any, plda: Path, speakers: Any) -> str:
@@ -105,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="pyannote")
-    with tempfile.TemporaryDirectory() as name:
+    with Results() as results, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = arguments.model or str(put_together(folder / "pipeline"))
         engine = PyannoteDiarizer(path)
@@ -114,7 +113,8 @@ def main() -> None:
         plda = write_plda(folder / "plda")
         from pyannote.metrics.diarization import DiarizationErrorRate
 
-        table = Table("recording", "s", "speakers", "DER %", "missed", "false alarm", "confused", "took s", "pyannote")
+        columns = ("recording", "s", "speakers", "DER %", "missed", "false alarm", "confused", "took s", "pyannote")
+        table = results.add_table(*columns)
         total = dict.fromkeys(("total", "missed detection", "false alarm", "confusion"), 0.0)
         spent = heard = 0.0
         for case in make_cases(folder, arguments.utterances):
@@ -131,7 +131,6 @@ def main() -> None:
             own = compare(engine, model, case, document.turns, plda, speakers) if arguments.own else ""
             judge(table, case.name, case.job.seconds, took, parts, found, own)
         judge(table, "all", heard, spent, total, "", "")
-        Console(width=120).print(table)
 
 
 if __name__ == "__main__":

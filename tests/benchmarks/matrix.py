@@ -6,7 +6,6 @@ minutes on two cores).
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -15,18 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
-from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import prefork.pool.runtime
 from prefork import Runtime
 from prefork.engines.base import Job
 from prefork.memory.probe import measure_memory
-from prefork.platform_matrix.matrix import Plan, Request
 from prefork.wire.messages import Memory
+from tests.benchmarks.results import Results
+from tests.benchmarks.runtime import PREFORK, Row, big_model, write_jobs
 
 TRIES = 20
 DEADLINE = 10.0  # seconds for an inference that takes 0.1 s
@@ -129,7 +127,7 @@ def _measure(runtime: Runtime) -> list[Memory]:
     return [memory for memory in map(measure_memory, pids) if memory]
 
 
-def _fix_sharing(shared: bool) -> Callable[[Request], Plan]:
+def _fix_sharing(shared: bool) -> Any:
     return lambda request: make_plan(replace(request, copies=not shared))
 
 
@@ -187,14 +185,11 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def main(names: list[str]) -> None:
-    console = Console()
-    title = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.1f} GB"
-    table = Table("measured", "figure", "wanted", title=title)
-    for name in names or list(MEASUREMENTS):
-        for row in MEASUREMENTS[name]():
-            table.add_row(*row)
-            console.print(" | ".join(row), soft_wrap=True)
-    console.print(table)
+    with Results() as results:
+        for name in names or list(MEASUREMENTS):
+            table = results.add_table("measured", "figure", "wanted", title=name)
+            for row in MEASUREMENTS[name]():
+                table.add(*row)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.memory.memlog import Event, read_log
+from tests.benchmarks.results import Results
 
 sys.path.append(str(Path(__file__).parents[2]))
 from runtime import PREFORK, Row, big_model, write_jobs  # type: ignore[import-not-found]
@@ -183,15 +183,11 @@ MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def main(names: Sequence[str]) -> None:
-    console = Console(width=160)
-    for name in names or MEASURES:
-        table = Table(title=name, title_justify="left", box=None, padding=(0, 2))
-        for heading in ("what", "measured", "wanted"):
-            table.add_column(heading)
-        for row in MEASURES[name]():
-            table.add_row(*row)
-            print(*row, sep=" | ", file=sys.stderr, flush=True)
-        console.print(table)
+    with Results() as results:
+        for name in names or MEASURES:
+            table = results.add_table("what", "measured", "wanted", title=name)
+            for row in MEASURES[name]():
+                table.add(*row)
 
 
 if __name__ == "__main__":

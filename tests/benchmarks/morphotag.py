@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from rustling.chat import CHAT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -34,6 +32,7 @@ from prefork.memory.probe import measure_memory
 from prefork.pool.pipeline import Intake, Stage
 from prefork.run.corpus import find_jobs
 from prefork.wire.messages import Memory
+from tests.benchmarks.results import Results
 from tests.prefork.command import read_outputs, run
 
 TREEBANK = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ud-english-ewt"
@@ -265,14 +264,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME")
     parser.add_argument("--model-dir", type=Path)
     chosen = parser.parse_args()
-    table = Table("what", "measured")
-    with tempfile.TemporaryDirectory() as folder:
+    with Results() as results, tempfile.TemporaryDirectory() as folder:
         measurements = Measurements(chosen.model_dir, Path(folder))
         for name in chosen.names or MEASUREMENTS:
+            table = results.add_table("what", "measured", title=name)
             for row in MEASUREMENTS[name](measurements):
-                print(*row, sep=": ", flush=True)
-                table.add_row(*row)
-    Console(width=140).print(table)
+                table.add(*row)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork import Runtime
 from prefork.engines.audio.reader import probe
@@ -29,10 +29,9 @@ from prefork.engines.base import Job
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.ctc.checkpoint import DTYPES
 from prefork.memory.memlog import read_log
-
-sys.path.append(str(Path(__file__).parent))
-from accuracy import SHARED, Stopwatch, align, read_sentences  # type: ignore[import-not-found]
-from runtime import big_model, write_jobs  # type: ignore[import-not-found]
+from tests.benchmarks.accuracy import SHARED, Stopwatch, align, read_sentences
+from tests.benchmarks.results import Results
+from tests.benchmarks.runtime import big_model, write_jobs
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 _SECONDS = 12.0  # of audio at a time
@@ -123,7 +122,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    table = Table(title=arguments.random or arguments.model or "embedded model", title_justify="left", box=None)
     headings = ["dtype", "weights MB", "worker's peak MB", "audio s/s"]
     with (
         tempfile.TemporaryDirectory() as name,
@@ -140,14 +138,12 @@ def main() -> None:
             words = {dtype: describe_words(found, edges["float32"], truth) for dtype, found in edges.items()}
             headings += ["starts' shift ms, median / 95 %", "ends' shift ms, median / 95 %"]
             headings += ["error ms, median of starts / ends"] if truth is not None else []
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for dtype in DTYPES:
-        weights, peak = workers[dtype]
-        table.add_row(dtype, f"{weights / 1e6:.1f}", f"{peak / 1e6:.0f}", f"{speeds[dtype]:.1f}", *words[dtype])
-    console = Console(width=150)
-    console.print(table)
-    console.print(f"one thread, {_SECONDS:g} s at a time; {time.perf_counter() - begin:.0f} s in all")
+    with Results() as results:
+        table = results.add_table(*headings, title=arguments.random or arguments.model or "embedded model")
+        for dtype in DTYPES:
+            weights, peak = workers[dtype]
+            table.add(dtype, f"{weights / 1e6:.1f}", f"{peak / 1e6:.0f}", f"{speeds[dtype]:.1f}", *words[dtype])
+        results.note(f"one thread, {_SECONDS:g} s at a time; {time.perf_counter() - begin:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import json
 import math
 import random
 import statistics
+import sys
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from prefork.engines.alignment.word_matching import WordMatcher
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.base import Job, Segment
 from prefork.engines.ctc.recovery import CTCRecovery, Emission
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, Timing, Utterance, Word
+from tests.benchmarks.results import Results
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 SPEECH = SHARED / "data" / "speech"
@@ -131,7 +135,7 @@ def read_false_texts() -> list[str]:
     return [text for text in texts if 20 <= len(text) <= 60]
 
 
-def print_row(name: str, seconds: float, found: Sequence[Utterance], truths: Sequence[Truth]) -> None:
+def describe_row(name: str, seconds: float, found: Sequence[Utterance], truths: Sequence[Truth]) -> Iterator[str]:
     """Of the utterances that are said: those found, and the shares of all whose start and end are near."""
     pairs = [(u, t) for u, t in zip(found, truths, strict=True) if u.start is not None and u.end is not None]
     errors = {
@@ -140,17 +144,19 @@ def print_row(name: str, seconds: float, found: Sequence[Utterance], truths: Seq
         "truth start": [abs(u.start - t.start) for u, t in pairs if u.start is not None],
         "truth end": [abs(u.end - t.end) for u, t in pairs if u.end is not None],
     }
-    print(f"{name}: {seconds:.0f} s, {len(truths)} utterances that are said, {len(pairs)} found")
+    yield f"{name}: {seconds:.0f} s, {len(truths)} utterances that are said, {len(pairs)} found"
     for edge, values in errors.items():
         near = sum(value <= NEAR for value in values) / max(1, len(truths))
-        print(f"    {edge:13} within {NEAR} s: {near:6.1%}   median error {statistics.median(values or [0]):.3f} s")
+        yield f"    {edge:13} within {NEAR} s: {near:6.1%}   median error {statistics.median(values or [0]):.3f} s"
 
 
 def count_timed(utterances: Sequence[Utterance]) -> int:
     return sum(u.start is not None for u in utterances)
 
 
-def print_joined(engine: CTCRecovery, recordings: Sequence[Recording], rounds: int, false_texts: Sequence[str]) -> None:
+def measure_joined(
+    engine: CTCRecovery, recordings: Sequence[Recording], rounds: int, false_texts: Sequence[str]
+) -> Iterator[str]:
     chance = random.Random(rounds)
     order = [recording for _ in range(rounds) for recording in chance.sample(recordings, len(recordings))]
     joined, said = assemble(order, rounds, false_texts)
@@ -162,27 +168,27 @@ def print_joined(engine: CTCRecovery, recordings: Sequence[Recording], rounds: i
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     right = [(u, t) for u, t, is_said in zip(document.utterances, joined.truths, said, strict=True) if is_said]
-    print_row(f"{rounds} x 21 min joined", joined.job.seconds, *zip(*right, strict=True))
+    yield from describe_row(f"{rounds} x 21 min joined", joined.job.seconds, *zip(*right, strict=True))
     false = [u for u, is_said in zip(document.utterances, said, strict=True) if not is_said]
-    print(f"    nobody says {len(false)}, {count_timed(false)} of them got times; {took:.1f} s, {peak / 2**20:.0f} MiB")
+    yield f"    nobody says {len(false)}, {count_timed(false)} of them got times; {took:.1f} s, {peak / 2**20:.0f} MiB"
 
 
-def print_wrong(engine: CTCRecovery, recordings: Sequence[Recording]) -> None:
+def measure_wrong(engine: CTCRecovery, recordings: Sequence[Recording]) -> Iterator[str]:
     wrong, given = 0, 0
     for shift_by in (3, 7, 11):
         for index, recording in enumerate(recordings):
             other = recordings[(index + shift_by) % len(recordings)].document
             document = engine.join(recording.job, other, recording.segments, recording.pieces)
             wrong, given = wrong + len(document.utterances), given + count_timed(document.utterances)
-    print(f"transcripts of another recording: {given} of {wrong} utterances got times")
+    yield f"transcripts of another recording: {given} of {wrong} utterances got times"
     half = len(recordings) // 2
     silent, _ = assemble(recordings[:half], 0, ())
     texts = tuple(u for recording in recordings[half:] for u in recording.document.utterances)
     document = engine.join(silent.job, Document(texts), silent.segments, silent.pieces)
-    print(f"the transcript of one half, the recording of the other: {count_timed(document.utterances)} of {len(texts)}")
+    yield f"the transcript of one half, the recording of the other: {count_timed(document.utterances)} of {len(texts)}"
 
 
-def print_matched(recordings: Sequence[Recording]) -> None:
+def measure_matched(recordings: Sequence[Recording]) -> Iterator[str]:
     """The truth as a recogniser would hear it that gets every fifth word wrong."""
     chance = random.Random(5)
     matcher = WordMatcher()
@@ -201,8 +207,8 @@ def print_matched(recordings: Sequence[Recording]) -> None:
         other = recordings[(index + 7) % len(recordings)].document
         document = matcher.join(recording.job, replace(other, heard=tuple(heard)), (), ())
         wrong, given = wrong + len(document.utterances), given + count_timed(document.utterances)
-    print_row("words heard, 20 % wrong", 0, found, [truth for r in recordings for truth in r.truths])
-    print(f"    of another recording's transcript, {given} of {wrong} utterances got times")
+    yield from describe_row("words heard, 20 % wrong", 0, found, [truth for r in recordings for truth in r.truths])
+    yield f"    of another recording's transcript, {given} of {wrong} utterances got times"
 
 
 def main() -> None:
@@ -217,14 +223,20 @@ def main() -> None:
     truth = json.loads((SPEECH / "truth.json").read_text(encoding="utf-8"))
     recordings = [read_recording(engine, model, name, truth[name]["utterances"]) for name in sorted(truth)]
     pieces = [piece for recording in recordings for piece in recording.pieces]
-    print(f"pieces: {statistics.mean(len(piece.scores) for piece in pieces) / 1000:.1f} kB on average")
+    with Results() as results:
+        results.note(f"pieces: {statistics.mean(len(piece.scores) for piece in pieces) / 1000:.1f} kB on average")
+        for line in measure_all(engine, recordings, options.rounds):
+            results.note(line)
+
+
+def measure_all(engine: CTCRecovery, recordings: Sequence[Recording], rounds: Sequence[int]) -> Iterator[str]:
     found = [u for r in recordings for u in engine.join(r.job, r.document, r.segments, r.pieces).utterances]
     total = sum(recording.job.seconds for recording in recordings)
-    print_row("20 recordings", total, found, [truth for r in recordings for truth in r.truths])
-    for rounds in options.rounds:
-        print_joined(engine, recordings, rounds, read_false_texts())
-    print_wrong(engine, recordings)
-    print_matched(recordings)
+    yield from describe_row("20 recordings", total, found, [truth for r in recordings for truth in r.truths])
+    for count in rounds:
+        yield from measure_joined(engine, recordings, count, read_false_texts())
+    yield from measure_wrong(engine, recordings)
+    yield from measure_matched(recordings)
 
 
 if __name__ == "__main__":

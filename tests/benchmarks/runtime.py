@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.base import Job
 from prefork.memory.probe import measure_memory
+from tests.benchmarks.results import Results
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "speech"
 PREFORK = [sys.executable, "-c", "from prefork.cli.app import main; main()"]
@@ -395,19 +396,17 @@ MEASUREMENTS: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
 
 
 def main(names: list[str]) -> None:
-    console = Console()
-    table = Table("measured", "figure", "wanted", title=f"{os.cpu_count()} cores, {_gb(psutil.virtual_memory().total)}")
-    for name in names or list(MEASUREMENTS):
-        measure, needs = MEASUREMENTS[name]
-        if needs == "recordings" and not SPEECH.is_dir():
-            console.print(f"{name}: left out; it needs the recordings in ../shared")
-        elif needs == "memory" and psutil.virtual_memory().available < 18e9:
-            console.print(f"{name}: left out; eight spawned workers need 18 GB of free memory")
-        else:
-            for row in measure():
-                table.add_row(*row)
-                console.print(" | ".join(row))
-    console.print(table)
+    with Results() as results:
+        for name in names or list(MEASUREMENTS):
+            measure, needs = MEASUREMENTS[name]
+            if needs == "recordings" and not SPEECH.is_dir():
+                results.note(f"{name}: left out; it needs the recordings in ../shared")
+            elif needs == "memory" and psutil.virtual_memory().available < 18e9:
+                results.note(f"{name}: left out; eight spawned workers need 18 GB of free memory")
+            else:
+                table = results.add_table("measured", "figure", "wanted", title=name)
+                for row in measure():
+                    table.add(*row)
 
 
 if __name__ == "__main__":

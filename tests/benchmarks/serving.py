@@ -21,9 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT_ENGINE = ROOT / "tests" / "data" / "script_engine"
 sys.path[:0] = [str(ROOT), str(SCRIPT_ENGINE)]
@@ -34,6 +31,7 @@ from prefork.engines.batching import Batching  # noqa: E402  the script engine h
 from prefork.engines.text.formats import render  # noqa: E402
 from prefork.pool.pipeline import Intake, Pipeline, Stage, align, transcribe  # noqa: E402
 from prefork.run.corpus import find_jobs  # noqa: E402
+from tests.benchmarks.results import Results  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 SPEECH = SHARED / "data" / "speech"
@@ -187,12 +185,11 @@ def main() -> None:
     arguments = parser.parse_args()
     _rounds = arguments.rounds
     names = arguments.names or list(MEASURES)
-    table = Table("what", "figure", box=None)
-    for name in names:
-        for row in MEASURES[name]():
-            table.add_row(*row)
-            print(*row, sep=": ", flush=True)
-    Console().print(table)
+    with Results() as results:
+        for name in names:
+            table = results.add_table("what", "figure", title=name)
+            for row in MEASURES[name]():
+                table.add(*row)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ English. Needs jiwer (pip install jiwer). One thread; about eight minutes for wh
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ from typing import Any
 
 import jiwer
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
 from prefork.engines.base import Job
@@ -27,6 +28,7 @@ from prefork.engines.text.document import Document
 from prefork.engines.text.formats import read
 from prefork.engines.whisper.asr import WhisperASR
 from prefork.engines.whisper.decoding import TEMPERATURES
+from tests.benchmarks.results import Results
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 JFK = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
@@ -55,7 +57,7 @@ class Score:
         self.substituted += result.substitutions
         self.deleted += result.deletions
         self.inserted += result.insertions
-        self.stderr, self.words = self.stderr + errors, self.words + words
+        self.errors, self.words = self.errors + errors, self.words + words
         return errors / words
 
 
@@ -127,18 +129,16 @@ def main() -> None:
 
     ways = {"segments": Score()} | ({} if arguments.no_whole else {"whole": Score()})
     functions: dict[str, Callable[[Path], str]] = {"segments": by_segments, "whole": whole}
-    table = Table("recording", *(f"{name} (WER)" for name in ways))
     recordings = [r for r in list_recordings() if not arguments.only or r[0].stem.startswith(tuple(arguments.only))]
-    for path, truth in recordings:
-        table.add_row(path.stem, *measure(path, truth, ways, functions, arguments.text))
-    table.add_section()
-    table.add_row("all", *(f"{score.errors / score.words:.1%}" for score in ways.values()))
-    table.add_row("sub/del/ins", *(f"{score.substituted}/{score.deleted}/{score.inserted}" for score in ways.values()))
-    table.add_row("audio s per s", *(f"{score.seconds / score.spent:.1f}" for score in ways.values()))
-    console = Console()
-    console.print(table)
-    for warning in ways["segments"].warnings:
-        console.print(warning)
+    with Results() as results:
+        table = results.add_table("recording", *(f"{name} (WER)" for name in ways))
+        for path, truth in recordings:
+            table.add(path.stem, *measure(path, truth, ways, functions, arguments.text))
+        table.add("all", *(f"{score.errors / score.words:.1%}" for score in ways.values()))
+        table.add("sub/del/ins", *(f"{score.substituted}/{score.deleted}/{score.inserted}" for score in ways.values()))
+        table.add("audio s per s", *(f"{score.seconds / score.spent:.1f}" for score in ways.values()))
+        for warning in ways["segments"].warnings:
+            results.note(warning)
 
 
 def measure(

@@ -21,12 +21,15 @@ import numpy as np
 import psutil
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from prefork.engines.alignment.forced_aligner import ForcedAligner
 from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text.document import Document, Utterance, Word
 from prefork.engines.whisper.aligner import WhisperAligner
+from tests.benchmarks.results import Results
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = SHARED / "models" / "whisper-tiny.en"
@@ -69,7 +72,9 @@ def measure(engine: ForcedAligner, lag: float) -> None:
     memory = PeakMemory()
     memory.start()
     with torch.inference_mode():
-        engine.verify(engine.infer(model, [engine.example()])[0])
+        example = engine.example()
+        assert example is not None
+        engine.verify(engine.infer(model, [example])[0])
     begin = time.perf_counter()
     found: list[tuple[Any, Word]] = []
     seconds = 0.0
@@ -103,8 +108,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("ctc", "whisper"))
     arguments = parser.parse_args()
     if arguments.only is None:
-        for engine in ("ctc", "whisper"):
-            subprocess.run([sys.executable, *sys.argv, "--only", engine], check=True)
+        with Results() as results:
+            for engine in ("ctc", "whisper"):
+                command = [sys.executable, *sys.argv, "--only", engine]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                for line in done.stdout.splitlines():
+                    results.note(line)
         return
     torch.set_num_threads(arguments.threads)
     measure(CTCAligner() if arguments.only == "ctc" else WhisperAligner(arguments.model), arguments.lag)

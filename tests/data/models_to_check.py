@@ -22,7 +22,8 @@ def load_model() -> torch.nn.Module:
 
 def infer(model: torch.nn.Module) -> torch.Tensor:
     with torch.inference_mode():
-        return model(torch.ones(64, 256))
+        result: torch.Tensor = model(torch.ones(64, 256))
+    return result
 
 
 # 1: its own pool of threads, started in the parent; a child has the pool and none of the threads.

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -166,7 +167,8 @@ def write_chat(line: str, tokens: list[Token], language: str) -> str:
 def read_chat(source: str) -> list[tuple[int, int, str]]:
     """%gra as rustling's strict reader understands it; it raises ValueError if %mor does not fit the line."""
     (utterance,) = CHAT.from_strs([source], strict=True, parallel=False).utterances()
-    return [(token.gra.dep, token.gra.head, token.gra.rel) for token in utterance.tokens]
+    relations: list[Any] = [token.gra for token in utterance.tokens or ()]
+    return [(gra.dep, gra.head, gra.rel) for gra in relations]
 
 
 def assert_valid(tokens: list[Token], language: str) -> None:

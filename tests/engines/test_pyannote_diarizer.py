@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import prefork.engines.speakers.diarizer
 import prefork.engines.speakers.pyannote_pipeline
@@ -177,11 +177,12 @@ def ask_pyannote(model: SpeakerModels, job: Job, recipe: Any, values: Any, plda:
             self.encoder = model.embedding
             self.dimension = model.dimension
 
-        def forward(self, waveforms: Any, weights: Any = None) -> Any:
+        def forward(self, waveforms: Any, weights: Any = None) -> Any:  # type: ignore[override]
             return self.encoder(waveforms, weights)
 
-    pipeline = SpeakerDiarization(
-        segmentation=model.segmentation,
+    segmentation: Any = model.segmentation
+    pipeline: Any = SpeakerDiarization(
+        segmentation=segmentation,
         embedding=Voices(),
         plda=PLDA(plda / "xvec_transform.npz", plda / "plda.npz"),
         clustering=recipe.clustering,
@@ -497,7 +498,7 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
     "options",
     [{"speakers": 0}, {"min_speakers": -1}, {"min_speakers": 3, "max_speakers": 2}, {"speakers": 2, "max_speakers": 3}],
 )
-def test_a_number_of_speakers_that_cannot_be_is_refused(options: dict[str, int]) -> None:
+def test_a_number_of_speakers_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(LoadError, match="speakers"):
         PyannoteDiarizer(**options)
 

@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.rev.transcriber import KEY_VARIABLE, URL_VARIABLE, Interrupted, Patience, RevTranscriber
+from prefork.engines.rev.client import Interrupted
+from prefork.engines.rev.transcriber import KEY_VARIABLE, URL_VARIABLE, Patience, RevTranscriber
 from prefork.engines.rev.transcript import read_transcript
 from prefork.engines.text.document import Document, Timing, Turn, Utterance, Word
 

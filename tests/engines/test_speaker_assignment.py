@@ -65,17 +65,17 @@ def test_without_turns_nobody_is_named() -> None:
 
 
 TIMES = st.integers(0, 40).map(lambda n: n / 4)
-SPANS = st.tuples(TIMES, TIMES).map(sorted)
+SPANS = st.tuples(TIMES, TIMES).map(lambda span: (min(span), max(span)))
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(SPANS, min_size=1, max_size=8), st.lists(st.tuples(st.sampled_from("ABC"), SPANS), max_size=10))
 def test_no_other_speaker_talks_more_or_is_nearer(
-    spans: list[list[float]], spoken: list[tuple[str, list[float]]]
+    spans: list[tuple[float, float]], spoken: list[tuple[str, tuple[float, float]]]
 ) -> None:
     """Against a count of every eighth of a second."""
     turns = [Turn(speaker, *span) for speaker, span in spoken]
-    found = assign_speakers([make_word(*span) for span in spans], turns, reach=1.0)
+    found = assign_speakers([make_word(start, end) for start, end in spans], turns, reach=1.0)
     ticks = [tick / 8 + 1 / 16 for tick in range(80)]
     for (start, end), speaker in zip(spans, found, strict=True):
         shares = {
@@ -112,7 +112,8 @@ def test_the_transcript_replaces_the_empty_one_and_what_was_found_stays() -> Non
     turns = (Turn("A", 0.0, 1.0), Turn("B", 1.1, 1.6))
     engine = SpeakerAssigner()
     document = Document((), media="talk", heard=words, turns=turns, languages=("eng",), seconds=2.0)
-    assert engine.split(JOB, document) == [] and engine.load() is None
+    model: object = engine.load()  # type: ignore[func-returns-value]
+    assert engine.split(JOB, document) == [] and model is None
     result = engine.join(JOB, document, [], [])
     assert [(u.speaker, u.text, u.start, u.end) for u in result.utterances] == [
         ("A", "Hello, you.", 0.0, 0.9), ("B", "Hi!", 1.2, 1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def hear(text: str, step: float = 0.4) -> tuple[Word, ...]:
     return tuple(words)
 
 
-def compose(text: str, speakers: str = "", **options: float) -> list[Utterance]:
+def compose(text: str, speakers: str = "", **options: Any) -> list[Utterance]:
     words = hear(text)
     return list(compose_utterances(words, list(speakers) or [None] * len(words), **options))
 

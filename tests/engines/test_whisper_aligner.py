@@ -55,7 +55,7 @@ def write_job(folder: Path, samples: Any) -> Job:
 
 
 def write(*lines: tuple[Sequence[str], float | None, float | None], languages: tuple[str, ...] = ("eng",)) -> Document:
-    utterances = (Utterance(" ".join(words), tuple(map(Word, words)), None, *times) for words, *times in lines)
+    utterances = (Utterance(" ".join(words), tuple(map(Word, words)), None, start, end) for words, start, end in lines)
     return Document(tuple(utterances), languages=languages)
 
 

@@ -93,7 +93,7 @@ def test_features_are_those_of_transformers_bit_for_bit(
     checkpoint: WhisperCheckpoint, waveform: torch.Tensor, samples: int
 ) -> None:
     audio = waveform.repeat(5)[:samples]
-    extractor: Any = WhisperFeatureExtractor()
+    extractor: Any = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
     expected = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
     assert torch.equal(compute_features(checkpoint, audio), expected)
 

@@ -61,9 +61,14 @@ def make_wav2vec2_here(folder: str, sizes: dict[str, int]) -> None:
 
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-    like = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True, "vocab_size": len(_LETTERS)}
-    _save(Wav2Vec2ForCTC, Wav2Vec2Config(**like, **sizes, pad_token_id=0), folder)
-    extractor: Any = Wav2Vec2FeatureExtractor()
+    like: dict[str, Any] = {
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+        "vocab_size": len(_LETTERS),
+    }
+    _save(Wav2Vec2ForCTC, Wav2Vec2Config(**{**like, **sizes}, pad_token_id=0), folder)
+    extractor: Any = Wav2Vec2FeatureExtractor()  # type: ignore[no-untyped-call]
     extractor.save_pretrained(folder)
     Path(folder, "vocab.json").write_text(json.dumps({letter: place for place, letter in enumerate(_LETTERS)}))
 
@@ -80,14 +85,14 @@ def make_whisper_here(folder: str, sizes: dict[str, int]) -> None:
     tokens = {token: place for place, token in enumerate([*letters, *special])}
     end = tokens["<|endoftext|>"]
     same = ("pad_token_id", "bos_token_id", "eos_token_id")
-    starts = {"decoder_start_token_id": tokens["<|startoftranscript|>"], **dict.fromkeys(same, end)}
-    _save(WhisperForConditionalGeneration, WhisperConfig(**sizes, **starts), folder)
+    starts: dict[str, Any] = {"decoder_start_token_id": tokens["<|startoftranscript|>"], **dict.fromkeys(same, end)}
+    _save(WhisperForConditionalGeneration, WhisperConfig(**{**starts, **sizes}), folder)
     files = {
         "vocab.json": tokens,
         "tokenizer_config.json": {"tokenizer_class": "WhisperTokenizer", "added_tokens_decoder": added},
         "generation_config.json": {**starts, "is_multilingual": False, "alignment_heads": _choose_heads(sizes)},
     }
-    extractor: Any = WhisperFeatureExtractor(feature_size=sizes["num_mel_bins"])
+    extractor: Any = WhisperFeatureExtractor(feature_size=sizes["num_mel_bins"])  # type: ignore[no-untyped-call]
     extractor.save_pretrained(folder)
     Path(folder, "merges.txt").write_text("#version: 0.2\n")
     for name, content in files.items():

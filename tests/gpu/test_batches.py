@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +34,8 @@ def _compute(device: str, dtype: str = "float32", together: int = 1, fast: bool 
     """Of the sample recordings, so many segments at a time. fast: with TF32, as prefork has it on a GPU."""
     engine = CTCAligner(dtype=dtype)
     engine.setup()
-    model = engine.load().to(device)
+    loaded: Any = engine.load()
+    model = loaded.to(device)
     if fast:
         speed_up(device)
     prepared = [(job, segment, engine.prepare(job, segment)) for job, segment in _split(engine)]
@@ -77,7 +80,7 @@ def _compare(title: str, found: Computed, expected: Computed) -> int:
 def test_a_segment_has_the_same_word_times_alone_and_in_company() -> None:
     alone = do(lambda: _compute(TORCH))
     for together in (3, 8):
-        assert _compare(f"{together} segments together", do(lambda n=together: _compute(TORCH, together=n)), alone) == 0
+        assert _compare(f"{together} segments together", do(partial(_compute, TORCH, together=together)), alone) == 0
 
 
 def test_in_bfloat16_few_words_have_other_times() -> None:
@@ -97,7 +100,7 @@ def test_with_tf32_few_words_have_other_times() -> None:
 @needs_cuda
 def test_tf32_is_on_where_the_card_has_it() -> None:
     def look() -> tuple[tuple[int, int], bool, bool, float]:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         values = torch.randn(1024, 1024, device="cuda")
         exact = values @ values
         speed_up("cuda")

@@ -203,7 +203,8 @@ def _time_batches(folder: Path) -> Iterator[str]:
     for dtype in ("bfloat16", "float32"):
         engine = CTCAligner(str(folder), dtype=dtype)
         engine.setup()
-        model = engine.load().to(TORCH)
+        loaded: Any = engine.load()
+        model = loaded.to(TORCH)
         speed_up(TORCH)
         for count in (1,) if STAND_IN else (1, 8, 32):
             batch = [{"waveform": torch.randn(round(_AUDIO * 16_000), device=TORCH)} for _ in range(count)]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,17 +76,19 @@ def _make_model(width: int) -> torch.nn.Module:
         *(torch.nn.Linear(width, width) for _ in range(4)),
         torch.nn.BatchNorm1d(width),
     )
-    model.tied = torch.nn.Linear(width, width)
-    model.tied.weight = model[0].weight
+    tied: Any = torch.nn.Linear(width, width)
+    tied.weight = model[0].weight
+    model.tied = tied
     return model.eval()
 
 
 def _run(model: torch.nn.Module, device: str) -> torch.Tensor:
     """(4, width) float32, on the CPU."""
-    width = model.tied.in_features
+    tied: Any = model.tied
+    width = tied.in_features
     inputs = torch.linspace(-1, 1, 4 * width).view(4, width).to(device)
     with torch.inference_mode():
-        return (model(inputs) + model.tied(inputs)).cpu()  # type: ignore[no-any-return]
+        return (model(inputs) + tied(inputs)).cpu()  # type: ignore[no-any-return]
 
 
 def _count_used() -> float:
@@ -121,7 +124,7 @@ def test_two_workers_compute_the_same_on_one_copy_of_the_weights() -> None:
         used = _count_used() - nothing
         for worker in workers:
             worker.end()
-        outputs = [worker.result for worker in workers]
+        outputs: list[Any] = [worker.result for worker in workers]
         assert all(isinstance(output, torch.Tensor) for output in outputs), outputs
         expected = _run(shared.model, "cpu")
         beyond = used - owned - 2 * context

@@ -54,7 +54,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs a C compiler and the way that Linux finds libraries")
     folder = tmp_path_factory.mktemp("driver")
     (folder / "driver.c").write_text(SOURCE)
-    command = [compiler, "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1"]
+    command: list[str | Path] = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        folder / "libcuda.so.1",
+    ]
     subprocess.run([*command, folder / "driver.c"], check=True)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,8 @@ def test_fork_is_refused_wherever_the_row_does_not_hold_it_and_the_remedy_is_nam
 def test_hiding_mps_opens_the_fork_row_of_a_mac(option: str) -> None:
     facts = _describe("darwin", "mps")
     assert decide(facts, Request()).strategy is Strategy.SPAWN
-    plan = decide(facts, replace(Request(), **{option: True}))
+    hidden: dict[str, Any] = {option: True}
+    plan = decide(facts, replace(Request(), **hidden))
     assert (plan.row.device, plan.strategy) == ("cpu", Strategy.FORK)
     assert "mps" in plan.hidden
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ V1 = {"proc/self/cgroup": "4:memory:/m\n"}
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and limits of the kernel")
 
 
-def _write(root: Path, files: dict[str, str | bytes]) -> Path:
+def _write(root: Path, files: Mapping[str, str | bytes]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ def _write(root: Path, files: dict[str, str | bytes]) -> Path:
 def _is_unlimited(memory: MachineMemory) -> bool:
     """Whether no limit but that of the machine was seen; what is available changes from one moment to the next."""
     close = abs(memory.available - psutil.virtual_memory().available) < 4 * GB
-    return memory.limit == memory.installed == psutil.virtual_memory().total and close
+    return bool(memory.limit == memory.installed == psutil.virtual_memory().total and close)
 
 
 @pytest.mark.parametrize(

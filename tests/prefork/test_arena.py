@@ -238,15 +238,16 @@ def test_what_was_made_after_packing_moves_too_and_what_cannot_is_named() -> Non
     model.meta = torch.empty(3, device="meta")
     arena = Arena.pack({"model": model})
     table = torch.arange(12.0)
-    model.cached = {"table": table, "part": table[3:5]}
+    cached: dict[str, torch.Tensor] = {"table": table, "part": table[3:5]}
+    setattr(model, "cached", cached)  # noqa: B010  a module's attribute that is neither parameter nor module
     with torch.inference_mode():
-        model.cached["from inference"] = torch.ones(2)
+        cached["from inference"] = torch.ones(2)
     address = table.data_ptr()
     assert sorted(arena.rebind({"model": model}, _copy(arena))) == ["model: quantised", "model: sparse"]
     assert table.data_ptr() != address and torch.equal(table, torch.arange(12.0))
-    assert model.cached["part"].data_ptr() - table.data_ptr() == 12
+    assert cached["part"].data_ptr() - table.data_ptr() == 12
     with torch.inference_mode():
-        assert (model.cached["from inference"] + 1).tolist() == [2.0, 2.0]
+        assert (cached["from inference"] + 1).tolist() == [2.0, 2.0]
 
 
 def test_memory_that_is_no_copy_of_the_arena_is_refused() -> None:

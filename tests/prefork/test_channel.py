@@ -19,7 +19,12 @@ def _pair() -> tuple[Channel, Channel]:
 def test_messages_arrive_whole_and_in_order_however_large() -> None:
     here, there = _pair()
     messages = [("small", 1), b"x" * 3_000_000, ("last", {"a": [1, 2]})]
-    sender = threading.Thread(target=lambda: [there.send(message) for message in messages])
+
+    def send() -> None:
+        for message in messages:
+            there.send(message)
+
+    sender = threading.Thread(target=send)
     sender.start()
     received: list[object] = []
     while len(received) < len(messages):

@@ -150,7 +150,8 @@ def test_quiet_says_nothing_of_what_went_well_and_names_what_did_not(tmp_path: P
 def test_on_a_terminal_there_is_a_line_for_each_worker_and_a_bar(tmp_path: Path) -> None:
     for number in range(3):
         write_script(tmp_path / "in", f"job{number}", *["sleep"] * 20)
-    command = [*PREFORK, "align", tmp_path / "in", tmp_path / "out", "--engine", "script", "--workers", "2"]
+    folders = [str(tmp_path / "in"), str(tmp_path / "out")]
+    command = [*PREFORK, "align", *folders, "--engine", "script", "--workers", "2"]
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment) as process:

@@ -127,8 +127,8 @@ def test_a_gpu_that_cannot_be_had_is_refused_in_one_line(options: list[str], rea
 
 def _plan(*devices: Device, system: str = "linux", asked: str = "cuda", **news: str) -> Plan:
     found = Devices("2.11.0", ("cuda",), devices)
-    wsl = system == "wsl"
-    facts = Facts("linux", "1", "x", "3.11.7", ("fork", "spawn"), 8, 8, *[64 << 30] * 3, wsl=wsl, devices=found)
+    wsl, memory = system == "wsl", 64 << 30
+    facts = Facts("linux", "1", "x", "3.11.7", ("fork", "spawn"), 8, 8, memory, memory, memory, wsl=wsl, devices=found)
     return decide(facts, Request(("ctc",), devices=(asked,), **news))  # type: ignore[arg-type]
 
 

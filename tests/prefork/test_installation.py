@@ -336,8 +336,8 @@ def test_versions_are_listed_one_a_line_and_the_version_alone_is_as_it_was(make:
         assert {"python", "torch", "torchaudio", "transformers", "pyannote-audio"} <= {row.split()[0] for row in rows}
     here = make("stanza", "stanza-*")
     assert "stanza           not installed" in here.run("--version", "-v").stdout
-    alone = run("-v")
-    assert alone.returncode == 2
+    verbose = run("-v")
+    assert verbose.returncode == 2
 
 
 def _flatten(text: str) -> str:

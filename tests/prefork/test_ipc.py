@@ -126,7 +126,7 @@ def _write_over(runtime: Runtime) -> None:
 def test_where_memory_cannot_be_shared_one_process_has_the_models_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(processes: ServerProcesses, _: StartOwners, __: str) -> None:
+    def refuse(processes: ServerProcesses, _: StartOwners, path: str) -> None:
         processes._watch.feed(OwnerSent(0, IPCUnavailable("this driver says no")))
 
     monkeypatch.setattr(ServerProcesses, "start_owners", refuse)

@@ -24,7 +24,7 @@ from prefork.memory.figures import follow, list_throttled, sum_up
 from prefork.memory.memlog import Event, MemoryLog, read_log
 
 MB = 1_000_000
-COMMON = {"engine": "ctc", "model": "tiny", "dtype": "float32", "strategy": "fork"}
+COMMON: dict[str, Any] = {"engine": "ctc", "model": "tiny", "dtype": "float32", "strategy": "fork"}
 START = 1_700_000_000.0
 
 
@@ -42,7 +42,7 @@ def _sample(seconds: float, process: str, pss: int, uss: int, **more: Any) -> Ev
 
 
 def _complete(file: str, predicted: int | None, peak: int | None, audio: float = 60.0, **more: Any) -> Event:
-    sizes = {"predicted": predicted and predicted * MB, "peak": peak and peak * MB}
+    sizes: dict[str, Any] = {"predicted": predicted and predicted * MB, "peak": peak and peak * MB}
     return Event(START, "complete", file=file, audio=audio, **sizes, **{"engine": "ctc", **more})
 
 
@@ -165,8 +165,9 @@ def test_foreign_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(lines))
     log = read_log(path)
     assert [(event.time, event.event) for event in log.events] == [(1.0, "start"), (3.0, "end")]
-    assert log.skipped.pop("not JSON") >= 4
-    assert log.skipped == {"unknown field": 2, "unknown event": 1, "not an event": 6}
+    skipped = dict(log.skipped)
+    assert skipped.pop("not JSON") >= 4
+    assert skipped == {"unknown field": 2, "unknown event": 1, "not an event": 6}
     done = _ask(path)
     assert (done.exit_code, done.stderr) == (0, "")
     assert sum(line.startswith("skipped in the log: ") for line in done.stdout.splitlines()) == 1
@@ -469,9 +470,9 @@ def test_no_name_breaks_the_table_or_the_picture(tmp_path: Path) -> None:
     log.write("complete", time=START, file=name, predicted=MB, peak=MB)
     log.close()
     found = read_log(path)
-    console = Console(file=io.StringIO(), width=80)
-    show_figures(console, found, sum_up(found.events))
-    assert "[red]\\n\\udcff" in "".join(console.file.getvalue().split())
+    shown = io.StringIO()
+    show_figures(Console(file=shown, width=80), found, sum_up(found.events))
+    assert "[red]\\n\\udcff" in "".join(shown.getvalue().split())
     assert any("a$b_{$" in text for text in _draw_svg(path))
 
 

@@ -147,8 +147,9 @@ def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> 
 )
 def test_options_that_cannot_be_met(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "a.txt").write_text("Hello there.\n")
-    nowhere = {"STANZA_RESOURCES_DIR": str(tmp_path / "none"), "STANZA_RESOURCES_URL": "http://127.0.0.1:9"}
-    done = run("morphotag", tmp_path / "a.txt", tmp_path / "out", *arguments, **nowhere)
+    none, nobody = str(tmp_path / "none"), "http://127.0.0.1:9"
+    where = (tmp_path / "a.txt", tmp_path / "out")
+    done = run("morphotag", *where, *arguments, STANZA_RESOURCES_DIR=none, STANZA_RESOURCES_URL=nobody)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -109,7 +109,7 @@ def test_the_owner_ends_with_the_process_that_started_it(weights: Path) -> None:
         "owner.channel.post(UploadWeights(sys.argv[1], int(sys.argv[2]), 'host'))\n"
         "owner.receive(30); print(owner.pid, flush=True); time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", script, weights, str(_SIZE)]
+    command = [sys.executable, "-c", script, str(weights), str(_SIZE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

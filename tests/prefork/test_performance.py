@@ -147,7 +147,7 @@ def test_the_gpus_of_a_plan_are_named_with_what_they_did_and_mig_instances_left_
 
 
 def test_the_summary_of_a_run_with_servers_says_who_has_the_model_and_who_died() -> None:
-    def say(**changes: int) -> str:
+    def say(**changes: Any) -> str:
         console = Console(file=io.StringIO(), width=200)
         console.print(tabulate(replace(SUMMARY, strategy="server", server_threads=2, **changes)))
         return str(console.file.getvalue())  # type: ignore[attr-defined]

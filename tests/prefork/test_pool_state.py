@@ -192,7 +192,7 @@ class Machine:
 
     def finish(self, number: int, how: str = "done") -> None:
         del self.tasks[number]
-        messages = {
+        messages: dict[str, TaskDone | TaskFailed | TaskOutOfMemory] = {
             "done": TaskDone(b"result"),
             "fails": TaskFailed(pickle_error(ValueError("no"), "")),
             "out of memory": TaskOutOfMemory("no room"),

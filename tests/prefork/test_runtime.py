@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,9 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
 def test_a_function_that_cannot_be_sent_fails_its_future_with_the_remedy() -> None:
     with Runtime(workers=1) as runtime:
         future = runtime.submit(lambda: 1)
-        assert "top-level functions" in future.exception().__notes__[0]
+        error = future.exception()
+        assert error is not None
+        assert "top-level functions" in error.__notes__[0]
 
 
 def test_a_load_function_that_fails_ends_the_block_before_it_begins() -> None:
@@ -128,14 +131,14 @@ def test_leaving_the_block_by_an_exception_drops_what_has_not_begun_and_ends_eve
         assert zygote is not None
         waiting += [runtime.submit(time.sleep, 0.5) for _ in range(20)]
         raise KeyError("a bug in the block")
-    assert not wait_until_gone([zygote], 0)
+    assert zygote is not None and not wait_until_gone([zygote], 0)
     assert any(isinstance(future.exception(), Stopped) for future in waiting)
     with pytest.raises(RuntimeError, match="after shutdown"):
         runtime.submit(functions.add, 1, 1)
 
 
 @pytest.mark.parametrize("argument", [{"workers": 0}, {"workers": -3}, {"threads": 0}, {"workers": 1.5}])
-def test_numbers_that_make_no_sense_are_refused_with_their_name(argument: dict[str, int]) -> None:
+def test_numbers_that_make_no_sense_are_refused_with_their_name(argument: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(argument))):
         Runtime(**argument)
 

@@ -68,7 +68,7 @@ def describe(model: torch.nn.Module, seconds: float) -> dict[str, Any]:
     }
 
 
-def train(model: torch.nn.Module) -> None:
+def train(model: torch.nn.Linear) -> None:
     model.weight.data.mul_(2)
 
 
@@ -115,7 +115,7 @@ def load_at_random() -> torch.nn.Module:
     return torch.nn.Linear(64, 64)
 
 
-def find_mapping(model: torch.nn.Module) -> tuple[int, str]:
+def find_mapping(model: torch.nn.Linear) -> tuple[int, str]:
     """This process, and the line of its memory map that the model's weight lies in."""
     time.sleep(0.3)
     address = model.weight.data_ptr()
