@@ -43,7 +43,7 @@ def _list_named(public: Any) -> Iterator[tuple[str, str]]:
         for name, hint in typing.get_type_hints(place, names).items():
             for part in _list_parts(hint):
                 if inspect.isclass(part) and part.__module__.startswith("prefork"):
-                    yield part.__name__, f"{public.__name__}.{place.__name__}: {name}"
+                    yield part.__name__, f"{public.__name__}.{getattr(place, '__name__', place)}: {name}"
 
 
 @pytest.mark.parametrize("name", prefork.__all__)
@@ -73,6 +73,15 @@ def test_the_names_are_those_that_exist_and_in_order() -> None:
 def test_a_type_checker_sees_what_is_there_at_run_time(tmp_path: Path) -> None:
     code = "import prefork\n" + "\n".join(f"x{i}: object = prefork.{n}" for i, n in enumerate(prefork.__all__))
     (tmp_path / "program.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--config-file", "", "--cache-dir", tmp_path / "cache", "program.py"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        "",
+        "--cache-dir",
+        tmp_path / "cache",
+        "program.py",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
