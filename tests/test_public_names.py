@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import typing
@@ -53,6 +54,14 @@ def test_everything_that_a_public_signature_names_is_public(name: str) -> None:
         return
     missing = {where: named for named, where in _list_named(public) if named not in prefork.__all__}
     assert not {where for where, named in missing.items() if named not in _OF_PLANS}
+
+
+def test_the_page_for_programmers_names_what_is_public_and_nothing_else() -> None:
+    page = (Path(__file__).parents[1] / "prefork" / "docs" / "python.md").read_text(encoding="utf-8")
+    table = page.partition("## Names and errors")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(prefork.__all__)
 
 
 def test_every_error_of_prefork_is_a_prefork_error() -> None:
