@@ -26,7 +26,7 @@ from prefork.fingerprint import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "data" / "output_sources.json"
-_FORMATS = "prefork.engines.text.formats"  # which prefork itself reads and writes, for every engine
+_FORMATS = "prefork.engines.text.formats"
 
 
 def strip(source: str) -> str:
@@ -53,7 +53,7 @@ def digest_sources(root: Path = ROOT) -> dict[str, str]:
 
 
 def find_families() -> dict[str, list[str]]:
-    """By module, the engines and services that use it."""
+    """By module, the engines and services that use it, and `formats` where all formats do."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     graph = grimp.build_graph("prefork", cache_dir=None)
     families: dict[str, list[str]] = {}
@@ -62,7 +62,7 @@ def find_families() -> dict[str, list[str]]:
         for used in {module, *graph.find_upstream_modules(module)}:
             families.setdefault(used, []).append(name)
     for used in {_FORMATS, *graph.find_upstream_modules(_FORMATS)}:
-        families[used] = ["all"]
+        families.setdefault(used, []).append("formats")
     return families
 
 
