@@ -204,10 +204,13 @@ class Engine(ABC):
         return None
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the outputs depend on besides the input: model, settings, as JSON values. With a model for each language
-        it has the entries that its `LanguageTable` names.
+        """What the outputs depend on besides the input: model and settings, as JSON values, and a Path for each file or
+        folder that the model is read from, which stands for its whole content. With a model for each language it has
+        the entries that its `LanguageTable` names.
 
-        An output made under another fingerprint is made again. Called after `setup`.
+        An output made under another fingerprint is made again. prefork adds its own version, that of the package that
+        brings the engine, and those of torch, torchaudio, transformers, stanza, pyannote.audio and num2words if that
+        package requires them. Called after `setup`, before `load`.
         """
         return {"engine": self.name}
 

@@ -143,6 +143,11 @@ def find(name: str) -> EntryPoint:
     return _choose(name, GROUP).point
 
 
+def find_distribution(name: str) -> Distribution | None:
+    """The package that brings an engine or a service; None if that cannot be known. Raises LoadError as `find` does."""
+    return _choose(name, SERVICES if is_service(name) else GROUP).point.dist
+
+
 def list_models(engines: list[str]) -> dict[str, str]:
     """What each of the engines is imported from; of those that several packages have, the first one's."""
     entries = {entry.name: entry.point.value for entry in reversed(_read(GROUP)[0])}

@@ -229,7 +229,7 @@ def _join(words: Sequence[str]) -> str:
 def read_versions() -> Versions:
     """Of the packages that prefork declares, and of torch and torchaudio. Takes milliseconds, and never raises."""
     own = read_distribution("prefork")
-    declared = _read_requirements(own) if own is not None else []
+    declared = read_requirements(own) if own is not None else []
     known = {package.name for package in declared}
     packages = [*declared, *(Package(name) for name in PAIRED if name not in known)]
     prefork = _read_version(own) if own is not None else ""
@@ -249,6 +249,11 @@ def read_distribution(name: str, file: str = "") -> Distribution | None:
         if not place or place == home or (file and os.path.realpath(place).startswith(f"{home}{os.sep}")):
             return distribution
     return next((distribution for distribution in found if _is_editable(distribution)), None)
+
+
+def find_version(name: str) -> str:
+    """The release of a package, whatever build of it is installed; empty if it is not, or not known."""
+    return _strip_build(_look_up(Package(normalise(name))).version)
 
 
 def describe_distribution(distribution: Distribution) -> tuple[str, str]:
@@ -330,7 +335,7 @@ def _read_own_version(name: str, place: str) -> str:
     return found[1] if found else ""
 
 
-def _read_requirements(distribution: Distribution) -> list[Package]:
+def read_requirements(distribution: Distribution) -> list[Package]:
     """What it declares for this Python and system, each once; those of an extra with its name."""
     found: dict[str, Package] = {}
     for text in HeaderParser().parsestr(_read_head(distribution)).get_all("Requires-Dist") or ():

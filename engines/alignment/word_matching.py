@@ -7,7 +7,6 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +50,7 @@ class WordMatcher(HostEngine):
     name = "match"
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"engine": self.name, "version": version("prefork")}
+        return {"engine": self.name}
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         seconds = measure(job)

@@ -6,7 +6,6 @@ Only JSON and safetensors are read, never pickled weights, and no code that come
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -191,22 +190,14 @@ class ModelFolder:
             self.refuse(f"its weights cannot be loaded ({shorten(report['error_msgs'][0])})")
 
     def identify(self) -> dict[str, str]:
-        """What tells this model from others: the hub's commit, or a digest of the folder's files.
-
-        Of weights, the table of contents and the last megabyte are digested: another training changes both ends of a
-        file, and gigabytes need not be read at each start.
-        """
+        """Where the model comes from: the hub's id and commit; empty for another folder."""
         if self.path.parent.name == "snapshots":
             return {"id": self.name, "commit": self.path.name}
-        digest = hashlib.sha256()
-        for file in sorted(path for pattern in self.files for path in self.path.glob(pattern)):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-                digest.update(stream.read())
-        return {"sha256": digest.hexdigest()}
+        return {}
+
+    def list_files(self) -> dict[str, Path]:
+        """What is read of the folder, by name."""
+        return {path.name: path for pattern in self.files for path in sorted(self.path.glob(pattern))}
 
 
 def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = None) -> str:

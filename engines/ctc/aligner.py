@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,8 +177,8 @@ class CTCAligner(ForcedAligner):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "version": version("prefork"),
             "model": identify(self._checkpoint),
+            "files": self._checkpoint.source.list_files(),
             "max_segment": self.max_segment,
             "dtype": self._dtype,
         }

@@ -82,7 +82,7 @@ def count_weights(checkpoint: Checkpoint, dtype: str = "float32") -> int:
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str]:
-    """What tells this model from others: the hub's commit, or a digest of the folder's files."""
+    """Where the model comes from: the hub's id and commit; empty for another folder."""
     return checkpoint.source.identify()
 
 

@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -147,7 +146,6 @@ class RevTranscriber:
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "version": version("prefork"),
             "service": "rev.ai speechtotext v1",
             "language": self.language,
             "diarize": self.diarize,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -43,7 +42,6 @@ class SpeakerAssigner(HostEngine):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "version": version("prefork"),
             "pause": self.pause,
             "reach": self.reach,
             "longest": [LONGEST, MOST_WORDS],

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -40,8 +39,8 @@ from prefork.engines.speakers.chunks import (
 from prefork.engines.speakers.pyannote_pipeline import (
     DEFAULT,
     Recipe,
-    identify,
     import_pyannote,
+    list_files,
     load_clustering,
     load_embedding,
     load_segmentation,
@@ -316,13 +315,12 @@ class PyannoteDiarizer(Engine):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "models": identify(self._recipe),
+            "models": list_files(self._recipe),
             "segmentation": self._values,
             "clustering": [self._recipe.clustering, self._recipe.choose_clustering_values()],
             "step": self._recipe.step,
             "exclude_overlap": self._recipe.exclude_overlap,
             "speakers": [self._least, self._most],
-            "pyannote.audio": version("pyannote.audio"),
         }
 
 

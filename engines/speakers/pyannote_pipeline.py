@@ -7,7 +7,6 @@ these by the classes of the installed pyannote.audio. (pyannote.audio's own `fro
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import sys
@@ -194,18 +193,10 @@ def load_clustering(recipe: Recipe) -> Any:
     return clustering
 
 
-def identify(recipe: Recipe) -> dict[str, str]:
-    """A digest of each file: of its length, its first and its last megabyte. Another training changes both ends."""
+def list_files(recipe: Recipe) -> dict[str, Path]:
+    """What is read of the models, by what it is read for."""
     plda = sorted(recipe.plda.glob("*.npz")) if recipe.plda else []
-    digests = {}
-    for file in (recipe.segmentation, recipe.embedding, *plda):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            digest = hashlib.sha256(f"{size}\n".encode() + stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-        digests[f"{file.parent.name}/{file.name}"] = digest.hexdigest()
-    return digests
+    return {"segmentation": recipe.segmentation, "embedding": recipe.embedding, **{file.name: file for file in plda}}
 
 
 class _Unread:

@@ -6,7 +6,6 @@ are read with `weights_only`: they can run no code.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,13 +77,9 @@ class StanzaPackage:
                 "downloaded again, or give another --model-dir"
             ) from error
 
-    def identify(self) -> dict[str, str]:
+    def identify(self) -> dict[str, Any]:
         """What tells these models from others."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return {"code": self.code, "package": self.name, "sha256": digest.hexdigest()}
+        return {"code": self.code, "package": self.name, **{f"{f.parent.name}/{f.name}": f for f in self.files}}
 
 
 def _choose(language: str, name: str, folder: Path, *, download: bool) -> StanzaPackage:

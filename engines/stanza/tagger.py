@@ -217,7 +217,6 @@ class StanzaTagger(Engine):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "stanza": stanza.__version__,
             "models": {language: package.identify() for language, package in sorted(self._packages.items())},
             "language": self._language,
             "retokenize": self._retokenize,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -203,8 +202,8 @@ class WhisperAligner(ForcedAligner):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "version": version("prefork"),
             "model": identify(self._checkpoint),
+            "files": self._checkpoint.source.list_files(),
             "max_segment": self.max_segment,
             "dtype": self._dtype,
             "language": self._language,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,8 +153,8 @@ class _Whisper(Engine):
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "engine": self.name,
-            "version": version("prefork"),
             "model": identify(self._checkpoint),
+            "files": self._checkpoint.source.list_files(),
             "dtype": self._dtype,
             "language": self._language,
         }

@@ -125,7 +125,7 @@ def open_whisper(name: str) -> WhisperCheckpoint:
 
 
 def identify(checkpoint: WhisperCheckpoint) -> dict[str, str]:
-    """What tells this model from others: the hub's commit, or a digest of the folder's files."""
+    """Where the model comes from: the hub's id and commit; empty for another folder."""
     return checkpoint.source.identify()
 
 

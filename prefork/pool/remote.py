@@ -12,6 +12,7 @@ from prefork.engines import registry
 from prefork.engines.base import Job, LoadError
 from prefork.engines.text.document import Document
 from prefork.errors import Stopped
+from prefork.fingerprint import note_files
 from prefork.pool.state import STOPPED
 from prefork.pool.supervisor import Supervisor
 
@@ -53,7 +54,7 @@ class Remote:
             service.setup()
 
     def fingerprints(self) -> dict[str, Mapping[str, Any]]:
-        return {name: service.fingerprint() for name, service in self._services.items()}
+        return {name: note_files(service.fingerprint()) for name, service in self._services.items()}
 
     def submit(self, name: str, job: Job, document: bytes | None, done: Done) -> None:
         """done: called with the pickled document, or an error."""

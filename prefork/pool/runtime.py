@@ -153,7 +153,8 @@ class Runtime(Executor):
 
     @property
     def fingerprints(self) -> dict[str, Mapping[str, Any]]:
-        """What the outputs depend on besides the inputs, by engine. Known once the models are loaded."""
+        """What the outputs depend on besides the inputs, by engine. Known once the models are
+        loaded; `prefork.fingerprint.complete` adds what all have in common."""
         inventory = self.supervisor.inventory
         assert inventory is not None
         return {**inventory.fingerprints, **self._remote.fingerprints()}

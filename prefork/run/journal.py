@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefork.engines.base import InputError, Job
+from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
 
 FOLDER = ".prefork"  # below the output folder
@@ -22,7 +23,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
     inputs TEXT NOT NULL,       -- JSON: size and time of change of every file the job reads
-    fingerprint TEXT NOT NULL,  -- JSON: engine, model, settings, outputs asked for
+    fingerprint TEXT NOT NULL,  -- JSON: outputs asked for, and of each stage what prefork/fingerprint.py makes
     files TEXT NOT NULL,        -- JSON: path, size, SHA-256 of every file it wrote
     error TEXT,                 -- why it was set aside; NULL when it is done
     finished REAL NOT NULL      -- seconds since 1970
@@ -83,6 +84,17 @@ class Journal:
         if row is None or row[:2] != (_describe_inputs(job), _describe_settings(job, fingerprint)):
             return False
         return all(self._folder.is_whole(WrittenFile(**file)) for file in json.loads(row[2]))
+
+    def has_done_any(self) -> bool:
+        return self._connection.execute("SELECT 1 FROM jobs WHERE error IS NULL LIMIT 1").fetchone() is not None
+
+    def explain(self, job: Job, fingerprint: Mapping[str, Any]) -> str:
+        """Why a job that is done is to be done again although its inputs are the same; empty if that is not so."""
+        row = self._connection.execute(
+            "SELECT fingerprint FROM jobs WHERE id = ? AND inputs = ? AND error IS NULL",
+            (_key(job), _describe_inputs(job)),
+        ).fetchone()
+        return "" if row is None else explain(json.loads(row[0]), json.loads(_describe_settings(job, fingerprint)))
 
     def record(
         self,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import queue
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +19,7 @@ from typing import Any
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.batching import Batching
 from prefork.errors import Stopped
+from prefork.fingerprint import ModelFile, complete, list_files, summarise
 from prefork.memory import memlog
 from prefork.memory.tally import describe_subjects
 from prefork.outputs import OutputFolder
@@ -79,6 +83,7 @@ class Run:
         self._log_file: Any = None
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
         self._account = Account()
+        self._model_files: set[ModelFile] = set()  # as they were when the run began
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
 
@@ -173,15 +178,27 @@ class Run:
             runtime.shutdown()
             self._account.add_runtime(runtime)
 
-    def _find_fingerprint(self) -> Mapping[str, Any]:
-        """What outputs depend on besides the inputs: the settings of every stage, of later phases too."""
+    def _find_fingerprint(self) -> Future[Mapping[str, Any]]:
+        """What outputs depend on besides the inputs: the settings of every stage, of later phases too. A thread
+        digests models that are new here; a run into a new folder does not wait for it."""
         runtime = self._runtime
         assert runtime is not None and runtime.supervisor.plan is not None
         known = runtime.fingerprints
         later = {stage.engine: stage.options for phase in self._phases[1:] for stage in phase if not stage.is_remote}
         if later:
             known = {**known, **survey(Specification(later, plan=runtime.supervisor.plan)).fingerprints}
-        return {"stages": [known[stage.engine] for stage in self._request.pipeline]}
+        self._model_files = list_files(known)
+        future: Future[Mapping[str, Any]] = Future()
+
+        def digest() -> None:
+            try:
+                names = [stage.engine for stage in self._request.pipeline]
+                future.set_result({"stages": [complete(name, known[name]) for name in names]})
+            except BaseException as error:  # noqa: BLE001  it is raised where the fingerprint is wanted
+                future.set_exception(error)
+
+        threading.Thread(target=digest, name="prefork-digest", daemon=True).start()
+        return future
 
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
         """Runs what is still to do; the number of jobs that an earlier run has done.
@@ -190,8 +207,7 @@ class Run:
         ends in between.
         """
         fingerprint = self._find_fingerprint()
-        redo, pipeline = self._request.redo, self._request.pipeline
-        jobs = [job for job in corpus.jobs if redo or not journal.is_done(job, narrow(fingerprint, pipeline, job))]
+        jobs = self._find_undone(corpus, journal, fingerprint)
         self._report.begin(lambda: self._measure_progress(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
@@ -210,6 +226,23 @@ class Run:
         self._end_runtime()
         return len(corpus.jobs) - len(jobs)
 
+    def _find_undone(self, corpus: Corpus, journal: Journal, fingerprint: Future[Mapping[str, Any]]) -> list[Job]:
+        """Jobs that this run is to do. Says which of them were done before, and why that does not count."""
+        jobs = list(corpus.jobs)
+        if self._request.redo or not journal.has_done_any():
+            return jobs
+        while not fingerprint.done() and not self._signals:
+            wait([fingerprint], _POLL_SECONDS)
+            self._handle_signals()
+        if self._signals:
+            return jobs  # none of them will begin
+        known = {job.id: narrow(fingerprint.result(), self._request.pipeline, job) for job in jobs}
+        undone = [job for job in jobs if not journal.is_done(job, known[job.id])]
+        reasons = Counter(filter(None, (journal.explain(job, known[job.id]) for job in undone)))
+        if reasons:
+            self._report.note(summarise(reasons))
+        return undone
+
     def _load_phase(self, phase: Pipeline) -> bool:
         """Sees to it that the models of a phase are loaded, and no others; False if nothing more is to begin."""
         if self._runtime is not None and self._runtime.pipeline == phase:
@@ -218,7 +251,10 @@ class Run:
         if self._signals or self._account.exhausted or self._account.failure is not None:
             return False
         self._runtime = self._make_runtime(phase)
-        return self._wait_until_loaded()
+        loaded = self._wait_until_loaded()
+        if loaded and (changed := list_files(self._runtime.fingerprints) - self._model_files):
+            raise LoadError(f"{min(file.path for file in changed)}: has changed since this run began; start again")
+        return loaded
 
     def _run_phase(self, jobs: list[Job], folder: OutputFolder, documents: Mapping[str, bytes]) -> Iterator[JobResult]:
         """Results, as they come."""
@@ -234,12 +270,12 @@ class Run:
                 yield results.get(timeout=_POLL_SECONDS)
                 waiting -= 1
 
-    def _record(self, result: JobResult, journal: Journal, fingerprint: Mapping[str, Any]) -> None:
-        job, error, pipeline = result.job, result.error, self._request.pipeline
+    def _record(self, result: JobResult, journal: Journal, fingerprint: Future[Mapping[str, Any]]) -> None:
+        job, error = result.job, result.error
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None:
-            journal.record(job, narrow(fingerprint, pipeline, job), result.files)
+            journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), result.files)
             self._account.add_done(result)
             self._report.finish_job(result, None)
             return
@@ -247,7 +283,7 @@ class Run:
         reason = strip_name(job.id, text)
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
-        journal.record(job, narrow(fingerprint, pipeline, job), error=reason)
+        journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), error=reason)
         self._account.failed[job.id] = reason
         self._report.finish_job(result, reason)
 

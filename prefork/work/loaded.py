@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Tensors
@@ -29,7 +29,8 @@ class Loaded:
 
     arena: None where weights cannot be shared. remote: the models are in another process. batch_memory: bytes of a GPU
     for the batches of one process; None on the CPU. exports: the weights in the memory of devices, for children to
-    attach to. guard: of a child that has, says whether they are still what they were.
+    attach to. guard: of a child that has, says whether they are still what they were. fingerprints: of the
+    engines, taken before anything was loaded.
     """
 
     engines: Mapping[str, Engine]
@@ -43,6 +44,7 @@ class Loaded:
     devices: tuple[str, ...] = ()
     exports: tuple[Export, ...] = ()
     guard: Guard | None = None
+    fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def attach(self, place: int) -> Loaded:
         """In a forked child: the same with its weights on a device, where their owner has put them, if there is one.

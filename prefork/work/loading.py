@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.engines import registry
 from prefork.engines.base import Engine, LoadError, Segment
+from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
@@ -46,6 +47,11 @@ def open_engines(specification: Specification) -> dict[str, Engine]:
     return engines
 
 
+def take_fingerprints(engines: Mapping[str, Engine]) -> dict[str, Mapping[str, Any]]:
+    """What each says of itself, the files that its model is read from as they are now. Raises LoadError."""
+    return {name: note_files(engine.fingerprint()) for name, engine in engines.items()}
+
+
 def survey(specification: Specification, engines: Mapping[str, Engine]) -> int | None:
     """Bytes that the weights will take, from the models' headers; None if that is not known before they are loaded."""
     distinct = {_find_model_key(name, engine): engine for name, engine in engines.items()}
@@ -68,8 +74,10 @@ def load(specification: Specification) -> Loaded:
     """Everything the specification names, its weights shared, used once and read-only. Raises LoadError."""
     engines = open_engines(specification)
     assert specification.plan is not None
+    fingerprints = take_fingerprints(engines)
     if specification.remote:
         loaded = Loaded(engines, {}, None, "cpu", specification.checkpoints, specification.batching, remote=True)
+        loaded = replace(loaded, fingerprints=fingerprints)
         _settle(loaded)
         return loaded
     weights = survey(specification, engines)
@@ -88,7 +96,7 @@ def load(specification: Specification) -> Loaded:
         models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
         speed_up(device)
     options = (specification.checkpoints, specification.batching)
-    loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices)
+    loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices, fingerprints=fingerprints)
     if plan.devices:
         loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
     for name, output in loaded.try_examples().items():
@@ -149,7 +157,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
     return Inventory(
         weights=loaded.count_weights(),
         seconds=time.monotonic() - started,
-        fingerprints={name: dict(engine.fingerprint()) for name, engine in loaded.engines.items()},
+        fingerprints=loaded.fingerprints,
         hazards=hazards,
         tf32=_uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),

@@ -63,8 +63,7 @@ def main() -> None:
         if specification.survey:
             engines = loading.open_engines(specification)
             sizes = loading.survey(specification, engines), loading.estimate_private(engines)
-            fingerprints = {name: dict(engine.fingerprint()) for name, engine in engines.items()}
-            channel.send(Surveyed(*sizes, fingerprints))
+            channel.send(Surveyed(*sizes, loading.take_fingerprints(engines)))
             return
         loaded = loading.load(specification)
         hazards = find_hazards()

@@ -22,6 +22,7 @@ from prefork.engines.base import InputError, Job, LoadError, Segment
 from prefork.engines.ctc.aligner import EMBEDDED, MOST_BYTES, CTCAligner
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, Timing, Utterance, Word
+from prefork.fingerprint import complete, note_files
 
 pytestmark = pytest.mark.dependencies
 
@@ -339,14 +340,14 @@ def test_the_fingerprint_tells_models_and_settings_apart(aligner: CTCAligner, fo
     engines = [CTCAligner(max_segment=5.0), CTCAligner(str(save_small(folder / "a", "wav2vec2")))]
     for engine in engines:
         engine.setup()
-    prints = [json.dumps(engine.fingerprint()) for engine in (aligner, *engines)]
+    prints = [json.dumps(complete("ctc", note_files(engine.fingerprint()))) for engine in (aligner, *engines)]
     assert len(set(prints)) == 3
     torch.manual_seed(4)
     retrained: Any = Wav2Vec2ForCTC(Wav2Vec2Config(**SMALL))
     retrained.save_pretrained(folder / "a")
     again = CTCAligner(str(folder / "a"))
     again.setup()
-    assert json.dumps(again.fingerprint()) != prints[2]
+    assert json.dumps(complete("ctc", note_files(again.fingerprint()))) != prints[2]
 
 
 def test_a_segment_of_no_seconds_is_refused() -> None:

@@ -19,7 +19,7 @@ from prefork.engines.checkpoints.model_folder import DTYPES
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
 from prefork.engines.whisper.attention import AttentionTap, attend
-from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, identify, open_whisper
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
 from prefork.engines.whisper.decoding import CACHE
 from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.timing import (
@@ -31,6 +31,7 @@ from prefork.engines.whisper.timing import (
     split_words,
     time_words,
 )
+from prefork.fingerprint import complete, note_files
 from prefork.weights.arena import Arena
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -174,7 +175,8 @@ def test_a_checkpoint_without_alignment_heads_gets_those_of_its_later_layers(fol
     checkpoint = open_whisper(str(folder))
     assert checkpoint.derived_heads
     assert checkpoint.alignment_heads == tuple((layer, head) for layer in (2, 3) for head in range(6))
-    assert identify(checkpoint) != identify(open_whisper(str(TINY)))
+    names = [note_files(one.source.list_files()) for one in (checkpoint, open_whisper(str(TINY)))]
+    assert complete("whisper", names[0]) != complete("whisper", names[1])
 
 
 @pytest.mark.parametrize(

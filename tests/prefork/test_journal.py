@@ -52,6 +52,19 @@ def test_a_job_is_done_again_when_what_it_depends_on_has_changed(
     assert not journal.is_done(job, SETTINGS)
 
 
+def test_a_job_that_is_to_be_done_again_for_other_settings_alone_says_so(journal: Journal, job: Job) -> None:
+    made = {"stages": [{"engine": "ctc", "prefork": "1.0", "dtype": "float32"}]}
+    wanted = {"stages": [{**made["stages"][0], "dtype": "int8"}]}
+    journal.record(job, made)
+    assert journal.has_done_any()
+    assert journal.explain(job, wanted) == "dtype was float32 and is int8"
+    assert journal.explain(job, made) == ""
+    os.utime(job.source, (1, 1))
+    assert journal.explain(job, wanted) == ""
+    journal.record(job, made, error="worker 0: killed")
+    assert journal.explain(job, wanted) == "" and not journal.has_done_any()
+
+
 def test_a_touched_input_is_done_again(journal: Journal, job: Job) -> None:
     os.utime(job.source, (1, 1))
     assert not journal.is_done(job, SETTINGS)

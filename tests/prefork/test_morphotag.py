@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rustling.chat import CHAT
 
 from prefork.engines.stanza.models import EMBEDDED
+from prefork.fingerprint import OUTPUTS
 from tests.prefork.command import read_outputs, run
 
 HEAD = "@UTF8\n@Begin\n@Languages:\t{}\n@Participants:\tCHI Target_Child, MOT Mother\n"
@@ -28,6 +31,24 @@ def write_talk(folder: Path, name: str, *lines: str, languages: str = "eng") -> 
     path = folder / f"{name}.cha"
     path.write_text("\n".join([HEAD.format(languages) + IDS.rstrip(), *(lines or TALK), "@End", ""]))
     return path
+
+
+# What prefork 0.1.0 wrote into its journal for stanza: it said neither its version nor torch's.
+OLD = (
+    '{"outputs": [["chat", "talk.cha"]], "stages": [{"engine": "stanza", "keep": false, "language": "eng", "models": '
+    '{"eng": {"code": "en", "package": "default", "sha256": '
+    '"5859e4aacf40b6762d9deb3369798f433785756c260c0126a0692436b5b3b5e0"}}, "retokenize": false, "stanza": "1.15.0"}]}'
+)
+
+
+def change_fingerprint(out: Path, change: Callable[[str], str]) -> None:
+    """As if something else had made what is there."""
+    with sqlite3.connect(out / ".prefork" / "journal.sqlite") as journal:
+        for job, known in journal.execute("SELECT id, fingerprint FROM jobs").fetchall():
+            made = change(known)
+            assert made != known
+            journal.execute("UPDATE jobs SET fingerprint = ? WHERE id = ?", (made, job))
+    journal.close()
 
 
 def strip_tiers(text: str) -> str:
@@ -102,6 +123,35 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     assert "2-3\twasn't\t" in story and "# text = Who was it?" in story
     again = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
     assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda known: known.replace(f'"prefork": "{OUTPUTS}"', '"prefork": "0.1.9"'),
+            f"prefork 0.1.9 made them, whose outputs are not those of {OUTPUTS}",
+        ),
+        (lambda known: OLD, f"a prefork older than {OUTPUTS} made them"),
+    ],
+    ids=["before a change to the rules", "before fingerprints had a version"],
+)
+def test_what_an_older_prefork_has_tagged_is_tagged_again_and_the_user_is_told(
+    tmp_path: Path, change: Callable[[str], str], reason: str
+) -> None:
+    write_talk(tmp_path / "in", "talk")
+    command = ("morphotag", tmp_path / "in", tmp_path / "out", "--json", "--workers", 1)
+    assert run(*command).returncode == 0
+    before = read_outputs(tmp_path / "out")
+    change_fingerprint(tmp_path / "out", change)
+    again = run(*command)
+    assert f"1 file will be made again: {reason}" in again.stdout
+    summary = json.loads(again.stdout.splitlines()[-1])
+    assert (summary["done"], summary["skipped"]) == (1, 0)
+    assert read_outputs(tmp_path / "out") == before
+    last = run(*command)
+    assert json.loads(last.stdout.splitlines()[-1])["skipped"] == 1
+    assert "made again" not in last.stdout
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from prefork import Job, LoadError, Runtime, Stopped
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Pipeline, Residency, Stage, align, list_phases, transcribe
 from prefork.run.runner import RunRequest, run
-from prefork.run.summary import Report, Summary
+from prefork.run.summary import Progress, Report, Summary
 from tests.prefork.command import read_outputs, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -113,6 +113,31 @@ def test_models_that_take_turns_give_the_same_as_models_that_stay(tmp_path: Path
     again = Silent()
     assert run(replace(request, residency=Residency.ALL), lambda: again) == 1
     assert again.summary is not None and again.summary.skipped == 3
+
+
+@pytest.mark.slow
+def test_a_model_that_changes_before_its_turn_is_not_used(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "talk", "say one")
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"one")
+
+    class Changing(Silent):
+        def begin(self, get_progress: Callable[[], Progress]) -> None:
+            time.sleep(1.0)  # the first model computes already, and the other one's file is known
+            model.write_bytes(b"two")
+
+    pipeline = (Stage("script"), Stage("relay", {"file": str(model)}))
+    request = RunRequest(
+        tmp_path / "in", tmp_path / "out", "align", pipeline, formats=("json",), residency=Residency.STAGE, workers=1
+    )
+    with pytest.raises(LoadError, match=r"model\.bin: has changed since this run began; start again"):
+        run(request, Changing)
+    assert not read_outputs(tmp_path / "out")
+    assert run(request, Silent) == 0
+    again = Silent()
+    model.write_bytes(b"six")
+    assert run(request, lambda: again) == 0
+    assert again.notes == ["1 file will be made again: weights has changed"]
 
 
 def test_phases_are_cut_where_another_model_begins() -> None:

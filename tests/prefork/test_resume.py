@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.engines.ctc.aligner import EMBEDDED
 from tests.prefork.command import copy_sample, find_children, read_outputs, run, start, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -131,6 +133,24 @@ def test_what_is_done_stays_done_until_something_it_depends_on_changes(tmp_path:
     assert again() == [2, 1]
     assert read_outputs(out)["job0.json"] == before["job0.json"]
     assert again("--redo") == [3, 0]
+
+
+@pytest.mark.slow
+def test_one_byte_in_the_middle_of_the_model_has_everything_made_again(tmp_path: Path) -> None:
+    copy_sample(tmp_path / "in", "child15")
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    command = ("align", tmp_path / "in", tmp_path / "out", "--model", tmp_path / "model", "--json", "--workers", 1)
+    assert _summary(run(*command).stdout)["done"] == 1
+    assert _summary(run(*command).stdout)["skipped"] == 1
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as weights:
+        middle = os.fstat(weights.fileno()).st_size // 2  # in a number of the weights
+        weights.seek(middle)
+        byte = weights.read(1)[0]
+        weights.seek(middle)
+        weights.write(bytes([byte ^ 1]))
+    again = run(*command)
+    assert _summary(again.stdout)["done"] == 1
+    assert "1 file will be made again: model.safetensors has changed" in again.stdout
 
 
 @pytest.mark.slow

@@ -76,8 +76,9 @@ class Relay(Engine):
 
     name = "relay"
 
-    def __init__(self, factor: float = 3.0) -> None:
+    def __init__(self, factor: float = 3.0, file: str = "") -> None:
         self.factor = factor
+        self.file = file  # that the model is said to be read from
 
     def identify_model(self) -> Hashable:
         return ("scale", self.factor)
@@ -103,7 +104,8 @@ class Relay(Engine):
         return replace(document, utterances=tuple(utterances), heard=(*document.heard, Word(str(os.getpid()))))
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"engine": self.name, "factor": self.factor}
+        files = {"weights": Path(self.file)} if self.file else {}
+        return {"engine": self.name, "factor": self.factor, **files}
 
 
 class Twin(Relay):
