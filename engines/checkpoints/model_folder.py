@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 import prefork.engines.checkpoints.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
 from prefork.engines.checkpoints.quantization import quantize_linears
 from prefork.engines.errors import LoadError
 
@@ -205,10 +204,6 @@ def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = No
     return f"{name}: {reason}; {f'use it with --engine {engine}, or ' if engine else ''}{remedy}"
 
 
-def shorten(error: object) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
     def refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
         raise LoadError(compose_refusal(name, reason, remedy)) from cause
@@ -219,13 +214,6 @@ def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         refuse("there is no such folder")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except HFValidationError as error:
-        refuse("there is no such folder, and it is not a valid hub id", error)
-    except GatedRepoError as error:
-        refuse("the hub requires that you accept its terms there and run `hf auth login`", error)
-    except RepositoryNotFoundError as error:
-        refuse("there is no such folder, and no such model on the hub", error)
-    except OSError as error:
-        reason = "there is no such folder, and the hub cannot be reached; download it on a machine with network access"
-        refuse(f"{reason} ({shorten(error)})", error)
+        return fetch(name, files)
+    except NotAvailable as error:
+        refuse(f"there is no such folder, and {error}", error)

@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from prefork.engines.alignment.viterbi import Clock, Vocabulary
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, shorten
+from prefork.engines.checkpoints.hub import shorten
+from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

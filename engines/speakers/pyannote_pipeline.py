@@ -22,15 +22,8 @@ from typing import Any, NoReturn
 
 import torch
 import yaml  # type: ignore[import-untyped]
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 
+from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
 from prefork.engines.errors import LoadError
 from prefork.engines.speakers.ge2e import build_voice_encoder, is_voice_encoder
 
@@ -173,7 +166,7 @@ def load_embedding(recipe: Recipe) -> torch.nn.Module:
     try:
         return build_voice_encoder(content)
     except RuntimeError as error:
-        _refuse(recipe.name, f"{recipe.embedding.name} does not fit ({_shorten(error)})", error)
+        _refuse(recipe.name, f"{recipe.embedding.name} does not fit ({shorten(error)})", error)
 
 
 def load_clustering(recipe: Recipe) -> Any:
@@ -189,7 +182,7 @@ def load_clustering(recipe: Recipe) -> Any:
             clustering = kind(plda.PLDA(*files), metric="cosine")
         clustering.instantiate(recipe.choose_clustering_values())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        _refuse(recipe.name, f"its clustering cannot be set up ({_shorten(error)})", error)
+        _refuse(recipe.name, f"its clustering cannot be set up ({shorten(error)})", error)
     return clustering
 
 
@@ -235,11 +228,11 @@ def _read_checkpoint(name: str, file: Path) -> dict[str, Any]:
         named = [line for line in str(error).splitlines() if "GLOBAL" in line]
         _refuse(
             name,
-            f"{file.name} is not a checkpoint, or would run code ({_shorten(named[0] if named else error)})",
+            f"{file.name} is not a checkpoint, or would run code ({shorten(named[0] if named else error)})",
             error,
         )
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        _refuse(name, f"{file.name} cannot be read as a checkpoint ({_shorten(error)})", error)
+        _refuse(name, f"{file.name} cannot be read as a checkpoint ({shorten(error)})", error)
     if not isinstance(content, dict):
         _refuse(name, f"{file.name} is not a checkpoint of a model")
     return content
@@ -267,7 +260,7 @@ def _build_model(recipe: Recipe, part: str, file: Path, content: Mapping[str, An
         model.setup()
         _take_weights(model, state)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-        _refuse(recipe.name, f"{file.name} cannot be built as a {kind} ({_shorten(error)})", error)
+        _refuse(recipe.name, f"{file.name} cannot be built as a {kind} ({shorten(error)})", error)
     return model.eval()
 
 
@@ -296,7 +289,7 @@ def _read_config(name: str, file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        _refuse(name, f"{file.name} cannot be read ({_shorten(error)})", error)
+        _refuse(name, f"{file.name} cannot be read ({shorten(error)})", error)
     if not isinstance(config, dict):
         _refuse(name, f"{file.name} is not a table of settings")
     return config
@@ -322,7 +315,7 @@ def _find_part(name: str, folder: Path, part: Any, what: str) -> Path:
     path = (local or folder / Path(reference).expanduser()) / subfolder
     hub = local is None and reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
     if not path.exists() and hub:
-        path = _fetch(name, reference, revision, None if what == "plda" else f"{subfolder}/{_WEIGHTS}".lstrip("/"))
+        path = _fetch(name, reference, revision, "" if what == "plda" else f"{subfolder}/{_WEIGHTS}".lstrip("/"))
         path = path / subfolder if what == "plda" else path
     if path.is_dir() and what != "plda":
         path = path / _WEIGHTS
@@ -333,35 +326,13 @@ def _find_part(name: str, folder: Path, part: Any, what: str) -> Path:
     return path
 
 
-def _fetch(name: str, repository: str, revision: str | None, file: str | None = None) -> Path:
-    """A repository's folder, or one file of it. The user's token is where the hub's own tools look for it."""
+def _fetch(name: str, repository: str, revision: str | None, file: str = "") -> Path:
+    """A repository's folder, or one file of it."""
     try:
-        if file is not None:
-            return Path(hf_hub_download(repository, file, revision=revision))
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
-    except HFValidationError as error:
-        _refuse(name, f"there is no such folder, and {repository} is not a valid hub id", error)
-    except GatedRepoError as error:
-        raise LoadError(
-            f"{name}: the hub requires that you accept the terms of {repository}: do so on "
-            f"https://huggingface.co/{repository}, then run `hf auth login` or set HF_TOKEN; or {_REMEDY}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        reason = f"there is no such folder, and the hub has no {repository} that this user can access"
-        _refuse(name, f"{reason} (HF_TOKEN, `hf auth login`)", error)
-    except (EntryNotFoundError, OSError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(
-            error, LocalEntryNotFoundError
-        ):  # asked, and not there
-            _refuse(name, f"{repository} on the hub has no {file}", error)
-        reason = f"{repository} was not downloaded yet, and the hub cannot be reached"
-        reason += "; download it on a machine with network access"
-        _refuse(name, f"{reason} ({_shorten(error)})", error)
+        return fetch(repository, _FILES, revision, file)
+    except NotAvailable as error:
+        _refuse(name, str(error), error)
 
 
 def _refuse(name: str, reason: str, cause: BaseException | None = None) -> NoReturn:
     raise LoadError(f"{name}: {reason}; {_REMEDY}") from cause
-
-
-def _shorten(error: object) -> str:
-    return " ".join(str(error).split())[:200]

@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from prefork.engines.audio.log_mel import HOP
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.checkpoints.model_folder import FILES, ModelFolder, shorten
+from prefork.engines.checkpoints.hub import shorten
+from prefork.engines.checkpoints.model_folder import FILES, ModelFolder
 from prefork.engines.text.languages import get_short_code
 
 FRAME = 2 * HOP / SAMPLE_RATE  # seconds of one of the encoder's frames: its second convolution halves

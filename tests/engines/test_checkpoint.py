@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_ctc_model_is_refused_by_name(fault: str, folder: Pa
     [
         ("./nowhere", "there is no such folder;"),
         ("/nowhere/to/be/found", "there is no such folder;"),
-        ("what is this?", "there is no such folder, and it is not a valid hub id"),
+        ("what is this?", "there is no such folder, and what is this? is not a valid hub id"),
         ("somebody/something", "there is no such folder, and the hub cannot be reached"),
     ],
 )
