@@ -4,7 +4,8 @@ An engine says its settings and names its model's files. What it might forget is
 output, with which versions of what computes, and the digests of the whole files.
 
 Digests of large files are kept in the user's cache. They are computed in a thread of the supervisor's process, which
-forks nothing; in the zygote a thread would be a hazard.
+forks nothing; in the zygote a thread would be a hazard. Of 1.0 GB in the page cache, SHA-256 took 0.76 s on one core of
+an AMD EPYC with SHA instructions, BLAKE2b 1.40 s; from disk, 1.8 s and 2.0 s.
 """
 
 from __future__ import annotations
