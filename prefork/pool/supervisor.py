@@ -155,8 +155,9 @@ class Supervisor:
         return self._loop.call_soon(lambda: self._feed(event))
 
     def status(self) -> list[WorkerStatus]:
-        """One entry for each worker, by slot."""
-        workers = self.pool.workers.all.copy().values() if self.pool is not None else ()
+        """One entry for each worker that has a process, by slot."""
+        known = self.pool.workers.all.copy().values() if self.pool is not None else ()
+        workers = [worker for worker in known if worker.pid]  # a signal to 0 would reach the program itself
         return [
             WorkerStatus(w.slot, w.pid, t.label if t else "", t.position if t else 0.0, w.memory, w.ready)
             for w in sorted(workers, key=lambda w: w.slot)

@@ -165,7 +165,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
                 pid = runtime.supervisor.list_pids().get("server", 0)
                 pool = runtime.supervisor.pool
                 servers = pool.models.servers if pool is not None else None
-                if servers is not None and servers.all[0].running and pid not in killed:
+                if servers is not None and servers.all[0].running and pid and pid not in killed:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
                 time.sleep(0.2)
