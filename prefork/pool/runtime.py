@@ -183,7 +183,9 @@ class Runtime(Executor):
         try:
             payload = dump((fn, args, kwargs))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            error.add_note(f"{label} and its arguments go to another process, and something in them cannot")
+            error.add_note(
+                f"{label} and its arguments go to another process, and something in them cannot: make it there"
+            )
             future.set_exception(error)
             return future
         with self._lock:

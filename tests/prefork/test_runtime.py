@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
@@ -99,10 +100,11 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
 
 def test_a_function_that_cannot_be_sent_fails_its_future_with_the_remedy() -> None:
     with Runtime(workers=1) as runtime:
-        future = runtime.submit(lambda: 1)
+        lock = threading.Lock()
+        future = runtime.submit(lambda: str(lock))
         error = future.exception()
         assert error is not None
-        assert "top-level functions" in error.__notes__[0]
+        assert "something in them cannot: make it there" in error.__notes__[0]
 
 
 def test_a_load_function_that_fails_ends_the_block_before_it_begins() -> None:
