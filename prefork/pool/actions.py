@@ -143,6 +143,9 @@ class Complete:
     result: bytes | None
     error: BaseException | None
 
+    def complete(self) -> None:
+        self.task.done(self.result, self.error)
+
 
 @dataclass(frozen=True, slots=True)
 class Announce:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from prefork.pool.tasks import Task
 from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
 
+KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -81,7 +83,7 @@ class ServerExited:
 
     @property
     def was_killed(self) -> bool:
-        return self.status == -getattr(signal, "SIGKILL", 9)
+        return self.status == KILLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class Processes:
                 if workers.has(number):
                     workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
             case actions.Complete():
-                reporter.complete(action)
+                action.complete()
             case actions.StartZygote():
                 workers.start_zygote(replace(action, specification=self._name_arena(action.specification)))
             case actions.EndZygote():

@@ -16,7 +16,6 @@ from prefork.errors import Stopped
 from prefork.memory.governor import Governor
 from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
-from prefork.pool.actions import Complete
 from prefork.pool.events import (
     Aborted,
     CloseRequested,
@@ -81,7 +80,6 @@ class Supervisor:
         self.governor.notice = notify = notice or logging.getLogger("prefork").warning
         self.interrupted = threading.Event()  # set when nothing new may begin
         self._reporter = Reporter(
-            complete=_complete,
             announce=self.loaded.set,
             interrupt=self.interrupted.set,
             notify=notify,
@@ -250,7 +248,7 @@ class Supervisor:
             self._loop.end()
             self.governor.end()
             for action in self.pool.end(self.failure) if self.pool is not None else ():
-                _complete(action)
+                action.complete()
             self._end_submitted()
         finally:
             self.loaded.set()
@@ -268,10 +266,6 @@ class Supervisor:
                     task.done(None, NotBegun(CANCELLED))
         for task in queue.clear():
             task.done(None, self.failure or Stopped(STOPPED))
-
-
-def _complete(action: Complete) -> None:
-    action.task.done(action.result, action.error)
 
 
 _running: set[Supervisor] = set()  # whoever has started them may be gone: what was submitted is done all the same

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from prefork.memory.governor import Governor
-from prefork.pool.actions import Complete
-from prefork.pool.events import Event
+from prefork.pool.events import KILLED, Event
 from prefork.pool.state import Pool
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.loop import Loop
 
-KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
 EXIT_SECONDS = 2.0  # how long a process may take to end by itself
 
 
@@ -24,7 +21,6 @@ class Reporter:
     """What the pool reports to the program. announce: the models are loaded, or never will be. interrupt: nothing new
     begins. inherits_stdout: there is no log, so that what processes print on stdout goes to stdout."""
 
-    complete: Callable[[Complete], None]
     announce: Callable[[], None]
     interrupt: Callable[[], None]
     notify: Callable[[str], None]

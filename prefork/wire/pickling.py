@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def dump(thing: Any) -> bytes:
     return dumped
 
 
+@cache
 def has_importable_main() -> bool:
-    """Whether another process can import the main module of this one."""
+    """Whether another process can import the main module of this one; looked up once, not with every call."""
     main = sys.modules["__main__"]
     if getattr(main, "__spec__", None) is not None:
         return True
