@@ -9,7 +9,7 @@ from prefork.pool.events import OwnerExited, OwnerSent, ServerExited, ServerSent
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
-from prefork.wire.messages import ConnectWorker, DecideBatch, DisconnectWorker, UploadWeights
+from prefork.wire.messages import ConnectWorker, DecideBatch, DisconnectWorker, FromOwner, UploadWeights
 
 # OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
 # them a server was three times slower at times, and one and a half times as fast with this.
@@ -39,12 +39,8 @@ class ServerProcesses:
         self._watch.post(child.channel, action.order)
 
     def _read_server(self, place: int, child: ChildProcess) -> None:
-        self._watch.loop.flush(child.channel)
-        try:
-            for message in child.channel.poll():
-                self._watch.feed(ServerSent(place, message))
-        except EOFError:
-            self._lose_server(place, child)
+        lose = partial(self._lose_server, place, child)
+        self._watch.read(child.channel, lambda message: self._watch.feed(ServerSent(place, message)), lose)
 
     def _lose_server(self, place: int, child: ChildProcess) -> None:
         tail = self._watch.read_stderr(child.stderr, child.stderr_tail)
@@ -90,15 +86,14 @@ class ServerProcesses:
             self._watch.post(child.channel, order)
 
     def _read_owner(self, place: int, child: ChildProcess) -> None:
-        self._watch.loop.flush(child.channel)
-        try:
-            for message in child.channel.poll():
-                self._watch.feed(OwnerSent(place, message))
-                if place not in self._owners:
-                    return
-        except EOFError:
+        def take(message: FromOwner) -> None:
+            self._watch.feed(OwnerSent(place, message))
+
+        def lose() -> None:
             name, _ = self._owners.pop(place)
             self._watch.feed(OwnerExited(place, name, child.pid, self._watch.end(child, EXIT_SECONDS)))
+
+        self._watch.read(child.channel, take, lose, is_wanted=lambda: place in self._owners)
 
     def end_owners(self) -> None:
         """Once nobody reads any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prefork.memory.governor import Governor
 from prefork.pool.events import KILLED, Event
@@ -41,6 +42,23 @@ class Watch:
     def post(self, channel: Channel, message: object, fds: tuple[int, ...] = ()) -> None:
         channel.post(message, fds)
         self.loop.flush(channel)
+
+    def read(
+        self,
+        channel: Channel,
+        take: Callable[[Any], None],
+        end: Callable[[], None],
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Takes what a process has sent, as long as it is wanted; `end` is called once its channel is at its end."""
+        self.loop.flush(channel)
+        try:
+            for message in channel.poll():
+                take(message)
+                if not is_wanted():
+                    return
+        except EOFError:
+            end()
 
     def watch(self, child: ChildProcess, read: Callable[[], None]) -> None:
         """read: called when there is something in its channel."""

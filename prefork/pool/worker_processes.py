@@ -13,7 +13,7 @@ from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
-from prefork.wire.messages import ConnectServer, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.messages import ConnectServer, FromZygote, RefuseRequest, RunTask, WorkerExited
 from prefork.wire.specification import Specification
 
 Message = Specification | RunTask | RefuseRequest | ConnectServer
@@ -46,17 +46,14 @@ class WorkerProcesses:
         self._watch.post(zygote.channel, action.specification)
 
     def _read_zygote(self, zygote: ChildProcess) -> None:
-        self._watch.loop.flush(zygote.channel)
-        try:
-            for message in zygote.channel.poll():
-                if isinstance(message, WorkerExited):
-                    self._reap_worker(message.number, message.status)
-                else:
-                    self._watch.feed(ZygoteSent(message))
-                if self.zygote is not zygote:  # it is not needed any more
-                    return
-        except EOFError:
-            self._lose_zygote(zygote)
+        def take(message: FromZygote) -> None:
+            if isinstance(message, WorkerExited):
+                self._reap_worker(message.number, message.status)
+            else:
+                self._watch.feed(ZygoteSent(message))
+
+        lose = partial(self._lose_zygote, zygote)
+        self._watch.read(zygote.channel, take, lose, is_wanted=lambda: self.zygote is zygote)
 
     def _lose_zygote(self, zygote: ChildProcess) -> None:
         tail = self._watch.read_stderr(zygote.stderr, zygote.stderr_tail)
@@ -107,13 +104,11 @@ class WorkerProcesses:
             end.child.kill()
 
     def _read_worker(self, number: int, end: _WorkerEnd) -> None:
-        self._watch.loop.flush(end.channel)
-        try:
-            for message in end.channel.poll():
-                self._watch.feed(WorkerSent(number, message))
-        except EOFError:
+        def close() -> None:
             self._watch.loop.ignore(end.channel)
             self._watch.feed(WorkerClosed(number))
+
+        self._watch.read(end.channel, lambda message: self._watch.feed(WorkerSent(number, message)), close)
 
     def _drain(self, number: int, end: _WorkerEnd) -> None:
         """What it has sent before it died."""
