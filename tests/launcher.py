@@ -43,7 +43,7 @@ from typing import Any, NoReturn
 
 from prefork.wire.process import die_with_parent
 
-LAUNCHER = "tests.launcher"  # the command line of one that the command has for itself
+LAUNCHER = "tests.launcher"  # the command line of a launcher
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.wire.child` writes it, or the command, as `tests.prefork.command` does.
 _OURS = re.compile(
