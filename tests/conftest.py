@@ -46,6 +46,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _launcher(_cache: None) -> Iterator[None]:
     """Starts what prefork starts; see there."""
+    launcher.Popen.before = dict(os.environ)  # with what the modules of tests have set as they were imported
     with pytest.MonkeyPatch.context() as patch:
         if sys.platform == "linux":
             patch.setattr(subprocess, "Popen", launcher.Popen)

@@ -78,7 +78,6 @@ _READ_AT_IMPORT = re.compile(
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
-_BEFORE = dict(os.environ)  # any test, one of which starts the launcher, has changed something for itself
 _INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # exec passes on whether they are ignored
 _HIGH = 1024  # descriptors below it may be wanted by their number
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,11 +93,11 @@ class Launcher:
         self._pid = os.getpid()
 
     @classmethod
-    def start(cls) -> Launcher:
-        """A fresh process, which imports everything."""
+    def start(cls, before: Mapping[str, str]) -> Launcher:
+        """A fresh process, which imports everything. before: the environment that no test has changed for itself."""
         from prefork.wire.environment import _ENVIRONMENT
 
-        environment = {**_BEFORE, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**before, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
         ours, theirs = socket.socketpair()
         with theirs:
             code = "import sys; sys.path[0] = sys.argv[1]; from tests.launcher import main; main(int(sys.argv[2]))"
@@ -147,6 +146,7 @@ class Popen(subprocess.Popen[Any]):
     """As subprocess's; what the launcher may start, it starts."""
 
     launcher: Launcher | None = None
+    before: Mapping[str, str] = {}
     is_off = False
 
     def _execute_child(self, *arguments: Any) -> None:
@@ -183,7 +183,7 @@ class Popen(subprocess.Popen[Any]):
         if cls.launcher is None:
             cls.is_off = True
             try:
-                cls.launcher = Launcher.start()
+                cls.launcher = Launcher.start(cls.before)
             finally:
                 cls.is_off = False
         return cls.launcher

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefork.wire.child import _command
+from prefork.wire.environment import _ENVIRONMENT
 from tests import launcher
 from tests.prefork.command import PREFORK
 
@@ -97,6 +98,9 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
 def test_what_prefork_starts_is_what_the_launcher_forks() -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
     here, there = socket.socketpair()
+    asked = launcher.Popen._ask()
     with here, there:
-        assert launcher._find_code(_command("work.zygote", there)) is not None
-    assert launcher._find_code(PREFORK) is not None
+        zygote = launcher._find_code(_command("work.zygote", there))
+    assert zygote is not None and asked.may_start(zygote, {**os.environ, **_ENVIRONMENT})
+    command = launcher._find_code(PREFORK)
+    assert command is not None and asked.may_start(command, os.environ)
