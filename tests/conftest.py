@@ -20,7 +20,7 @@ from tests.turns import take_turn
 # Who starts the suite in the background has it ignore SIGINT, which tests send, and which is passed on by exec.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Threads are prefork's to choose: the suite is the same whatever whoever starts it has set, and what it starts is forked.
+# The suite is the same whatever variables for threads whoever starts it has set, and what it starts is forked.
 for name in [name for name in os.environ if re.match(r"(OMP|MKL|KMP|GOMP|OPENBLAS|DNNL|ONEDNN)_", name)]:
     del os.environ[name]
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
