@@ -1,0 +1,407 @@
+"""Models of torch alone, as they are made, changed, compiled and exported."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import tempfile
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from script_kinds import Made, kind
+from script_tensors import Scaled
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+
+def _perceptron(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), *more, nn.Linear(16, 4)).eval()
+
+
+def _input(*shape: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, torch.Size(shape or (3, 8)).numel()).reshape(shape or (3, 8))
+
+
+def _run(model: Any) -> Any:
+    return model(_input())
+
+
+def _run_sequence(model: Any) -> Any:
+    return model(_input(2, 5, 8))[0]
+
+
+def _quiet(function: Any, *arguments: Any, **options: Any) -> Any:
+    """What torch has deprecated, and users still have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments, **options)
+
+
+class Composed(nn.Module):
+    """Holds all that a module may, and not only modules and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.ParameterDict({"a": nn.Parameter(torch.randn(8)), "b": nn.Parameter(torch.randn(8))})
+        self.rows = nn.ParameterList([nn.Parameter(torch.randn(8)) for _ in range(2)])
+        self.loose = {"scale": [torch.randn(8)], ("a", "tuple"): (torch.randn(8),)}
+        self.lock = threading.Lock()
+        self.parent = weakref.ref(self)
+        self.register_buffer("volatile", torch.randn(8), persistent=False)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            for one in (*self.table.values(), *self.rows, self.loose["scale"][0], self.volatile):
+                value = value * one + self.loose["a", "tuple"][0]
+        assert self.parent() is self
+        return value
+
+
+class Product(nn.Module):
+    """Its weight is of any kind that a matrix product takes."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.mm(self.weight, value.T)
+
+
+class Drawing(nn.Module):
+    """Has a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.generator = torch.Generator()
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        self.generator.manual_seed(7)
+        drawn: torch.Tensor = self.linear(value) + torch.rand(8, generator=self.generator)
+        return drawn
+
+
+@kind("TorchScript, scripted")
+def make_scripted() -> Made:
+    return _quiet(torch.jit.script, _perceptron()), _run
+
+
+@kind("TorchScript, traced")
+def make_traced() -> Made:
+    return _quiet(torch.jit.trace, _perceptron(), _input()), _run
+
+
+@kind("TorchScript, frozen")
+def make_frozen() -> Made:
+    return _quiet(torch.jit.freeze, _quiet(torch.jit.script, _perceptron())), _run
+
+
+@kind("TorchScript, loaded from a file")
+def make_loaded_script() -> Made:
+    file = io.BytesIO()
+    _quiet(torch.jit.save, _quiet(torch.jit.script, _perceptron()), file)
+    file.seek(0)
+    return _quiet(torch.jit.load, file), _run
+
+
+@kind("dynamic int8")
+def make_dynamic() -> Made:
+    return _quiet(torch.ao.quantization.quantize_dynamic, _perceptron(), {nn.Linear}), _run
+
+
+@kind("dynamic int8, LSTM")
+def make_dynamic_lstm() -> Made:
+    model = nn.LSTM(8, 8, batch_first=True).eval()
+    return _quiet(torch.ao.quantization.quantize_dynamic, nn.Sequential(model), {nn.LSTM}), _run_sequence
+
+
+@kind("static int8")
+def make_static() -> Made:
+    quantization = torch.ao.quantization
+    model = nn.Sequential(quantization.QuantStub(), nn.Linear(8, 4), nn.ReLU(), quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.get_default_qconfig("x86")  # type: ignore[assignment]
+    prepared = _quiet(quantization.prepare, model)
+    prepared(_input())
+    return _quiet(quantization.convert, prepared), _run
+
+
+def _make_compiled(backend: str, warm: bool) -> Made:
+    model = torch.compile(_perceptron(), backend=backend)
+    if warm:
+        with torch.no_grad():
+            model(_input())
+    return model, _run
+
+
+for backend in ("inductor", "aot_eager"):
+    kind(f"torch.compile, {backend}, cold")(functools.partial(_make_compiled, backend, False))
+    kind(f"torch.compile, {backend}, warm")(functools.partial(_make_compiled, backend, True))
+
+
+@kind("torch.export")
+def make_exported() -> Made:
+    return torch.export.export(_perceptron(), (_input(),)).module(), _run
+
+
+@kind("torch.export, loaded from a file")
+def make_loaded_export() -> Made:
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(_perceptron(), (_input(),)), file)
+    file.seek(0)
+    return torch.export.load(file).module(), _run
+
+
+@kind("torch.fx")
+def make_fx() -> Made:
+    return torch.fx.symbolic_trace(_perceptron()), _run
+
+
+@kind("LSTM")
+def make_lstm() -> Made:
+    return nn.LSTM(8, 8, num_layers=2, batch_first=True).eval(), _run_sequence
+
+
+@kind("GRU, both ways")
+def make_gru() -> Made:
+    return nn.GRU(8, 8, batch_first=True, bidirectional=True).eval(), _run_sequence
+
+
+@kind("LSTM cell, projected")
+def make_projected() -> Made:
+    return nn.LSTM(8, 8, batch_first=True, proj_size=4).eval(), _run_sequence
+
+
+@kind("weight_norm")
+def make_weight_norm() -> Made:
+    return parametrizations.weight_norm(nn.Linear(8, 4)).eval(), _run
+
+
+@kind("weight_norm, the old one")
+def make_old_weight_norm() -> Made:
+    return _quiet(nn.utils.weight_norm, nn.Linear(8, 4)).eval(), _run
+
+
+@kind("spectral_norm")
+def make_spectral_norm() -> Made:
+    return parametrizations.spectral_norm(nn.Linear(8, 4)).eval(), _run
+
+
+@kind("orthogonal")
+def make_orthogonal() -> Made:
+    return parametrizations.orthogonal(nn.Linear(8, 4)).eval(), _run
+
+
+@kind("pruned")
+def make_pruned() -> Made:
+    model = nn.Linear(8, 4)
+    prune.l1_unstructured(model, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    return model.eval(), _run
+
+
+@kind("float8")
+def make_float8() -> Made:
+    weight = torch.randn(4, 8).to(torch.float8_e4m3fn)
+    return Product(weight), lambda model: model.weight.float() @ _input().T
+
+
+@kind("sparse")
+def make_sparse() -> Made:
+    return Product(torch.randn(4, 8).relu().to_sparse()), _run
+
+
+@kind("sparse CSR")
+def make_sparse_csr() -> Made:
+    return Product(_quiet(torch.randn(4, 8).relu().to_sparse_csr)), _run
+
+
+@kind("quantised tensor")
+def make_quantised() -> Made:
+    weight = _quiet(torch.quantize_per_tensor, torch.randn(4, 8), 0.1, 3, torch.qint8)
+    return Product(weight), lambda model: model.weight.dequantize() @ _input().T
+
+
+@kind("nested")
+def make_nested() -> Made:
+    parts = torch.nested.nested_tensor([torch.randn(4, 8), torch.randn(2, 8)], layout=torch.jagged)
+    return Product(parts), lambda model: [part @ _input().T for part in model.weight.unbind()]
+
+
+@kind("nested, strided")
+def make_nested_strided() -> Made:
+    parts = _quiet(torch.nested.nested_tensor, [torch.randn(4, 8), torch.randn(2, 8)])
+    return Product(parts), lambda model: [part @ _input().T for part in model.weight.unbind()]
+
+
+@kind("mkldnn")
+def make_mkldnn() -> Made:
+    return Product(torch.randn(4, 8).to_mkldnn()), lambda model: model.weight.to_dense() @ _input().T
+
+
+@kind("meta")
+def make_meta() -> Made:
+    model = _perceptron()
+    with torch.device("meta"):
+        model.unused = nn.Linear(4, 4)
+    return model, lambda model: [model[2](model[1](model[0](_input()))), model.unused.weight.shape]
+
+
+@kind("zero-size")
+def make_zero_size() -> Made:
+    return Product(torch.randn(0, 8)), _run
+
+
+@kind("subclass")
+def make_subclass() -> Made:
+    return Product(torch.randn(4, 8).as_subclass(Scaled)), _run
+
+
+@kind("subclass with a tensor inside")
+def make_wrapper() -> Made:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return Product(TwoTensor(torch.randn(4, 8), torch.randn(4, 8))), lambda model: model.weight.b @ _input().T
+
+
+@kind("bfloat16")
+def make_bfloat16() -> Made:
+    return _perceptron().bfloat16(), lambda model: model(_input().bfloat16())
+
+
+@kind("float16")
+def make_float16() -> Made:
+    return _perceptron().half(), lambda model: model(_input().half())
+
+
+@kind("float64")
+def make_float64() -> Made:
+    return _perceptron().double(), lambda model: model(_input().double())
+
+
+@kind("conj")
+def make_conj() -> Made:
+    weight = torch.randn(4, 8, dtype=torch.complex64).conj()
+    return Product(weight), lambda model: torch.view_as_real((model.weight @ _input().T.to(torch.complex64)).resolve_conj())
+
+
+@kind("inference_mode")
+def make_in_inference_mode() -> Made:
+    with torch.inference_mode():
+        return _perceptron(nn.BatchNorm1d(16)), _run
+
+
+@kind("BatchNorm in eval")
+def make_batch_norm() -> Made:
+    return _perceptron(nn.BatchNorm1d(16)), _run
+
+
+@kind("convolutions, channels last")
+def make_convolutions() -> Made:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3)).eval()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, lambda model: model(_input(1, 3, 8, 8).contiguous(memory_format=torch.channels_last))
+
+
+@kind("TransformerEncoder, fast path")
+def make_encoder() -> Made:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval(), lambda model: model(_input(2, 5, 8))
+
+
+@kind("EmbeddingBag")
+def make_embedding_bag() -> Made:
+    return nn.EmbeddingBag(20, 8, mode="max").eval(), lambda model: model(torch.tensor([[1, 2], [3, 19]]))
+
+
+@kind("parameters and tensors in containers")
+def make_composed() -> Made:
+    return Composed().eval(), _run
+
+
+@kind("a lazy module")
+def make_lazy() -> Made:
+    model = nn.Sequential(nn.LazyLinear(4))
+    model(_input())
+    return model.eval(), _run
+
+
+@kind("hooks")
+def make_hooked() -> Made:
+    model, scale = _perceptron(), torch.randn(4)
+    model.register_forward_hook(lambda module, inputs, output: output * scale)
+    return model, _run
+
+
+@kind("a closure")
+def make_closure() -> Made:
+    weight, bias = torch.randn(8, 4), torch.randn(4)
+    return lambda value: value @ weight + bias, _run
+
+
+@kind("functools.partial")
+def make_partial() -> Made:
+    return functools.partial(torch.nn.functional.linear, weight=torch.randn(4, 8), bias=torch.randn(4)), _run
+
+
+@kind("an ensemble under vmap")
+def make_ensemble() -> Made:
+    base = _perceptron()
+    state: Any = torch.func.stack_module_state([_perceptron() for _ in range(3)])  # type: ignore[no-untyped-call]
+
+    def run(made: Any) -> Any:
+        def call(parameters: Any, buffers: Any) -> Any:
+            return torch.func.functional_call(made[0], (parameters, buffers), (_input(),))
+
+        return torch.vmap(call)(*made[1])
+
+    return (base, state), run
+
+
+@kind("a deep copy and its original")
+def make_copies() -> Made:
+    model = _perceptron()
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other[0].bias)  # type: ignore[arg-type]
+    return [model, other], lambda models: [_run(one) for one in models]
+
+
+@kind("its own generator")
+def make_drawing() -> Made:
+    return Drawing().eval(), _run
+
+
+@kind("gradients")
+def make_gradients() -> Made:
+    """Of the input, and of the weights: they are made in the worker, and are its own."""
+    model = _perceptron()
+
+    def run(model: Any) -> Any:
+        with torch.enable_grad():
+            value = _input().requires_grad_()
+            model(value).sum().backward()
+        found = [value.grad, *(parameter.grad for parameter in model.parameters())]
+        model.zero_grad()
+        return found
+
+    return model, run
+
+
+@kind("a checkpoint that is mapped")
+def make_mapped() -> Made:
+    path = Path(tempfile.mkdtemp()) / "model.pt"
+    torch.save(_perceptron().state_dict(), path)
+    model = _perceptron()
+    model.load_state_dict(torch.load(path, mmap=True), assign=True)
+    path.unlink()
+    path.parent.rmdir()
+    return model, _run
+
+
+@kind("shared memory of torch.multiprocessing")
+def make_shared() -> Made:
+    return _perceptron().share_memory(), _run
