@@ -183,19 +183,22 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether it has values, and does not only stand for a tensor, as some in a module that torch.export has made."""
+    """Whether it has values, and does not only stand for a tensor, as some do in what torch.export and torch.compile
+    have made: those have no address, or lie on "meta" and say otherwise."""
     try:
-        tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        storage.data_ptr()
     except RuntimeError:
         return False
-    return True
+    return storage.device.type == tensor.device.type
 
 
 def must_stay(thing: Any) -> bool:
     """Whether its memory cannot be replaced by other memory."""
     if not isinstance(thing, torch.Tensor):
         return True
-    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
+    special = thing.layout is not torch.strided or thing.is_quantized or thing.is_nested
+    return special or hasattr(thing, "__tensor_flatten__")
 
 
 def describe_shape(tensor: torch.Tensor) -> str:

@@ -7,6 +7,7 @@ in whatever process: what is random is seeded.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,22 +15,41 @@ import numpy as np
 import torch
 
 Made = tuple[Any, Callable[[Any], Any]]
-KINDS: dict[str, Callable[[], Made]] = {}
 
 
-def kind(name: str) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """needs: a package that not everybody has. alone: not in one process with the others."""
+
+    make: Callable[[], Made]
+    needs: str | None = None
+    alone: bool = False
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(
+    name: str, needs: str | None = None, alone: bool = False
+) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
     def add(make: Callable[[], Made]) -> Callable[[], Made]:
         assert name not in KINDS, name
-        KINDS[name] = make
+        KINDS[name] = Kind(make, needs, alone)
         return make
 
     return add
 
 
+def list_kinds() -> dict[str, Kind]:
+    for module in ("script_transformers", "script_modules", "script_others"):
+        importlib.import_module(module)
+    return KINDS
+
+
 def make(name: str) -> Made:
     torch.manual_seed(0)
     np.random.seed(0)
-    return KINDS[name]()
+    return list_kinds()[name].make()
 
 
 def load(names: Sequence[str]) -> dict[str, Made]:

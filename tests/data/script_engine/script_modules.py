@@ -140,8 +140,8 @@ def _make_compiled(backend: str, warm: bool) -> Made:
 
 
 for backend in ("inductor", "aot_eager"):
-    kind(f"torch.compile, {backend}, cold")(functools.partial(_make_compiled, backend, False))
-    kind(f"torch.compile, {backend}, warm")(functools.partial(_make_compiled, backend, True))
+    kind(f"torch.compile, {backend}, cold", alone=True)(functools.partial(_make_compiled, backend, False))
+    kind(f"torch.compile, {backend}, warm", alone=True)(functools.partial(_make_compiled, backend, True))
 
 
 @kind("torch.export")
@@ -286,7 +286,9 @@ def make_float64() -> Made:
 @kind("conj")
 def make_conj() -> Made:
     weight = torch.randn(4, 8, dtype=torch.complex64).conj()
-    return Product(weight), lambda model: torch.view_as_real((model.weight @ _input().T.to(torch.complex64)).resolve_conj())
+    return Product(weight), lambda model: torch.view_as_real(
+        (model.weight @ _input().T.to(torch.complex64)).resolve_conj()
+    )
 
 
 @kind("inference_mode")
@@ -298,6 +300,27 @@ def make_in_inference_mode() -> Made:
 @kind("BatchNorm in eval")
 def make_batch_norm() -> Made:
     return _perceptron(nn.BatchNorm1d(16)), _run
+
+
+@kind("BatchNorm in training", alone=True)
+@kind("BatchNorm in training, private")
+def make_batch_norm_in_training() -> Made:
+    """Its statistics become other ones with each call, and do not change what is computed."""
+    return {"in training": _perceptron(nn.BatchNorm1d(16)).train()}, lambda model: _run(model["in training"])
+
+
+@kind("a step of training", alone=True)
+def make_training() -> Made:
+    model = _perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def run(made: Any) -> Any:
+        with torch.enable_grad():
+            made[0](_input()).sum().backward()
+        made[1].step()
+        return made[0](_input())
+
+    return (model, optimizer), run
 
 
 @kind("convolutions, channels last")
@@ -328,6 +351,14 @@ def make_lazy() -> Made:
     model = nn.Sequential(nn.LazyLinear(4))
     model(_input())
     return model.eval(), _run
+
+
+@kind("torchaudio")
+def make_spectrogram() -> Made:
+    import torchaudio
+
+    model = torchaudio.transforms.MelSpectrogram(16000, n_fft=64, n_mels=8)
+    return model.eval(), lambda model: model(_input(1, 400))
 
 
 @kind("hooks")

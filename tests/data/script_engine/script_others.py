@@ -36,14 +36,14 @@ def _remove(path: Path) -> None:
     path.parent.rmdir()
 
 
-@kind("scikit-learn, logistic regression")
+@kind("scikit-learn, logistic regression", needs="sklearn")
 def make_regression() -> Made:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression().fit(_rows(), _classes()), lambda model: model.predict_proba(_rows())
 
 
-@kind("scikit-learn, random forest")
+@kind("scikit-learn, random forest", needs="sklearn")
 def make_forest() -> Made:
     from sklearn.ensemble import RandomForestClassifier
 
@@ -51,7 +51,7 @@ def make_forest() -> Made:
     return model.fit(_rows(), _classes()), lambda model: model.predict_proba(_rows())
 
 
-@kind("scikit-learn, a pipeline")
+@kind("scikit-learn, a pipeline", needs="sklearn")
 def make_pipeline() -> Made:
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
@@ -62,7 +62,7 @@ def make_pipeline() -> Made:
     return model.fit(_rows(), _classes()), lambda model: model.decision_function(_rows())
 
 
-@kind("scikit-learn, boosting")
+@kind("scikit-learn, boosting", needs="sklearn")
 def make_boosting() -> Made:
     """Computes with OpenMP, as it learns and as it predicts."""
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -71,7 +71,7 @@ def make_boosting() -> Made:
     return model.fit(_rows(), _classes()), lambda model: model.predict_proba(_rows())
 
 
-@kind("scipy, sparse")
+@kind("scipy, sparse", needs="scipy")
 def make_scipy() -> Made:
     from scipy import sparse
 
@@ -172,7 +172,7 @@ def make_sqlite_file() -> Made:
     return sqlite3.connect(path, check_same_thread=False), make_sqlite()[1]
 
 
-@kind("onnxruntime")
+@kind("onnxruntime", needs="onnxruntime", alone=True)
 def make_onnx() -> Made:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -205,7 +205,7 @@ def make_local() -> Made:
     return local, lambda local: local.weight * 2
 
 
-@kind("threads of its own")
+@kind("threads of its own", alone=True)
 def make_pooled() -> Made:
     """They are not in a forked child."""
     pool = ThreadPoolExecutor(2)
