@@ -120,6 +120,7 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
     names: dict[int, str] = {}
     seen: set[int] = set()
     keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
+    tensors: list[tuple[str, torch.Tensor]] = []  # an optimizer may lead to them before their module does
     stack = [("", root)]
     while stack:
         path, thing = stack.pop()
@@ -128,7 +129,7 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(thing))
         keep.append(thing)
         if isinstance(thing, torch.Tensor):
-            yield names.get(id(thing)) or path or f"a {describe_shape(thing)} tensor", thing
+            tensors.append((path, thing))
         if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
             yield f"a {str(thing._type()).rpartition('.')[2]}", thing
         stack.extend(_list_references(path, thing))
@@ -140,6 +141,8 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
             for name, tensor in named:
                 names.setdefault(id(tensor), _extend(path, name))
             stack.extend((path, tensor) for _, tensor in named)
+    for path, tensor in tensors:
+        yield names.get(id(tensor)) or path or f"a {describe_shape(tensor)} tensor", tensor
 
 
 def _list_references(path: str, thing: Any) -> list[tuple[str, Any]]:

@@ -131,17 +131,16 @@ def make_static() -> Made:
     return _quiet(quantization.convert, prepared), _run
 
 
-def _make_compiled(backend: str, warm: bool) -> Made:
-    model = torch.compile(_perceptron(), backend=backend)
+def _make_compiled(warm: bool) -> Made:
+    model = torch.compile(_perceptron())
     if warm:
         with torch.no_grad():
             model(_input())
     return model, _run
 
 
-for backend in ("inductor", "aot_eager"):
-    kind(f"torch.compile, {backend}, cold", alone=True)(functools.partial(_make_compiled, backend, False))
-    kind(f"torch.compile, {backend}, warm", alone=True)(functools.partial(_make_compiled, backend, True))
+kind("torch.compile, cold", alone=True)(functools.partial(_make_compiled, False))
+kind("torch.compile, warm", alone=True)(functools.partial(_make_compiled, True))
 
 
 @kind("torch.export")
@@ -310,17 +309,19 @@ def make_batch_norm_in_training() -> Made:
 
 
 @kind("a step of training", alone=True)
+@kind("a step of training, private")
 def make_training() -> Made:
     model = _perceptron()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
     def run(made: Any) -> Any:
+        model, optimizer = made["trained"]
         with torch.enable_grad():
-            made[0](_input()).sum().backward()
-        made[1].step()
-        return made[0](_input())
+            model(_input()).sum().backward()
+        optimizer.step()
+        return model(_input())
 
-    return (model, optimizer), run
+    return {"trained": (model, optimizer)}, run
 
 
 @kind("convolutions, channels last")

@@ -147,7 +147,8 @@ def make_llama_with_a_static_cache() -> Made:
     return _make_llama(), _generate(do_sample=False, cache_implementation="static", disable_compile=True)
 
 
-@kind("Llama, static cache kept in private")
+@kind("Llama, static cache of the model", alone=True)
+@kind("Llama, static cache of the model, private")
 def make_llama_with_its_cache() -> Made:
     model = _make_llama()
     cache = transformers.StaticCache(config=model.config, max_cache_len=16)
