@@ -67,6 +67,11 @@ def join(storages: Iterable[Iterable[SharedStorage]]) -> list[SharedStorage]:
 def group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[SharedStorage]:
     storages: dict[int, SharedStorage] = {}
     for name, tensor in named:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{owner}: its tensor {name} has no values yet, and would get other ones in each worker; run the model "
+                "once as it is loaded"
+            )
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(
                 f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
@@ -186,8 +191,8 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether it has values, and does not only stand for a tensor, as some do in what torch.export and torch.compile
-    have made: those have no address, or lie on "meta" and say otherwise."""
+    """Whether it has values, and does not only stand for a tensor, as some do in a module of torch.export: those have no
+    address, or lie on "meta" and say otherwise, if the module was loaded from a file."""
     try:
         storage = tensor.untyped_storage()
         storage.data_ptr()

@@ -79,6 +79,7 @@ def _compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("name", [name for name in KINDS if name.startswith("torch.compile")])
 def test_a_compiled_model_computes_the_same_whether_it_was_compiled_before_the_fork_or_after(name: str) -> None:

@@ -65,6 +65,8 @@ class Composed(nn.Module):
 class Product(nn.Module):
     """Its weight is of any kind that a matrix product takes."""
 
+    weight: torch.Tensor
+
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -125,7 +127,7 @@ def make_dynamic_lstm() -> Made:
 def make_static() -> Made:
     quantization = torch.ao.quantization
     model = nn.Sequential(quantization.QuantStub(), nn.Linear(8, 4), nn.ReLU(), quantization.DeQuantStub()).eval()
-    model.qconfig = quantization.get_default_qconfig("x86")  # type: ignore[assignment]
+    model.qconfig = _quiet(quantization.get_default_qconfig, "x86")
     prepared = _quiet(quantization.prepare, model)
     prepared(_input())
     return _quiet(quantization.convert, prepared), _run
@@ -327,7 +329,7 @@ def make_training() -> Made:
 @kind("convolutions, channels last")
 def make_convolutions() -> Made:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3)).eval()
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     return model, lambda model: model(_input(1, 3, 8, 8).contiguous(memory_format=torch.channels_last))
 
 
@@ -383,7 +385,7 @@ def make_partial() -> Made:
 @kind("an ensemble under vmap")
 def make_ensemble() -> Made:
     base = _perceptron()
-    state: Any = torch.func.stack_module_state([_perceptron() for _ in range(3)])  # type: ignore[no-untyped-call]
+    state: Any = torch.func.stack_module_state([_perceptron() for _ in range(3)])
 
     def run(made: Any) -> Any:
         def call(parameters: Any, buffers: Any) -> Any:

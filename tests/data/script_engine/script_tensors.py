@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 
 class Scaled(torch.Tensor):
@@ -37,6 +38,10 @@ def make(kind: str) -> torch.Tensor:
         "subclass": lambda: plain.as_subclass(Scaled),
         "parameter": lambda: torch.nn.Parameter(plain),
         "nested": lambda: torch.nested.nested_tensor([plain, plain[:2]], layout=torch.jagged),
+        "nested, strided": lambda: torch.nested.nested_tensor([plain, plain[:2]]),
+        "mkldnn": plain.to_mkldnn,
+        "two tensors inside": lambda: TwoTensor(plain, plain + 1),
+        "complex32 conj": lambda: complex_.to(torch.complex32).conj(),
         "quantised": lambda: _quantise(plain),
         "meta": lambda: torch.empty(2, 3, device="meta"),
     }
@@ -47,7 +52,7 @@ def make(kind: str) -> torch.Tensor:
 KINDS = (
     *("conj", "conj of a slice", "neg", "complex128 conj", "nan", "transposed", "expanded", "overlapping", "zero-size"),
     *("scalar", "bool", "uint16", "bfloat16", "float8", "sparse", "sparse csr", "subclass", "parameter", "nested"),
-    *("quantised", "meta"),
+    *("quantised", "meta", "nested, strided", "mkldnn", "two tensors inside", "complex32 conj"),
 )
 
 
