@@ -191,8 +191,8 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether it has values, and does not only stand for a tensor, as some do in a module of torch.export: those have no
-    address, or lie on "meta" and say otherwise, if the module was loaded from a file."""
+    """Whether it has values, and does not only stand for a tensor, as some do in a module of torch.export: those have
+    no address, or lie on "meta" and say otherwise, if the module was loaded from a file."""
     try:
         storage = tensor.untyped_storage()
         storage.data_ptr()

@@ -127,7 +127,8 @@ def make_safetensors() -> Made:
     from safetensors.torch import save
 
     path = _file(save({"weight": torch.arange(12.0)}))
-    handle = safe_open(path, "pt").__enter__()
+    opened: Any = safe_open(path, "pt")
+    handle = opened.__enter__()
     _remove(path)
     return handle, lambda handle: handle.get_tensor("weight")
 
@@ -147,9 +148,10 @@ def make_tokenizer() -> Made:
 
 @kind("a fast tokenizer of transformers")
 def make_fast_tokenizer() -> Made:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer()[0], unk_token="[UNK]", pad_token="[UNK]")
+    make: Any = transformers.PreTrainedTokenizerFast
+    tokenizer = make(tokenizer_object=make_tokenizer()[0], unk_token="[UNK]", pad_token="[UNK]")
     return tokenizer, lambda tokenizer: tokenizer(["a small sentence", "small"], padding=True)["input_ids"]
 
 

@@ -75,13 +75,16 @@ def describe(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[object, ...]]:
 
 def _describe(tensor: torch.Tensor) -> tuple[object, ...]:
     values = ""
-    if tensor.is_nested:
+    if isinstance(tensor, TwoTensor):
+        values = str([_describe(tensor.a), _describe(tensor.b)])
+    elif tensor.is_nested:
         values = str([part.tolist() for part in tensor.unbind()])
     elif tensor.device.type != "meta":
         dense = tensor.detach()
         dense = dense.to_dense() if dense.layout is not torch.strided else dense.as_subclass(torch.Tensor)
         dense = dense.dequantize() if dense.is_quantized else dense
-        values = str((dense.float() if dense.dtype is torch.float8_e4m3fn else dense).tolist())
+        wider = {torch.float8_e4m3fn: torch.float32, torch.complex32: torch.complex64}
+        values = str(dense.to(wider.get(dense.dtype, dense.dtype)).tolist())
     shape = () if tensor.is_nested else tuple(tensor.shape)
     return type(tensor).__name__, str(tensor.dtype), shape, tensor.is_conj(), tensor.is_neg(), values
 
