@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from tests.turns import take_turn
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The suite is the same whatever variables for threads whoever starts it has set, and what it starts is forked.
-for name in [name for name in os.environ if re.match(r"(OMP|MKL|KMP|GOMP|OPENBLAS|DNNL|ONEDNN)_", name)]:
+for name in filter(launcher.FOR_THREADS.match, list(os.environ)):
     del os.environ[name]
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
 

@@ -72,9 +72,9 @@ _IMPORTED = (
     *("prefork.engines.whisper.aligner", "prefork.engines.stanza.tagger", "prefork.engines.alignment.word_matching"),
     *("transformers.models.wav2vec2", "transformers.models.whisper", "transformers.models.auto.modeling_auto"),
 )
-_READ_AT_IMPORT = re.compile(
-    r"(HF|TRANSFORMERS|TORCH|PYTORCH|OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|PYTHON|LD|LC|GOMP)_|LANG"
-)
+_THREADS = "OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|GOMP"
+FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
+_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
@@ -217,6 +217,7 @@ def main(handle: int) -> None:
         raise RuntimeError(f"the launcher of the tests has {threads} threads; what it imports must start none")
     gc.collect()
     gc.freeze()
+    _show_command([LAUNCHER])
     connection = socket.socket(fileno=handle)
     connection.send(b"r")
     _serve(connection, dict(os.environ))

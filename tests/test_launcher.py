@@ -97,8 +97,8 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
 
 def test_what_prefork_starts_is_what_the_launcher_forks() -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
-    here, there = socket.socketpair()
     asked = launcher.Popen._ask()
+    here, there = socket.socketpair()
     with here, there:
         zygote = launcher._find_code(_command("work.zygote", there))
     assert zygote is not None and asked.may_start(zygote, {**os.environ, **_ENVIRONMENT})

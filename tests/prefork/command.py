@@ -72,7 +72,7 @@ def _runs(pid: int) -> bool:
 def find_children(pid: int, recursive: bool = False) -> list[psutil.Process]:
     """As psutil; launchers of the tests left out."""
     found = psutil.Process(pid).children(recursive)
-    return [child for child in found if not any(LAUNCHER in argument for argument in child.cmdline())]
+    return [child for child in found if child.cmdline()[:1] != [LAUNCHER]]
 
 
 def write_wav(path: Path, seconds: float) -> None:
