@@ -70,9 +70,17 @@ def _runs(pid: int) -> bool:
 
 
 def find_children(pid: int, recursive: bool = False) -> list[psutil.Process]:
-    """As psutil; launchers of the tests left out."""
-    found = psutil.Process(pid).children(recursive)
-    return [child for child in found if child.cmdline()[:1] != [LAUNCHER]]
+    """As psutil, zombies too; launchers of the tests left out, and what ends meanwhile."""
+    return [child for child in psutil.Process(pid).children(recursive) if _is_own(child)]
+
+
+def _is_own(child: psutil.Process) -> bool:
+    try:
+        return child.cmdline()[:1] != [LAUNCHER]
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_wav(path: Path, seconds: float) -> None:
