@@ -45,9 +45,11 @@ from prefork.wire.process import die_with_parent
 
 LAUNCHER = "tests.launcher"  # the command line of a launcher
 ROOT = Path(__file__).resolve().parents[1]
-# What runs a child of prefork, as `prefork.wire.child` writes it, or the command, as `tests.prefork.command` does.
+# What runs a child of prefork, as `prefork.wire.child` writes it, what asks torch for the devices, as
+# `prefork.platform_matrix.devices` does, or the command, as `tests.prefork.command` does.
 _OURS = re.compile(
     r"import sys; sys\.path\.append\(sys\.argv\[1\]\); .*; from prefork\.wire\.child import run; run\(sys\.argv\[4\]\)"
+    r"|import sys; sys\.path\.append\(sys\.argv\[1\]\); from prefork\.platform_matrix\.devices import main; main\(\)"
     r"|from prefork\.cli\.app import main; main\(\)"
 )
 _IMPORTED = (
@@ -74,7 +76,8 @@ _IMPORTED = (
 )
 _THREADS = "OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|GOMP"
 FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
-_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
+_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
+_READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
@@ -124,8 +127,8 @@ class Launcher:
         missing = changed - environment.keys() - {"OMP_WAIT_POLICY"}
         path = environment.get("PYTHONPATH", "").split(os.pathsep)
         known = {*self._environment.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
-        computes = not _is_program(code)
-        return set(path) <= known and not (changed & environment.keys()) - {"PYTHONPATH"} and not (missing and computes)
+        computes = "prefork.wire.child" in code
+        return set(path) <= known and not (changed & environment.keys()) - _READ_AGAIN and not (missing and computes)
 
     def fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> int:
         """The pid of a child of this process. fds: stdin, stdout, stderr, and what else it inherits."""
@@ -300,6 +303,7 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     os.environ.update(request["environment"])
     known = environment.get("PYTHONPATH", "").split(os.pathsep)
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
+    _read_variables_again()
     script = None if "-c" in arguments[:3] else arguments[1]
     beside = [] if "-P" in arguments else [os.path.dirname(script) if script else ""]  # noqa: PTH120  as Python has it
     sys.path[:1] = [*beside, *added]  # in place of the launcher's own
@@ -309,6 +313,14 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
         setattr(sys, name, _open(name, fd, mode))
         setattr(sys, f"__{name}__", getattr(sys, name))
     return _run(code, script)
+
+
+def _read_variables_again() -> None:
+    """What huggingface_hub makes of its variables when it is imported."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    constants.HF_HUB_OFFLINE = constants._is_true(said)
 
 
 def _open(name: str, fd: int, mode: str) -> io.TextIOWrapper:

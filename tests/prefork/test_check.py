@@ -27,7 +27,6 @@ from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.pool.runtime import make_plan
 from tests.prefork.command import run
 
-pytestmark = pytest.mark.exec
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 

@@ -20,7 +20,6 @@ from prefork.cli.parsing import make_batching
 from prefork.engines.batching import Batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 
-pytestmark = pytest.mark.exec
 
 CHAT_HEAD = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tPAR Participant\n@ID:\teng|x|PAR|||||Participant|||\n"
 
