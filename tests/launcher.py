@@ -79,6 +79,8 @@ FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
 _READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
 _READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+_COLLAPSE = 25  # MADV_COLLAPSE, linux/mman.h
+_HUGE = 2 << 20  # bytes of a huge page
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
 _INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # exec passes on whether they are ignored
@@ -221,9 +223,22 @@ def main(handle: int) -> None:
     gc.collect()
     gc.freeze()
     _show_command([LAUNCHER])
+    _use_huge_pages()
     connection = socket.socket(fileno=handle)
     connection.send(b"r")
     _serve(connection, dict(os.environ))
+
+
+def _use_huge_pages() -> None:
+    """In the memory of Python's objects: to fork, and to end, takes 25 ms of a core in place of 60, as there is less to
+    list. What a child writes to is copied by small pages as ever. Nothing happens where the kernel cannot (Linux 6.1).
+    """
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        extent, access, *_, name = line.split(maxsplit=5) if line.endswith("]") else (*line.split(), "")
+        if access.startswith("rw") and name in ("", "[heap]"):
+            start, end = (int(address, 16) for address in extent.split("-"))
+            for address in range(-(-start // _HUGE) * _HUGE, end - _HUGE + 1, _HUGE):
+                _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _COLLAPSE)
 
 
 def _serve(connection: socket.socket, environment: Mapping[str, str]) -> None:
