@@ -11,8 +11,8 @@ arguments, the folder, the descriptors, the limits and the command line that exe
                             <--                      <--     its pid, and ends       runs the code
 
 What would notice the difference is exec'ed: a process with another PYTHONPATH, with variables that libraries read when
-they are imported, with `preexec_fn`, and whatever a test marked `exec` starts: tests of memory, of what is imported, of
-the command as the user's shell starts it.
+they are imported (but for those of _READ_AGAIN), with `preexec_fn`, and whatever a test marked `exec` starts: tests of
+memory, of what is imported, of the command as the user's shell starts it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.platform_matrix import devices
 from prefork.wire.child import _command
 from prefork.wire.environment import _ENVIRONMENT
 from tests import launcher
@@ -84,6 +85,30 @@ def test_it_is_forked_and_what_is_not_prefork_s_is_not(tmp_path: Path, monkeypat
     assert _start(script, monkeypatch, False).stdout == "False\n"
 
 
+@pytest.mark.parametrize("value", ["", "0", "1", "true"])
+def test_what_is_kept_off_the_hub_is_so_when_it_is_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nwas_there = 'torch' in sys.modules\nimport prefork\nimport huggingface_hub as hub\n"
+        "print(was_there, hub.is_offline_mode(), hub.constants.HF_HUB_OFFLINE)\n"
+    )
+    forked, execed = (_start(script, monkeypatch, by_exec).stdout.split() for by_exec in (False, True))
+    assert [forked[0], execed[0]] == ["True", "False"]
+    assert forked[1:] == execed[1:] == [str(value in ("1", "true"))] * 2
+
+
+@pytest.mark.parametrize("variable", ["STANZA_RESOURCES_DIR", "HF_HOME", "OMP_NUM_THREADS"])
+def test_what_libraries_read_when_they_are_imported_makes_it_execed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path))
+    code = launcher._find_code(PREFORK)
+    assert code is not None and not launcher.Popen._ask().may_start(code, os.environ)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, number: signal.Signals) -> None:
     script = tmp_path / "script.py"
@@ -95,7 +120,7 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
         assert process.wait(20) == -number
 
 
-def test_what_prefork_starts_is_what_the_launcher_forks() -> None:
+def test_what_prefork_starts_is_what_the_launcher_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
     asked = launcher.Popen._ask()
     here, there = socket.socketpair()
@@ -104,3 +129,14 @@ def test_what_prefork_starts_is_what_the_launcher_forks() -> None:
     assert zygote is not None and asked.may_start(zygote, {**os.environ, **_ENVIRONMENT})
     command = launcher._find_code(PREFORK)
     assert command is not None and asked.may_start(command, os.environ)
+    started: list[list[str]] = []
+
+    def note(arguments: list[str], **_: object) -> None:
+        started.append(arguments)
+        raise OSError("noted")
+
+    monkeypatch.setattr(subprocess, "Popen", note)
+    with pytest.raises(devices.NoAnswer):
+        devices.interrogate("torch", devices.__name__, 1.0)
+    asking = launcher._find_code(started[0])
+    assert asking is not None and asked.may_start(asking, os.environ)

@@ -27,7 +27,6 @@ from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.pool.runtime import make_plan
 from tests.prefork.command import run
 
-
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 
 
@@ -51,6 +50,7 @@ def test_the_embedded_engine_is_safe_and_every_step_says_so(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exec  # one of them as users start it: it forks from a process that has just imported torch
 def test_a_model_of_the_users_is_safe() -> None:
     code, steps, _ = _check("load_model", "infer")
     assert code == 0

@@ -20,7 +20,6 @@ from prefork.cli.parsing import make_batching
 from prefork.engines.batching import Batching
 from tests.prefork.command import PREFORK, SAMPLES, copy_sample, read_outputs, run, write_script, write_wav
 
-
 CHAT_HEAD = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tPAR Participant\n@ID:\teng|x|PAR|||||Participant|||\n"
 
 
@@ -254,6 +253,7 @@ def test_force_cpu_goes_before_and_after_the_command_and_into_the_environment(tm
     assert run(*rest, PREFORK_FORCE_CPU="1").returncode == 0
 
 
+@pytest.mark.exec  # it measures how long that takes, and says whether torch is there
 def test_help_comes_at_once_and_without_torch() -> None:
     times = []
     for _ in range(5):
@@ -269,5 +269,6 @@ def test_help_comes_at_once_and_without_torch() -> None:
 
 
 @pytest.mark.dependencies
+@pytest.mark.exec
 def test_the_version_is_shown() -> None:
     assert run("--version").stdout.strip() == "0.2.0"

@@ -30,7 +30,6 @@ from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.pool.runtime import make_plan
 from prefork.work.comparison import NotComparable
 
-
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 GIGABYTE = 1 << 30
 
