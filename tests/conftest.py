@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    launcher.forget_what_libraries_set()
     launcher.Popen.is_off = item.get_closest_marker("exec") is not None
     with take_turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)

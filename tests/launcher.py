@@ -194,6 +194,18 @@ class Popen(subprocess.Popen[Any]):
         return cls.launcher
 
 
+def forget_what_libraries_set() -> None:
+    """As they were imported by a test: scikit-learn sets KMP_INIT_AT_FORK, lightning PYTORCH_NVML_BASED_CUDA_CHECK. No
+    user's shell has them, and whatever a later test starts would be exec'ed."""
+    if not Popen.before:  # the first test is still to be set up
+        return
+    for name in filter(_READ_AT_IMPORT.match, Popen.before.keys() | os.environ.keys()):
+        if name in Popen.before:
+            os.environ[name] = Popen.before[name]
+        else:
+            del os.environ[name]
+
+
 def _find_code(arguments: Any) -> str | None:
     """What a process of prefork's, or a user's script that imports it, is to run; None if it is another's."""
     found = [] if isinstance(arguments, str | bytes) else [os.fsdecode(argument) for argument in arguments]

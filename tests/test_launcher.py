@@ -109,6 +109,13 @@ def test_what_libraries_read_when_they_are_imported_makes_it_execed(
     assert code is not None and not launcher.Popen._ask().may_start(code, os.environ)
 
 
+def test_what_a_library_sets_as_a_test_imports_it_is_gone_with_the_next_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.Popen, "before", {"HF_KNOWN": "as it was", "OURS": "x"})
+    monkeypatch.setattr(os, "environ", {"HF_KNOWN": "changed", "OURS": "y", "KMP_INIT_AT_FORK": "FALSE"})
+    launcher.forget_what_libraries_set()
+    assert os.environ == {"HF_KNOWN": "as it was", "OURS": "y"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, number: signal.Signals) -> None:
     script = tmp_path / "script.py"
