@@ -57,7 +57,8 @@ class Runtime(Executor):
 
     engine: a name from the entry points `prefork.engines`, or a pipeline of several (`prefork.pool.pipeline`). options:
     the engine's own settings.
-    load: a function without arguments that returns the model, or anything that holds it.
+    load: a function without arguments that returns the model, or anything that holds it. private: patterns of the names
+    of tensors in it that each worker may write to, as `("*.kv_cache",)`: they are not shared.
     workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
     threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by default
     what the platform matrix says for this machine. devices: those that compute, as `--devices` has them: ["cuda:0",
@@ -80,6 +81,7 @@ class Runtime(Executor):
         engine: str | Pipeline | None = None,
         *,
         load: Callable[[], Any] | None = None,
+        private: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         workers: int | None = None,
         threads: int | None = None,
@@ -99,6 +101,10 @@ class Runtime(Executor):
     ) -> None:
         if engine is not None and load is not None:
             raise ValueError("Runtime takes an engine or a load function, not both")
+        if isinstance(private, str) or not all(isinstance(pattern, str) for pattern in private):
+            raise ValueError(f'private must be a sequence of patterns, as ("*.kv_cache",), not {private!r}')
+        if private and load is None:
+            raise ValueError("private names tensors of what load returns, and there is no load")
         for name, value in (("workers", workers), ("threads", threads), ("memory_limit", memory_limit)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -119,6 +125,7 @@ class Runtime(Executor):
             preparation=_describe_main(),
             checkpoints=memory_checkpoints,
             batching=batching,
+            private=tuple(private),
         )
         request = Request(
             engines=tuple(local),

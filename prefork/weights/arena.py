@@ -9,12 +9,13 @@ import sys
 import warnings
 import zlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from prefork.weights.private import is_copied_on_write, is_private
 from prefork.weights.walk import (
     SharedStorage,
     collect,
@@ -75,14 +76,15 @@ class Arena:
         self.address = self._bytes.data_ptr()
 
     @classmethod
-    def pack(cls, models: Mapping[str, Any], path: str | None = None) -> Arena:
+    def pack(cls, models: Mapping[str, Any], path: str | None = None, private: Sequence[str] = ()) -> Arena:
         """Moves every CPU tensor that can be reached from the models into a new arena.
 
-        path: a file that takes the weights, for `describe`; else they are in memory without a name. Tensors keep their
+        path: a file that takes the weights, for `describe`; else they are in memory without a name. private: patterns
+        of the names of tensors that are not moved, and can be written to by each process alone. Tensors keep their
         identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
         that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
         """
-        unique = collect(models)
+        unique = _set_apart(collect(models), private)
         size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
         fd = _open_backing(size, path)
         arena = cls(fd, size, mmap.ACCESS_WRITE, path)
@@ -107,14 +109,15 @@ class Arena:
         return Manifest(self.path, self.size, tuple(self._regions), digests)
 
     @classmethod
-    def adopt(cls, models: Mapping[str, Any], manifest: Manifest) -> Arena:
+    def adopt(cls, models: Mapping[str, Any], manifest: Manifest, private: Sequence[str] = ()) -> Arena:
         """Replaces every tensor of models that were loaded here by the one in another process's arena that is the
-        same byte for byte. Raises ValueError if one has no equal there: no two workers may have different weights."""
+        same byte for byte. Raises ValueError if one has no equal there: no two workers may have different weights.
+        private: as for `pack`."""
         with open(manifest.path, "rb") as file:
             arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
         arena._regions = list(manifest.regions)
         known = {(r.size, digest): r for r, digest in zip(manifest.regions, manifest.digests, strict=True)}
-        unique = collect(models)
+        unique = _set_apart(collect(models), private)
         while unique:
             storage = unique.pop(0)
             source = storage.read()
@@ -133,15 +136,7 @@ class Arena:
         return self._bytes[region.offset : region.offset + region.size]
 
     def _replace(self, storage: SharedStorage, region: Region) -> None:
-        """Has the tensors of a storage look into the arena. Raises ValueError if one is not what it was before."""
-        before = [tensor.detach() for tensor in storage.tensors]
-        _look(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
-        for old, tensor in zip(before, storage.tensors, strict=True):
-            if not is_same(old, tensor.detach()):
-                raise ValueError(
-                    f"{storage.owner}: its tensor {storage.name} ({describe_shape(old)} {old.dtype}) has other values "
-                    "in shared memory than before; keep `tensor.clone()` in the model instead"
-                )
+        _move(storage, torch.frombuffer(self._mapping, dtype=torch.uint8, count=region.size, offset=region.offset))
 
     def rebind(self, models: Mapping[str, Any], buffer: torch.Tensor) -> list[str]:
         """Has every tensor of the models that looks into the arena look into a copy of it, at the same place.
@@ -215,6 +210,29 @@ def _release(source: torch.Tensor) -> None:
     size = (source.data_ptr() + source.numel() - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if sys.platform == "linux" and size > 0:  # advice: a kernel too old for it (before 5.4) may ignore it
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
+
+
+def _set_apart(storages: list[SharedStorage], private: Sequence[str]) -> list[SharedStorage]:
+    """Those that are shared. The private ones stay where they are, unless a process cannot write there alone."""
+    shared = []
+    for storage in storages:
+        if not is_private(storage.names, private):
+            shared.append(storage)
+        elif not is_copied_on_write(source := storage.read()):
+            _move(storage, source.clone())
+    return shared
+
+
+def _move(storage: SharedStorage, memory: torch.Tensor) -> None:
+    """Has the tensors of a storage look into a copy of it. Raises ValueError if one is not what it was before."""
+    before = [tensor.detach() for tensor in storage.tensors]
+    _look(storage, memory)
+    for old, tensor in zip(before, storage.tensors, strict=True):
+        if not is_same(old, tensor.detach()):
+            raise ValueError(
+                f"{storage.owner}: its tensor {storage.name} ({describe_shape(old)} {old.dtype}) has other values "
+                "in shared memory than before; keep `tensor.clone()` in the model instead"
+            )
 
 
 def _look(storage: SharedStorage, memory: torch.Tensor) -> None:

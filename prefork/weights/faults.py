@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from prefork.wire.endings import FATAL
+from prefork.wire.specification import LOADED
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -35,10 +36,13 @@ def describe_write(arena: Arena, address: int) -> str | None:
     region = arena.find(address)
     if region is None:
         return None
-    return (
+    text = (
         f"engine {region.owner} wrote to shared weights ({region.tensor}), which are read-only in a worker; "
         "put the model into eval mode, or let it write to a copy"
     )
+    if region.owner == LOADED:
+        text += f"; if each worker is to have its own: Runtime(..., private=({region.tensor!r},))"
+    return text
 
 
 def watch_for_writes(arena: Arena, fd: int) -> None:

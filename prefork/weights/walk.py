@@ -35,10 +35,14 @@ class SharedStorage:
     """A storage outside the arena, with all the tensors that look into it: tied weights, slices, views."""
 
     owner: str
-    name: str
+    names: list[str] = field(default_factory=list)
     tensors: list[torch.Tensor] = field(default_factory=list)
     low: int = 0  # bytes, the part of the storage that the tensors use
     high: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
     def read(self) -> torch.Tensor:
         """(bytes,) uint8, the part that is used; not a copy."""
@@ -72,7 +76,8 @@ def group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Sha
             continue
         key = tensor.untyped_storage().data_ptr()
         low, high = _extent(tensor)
-        storage = storages.setdefault(key, SharedStorage(owner, name, low=low, high=high))
+        storage = storages.setdefault(key, SharedStorage(owner, low=low, high=high))
+        storage.names.append(name)
         storage.tensors.append(tensor)
         storage.low, storage.high = min(storage.low, low), max(storage.high, high)
     yield from storages.values()
@@ -84,6 +89,7 @@ def _merge(storages: list[SharedStorage]) -> list[SharedStorage]:
     for storage in storages:
         known = merged.setdefault(storage.tensors[0].untyped_storage().data_ptr(), storage)
         if known is not storage:
+            known.names += storage.names
             known.tensors += storage.tensors
             known.low, known.high = min(known.low, storage.low), max(known.high, storage.high)
     return list(merged.values())
@@ -106,36 +112,67 @@ def keep_tensors(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, torch.
 
 
 def visit(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor, and every C++ object that may hold some, that can be reached from an object."""
+    """Every tensor, and every C++ object that may hold some, that can be reached from an object.
+
+    A tensor is called what its module calls it, with the path to the module in front ("encoder.layers.0.weight"); one
+    that is in no module, the path to it ("cache.layers.0.keys"). Where there is no path, its shape stands for it.
+    """
     names: dict[int, str] = {}
     seen: set[int] = set()
     keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
-    stack = [root]
+    stack = [("", root)]
     while stack:
-        thing = stack.pop()
+        path, thing = stack.pop()
         if id(thing) in seen or isinstance(thing, _OPAQUE):
             continue
         seen.add(id(thing))
         keep.append(thing)
         if isinstance(thing, torch.Tensor):
-            yield names.get(id(thing), f"a {describe_shape(thing)} tensor"), thing
+            yield names.get(id(thing)) or path or f"a {describe_shape(thing)} tensor", thing
         if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
             yield f"a {str(thing._type()).rpartition('.')[2]}", thing
+        stack.extend(_list_references(path, thing))
         if isinstance(thing, torch.nn.Module):
             named = [
                 *thing.named_parameters(remove_duplicate=False),
                 *thing.named_buffers(remove_duplicate=False),
             ]
             for name, tensor in named:
-                names.setdefault(id(tensor), name)
-            stack.extend(tensor for _, tensor in named)
-        stack.extend(_references(thing))
+                names.setdefault(id(tensor), _extend(path, name))
+            stack.extend((path, tensor) for _, tensor in named)
 
 
-def _references(thing: Any) -> list[Any]:
+def _list_references(path: str, thing: Any) -> list[tuple[str, Any]]:
+    """What an object leads to, with its path. What has a name comes last, and so is looked at first."""
     if isinstance(thing, types.FunctionType):  # not its globals: they lead to everything
-        return [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-    return gc.get_referents(thing)
+        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+        rest = (thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
+        return [*((path, part) for part in rest), *((_extend(path, name), cell) for name, cell in cells)]
+    found = [(path, part) for part in gc.get_referents(thing) if not isinstance(part, _OPAQUE)]
+    if found and not isinstance(thing, torch.Tensor):
+        named = ((name, part) for name, part in _list_members(thing) if not isinstance(part, _OPAQUE))
+        found += [(_extend(path, str(name)), part) for name, part in named]
+    return found
+
+
+def _list_members(thing: Any) -> Iterator[tuple[str | int, Any]]:
+    """What an object holds under a name, found without a line of its own code."""
+    if isinstance(thing, dict):
+        yield from ((key, part) for key, part in dict.items(thing) if isinstance(key, str | int))
+    elif isinstance(thing, list | tuple):
+        yield from enumerate(tuple.__iter__(thing) if isinstance(thing, tuple) else list.__iter__(thing))
+    for kind in type(thing).__mro__:
+        attributes = vars(kind).get("__dict__")
+        if isinstance(attributes, types.GetSetDescriptorType):
+            yield from attributes.__get__(thing).items()
+            return
+
+
+def _extend(path: str, name: str) -> str:
+    """A module's own tables are no part of the name that it gives to what is in them."""
+    if name in ("_parameters", "_buffers", "_modules"):
+        return path
+    return f"{path}.{name}" if path else name
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:

@@ -10,6 +10,8 @@ from prefork.engines.batching import Batching
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.matrix import Plan
 
+LOADED = "load"  # what is called by engine elsewhere, of what the user's function has returned
+
 
 @dataclass(frozen=True, slots=True)
 class Specification:
@@ -19,7 +21,8 @@ class Specification:
     needs to import the user's script again; None if it is not needed. survey: look at the models, do not load them.
     arena: the file that takes the weights, for processes that are not forked; None for memory without a name.
     manifest: a pickled arena.Manifest of weights that another process has put there. batching: what the user wants of
-    batches. remote: the models are in another process, which is asked.
+    batches. remote: the models are in another process, which is asked. private: patterns of the names of tensors that
+    are not shared.
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -32,6 +35,7 @@ class Specification:
     manifest: bytes | None = None
     batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
     remote: bool = False
+    private: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
 from prefork.wire.process import release_free_memory
-from prefork.wire.specification import Inventory, Specification
+from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
 from prefork.work.torch_state import hide_mps, speed_up
 
@@ -87,7 +87,8 @@ def load(specification: Specification) -> Loaded:
     if specification.preparation is not None:
         _import_main(specification.preparation)
     if specification.load is not None:
-        models["load"] = _call_load(specification.load)
+        models[LOADED] = _call_load(specification.load)
+        _check_private(models[LOADED], specification.private)
     plan = specification.plan
     owned = plan.strategy is Strategy.IPC  # each worker finds them on its device
     device = "cpu" if owned else plan.device
@@ -141,13 +142,22 @@ def _call_load(load: bytes) -> Any:
     return model
 
 
+def _check_private(model: Any, patterns: Sequence[str]) -> None:
+    from prefork.weights.private import check_patterns
+
+    try:
+        check_patterns(model, patterns)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+
+
 def _share(specification: Specification, models: Mapping[str, Any]) -> Arena:
     from prefork.weights.arena import Arena
 
     try:
         if specification.manifest is not None:
-            return Arena.adopt(models, pickle.loads(specification.manifest))
-        return Arena.pack(models, specification.arena)
+            return Arena.adopt(models, pickle.loads(specification.manifest), specification.private)
+        return Arena.pack(models, specification.arena, specification.private)
     except ValueError as error:
         raise LoadError(str(error)) from error
 

@@ -1,0 +1,58 @@
+"""Private tensors: those of a model that each process may write to, without effect on any other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_MOST_NAMES = 8  # of those that there are, in a message
+
+
+def is_private(names: Iterable[str], patterns: Sequence[str]) -> bool:
+    """Whether one of a tensor's names is one of the patterns, or matches it as the name of a file would."""
+    return any(_matches(name, pattern) for name in names for pattern in patterns)
+
+
+def check_patterns(model: Any, patterns: Sequence[str]) -> None:
+    """Raises ValueError, with names that there are, if a pattern matches no tensor of the model."""
+    from prefork.weights.walk import walk
+
+    names = list(dict.fromkeys(name for name, _ in walk(model)))
+    for pattern in patterns:
+        if not is_private(names, [pattern]):
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            there = f"has {', '.join(_find_nearest(pattern, names))}{more}" if names else "has no tensors"
+            raise ValueError(f"private: {pattern!r} matches no tensor of what load returned, which {there}")
+
+
+def _find_nearest(pattern: str, names: Sequence[str]) -> list[str]:
+    return get_close_matches(pattern, names, _MOST_NAMES, cutoff=0.0)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """`*.kv_cache` is also the one of the outermost module."""
+    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(f".{name}", pattern)
+
+
+def is_copied_on_write(memory: torch.Tensor) -> bool:
+    """Whether a process that writes there gets a copy of its own, once it is forked. What torch.multiprocessing has
+    shared, or a file that is mapped, may be everybody's, or read-only. Only Linux says it.
+
+    memory: (bytes,) uint8.
+    """
+    if sys.platform != "linux":
+        return False
+    start, end = memory.data_ptr(), memory.data_ptr() + memory.numel()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, access, *_ = line.split()
+        low, high = (int(part, 16) for part in span.split("-"))
+        if low < end and start < high and not (access.startswith("rw") and access.endswith("p")):
+            return False
+    return True
