@@ -85,9 +85,14 @@ def script_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_left() -> Iterator[None]:
+    """Those that were there before are a fixture's of the whole module."""
+    before = _list_ours()
     yield
-    left = [child.pid for child in psutil.Process().children(recursive=True) if _is_ours(child)]
-    assert not wait_until_gone(left, 3)
+    assert not wait_until_gone(sorted(_list_ours() - before), 3)
+
+
+def _list_ours() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True) if _is_ours(child)}
 
 
 def _is_ours(process: psutil.Process) -> bool:

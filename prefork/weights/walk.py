@@ -67,6 +67,11 @@ def join(storages: Iterable[Iterable[SharedStorage]]) -> list[SharedStorage]:
 def group(owner: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[SharedStorage]:
     storages: dict[int, SharedStorage] = {}
     for name, tensor in named:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{owner}: its tensor {name} has no values yet, and would get other ones in each worker; run the model "
+                "once as it is loaded"
+            )
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(
                 f"{owner}: its tensor {name} lies on {tensor.device}, whose driver does not survive a fork; load it on "
@@ -120,6 +125,7 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
     names: dict[int, str] = {}
     seen: set[int] = set()
     keep: list[Any] = []  # what is made on the way (parameter wrappers of scripted modules) must keep its id
+    tensors: list[tuple[str, torch.Tensor]] = []  # an optimizer may lead to them before their module does
     stack = [("", root)]
     while stack:
         path, thing = stack.pop()
@@ -128,7 +134,7 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(thing))
         keep.append(thing)
         if isinstance(thing, torch.Tensor):
-            yield names.get(id(thing)) or path or f"a {describe_shape(thing)} tensor", thing
+            tensors.append((path, thing))
         if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
             yield f"a {str(thing._type()).rpartition('.')[2]}", thing
         stack.extend(_list_references(path, thing))
@@ -140,6 +146,8 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
             for name, tensor in named:
                 names.setdefault(id(tensor), _extend(path, name))
             stack.extend((path, tensor) for _, tensor in named)
+    for path, tensor in tensors:
+        yield names.get(id(tensor)) or path or f"a {describe_shape(tensor)} tensor", tensor
 
 
 def _list_references(path: str, thing: Any) -> list[tuple[str, Any]]:
@@ -183,19 +191,22 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether it has values, and does not only stand for a tensor, as some in a module that torch.export has made."""
+    """Whether it has values, and does not only stand for a tensor, as some do in a module of torch.export: those have
+    no address, or lie on "meta" and say otherwise, if the module was loaded from a file."""
     try:
-        tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        storage.data_ptr()
     except RuntimeError:
         return False
-    return True
+    return storage.device.type == tensor.device.type
 
 
 def must_stay(thing: Any) -> bool:
     """Whether its memory cannot be replaced by other memory."""
     if not isinstance(thing, torch.Tensor):
         return True
-    return thing.layout is not torch.strided or thing.is_quantized or hasattr(thing, "__tensor_flatten__")
+    special = thing.layout is not torch.strided or thing.is_quantized or thing.is_nested
+    return special or hasattr(thing, "__tensor_flatten__")
 
 
 def describe_shape(tensor: torch.Tensor) -> str:

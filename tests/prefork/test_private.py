@@ -107,6 +107,15 @@ def test_a_tensor_is_called_what_its_module_calls_it_with_the_path_to_the_module
     assert {name for name, _ in walk(layers)} == {"0.weight", "0.bias", "table.0", "table.1.keys"}
 
 
+def test_a_tensor_has_its_modules_name_even_where_something_else_leads_to_it_first() -> None:
+    model = torch.nn.Linear(2, 2)
+    for holder in (
+        {"model": model, "all": list(model.parameters())},
+        {"all": list(model.parameters()), "model": model},
+    ):
+        assert {name for name, _ in walk(holder)} == {"model.weight", "model.bias"}
+
+
 @pytest.mark.parametrize(
     ("pattern", "names", "matches"),
     [

@@ -79,3 +79,9 @@ def test_a_tensor_that_the_arena_changes_is_refused_by_name(monkeypatch: pytest.
     model.register_buffer("filt", torch.randn(3, dtype=torch.complex64).conj())
     with pytest.raises(ValueError, match=r"stft: its tensor filt \(3 torch\.complex64\) has other values"):
         Arena.pack({"stft": model})
+
+
+def test_what_has_no_values_yet_is_refused_by_name() -> None:
+    """Each worker would make its own, at random."""
+    with pytest.raises(ValueError, match=r"load: its tensor 0\.(weight|bias) has no values yet, .*run the model once"):
+        Arena.pack({"load": torch.nn.Sequential(torch.nn.LazyLinear(4))})

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 
 class Scaled(torch.Tensor):
@@ -37,6 +38,10 @@ def make(kind: str) -> torch.Tensor:
         "subclass": lambda: plain.as_subclass(Scaled),
         "parameter": lambda: torch.nn.Parameter(plain),
         "nested": lambda: torch.nested.nested_tensor([plain, plain[:2]], layout=torch.jagged),
+        "nested, strided": lambda: torch.nested.nested_tensor([plain, plain[:2]]),
+        "mkldnn": plain.to_mkldnn,
+        "two tensors inside": lambda: TwoTensor(plain, plain + 1),
+        "complex32 conj": lambda: complex_.to(torch.complex32).conj(),
         "quantised": lambda: _quantise(plain),
         "meta": lambda: torch.empty(2, 3, device="meta"),
     }
@@ -47,7 +52,7 @@ def make(kind: str) -> torch.Tensor:
 KINDS = (
     *("conj", "conj of a slice", "neg", "complex128 conj", "nan", "transposed", "expanded", "overlapping", "zero-size"),
     *("scalar", "bool", "uint16", "bfloat16", "float8", "sparse", "sparse csr", "subclass", "parameter", "nested"),
-    *("quantised", "meta"),
+    *("quantised", "meta", "nested, strided", "mkldnn", "two tensors inside", "complex32 conj"),
 )
 
 
@@ -70,13 +75,16 @@ def describe(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[object, ...]]:
 
 def _describe(tensor: torch.Tensor) -> tuple[object, ...]:
     values = ""
-    if tensor.is_nested:
+    if isinstance(tensor, TwoTensor):
+        values = str([_describe(tensor.a), _describe(tensor.b)])
+    elif tensor.is_nested:
         values = str([part.tolist() for part in tensor.unbind()])
     elif tensor.device.type != "meta":
         dense = tensor.detach()
         dense = dense.to_dense() if dense.layout is not torch.strided else dense.as_subclass(torch.Tensor)
         dense = dense.dequantize() if dense.is_quantized else dense
-        values = str((dense.float() if dense.dtype is torch.float8_e4m3fn else dense).tolist())
+        wider = {torch.float8_e4m3fn: torch.float32, torch.complex32: torch.complex64}
+        values = str(dense.to(wider.get(dense.dtype, dense.dtype)).tolist())
     shape = () if tensor.is_nested else tuple(tensor.shape)
     return type(tensor).__name__, str(tensor.dtype), shape, tensor.is_conj(), tensor.is_neg(), values
 
