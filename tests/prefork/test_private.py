@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ def test_a_model_that_writes_to_private_buffers_computes_in_each_worker_what_it_
     expected = [script_private.step(model)[1:] for _ in range(12)]
     load, private = script_private.load_decoder, script_private.PRIVATE
     with Runtime(load=load, private=private, workers=2, threads=1, strategy=strategy) as runtime:
+        deadline = time.monotonic() + 60
+        while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         found = list(runtime.map(script_private.step, [0.2] * 12))
     assert len({pid for pid, *_ in found}) == 2
     for pid in {pid for pid, *_ in found}:
