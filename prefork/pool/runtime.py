@@ -30,6 +30,7 @@ from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.platform_matrix.selection import parse_devices
 from prefork.pool.jobs import Course, JobResult, JobRun
+from prefork.pool.mapping import Mappings
 from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
@@ -141,6 +142,8 @@ class Runtime(Executor):
         limits = Limits(memory_limit, mem_guard)
         governor = Governor(limits, command=command, engines=local, path=memory_log)
         self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
+        self._mappings = Mappings(self.supervisor)
+        self.supervisor.before_close = self._mappings.finish
         self._remote = Remote(self.supervisor, {s.engine: s.options for s in self.pipeline if s.is_remote})
         self._remote.setup()
         self.supervisor.start()
@@ -196,7 +199,7 @@ class Runtime(Executor):
             future.set_exception(error)
             return future
         with self._lock:
-            if self._shutdown:
+            if self._shutdown and not self._mappings.is_submitting:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             begin = partial(_begin, future)
             self.supervisor.submit(Task("call", (payload,), done, (next(self._ranks),), label, begin=begin))
@@ -215,13 +218,15 @@ class Runtime(Executor):
         buffersize: int | None = None,
     ) -> Iterator[T]: ...
     def map(self, first: Any, /, *iterables: Any, target: Path | None = None, **options: Any) -> Iterator[Any]:
-        """map(jobs): their results, as they finish. map(fn, *iterables): as every Executor does it.
+        """map(jobs): their results, as they finish. map(fn, *iterables): as ProcessPoolExecutor does it.
 
-        target: where the jobs' outputs are written; without it, the documents are in the results alone.
+        target: where the jobs' outputs are written; without it, the documents are in the results alone. chunksize:
+        calls that go to a worker together. buffersize: results, or chunks of them, that are made ahead of what is
+        consumed; by default all, or 1,024 where no iterable has a length, so that one may be endless.
         """
         self._check_process()
         if callable(first):
-            return super().map(first, *iterables, **options)
+            return self._mappings.map(self.submit, first, iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         jobs = list(first)
         run_jobs(self, jobs, Course(self.pipeline, target), results.put)
@@ -241,6 +246,7 @@ class Runtime(Executor):
         with self._lock:
             self._shutdown = True
         if cancel_futures:
+            self._mappings.cancel()
             self.supervisor.cancel_waiting()
         self.supervisor.close()
         if wait:

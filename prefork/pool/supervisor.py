@@ -79,6 +79,7 @@ class Supervisor:
         self.governor = governor or Governor()
         self.governor.notice = notify = notice or logging.getLogger("prefork").warning
         self.interrupted = threading.Event()  # set when nothing new may begin
+        self.before_close: Callable[[], None] = lambda: None  # has submitted whatever is still to be
         self._reporter = Reporter(
             announce=self.loaded.set,
             interrupt=self.interrupted.set,
@@ -137,6 +138,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Ends everything once all tasks are done."""
+        self.before_close()
         self._send(CloseRequested())
 
     def drain(self, seconds: float) -> None:
