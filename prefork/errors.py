@@ -13,7 +13,7 @@ PreforkError
 
 from __future__ import annotations
 
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from prefork.engines.errors import InputError, LoadError
 from prefork.platform_matrix.errors import PreforkError
@@ -21,7 +21,7 @@ from prefork.platform_matrix.errors import PreforkError
 __all__ = ["InputError", "LoadError", "OutOfMemory", "PreforkError", "Stopped", "WorkerDied"]
 
 
-class WorkerDied(PreforkError, BrokenExecutor):
+class WorkerDied(PreforkError, BrokenProcessPool):
     """A task's worker died, twice: by a signal, an exit, or because it made no progress and was killed."""
 
 

@@ -199,7 +199,7 @@ class Runtime(Executor):
             future.set_exception(error)
             return future
         with self._lock:
-            if self._shutdown and not self._mappings.is_submitting:
+            if (self._shutdown or self.supervisor.is_closing) and not self._mappings.is_submitting:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             begin = partial(_begin, future)
             self.supervisor.submit(Task("call", (payload,), done, (next(self._ranks),), label, begin=begin))

@@ -79,6 +79,7 @@ class Supervisor:
         self.governor = governor or Governor()
         self.governor.notice = notify = notice or logging.getLogger("prefork").warning
         self.interrupted = threading.Event()  # set when nothing new may begin
+        self.is_closing = False
         self.before_close: Callable[[], None] = lambda: None  # has submitted whatever is still to be
         self._reporter = Reporter(
             announce=self.loaded.set,
@@ -138,6 +139,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Ends everything once all tasks are done."""
+        self.is_closing = True
         self.before_close()
         self._send(CloseRequested())
 
