@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -148,6 +149,11 @@ class Supervisor:
         self.interrupted.set()
         self._send(DrainRequested(time.monotonic() + seconds))
 
+    def forget(self) -> None:
+        """In a forked process: whatever is asked of this one there has no effect."""
+        self.before_close = lambda: None
+        self._loop.forget()
+
     def join(self, timeout: float | None = None) -> None:
         """Waits until every process is gone."""
         self._thread.join(timeout)
@@ -281,6 +287,17 @@ def _finish_all() -> None:
     for supervisor in list(_running):
         supervisor.close()
         supervisor.join()
+
+
+def _forget_all() -> None:
+    """In a process that the program forks: its threads and workers are another's, and so are the sockets to them."""
+    for supervisor in list(_running):
+        supervisor.forget()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _print(text: str) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 _SA_SIGINFO = 4  # linux: asm-generic/signal.h
-_SI_ADDR_OFFSET = 16  # bytes into siginfo_t on 64-bit Linux
+_SI_CODE_OFFSET = 8  # bytes into siginfo_t on 64-bit Linux
+_SI_ADDR_OFFSET = 16
 
 _installed: list[Any] = []
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -58,6 +59,12 @@ def watch_for_writes(arena: Arena, fd: int) -> None:
     before = _Sigaction()
 
     def handle(signum: int, info: int, _context: Any) -> None:
+        if (
+            ctypes.c_int.from_address(info + _SI_CODE_OFFSET).value <= 0
+        ):  # a process has sent it: no instruction runs again
+            libc.sigaction(signum, ctypes.byref(before), None)
+            os.kill(os.getpid(), signum)
+            return
         address = ctypes.c_void_p.from_address(info + _SI_ADDR_OFFSET).value or 0
         text = describe_write(arena, address) or f"invalid memory access at {address:#x} (SIGSEGV)"
         os.write(fd, f"{FATAL}{text}\n".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import IO, Any
 from prefork.platform_matrix.imports import explain_import
 from prefork.wire import process
 from prefork.wire.channel import Channel
+from prefork.wire.endings import CUT_OFF
 from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
@@ -91,6 +93,7 @@ class ChildProcess:
         self.channel, there = Channel.pair()
         self.stderr_tail = bytearray()
         self._received: deque[Any] = deque()
+        self._is_cut_off = False  # we have killed it, and it was not about to end
         self._stderr_ended = False  # it has closed it
         with there:
             self._process = subprocess.Popen(
@@ -149,22 +152,27 @@ class ChildProcess:
                 raise
 
     def poll(self) -> int | None:
-        """Its exit status, None as long as it runs."""
-        return self._process.poll()
+        """Its exit status, or CUT_OFF; None as long as it runs."""
+        return self._find_status(self._process.poll())
+
+    def _find_status(self, status: int | None) -> int | None:
+        return CUT_OFF if self._is_cut_off and status == -getattr(signal, "SIGKILL", 9) else status
 
     def kill(self) -> None:
+        self._is_cut_off = self._is_cut_off or not process.is_exiting(self._process.pid)
         self._process.kill()
 
     def end(self, patience: float) -> int:
-        """Its exit status. It ends by itself when its channel closes; if not within `patience` seconds, it is killed.
-        The kernel, or the end of their channels, ends what it has started."""
+        """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it is
+        killed. The kernel, or the end of their channels, ends what it has started."""
         self.channel.close()
         self.stderr.close()
         try:
-            return self._process.wait(patience)
+            status = self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            self.kill()
+            status = self._process.wait()
+        return CUT_OFF if self._find_status(status) == CUT_OFF else status
 
 
 def run(module: str) -> None:

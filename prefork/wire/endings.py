@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefork.platform_matrix.canary import describe_exit
 
+CUT_OFF = -256  # in place of the exit status of a process that closed its channel, lived on, and was killed for that
 FATAL = "prefork: fatal: "  # how the line begins in which a process says what it dies of
 
 
@@ -14,8 +15,10 @@ def find_fatal_line(text: str) -> str:
 
 
 def describe_end(status: int, out_of_memory: bool, printed: str = "") -> str:
-    """status: as subprocess has it. out_of_memory: the kernel has killed it for want of memory. printed: the last that
-    it has printed."""
+    """status: as subprocess has it, or CUT_OFF. out_of_memory: the kernel has killed it for want of memory. printed: the
+    last that it has printed."""
     if out_of_memory:
         return "was killed by the kernel: out of memory"
+    if status == CUT_OFF:
+        return find_fatal_line(printed) or "closed its channel and was killed"
     return find_fatal_line(printed) or describe_exit(status)

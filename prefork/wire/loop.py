@@ -84,6 +84,11 @@ class Loop:
             self._ended = True
         self.do_actions()
 
+    def forget(self) -> None:
+        """In a forked process: takes nothing, and whoever held the lock at the fork is not here to release it."""
+        self._lock = threading.Lock()
+        self._ended = True
+
     def close(self) -> None:
         self._selector.close()
         self._wake.close()

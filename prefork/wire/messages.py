@@ -168,7 +168,7 @@ class WorkerForked:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """status: as `os.waitstatus_to_exitcode` has it."""
+    """status: as `os.waitstatus_to_exitcode` has it, or CUT_OFF."""
 
     number: int
     status: int

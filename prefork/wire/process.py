@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PF_EXITING = 0x4  # linux/sched.h; the flags in /proc/[pid]/stat, proc_pid_stat(5)
 _VICTIM = 500  # added to a thousandth of memory that the kernel counts when it looks for a victim, -1000 to 1000
 
 
@@ -44,6 +45,22 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(1)
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether a process is about to be gone by itself, so that a signal changes nothing. True where nobody can say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
+
+
+def flush_output() -> None:
+    """What the user's code has printed, wherever it goes: the streams are the user's, and may be gone."""
+    for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
+        with contextlib.suppress(BaseException):
+            stream.flush()  # type: ignore[union-attr]
 
 
 def close_inherited(keep: set[int]) -> None:

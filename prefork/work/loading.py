@@ -8,11 +8,12 @@ import multiprocessing
 import multiprocessing.spawn
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefork.engines import registry
 from prefork.engines.base import Engine, LoadError, Segment
@@ -21,7 +22,8 @@ from prefork.memory.forecast import BASE
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
-from prefork.wire.process import release_free_memory
+from prefork.wire.exceptions import describe_error
+from prefork.wire.process import flush_output, release_free_memory
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
 from prefork.work.torch_state import hide_mps, speed_up
@@ -72,6 +74,15 @@ def estimate_private(engines: Mapping[str, Engine]) -> int | None:
 
 def load(specification: Specification) -> Loaded:
     """Everything the specification names, its weights shared, used once and read-only. Raises LoadError."""
+    try:
+        return _load(specification)
+    except Exception:
+        raise
+    except BaseException as error:  # sys.exit, in a script without its guard or in `load`: to load again is no use
+        raise LoadError(f"loading ended with {describe_error(error)}") from error
+
+
+def _load(specification: Specification) -> Loaded:
     engines = open_engines(specification)
     assert specification.plan is not None
     fingerprints = take_fingerprints(engines)
@@ -136,10 +147,24 @@ def _load_models(engines: Mapping[str, Engine]) -> dict[str, Any]:
 def _call_load(load: bytes) -> Any:
     """What the user's function returns, in the process that called it; one that it has forked gets no further."""
     pid = os.getpid()
-    model = pickle.loads(load)()
-    if os.getpid() != pid:
-        os._exit(1)
-    return model
+    try:
+        return pickle.loads(load)()
+    finally:
+        if os.getpid() != pid:
+            _end_forked(sys.exc_info()[1])
+
+
+def _end_forked(error: BaseException | None) -> NoReturn:
+    """As the interpreter would have ended, without what others have registered for its end."""
+    status = 1
+    try:
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            traceback.print_exception(error)
+        flush_output()
+    finally:
+        os._exit(status & 0xFF)
 
 
 def _check_private(model: Any, patterns: Sequence[str]) -> None:

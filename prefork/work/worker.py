@@ -117,7 +117,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         probe.reset()
         context = Context(loaded, inference, partial(_report, channel), partial(_refuse, channel), monitor=monitor)
         answer = _run(message.task, context)
-        sys.stdout.flush()  # before anybody can end this worker
+        process.flush_output()  # before anybody can end this worker
         channel.send(answer)
         del message, answer
         process.release_free_memory()

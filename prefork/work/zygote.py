@@ -6,7 +6,6 @@ the weights by copy-on-write and from a sealed mapping.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -23,7 +22,7 @@ from prefork.platform_matrix.matrix import Strategy
 from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
-from prefork.wire.endings import find_fatal_line
+from prefork.wire.endings import CUT_OFF, find_fatal_line
 from prefork.wire.messages import (
     AttachExports,
     ForkUnsafe,
@@ -122,6 +121,7 @@ class _ForkServer:
         self._channel = channel
         self._loaded = loaded
         self._pids: dict[int, int] = {}  # pid -> worker's number
+        self._cut_off = set[int]()  # that were killed, and were not about to end
 
     def run(self) -> None:
         """Until the supervisor closes the channel."""
@@ -149,6 +149,8 @@ class _ForkServer:
                 self._fork(message, fds)
             case KillWorker(number):
                 for pid in [pid for pid, worker in self._pids.items() if worker == number]:
+                    if not process.is_exiting(pid):
+                        self._cut_off.add(pid)
                     os.kill(pid, signal.SIGKILL)
         return True
 
@@ -173,7 +175,11 @@ class _ForkServer:
         for pid in list(self._pids):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                self._channel.send(WorkerExited(self._pids.pop(pid), os.waitstatus_to_exitcode(status)))
+                code = os.waitstatus_to_exitcode(status)
+                if pid in self._cut_off and code == -signal.SIGKILL:
+                    code = CUT_OFF
+                self._cut_off.discard(pid)
+                self._channel.send(WorkerExited(self._pids.pop(pid), code))
 
     def _end(self) -> None:
         for pid in self._pids:
@@ -198,9 +204,10 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
     except (BrokenPipeError, ConnectionResetError):
         status = 0  # the supervisor has gone
     except BaseException:  # noqa: BLE001  a child must not unwind into the zygote's frames, whatever happens
+        sys.stderr = sys.__stderr__  # the user's may be anything
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+        try:
+            process.flush_output()
+        finally:
+            os._exit(status)
