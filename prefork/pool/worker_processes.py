@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
 from prefork.wire.messages import ConnectServer, FromZygote, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
 Message = Specification | RunTask | RefuseRequest | ConnectServer
@@ -36,6 +38,9 @@ class WorkerProcesses:
         self.zygote: ChildProcess | None = None
         self._watch = watch
         self._workers: dict[int, _WorkerEnd] = {}
+        self._tracker = TrackerLink() if os.name == "posix" else None
+        if self._tracker is not None:
+            watch.loop.watch(self._tracker, self._tracker.answer)
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
@@ -43,7 +48,7 @@ class WorkerProcesses:
         environment = {**make_environment(action.plan), **hide_gpus(action.plan)}
         self.zygote = zygote = ChildProcess("work.zygote", environment, self._watch.reporter.inherits_stdout)
         self._watch.watch(zygote, partial(self._read_zygote, zygote))
-        self._watch.post(zygote.channel, action.specification)
+        self._watch.post(zygote.channel, action.specification, self._open_tracker())
 
     def _read_zygote(self, zygote: ChildProcess) -> None:
         def take(message: FromZygote) -> None:
@@ -93,7 +98,13 @@ class WorkerProcesses:
         self._watch.watch_stderr(end.stderr, end.stderr_tail)
 
     def send(self, number: int, message: Message, fds: tuple[int, ...] = ()) -> None:
+        if isinstance(message, Specification):
+            fds = self._open_tracker()
         self._watch.post(self._workers[number].channel, message, fds)
+
+    def _open_tracker(self) -> tuple[int, ...]:
+        """What goes with a specification: see prefork.wire.shared_tracker."""
+        return () if self._tracker is None else (self._tracker.open(),)
 
     def has(self, number: int) -> bool:
         """Whether it can be sent something."""
@@ -154,3 +165,6 @@ class WorkerProcesses:
         for child in [end.child for end in workers if end.child is not None]:
             child.end(max(0.0, until - time.monotonic()))
         self.end_zygote(EXIT_SECONDS if self._watch.pool.models.inventory else 0.0)
+        if self._tracker is not None:
+            self._watch.loop.ignore(self._tracker)
+            self._tracker.close()

@@ -163,8 +163,8 @@ class ChildProcess:
         self._process.kill()
 
     def end(self, patience: float) -> int:
-        """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it is
-        killed. The kernel, or the end of their channels, ends what it has started."""
+        """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it
+        is killed. The kernel, or the end of their channels, ends what it has started."""
         self.channel.close()
         self.stderr.close()
         try:

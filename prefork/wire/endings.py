@@ -15,8 +15,8 @@ def find_fatal_line(text: str) -> str:
 
 
 def describe_end(status: int, out_of_memory: bool, printed: str = "") -> str:
-    """status: as subprocess has it, or CUT_OFF. out_of_memory: the kernel has killed it for want of memory. printed: the
-    last that it has printed."""
+    """status: as subprocess has it, or CUT_OFF. out_of_memory: the kernel has killed it for want of memory. printed:
+    the last that it has printed."""
     if out_of_memory:
         return "was killed by the kernel: out of memory"
     if status == CUT_OFF:

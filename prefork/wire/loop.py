@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from prefork.wire.channel import Channel
 from prefork.wire.child import OutputPipe
+from prefork.wire.shared_tracker import TrackerLink
 
-Watched = Channel | OutputPipe
+Watched = Channel | OutputPipe | TrackerLink
 
 
 class Loop:

@@ -11,6 +11,7 @@ import time
 
 from prefork.wire.child import open_channel
 from prefork.wire.messages import LoadFailed, ModelsLoaded
+from prefork.wire.shared_tracker import share_tracker
 from prefork.work import loading
 from prefork.work.worker import serve  # torch is imported while others load
 
@@ -20,9 +21,11 @@ def main() -> None:
     started = time.monotonic()
     channel = open_channel()
     try:
-        specification, _ = channel.receive()
+        specification, fds = channel.receive()
     except EOFError:
         return
+    for fd in fds:
+        share_tracker(fd)
     try:
         loaded = loading.load(specification)
         inventory = loading.describe(loaded, started)

@@ -36,6 +36,7 @@ from prefork.wire.messages import (
     WorkerExited,
     WorkerForked,
 )
+from prefork.wire.shared_tracker import list_descriptors, share_tracker
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
@@ -55,9 +56,11 @@ def main() -> None:
     started = time.monotonic()
     channel = open_channel()
     try:
-        specification, _ = channel.receive()
+        specification, fds = channel.receive()
     except EOFError:  # the supervisor has gone
         return
+    for fd in fds:
+        share_tracker(fd)
     try:
         if specification.survey:
             engines = loading.open_engines(specification)
@@ -196,7 +199,7 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
         process.restore_signals()
         sock, errors = fds
         os.dup2(errors, 2)
-        process.close_inherited(keep={sock})
+        process.close_inherited(keep={sock} | list_descriptors())
         from prefork.work.worker import serve
 
         serve(Channel(socket.socket(fileno=sock)), loaded, threads, place)

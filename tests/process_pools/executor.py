@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -11,6 +12,8 @@ from typing import Any
 import psutil
 
 from prefork import Runtime
+
+ALL: weakref.WeakSet[RuntimeExecutor] = weakref.WeakSet()  # to be ended where a test has failed before it did
 
 
 class RuntimeExecutor(Runtime):
@@ -35,6 +38,7 @@ class RuntimeExecutor(Runtime):
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self._has_model = initializer is not None
         load = partial(_initialize, initializer, initargs) if initializer is not None else None
+        ALL.add(self)
         super().__init__(workers=self._max_workers, load=load, notice=lambda _: None)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -64,7 +68,7 @@ class _Process(psutil.Process):  # type: ignore[misc]
 
 class _CallQueue:
     def join_thread(self) -> None:
-        """There is none."""
+        """There is no such thread."""
 
 
 def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:

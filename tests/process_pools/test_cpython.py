@@ -8,6 +8,7 @@ import unittest
 import pytest
 
 from tests.process_pools import suite
+from tests.process_pools.executor import ALL
 
 try:
     TESTS = suite.load()
@@ -31,7 +32,12 @@ def _mark(name: str) -> object:
 def test_of_process_pools(name: str) -> None:
     with suite.standing_in():
         result = unittest.TestResult()
-        TESTS[name].run(result)
+        try:
+            TESTS[name].run(result)
+        finally:
+            for executor in list(ALL):
+                executor.supervisor.drain(0.0)
+                executor.shutdown()
     for _, text in [*result.errors, *result.failures]:
         pytest.fail(text, pytrace=False)
     for _, reason in result.skipped:
