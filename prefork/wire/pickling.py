@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prefork.wire.reductions import dumps
+
 
 def dump(thing: Any) -> bytes:
     """A function, or a call of one. Lambdas, closures, and what a notebook, `python -c` or stdin defines go by value.
@@ -16,7 +18,7 @@ def dump(thing: Any) -> bytes:
     """
     if has_importable_main():
         try:
-            return pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+            return dumps(thing)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]

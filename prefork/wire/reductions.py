@@ -1,0 +1,45 @@
+"""Pickle for what goes to another process of the same machine: what multiprocessing passes on by descriptor goes so.
+
+Connections, sockets and tensors in shared memory arrive as the same ones, as with `ProcessPoolExecutor`. A descriptor
+can be had once: a call that is tried again, because its worker died with it, cannot have it again. Tensors that are not
+shared, and those of a GPU, are copied.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+from collections.abc import Callable
+from functools import lru_cache, partial
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+Reducer = Callable[[Any], Any]
+
+
+def dumps(thing: Any) -> bytes:
+    """As pickle.dumps. Raises RuntimeError for what only a process that is started can be given, such as a lock."""
+    extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = _make_table(len(copyreg.dispatch_table), len(extra))
+    pickler.dump(thing)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _make_table(*_: int) -> dict[type, Reducer]:
+    """Of all that is registered; made anew when there is more of it."""
+    extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    shared = {kind: partial(_share, reduce) for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
+    return {**copyreg.dispatch_table, **extra, **shared}
+
+
+def _share(reduce: Reducer, thing: Any) -> Any:
+    """reduce: torch's own, which moves every tensor into shared memory."""
+    try:
+        is_shared = thing.device.type == "cpu" and thing.is_shared()
+    except (AttributeError, NotImplementedError, RuntimeError):  # it has no storage that could be
+        is_shared = False
+    return reduce(thing) if is_shared else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
