@@ -137,14 +137,14 @@ class _Buffer:
 
     def __init__(self, arguments: Arguments, submit: Submit, size: int | None) -> None:
         self._arguments = arguments
-        self._submit = submit
-        self._is_all = size is None
+        self._submit = None if size is None else submit  # with it goes the runtime, which then may end
         self._futures = deque(submit(*given) for given in itertools.islice(arguments, size))
 
     def refill(self) -> bool:
         """Takes one more, in place of the next that is popped; False if there is none to pop."""
-        if self._futures and not self._is_all:
-            self._futures.extend(self._submit(*given) for given in itertools.islice(self._arguments, 1))
+        if self._futures and self._submit is not None:
+            for given in itertools.islice(self._arguments, 1):
+                self._futures.append(self._submit(*given))
         return bool(self._futures)
 
     def pop(self) -> Future[Any]:
@@ -251,7 +251,7 @@ class Rest:
         """Nothing more is taken, and what has not begun never begins."""
         with self._lock:
             if self._submit is not None:
-                self._error = self._error or CancelledError()
+                self._error = CancelledError() if self._error is None else self._error
             self._end()
             for future in self._futures:
                 future.cancel()

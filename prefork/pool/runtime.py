@@ -192,7 +192,7 @@ class Runtime(Executor):
 
         try:
             payload = dump((fn, args, kwargs))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001  whatever pickling it raises is the call's error
             error.add_note(
                 f"{label} and its arguments go to another process, and something in them cannot: make it there"
             )

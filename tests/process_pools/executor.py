@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -48,9 +49,10 @@ class RuntimeExecutor(Runtime):
 
     @property
     def _processes(self) -> dict[int, _Process]:
-        self.wait_until_loaded()
-        pids = self.supervisor.list_pids()
-        return {pid: _Process(pid) for name, pid in pids.items() if name.startswith("worker") and pid}
+        until = time.monotonic() + 30
+        while len(workers := self.supervisor.status()) < self._max_workers and time.monotonic() < until:
+            time.sleep(0.01)
+        return {worker.pid: _Process(worker.pid) for worker in workers}
 
     @property
     def _executor_manager_thread(self) -> Any:

@@ -17,8 +17,29 @@ except (ImportError, unittest.SkipTest) as error:
     TESTS = {}
     MISSING = f"this Python has no tests of its process pools ({error}); with CPYTHON_TESTS=folder, theirs are run"
 
-# What `Runtime` does otherwise, and why. By Python's version where only some have the test.
-NOT_APPLICABLE: dict[str, str] = {}
+_STARTED = "all workers are started at once, from the process that has loaded, and not as calls come"
+_RETRIED = "a worker that was killed costs nothing: its call is done by another, and the pool lives on"
+_RECYCLED = "max_tasks_per_child: workers are replaced by what they keep of memory, not by how many calls they had"
+_OWN_ERROR = "what raises as it is unpickled is its own call's error, and breaks no pool"
+_INSIDES = "replaces what ProcessPoolExecutor is made of"
+# What `Runtime` does otherwise, and why.
+NOT_APPLICABLE = {
+    "FailingInitializerTest.test_initializer": "hands over a multiprocessing queue, which only inheritance can share",
+    "ProcessPoolShutdownTest.test_cancel_futures": "nothing has begun before the models are loaded: all is cancelled",
+    "ProcessPoolShutdownTest.test_processes_terminate": _STARTED,
+    "ProcessPoolExecutorTest.test_idle_process_reuse_one": _STARTED,
+    "ProcessPoolExecutorTest.test_idle_process_reuse_multiple": _STARTED,
+    "ProcessPoolExecutorTest.test_killed_child": _RETRIED,
+    "ProcessPoolExecutorTest.test_max_tasks_early_shutdown": _RECYCLED,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child": _RECYCLED,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": _RECYCLED,
+    "ExecutorDeadlockTest.test_error_at_task_unpickle": _OWN_ERROR,
+    "ExecutorDeadlockTest.test_exit_at_task_unpickle": _OWN_ERROR,
+    "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _OWN_ERROR,
+    "ExecutorDeadlockTest.test_exit_during_result_unpickle_in_result_handler": _OWN_ERROR,
+}
+if sys.version_info >= (3, 13):
+    NOT_APPLICABLE["ProcessPoolExecutorTest.test_python_finalization_error"] = _INSIDES
 
 
 def _mark(name: str) -> object:
