@@ -39,7 +39,8 @@ def _make_table(*_: int) -> dict[type, Reducer]:
 def _share(reduce: Reducer, thing: Any) -> Any:
     """reduce: torch's own, which moves every tensor into shared memory."""
     try:
-        is_shared = thing.device.type == "cpu" and thing.is_shared()
+        storage = getattr(thing, "_untyped_storage", thing)  # of a TypedStorage, which is deprecated itself
+        is_shared = storage.device.type == "cpu" and storage.is_shared()
     except (AttributeError, NotImplementedError, RuntimeError):  # it has no storage that could be
         is_shared = False
     return reduce(thing) if is_shared else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)

@@ -108,14 +108,18 @@ def get_model(model: Any) -> Any:
 
 def read_shared(name: str) -> bytes:
     memory = shared_memory.SharedMemory(name=name)
-    content = bytes(memory.buf[:3])
+    buffer: Any = memory.buf
+    content = bytes(buffer[:3])
+    del buffer
     memory.close()
     return content
 
 
 def make_shared() -> str:
     memory = shared_memory.SharedMemory(create=True, size=8)
-    memory.buf[:3] = b"abc"
+    buffer: Any = memory.buf
+    buffer[:3] = b"abc"
+    del buffer
     name: str = memory.name
     memory.close()
     return name
