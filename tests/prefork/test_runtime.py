@@ -52,7 +52,7 @@ def test_workers_have_their_threads_their_own_random_numbers_and_nothing_inherit
     assert first["pid"] != second["pid"]
     assert first["threads"] == second["threads"] == 3
     assert all(a != b for a, b in zip(first["random"], second["random"], strict=True))
-    assert len(first["fds"]) == len(second["fds"]) == 4  # stdin, stdout, stderr, its channel
+    assert len(first["fds"]) == len(second["fds"]) == 5  # stdin, stdout, stderr, its channel, the tracker's link
     assert first["group"] != os.getsid(0)
 
 
@@ -92,8 +92,9 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
         with pytest.raises(LookupError, match="nothing of that name") as caught:
             runtime.submit(functions.fail).result()
         assert "script_functions.py" in str(caught.value.__cause__)
-        with pytest.raises(RuntimeError, match="Demanding: more"):
+        with pytest.raises(functions.Demanding, match="more") as demanding:
             runtime.submit(functions.demand).result()
+        assert demanding.value.why == "because"
         with pytest.raises(AttributeError, match="local object"):
             runtime.submit(functions.return_unpicklable).result()
 

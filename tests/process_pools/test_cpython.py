@@ -47,6 +47,7 @@ def _mark(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.xfail(reason=reason, strict=True) if reason else ())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.skipif(sys.platform != "linux", reason="the tests end what they start by what Linux has")
 @pytest.mark.parametrize("name", [_mark(name) for name in TESTS] or ["none"])

@@ -96,7 +96,7 @@ def return_unpicklable(model: torch.nn.Module) -> Any:
 
 
 class Demanding(Exception):
-    """Can be pickled, and not made again: it wants two arguments and keeps one."""
+    """Can be pickled, and is not made again by pickle: it wants two arguments and keeps one."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what)
