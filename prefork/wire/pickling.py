@@ -23,8 +23,7 @@ def dump(thing: Any) -> bytes:
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]
 
-    dumped: bytes = cloudpickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    return dumped
+    return dumps(thing, cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
 
 
 @cache

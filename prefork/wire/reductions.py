@@ -10,7 +10,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 Reducer = Callable[[Any], Any]
 
 
-def dumps(thing: Any) -> bytes:
-    """As pickle.dumps. Raises RuntimeError for what only a process that is started can be given, such as a lock."""
+def dumps(thing: Any, kind: Any = pickle.Pickler, base: Mapping[type, Reducer] | None = None) -> bytes:
+    """As pickle.dumps. kind: of pickler, with the reducers that it has beside copyreg's in base. Raises RuntimeError for what only a process that is started can be given, such as a lock."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = _make_table(len(copyreg.dispatch_table), len(extra))
+    table = _make_table(len(copyreg.dispatch_table), len(extra))
+    pickler = kind(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = {**(base or {}), **table}
     pickler.dump(thing)
     return buffer.getvalue()
 
