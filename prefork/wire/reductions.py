@@ -16,15 +16,17 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 Reducer = Callable[[Any], Any]
+_TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
 
 
 def dumps(thing: Any, kind: Any = pickle.Pickler, base: Mapping[type, Reducer] | None = None) -> bytes:
-    """As pickle.dumps. kind: of pickler, with the reducers that it has beside copyreg's in base. Raises RuntimeError for what only a process that is started can be given, such as a lock."""
+    """As pickle.dumps. kind: of pickler; base: the reducers that it has beside those of copyreg. Raises RuntimeError
+    for what only a process that is started can be given, such as a lock."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     buffer = io.BytesIO()
     table = _make_table(len(copyreg.dispatch_table), len(extra))
     pickler = kind(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = {**(base or {}), **table}
+    _TABLE.__set__(pickler, {**(base or {}), **table})
     pickler.dump(thing)
     return buffer.getvalue()
 
