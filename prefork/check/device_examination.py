@@ -29,7 +29,7 @@ from prefork.check.difference import (
 from prefork.check.examination import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
 from prefork.check.steps import LOAD_SECONDS, Finding
-from prefork.check.targets import describe_error, one_process
+from prefork.check.targets import one_process
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
@@ -38,6 +38,7 @@ from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
 from prefork.wire.environment import make_environment
+from prefork.wire.exceptions import describe_error
 from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import (
     BatchFailed,

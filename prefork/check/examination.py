@@ -14,13 +14,14 @@ from typing import Any
 
 from prefork.check.messages import ExaminationEnds, ForkOrder, StepBegins, StepEnds
 from prefork.check.steps import LOAD_SECONDS, PARALLEL, Finding, Step, blame_ourselves
-from prefork.check.targets import Target, describe_error, one_process
+from prefork.check.targets import Target, one_process
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards
 from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
 from prefork.wire.endings import find_fatal_line
+from prefork.wire.exceptions import describe_error
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 

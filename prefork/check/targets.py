@@ -16,6 +16,7 @@ from typing import Any
 
 from prefork.engines import registry
 from prefork.engines.base import LoadError
+from prefork.wire.exceptions import describe_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,3 @@ def one_process() -> Iterator[None]:
     finally:
         if os.getpid() != own:
             os._exit(0)
-
-
-def describe_error(error: BaseException, who: str) -> str:
-    """In a line. sys.exit is known as a call, not as an exception."""
-    if isinstance(error, SystemExit):
-        return f"{who} called sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {error}"

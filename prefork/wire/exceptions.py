@@ -78,9 +78,11 @@ def unpickle_error(data: bytes) -> BaseException:
     return made[0]
 
 
-def describe_error(error: BaseException) -> str:
-    """Its type's name and its text."""
+def describe_error(error: BaseException, who: str = "") -> str:
+    """Its type's name and its text; with who has raised it, sys.exit as a call of theirs."""
     try:
+        if who and isinstance(error, SystemExit):
+            return f"{who} called sys.exit({'' if error.code is None else repr(error.code)})"
         return f"{type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001  `__str__` is the user's
         return f"{type(error).__name__}, whose text cannot be had"

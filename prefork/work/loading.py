@@ -79,7 +79,7 @@ def load(specification: Specification) -> Loaded:
     except Exception:
         raise
     except BaseException as error:  # sys.exit, in a script without its guard or in `load`: to load again is no use
-        raise LoadError(f"loading ended with {describe_error(error)}") from error
+        raise LoadError(describe_error(error, "load")) from error
 
 
 def _load(specification: Specification) -> Loaded:
