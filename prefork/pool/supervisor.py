@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -17,8 +18,10 @@ from prefork.errors import Stopped
 from prefork.memory.governor import Governor
 from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.calls import Call
 from prefork.pool.events import (
     Aborted,
+    CallsSubmitted,
     CloseRequested,
     DrainRequested,
     Event,
@@ -93,6 +96,9 @@ class Supervisor:
         self._processes: Processes | None = None
         self._events: deque[Event] = deque()
         self._is_handling = False
+        self._calls: deque[Call] = deque()  # that were submitted and not yet collected
+        self._is_collecting = False
+        self._has_ended = False
         self._loop = Loop()
         self._elsewhere = 0  # pieces of work that are done outside of the workers
         self._lock = threading.Lock()  # of that number
@@ -108,6 +114,29 @@ class Supervisor:
         if not self._send(TasksSubmitted(tasks)):
             for task in tasks:
                 task.done(None, self.failure or Stopped(STOPPED))
+
+    def submit_call(self, call: Call) -> None:
+        self._calls.append(call)
+        if self._is_collecting:  # the thread has not come to those before it
+            return
+        self._is_collecting = True
+        if not self._loop.call_soon(self._collect):
+            self._collect()
+
+    def _collect(self) -> None:
+        """Takes the calls that were submitted since the last time."""
+        self._is_collecting = False  # first: what is submitted from here on comes again
+        calls = []
+        with contextlib.suppress(IndexError):
+            while True:
+                calls.append(self._calls.popleft())
+        if not calls:
+            return
+        if self._has_ended:
+            for call in calls:
+                call.end(None, self.failure or Stopped(STOPPED))
+        else:
+            self._feed(CallsSubmitted(calls))
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Those that are running run on; the others are never started and their `done` is never called."""
@@ -256,6 +285,7 @@ class Supervisor:
                 self._processes.end(at_once=self.failure is not None)
             self._is_handling = True  # nothing is started any more: what still comes waits in self._events
             self._loop.end()
+            self._has_ended = True
             self.governor.end()
             for action in self.pool.end(self.failure) if self.pool is not None else ():
                 action.complete()
@@ -271,6 +301,8 @@ class Supervisor:
         for event in self._events:
             if isinstance(event, TasksSubmitted):
                 queue.push(*event.tasks)
+            elif isinstance(event, CallsSubmitted):
+                queue.push_calls(event.calls)
             elif isinstance(event, WaitingCancelled):
                 for task in queue.clear():
                     task.done(None, NotBegun(CANCELLED))

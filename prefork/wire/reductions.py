@@ -8,39 +8,42 @@ shared, and those of a GPU, are copied.
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from prefork.wire.tensors import Memories, is_plain_tensor
+
 Reducer = Callable[[Any], Any]
 
 
-def dumps(thing: Any) -> bytes:
-    """As pickle.dumps. Raises RuntimeError for what only a process that is started can be given, such as a lock."""
+def make_table() -> Mapping[type, Reducer]:
+    """For one pickle. What only a process that is started can be given, such as a lock, raises RuntimeError."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = _make_table(len(copyreg.dispatch_table), len(extra))
-    pickler.dump(thing)
-    return buffer.getvalue()
+    table, from_torch = _list_reducers(len(copyreg.dispatch_table), len(extra))
+    if not from_torch:
+        return table
+    memories = Memories()
+    return {**table, **{kind: partial(_share, reduce, memories) for kind, reduce in from_torch.items()}}
 
 
 @lru_cache(maxsize=1)
-def _make_table(*_: int) -> dict[type, Reducer]:
-    """Of all that is registered; made anew when there is more of it."""
+def _list_reducers(*_: int) -> tuple[dict[type, Reducer], dict[type, Reducer]]:
+    """All that are registered, and those of torch; looked up anew when there are more of them."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    shared = {kind: partial(_share, reduce) for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
-    return {**copyreg.dispatch_table, **extra, **shared}
+    from_torch = {kind: reduce for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
+    return {**copyreg.dispatch_table, **extra}, from_torch
 
 
-def _share(reduce: Reducer, thing: Any) -> Any:
+def _share(reduce: Reducer, memories: Memories, thing: Any) -> Any:
     """reduce: torch's own, which moves every tensor into shared memory."""
     try:
         storage = getattr(thing, "_untyped_storage", thing)  # of a TypedStorage, which is deprecated itself
         is_shared = storage.device.type == "cpu" and storage.is_shared()
     except (AttributeError, NotImplementedError, RuntimeError):  # it has no storage that could be
         is_shared = False
-    return reduce(thing) if is_shared else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if is_shared:
+        return reduce(thing)
+    return memories.reduce(thing) if is_plain_tensor(thing) else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
