@@ -76,7 +76,7 @@ def find_children(pid: int, recursive: bool = False) -> list[psutil.Process]:
 
 def _is_own(child: psutil.Process) -> bool:
     try:
-        return child.cmdline()[:1] != [LAUNCHER]
+        return bool(child.cmdline()[:1] != [LAUNCHER])
     except psutil.ZombieProcess:
         return True
     except psutil.NoSuchProcess:
