@@ -14,7 +14,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from typing import Any, TypeVar
 
 from prefork.pool.tasks import NotBegun, Task
-from prefork.wire.blocks import Placed
+from prefork.wire.blocks import Place
 from prefork.wire.pickling import Pickled
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Call:
         self.pickled = pickled
         self.label = label
         self.rank = rank
-        self.places: Sequence[Placed] = ()
+        self.places: Sequence[Place] = ()
 
     def make_task(self) -> Task:
         return Task(

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import multiprocessing.spawn
 import os
-import pickle
 import queue
 import threading
 import weakref

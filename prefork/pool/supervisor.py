@@ -98,7 +98,6 @@ class Supervisor:
         self._is_handling = False
         self._calls: deque[Call] = deque()  # that were submitted and not yet collected
         self._is_collecting = False
-        self._has_ended = False
         self._loop = Loop()
         self._elsewhere = 0  # pieces of work that are done outside of the workers
         self._lock = threading.Lock()  # of that number
@@ -120,23 +119,18 @@ class Supervisor:
         if self._is_collecting:  # the thread has not come to those before it
             return
         self._is_collecting = True
-        if not self._loop.call_soon(self._collect):
-            self._collect()
+        if not self._loop.call_soon(lambda: self._feed(CallsSubmitted(self._collect()))):
+            for left in self._collect():
+                left.end(None, self.failure or Stopped(STOPPED))
 
-    def _collect(self) -> None:
-        """Takes the calls that were submitted since the last time."""
-        self._is_collecting = False  # first: what is submitted from here on comes again
+    def _collect(self) -> list[Call]:
+        """The calls that were submitted since the last time."""
+        self._is_collecting = False  # first: what is submitted from here on is collected again
         calls = []
         with contextlib.suppress(IndexError):
             while True:
                 calls.append(self._calls.popleft())
-        if not calls:
-            return
-        if self._has_ended:
-            for call in calls:
-                call.end(None, self.failure or Stopped(STOPPED))
-        else:
-            self._feed(CallsSubmitted(calls))
+        return calls
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Those that are running run on; the others are never started and their `done` is never called."""
@@ -272,7 +266,7 @@ class Supervisor:
 
     def _measure(self, pool: Pool, processes: Processes) -> None:
         """Looks at the memory of the machine and of all processes, if it is time to."""
-        if pool.models.inventory is None or not self.governor.look(processes.list_pids()):
+        if pool.models.inventory is None or not self.governor.look(processes.list_pids):
             return
         found = {w.number: self.governor.find_memory(w.name) for w in pool.workers.all.values()}
         self._feed(MemoryMeasured({number: memory for number, memory in found.items() if memory is not None}))
@@ -285,7 +279,6 @@ class Supervisor:
                 self._processes.end(at_once=self.failure is not None)
             self._is_handling = True  # nothing is started any more: what still comes waits in self._events
             self._loop.end()
-            self._has_ended = True
             self.governor.end()
             for action in self.pool.end(self.failure) if self.pool is not None else ():
                 action.complete()

@@ -47,9 +47,10 @@ class Task:
     single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
     life. alone: nothing may run
     beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
-    the most that was seen. closing: still started while the run drains, because it saves what has been done. begin:
-    asked before it is given to a worker; False if nobody wants it any more. withdraw: it was, and has not begun. done: called with the pickled result, or an
-    exception. Both in the supervisor's thread.
+    the most that was seen. closing: still started while the run drains, because it saves what has been done.
+
+    Called in the supervisor's thread: begin, before it is given to a worker, returns False if nobody wants it any more;
+    withdraw, if it was given and has not begun; done, with the pickled result or an exception.
     """
 
     name: str

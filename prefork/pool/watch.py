@@ -39,7 +39,7 @@ class Watch:
     feed: Callable[[Event], None]
     reporter: Reporter
 
-    def post(self, channel: Channel, message: object, fds: tuple[int, ...] = ()) -> None:
+    def post(self, channel: Channel, message: object, fds: Sequence[int] = ()) -> None:
         channel.post(message, fds)
         self.loop.flush(channel)
 
@@ -50,7 +50,8 @@ class Watch:
         end: Callable[[], None],
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Takes what a process has sent, with the descriptors beside it, as long as it is wanted; `end` is called once its channel is at its end."""
+        """Takes what a process has sent, with the descriptors beside it, as long as it is wanted; `end` is called once
+        its channel is at its end."""
         self.loop.flush(channel)
         try:
             for message, fds in channel.poll_with_fds():

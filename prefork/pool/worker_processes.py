@@ -163,11 +163,9 @@ class WorkerProcesses:
         self._watch.read(end.channel, partial(self._take, number, end), close)
 
     def _take(self, number: int, end: _WorkerEnd, message: FromWorker | FromCalls, fds: Sequence[int]) -> None:
-        if end.calls is not None and isinstance(message, FromCalls):
-            event = end.calls.take(message, fds)
-        else:
-            event = WorkerSent(number, message)
-        if event is not None:
+        if not isinstance(message, FromCalls):
+            self._watch.feed(WorkerSent(number, message))
+        elif end.calls is not None and (event := end.calls.take(message, fds)) is not None:
             self._watch.feed(event)
 
     def _drain(self, number: int, end: _WorkerEnd) -> None:

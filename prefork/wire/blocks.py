@@ -53,6 +53,7 @@ class Placed(NamedTuple):
     theirs: bool = False
 
 
+Buffer = pickle.PickleBuffer | memoryview | bytes
 Place = Placed | bytes  # bytes: there was no room for another block
 
 
@@ -82,9 +83,9 @@ class Blocks:
         self._all: dict[int, Block] = {}
         self._numbers = itertools.count()
 
-    def put(self, buffer: pickle.PickleBuffer | memoryview, holder: Hashable) -> Place:
+    def put(self, buffer: Buffer, holder: Hashable) -> Place:
         """Copies it into a block that is free, or, if there is no more room for blocks, just copies it."""
-        view = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else buffer
+        view = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer)
         block = self._take(view.nbytes) if CAN_SHARE else None
         if block is None:
             return bytes(view)
@@ -199,12 +200,12 @@ class Mapped:
         self._lent.add(place.block)
         return _view(self._all[place.block].memory, place)
 
-    def locate(self, buffer: pickle.PickleBuffer) -> Placed | None:
+    def locate(self, buffer: Buffer) -> Placed | None:
         """Where in these blocks a buffer lies that was made of what was received; None if it does not, or if what was
         received has been written to, or nobody can say."""
         if not self._lent:
             return None
-        raw = buffer.raw()
+        raw = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer)
         start, length = _find_address(raw), raw.nbytes
         for number in self._lent:
             mapping = self._all[number]

@@ -26,7 +26,7 @@ class Pickled:
     """Something pickled. buffers: what was left out of it, each in one piece."""
 
     data: bytes
-    buffers: Sequence[pickle.PickleBuffer | memoryview] = ()
+    buffers: Sequence[pickle.PickleBuffer | memoryview | bytes] = ()
 
     def load(self) -> Any:
         return pickle.loads(self.data, buffers=self.buffers)

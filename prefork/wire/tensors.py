@@ -60,7 +60,7 @@ def _flatten(storage: Any, start: int, length: int) -> Any:
     """Some bytes of a storage, as a tensor of them."""
     import torch
 
-    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,), (1,))
 
 
 def _flatten_buffer(data: Any) -> Any:

@@ -117,7 +117,7 @@ class Calls:
         buffers, result.buffers = list(result.buffers), ()
         came_in = [self._mapped.locate(buffer) for buffer in buffers]
         for buffer, there in zip(buffers, came_in, strict=True):
-            if there is not None:
+            if there is not None and not isinstance(buffer, bytes):
                 buffer.release()
         seen = {there.block for there in came_in if there is not None and self._mapped.is_seen(there.block)}
         places: list[Place] = []

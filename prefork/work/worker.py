@@ -151,9 +151,8 @@ class _CallMeter:
 
     def wait(self) -> None:
         """Until there is a message; meanwhile, or before, it is measured if it is time to."""
-        if self._is_due and not self._channel.wait(max(0.0, self._until - time.monotonic())):
-            self._measure()
-        elif self._is_due and time.monotonic() > self._until:
+        left = self._until - time.monotonic()
+        if self._is_due and (left <= 0 or not self._channel.wait(left)):
             self._measure()
 
     def end(self) -> None:
