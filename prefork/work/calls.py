@@ -34,6 +34,7 @@ class Calls:
         self._give_up = give_up
         self._given: deque[Given] = deque()
         self._tokens: int | None = None
+        self._next: int | None = None  # may be begun, and is still to come: those before it were taken back meanwhile
         self._blocks = Blocks()
         self._mapped = Mapped(private=True)
 
@@ -53,22 +54,24 @@ class Calls:
 
     def _begin(self) -> Given | None:
         """The next that may be begun. Those before it, and all if there is none, have been taken back."""
-        if not self._given:
-            return None
         if self._tokens is None:
-            return self._given.popleft()
-        try:
-            token = os.read(self._tokens, TOKEN.size)
-        except BlockingIOError:
-            token = b""
-        if token:
-            (wanted,) = TOKEN.unpack(token)
-            while self._given:
-                given = self._given.popleft()
-                if given[0] == wanted:
-                    return given
-        self._given.clear()
+            return self._given.popleft() if self._given else None
+        if self._next is None and self._given:
+            self._next = self._read_token(self._tokens)
+        while self._given:
+            given = self._given.popleft()
+            if given[0] == self._next:
+                self._next = None
+                return given
         return None
+
+    @staticmethod
+    def _read_token(fd: int) -> int | None:
+        try:
+            (number,) = TOKEN.unpack(os.read(fd, TOKEN.size))
+        except BlockingIOError:
+            return None
+        return int(number)
 
     def _run(self, number: int, data: bytes, places: Sequence[Place]) -> None:
         answer = self._answer(number, data, places)
