@@ -18,6 +18,7 @@ from typing import Any
 from prefork.wire.reductions import Reducer, make_table
 
 LARGE = 1 << 16  # bytes from which a buffer is left out of a pickle; below, to copy it costs less than to place it
+_TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
 _MOST_LARGE = 32  # buffers that are left out of one pickle
 
 
@@ -62,7 +63,7 @@ def _dump(thing: Any, take: Callable[[pickle.PickleBuffer], bool] | None) -> byt
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]
 
-    table = cloudpickle.Pickler.dispatch_table.new_child(make_table())
+    table = {**cloudpickle.Pickler.dispatch_table, **make_table()}
     return _write(cloudpickle.Pickler, table, thing, take)
 
 
@@ -74,7 +75,7 @@ def _write(
 ) -> bytes:
     file = io.BytesIO()
     pickler = make_pickler(file, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
-    pickler.dispatch_table = table
+    _TABLE.__set__(pickler, table)
     pickler.dump(thing)
     return file.getvalue()
 

@@ -67,15 +67,19 @@ def close_inherited(keep: set[int]) -> None:
     """Closes every file descriptor above stderr that is not to be kept.
 
     Files that a model has open stay so (Linux): opened anew, because descriptors that are inherited have one position
-    together, and whoever reads would move it for all.
+    together, and whoever reads would move it for all. The other numbers stay taken, by a descriptor that can be closed
+    and nothing else: an object that was inherited closes its number again once it is collected, and by then that would
+    be another's.
     """
+    closed = os.open(os.devnull, getattr(os, "O_PATH", os.O_RDONLY))
     directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     for name in os.listdir(directory):
         fd = int(name)
-        if fd > 2 and fd not in keep:
+        if fd > 2 and fd not in keep and fd != closed:
             with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
                 if not _reopen(fd):
-                    os.close(fd)
+                    os.dup2(closed, fd, inheritable=False)
+    os.close(closed)
 
 
 def _reopen(fd: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import time
@@ -56,6 +58,15 @@ def score(model: torch.nn.Module, value: float) -> float:
     return float(model(torch.full((64,), float(value))).sum().detach())
 
 
+def _list_usable() -> list[int]:
+    """Descriptors that can be read from or written to."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            found += [fd] if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH else []
+    return sorted(found)
+
+
 def describe(model: torch.nn.Module, seconds: float) -> dict[str, Any]:
     time.sleep(seconds)
     return {
@@ -63,7 +74,7 @@ def describe(model: torch.nn.Module, seconds: float) -> dict[str, Any]:
         "parent": os.getppid(),
         "threads": torch.get_num_threads(),
         "random": (random.random(), float(np.random.random()), float(torch.rand(1))),
-        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
+        "fds": _list_usable(),
         "group": os.getsid(0),
     }
 

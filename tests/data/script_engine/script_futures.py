@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import socket
 import sys
 import threading
 import time
@@ -88,6 +89,24 @@ def send_signal(number: int) -> None:
 
 def close_descriptors() -> None:
     os.closerange(3, 64)
+
+
+def open_sockets() -> list[socket.socket]:
+    return list(socket.socketpair())
+
+
+def drop_sockets(sockets: list[socket.socket]) -> str:
+    """What became of them in this process. Drops them, which closes their numbers, and none that is open now."""
+    try:
+        sockets[0].send(b"x")
+    except OSError as error:
+        found = os.strerror(error.errno or 0)
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+    sockets.clear()
+    for fd in opened:
+        os.fstat(fd)
+        os.close(fd)
+    return found
 
 
 def exit_in_load(path: Path) -> None:
