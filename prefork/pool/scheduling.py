@@ -302,7 +302,7 @@ class Scheduler:
 
     def _list_filling(self) -> set[str]:
         """Engines whose next batch is not full yet, while more for it is about to come. Servers fill their own."""
-        if self._models.servers is not None:
+        if self._models.servers is not None or not self._batches:
             return set()
         queue = self.queue
         splitting = {w.task.engine for w in self._workers.list_busy() if w.task and w.task.name == "split"}

@@ -146,8 +146,10 @@ class Workers:
 
     def list_idle(self) -> list[Worker]:
         """Those of the device that has least to do first."""
+        idle = [worker for worker in self.all.values() if worker.task is None and worker.is_open]
+        if len(idle) < 2 or len(self.plan.devices) < 2:
+            return idle
         load = Counter(self._find_place(worker.slot) for worker in self.list_busy())
-        idle = (worker for worker in self.all.values() if worker.task is None and worker.is_open)
         return sorted(idle, key=lambda worker: load[self._find_place(worker.slot)])
 
     def list_busy(self) -> list[Worker]:

@@ -31,6 +31,7 @@ class Channel:
         self._socket = sock
         self._incoming = bytearray()
         self._fds: deque[int] = deque()  # that have come with what is in it
+        self._waiting: selectors.BaseSelector | None = None
         self._outgoing: deque[tuple[memoryview, Sequence[int]]] = deque()
 
     @classmethod
@@ -44,6 +45,8 @@ class Channel:
         return self._socket.fileno()
 
     def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
         self._socket.close()
         for _, fds in self._outgoing:
             _close_all(fds)
@@ -70,9 +73,10 @@ class Channel:
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to receive, or the end, within so many seconds."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
-            return bool(selector.select(seconds))
+        if self._waiting is None:  # to make it takes longer than to wait for the next of many short calls
+            self._waiting = selectors.DefaultSelector()
+            self._waiting.register(self._socket, selectors.EVENT_READ)
+        return bool(self._waiting.select(seconds))
 
     def _read_header(self) -> tuple[bytes, list[int]]:
         data, fds = self._receive_some(_HEADER.size)

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from prefork.wire.tensors import Memories, is_plain_tensor
+from prefork.wire.tensors import Memories
 
 Reducer = Callable[[Any], Any]
 
@@ -22,28 +22,30 @@ Reducer = Callable[[Any], Any]
 def make_table() -> Mapping[type, Reducer]:
     """For one pickle. What only a process that is started can be given, such as a lock, raises RuntimeError."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    table, from_torch = _list_reducers(len(copyreg.dispatch_table), len(extra))
-    if not from_torch:
-        return table
+    table, tensors = _list_reducers(len(copyreg.dispatch_table), len(extra))
     memories = Memories()
-    return {**table, **{kind: partial(_share, reduce, memories) for kind, reduce in from_torch.items()}}
+    return {**table, **{kind: partial(_share, reduce, memories.reduce) for kind, reduce in tensors}}
 
 
 @lru_cache(maxsize=1)
-def _list_reducers(*_: int) -> tuple[dict[type, Reducer], dict[type, Reducer]]:
-    """All that are registered, and those of torch; looked up anew when there are more of them."""
+def _list_reducers(*_: int) -> tuple[dict[type, Reducer], list[tuple[type, Reducer]]]:
+    """All that are registered, and that of torch for tensors; looked up anew when there are more of them."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     from_torch = {kind: reduce for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
-    return {**copyreg.dispatch_table, **extra}, from_torch
+    shared = {kind: partial(_share, reduce, _copy) for kind, reduce in from_torch.items()}
+    tensors = [(kind, reduce) for kind, reduce in from_torch.items() if kind.__name__ == "Tensor"]
+    return {**copyreg.dispatch_table, **extra, **shared}, tensors
 
 
-def _share(reduce: Reducer, memories: Memories, thing: Any) -> Any:
-    """reduce: torch's own, which moves every tensor into shared memory."""
+def _copy(thing: Any) -> Any:
+    return thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+def _share(reduce: Reducer, copy: Reducer, thing: Any) -> Any:
+    """reduce: torch's own, which moves every tensor into shared memory. copy: of what is not in it."""
     try:
         storage = getattr(thing, "_untyped_storage", thing)  # of a TypedStorage, which is deprecated itself
         is_shared = storage.device.type == "cpu" and storage.is_shared()
     except (AttributeError, NotImplementedError, RuntimeError):  # it has no storage that could be
         is_shared = False
-    if is_shared:
-        return reduce(thing)
-    return memories.reduce(thing) if is_plain_tensor(thing) else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return reduce(thing) if is_shared else copy(thing)

@@ -6,13 +6,12 @@ import pickle
 from typing import Any
 
 
-def is_plain_tensor(thing: Any) -> bool:
-    """Whether it is a dense tensor on the CPU, and nothing beyond its elements."""
+def _is_plain(thing: Any) -> bool:
+    """Whether a tensor is a dense one on the CPU, and nothing beyond its elements."""
     import torch
 
     return (
-        type(thing) is torch.Tensor
-        and thing.layout is torch.strided
+        thing.layout is torch.strided
         and thing.is_cpu
         and thing.is_leaf
         and thing.numel() > 0
@@ -32,7 +31,9 @@ class Memories:
         self._all: dict[tuple[int, int], _Memory] = {}
 
     def reduce(self, tensor: Any) -> Any:
-        """As __reduce_ex__, for a plain tensor."""
+        """As __reduce_ex__; of a plain tensor as its memory, and where in it the elements lie."""
+        if not _is_plain(tensor):
+            return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         storage, start, length = tensor.untyped_storage(), tensor.storage_offset(), tensor.nbytes
         shape, stride = tuple(tensor.shape), tensor.stride()
         if 2 * length >= storage.nbytes():
