@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from prefork.weights.device_memory import WeightsChanged
+from prefork.wire import process
 from prefork.wire.blocks import Blocks, Mapped, Place
 from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallOutOfMemory, OpenTokens, RunCalls
 from prefork.wire.channel import Channel
@@ -22,15 +23,11 @@ Given = tuple[int, bytes, Sequence[Place]]
 
 
 class Calls:
-    """flush: what a call has printed is passed on before it ends. give_up: ends this process if the error says that its
-    GPU can be used no more."""
+    """give_up: ends this process if the error says that its GPU can be used no more."""
 
-    def __init__(
-        self, channel: Channel, loaded: Loaded, flush: Callable[[], None], give_up: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, channel: Channel, loaded: Loaded, give_up: Callable[[BaseException], None]) -> None:
         self._channel = channel
         self._models = tuple(loaded.models.values())
-        self._flush = flush
         self._give_up = give_up
         self._given: deque[Given] = deque()
         self._tokens: int | None = None
@@ -75,7 +72,7 @@ class Calls:
 
     def _run(self, number: int, data: bytes, places: Sequence[Place]) -> None:
         answer = self._answer(number, data, places)
-        self._flush()
+        process.flush_output()  # before anybody can end this worker
         if places:
             self.release()
         if isinstance(answer, CallDone) and answer.places:

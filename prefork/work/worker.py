@@ -108,7 +108,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)
-    calls = Calls(channel, loaded, sys.stdout.flush, partial(_give_up_broken, loaded.device))
+    calls = Calls(channel, loaded, partial(_give_up_broken, loaded.device))
     meter = _CallMeter(channel, probe, calls)
     while True:
         meter.wait()
