@@ -153,7 +153,7 @@ class Governor:
     # -- while it runs -------------------------------------------------------------------------------------------
 
     def look(self, list_pids: Callable[[], Mapping[str, int]]) -> bool:
-        """Measures the machine and the processes, if it is time to; False if it is not. list_pids: gives them by name."""
+        """Measures the machine and the processes, if it is time to; False if not. list_pids: gives them by name."""
         now = self.clock()
         if not self._clocks.is_time("look", _LOOK_SECONDS, now):
             return False

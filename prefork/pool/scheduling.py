@@ -354,8 +354,8 @@ class Scheduler:
     # -- calls, several at a time ------------------------------------------------------------------------------
 
     def _count_ahead(self, worker: Worker) -> int:
-        """Calls that a worker may be given beyond the one that it runs: as long as they take next to no time, so that it
-        need not wait for the supervisor, and as many as its share of what waits."""
+        """Calls that a worker may be given beyond the one that it runs: as long as they take next to no time, so that
+        it need not wait for the supervisor, and as many as its share of what waits."""
         most = min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(self._pace, 1e-6))) if CAN_TAKE_BACK else 1
         share = -(-self.queue.calls // max(1, len(self._workers.all)))
         return max(0, min(most - 1 - max(0, len(worker.calls) - 1), share))

@@ -97,7 +97,7 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
         with pytest.raises(functions.Demanding, match="more") as demanding:
             runtime.submit(functions.demand).result()
         assert demanding.value.why == "because"
-        with pytest.raises(TypeError, match="cannot pickle '_thread.lock' object"):
+        with pytest.raises(TypeError, match="cannot pickle"):
             runtime.submit(functions.return_unpicklable).result()
         assert runtime.submit(functions.return_closure, 7).result()() == 7
 
