@@ -23,6 +23,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefork.wire.process import die_with_parent
+from tests.launcher_client import describe, send
 
 LAUNCHER = "tests.launcher"  # the command line of a launcher
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +85,6 @@ _COLLAPSE = 25  # MADV_COLLAPSE, linux/mman.h
 _HUGE = 2 << 20  # bytes of a huge page
 _LONGEST = 4096  # bytes of a command line that can be shown in place of the launcher's own
 _SECONDS = 60.0  # for an answer
-_INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # exec passes on whether they are ignored
 _HIGH = 1024  # descriptors below it may be wanted by their number
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -119,25 +120,16 @@ class Launcher:
 
     def may_start(self, code: str, environment: Mapping[str, str]) -> bool:
         """Whether it can do what exec would."""
-        if os.getpid() != self._pid:
-            return False
-        changed = {
-            name
-            for name in environment.keys() | self._environment.keys()
-            if environment.get(name) != self._environment.get(name) and _READ_AT_IMPORT.match(name)
-        }
-        missing = changed - environment.keys() - {"OMP_WAIT_POLICY"}
-        path = environment.get("PYTHONPATH", "").split(os.pathsep)
-        known = {*self._environment.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
-        computes = "prefork.wire.child" in code
-        return set(path) <= known and not (changed & environment.keys()) - _READ_AGAIN and not (missing and computes)
+        return os.getpid() == self._pid and _may_start(code, environment, self._environment)
+
+    def fileno(self) -> int:
+        """For tests/launcher_client.py."""
+        return self._connection.fileno()
 
     def fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> int:
         """The pid of a child of this process. fds: stdin, stdout, stderr, and what else it inherits."""
         with self._lock, _adopting():
-            data = json.dumps({**request, "parent": os.getpid()}).encode()
-            socket.send_fds(self._connection, [len(data).to_bytes(4, "big")], list(fds))
-            self._connection.sendall(data)
+            send(self._connection, {**request, "parent": os.getpid()}, fds)
             pid = int.from_bytes(_read(self._connection, 4), "big")
             until = time.monotonic() + _SECONDS
             while _find_parent(pid) not in (os.getpid(), None):  # the intermediate process is about to end
@@ -158,33 +150,31 @@ class Popen(subprocess.Popen[Any]):
         wanted = inspect.signature(super()._execute_child).bind(*arguments).arguments  # type: ignore[misc]
         environment = os.environ if wanted["env"] is None else wanted["env"]
         plain = not wanted["shell"] and wanted["preexec_fn"] is wanted["executable"] is wanted["uid"] is None
-        code = _find_code(wanted["args"]) if plain and not self.is_off else None
-        if code is None or not self._ask().may_start(code, environment):
+        code = (
+            _find_code(wanted["args"], Path(os.fsdecode(wanted["cwd"] or "."))) if plain and not self.is_off else None
+        )
+        if code is None or not self.ask().may_start(code, environment):
             super()._execute_child(*arguments)  # type: ignore[misc]
             return
         ends = [wanted["p2cread"], wanted["c2pwrite"], wanted["errwrite"]]
         kept = list(wanted["pass_fds"])
+        arguments_text = [os.fsdecode(argument) for argument in wanted["args"]]
         request = {
-            "arguments": [os.fsdecode(argument) for argument in wanted["args"]],
+            **describe(arguments_text, environment, os.fsdecode(wanted["cwd"] or Path.cwd())),
             "code": code,
-            "environment": dict(environment),
-            "folder": os.fsdecode(wanted["cwd"] or Path.cwd()),
             "session": wanted["start_new_session"],
             "kept": kept,
-            "cores": sorted(os.sched_getaffinity(0)),
-            "ignored": [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN],
-            "limits": {kind: resource.getrlimit(kind) for kind in _list_limits()},
         }
         fds = [own if end == -1 else end for own, end in enumerate(ends)]
         try:
-            self.pid = self._ask().fork(request, fds + kept)
+            self.pid = self.ask().fork(request, fds + kept)
             self._child_created = True
         finally:
             pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
             self._close_pipe_fds(*(wanted[name] for name in pipes))  # type: ignore[attr-defined]
 
     @classmethod
-    def _ask(cls) -> Launcher:
+    def ask(cls) -> Launcher:
         if cls.launcher is None:
             cls.is_off = True
             try:
@@ -206,7 +196,33 @@ def forget_what_libraries_set() -> None:
             del os.environ[name]
 
 
-def _find_code(arguments: Any) -> str | None:
+def _may_start(code: str, environment: Mapping[str, str], launched: Mapping[str, str]) -> bool:
+    """launched: the launcher's own environment."""
+    changed = {
+        name
+        for name in environment.keys() | launched.keys()
+        if environment.get(name) != launched.get(name) and _READ_AT_IMPORT.match(name)
+    }
+    missing = changed - environment.keys() - {"OMP_WAIT_POLICY"}
+    known = {*launched.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
+    added = set(environment.get("PYTHONPATH", "").split(os.pathsep)) - known
+    computes = "prefork.wire.child" in code
+    return (
+        not (changed & environment.keys()) - _READ_AGAIN
+        and not (missing and computes)
+        and all(map(_hides_nothing, map(Path, added)))
+    )
+
+
+def _hides_nothing(folder: Path) -> bool:
+    """Whether no module there is found in place of one that the launcher may have imported."""
+    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    if folder == ROOT / ".editable":
+        names.discard("prefork")  # a link to what is imported
+    return not any(importlib.util.find_spec(name) for name in names)
+
+
+def _find_code(arguments: Any, folder: Path = Path()) -> str | None:
     """What a process of prefork's, or a user's script that imports it, is to run; None if it is another's."""
     found = [] if isinstance(arguments, str | bytes) else [os.fsdecode(argument) for argument in arguments]
     if found[:1] != [sys.executable]:
@@ -214,7 +230,9 @@ def _find_code(arguments: Any) -> str | None:
     if "-c" in found[:3]:
         code = found[found.index("-c") + 1]
         return code if _OURS.fullmatch(code) else None
-    if len(found) > 1 and found[1].endswith(".py") and (script := Path(found[1])).is_file():
+    if found[1:3] in (["-m", "prefork"], ["-m", "pytest"]):
+        return f"import runpy; runpy.run_module({found[2]!r}, run_name='__main__', alter_sys=True)"
+    if len(found) > 1 and found[1].endswith(".py") and (script := folder / found[1]).is_file():
         text = script.read_text(encoding="utf-8")
         return text if re.search(r"^(from|import) prefork\b", text, re.MULTILINE) else None
     return None
@@ -255,6 +273,7 @@ def _use_huge_pages() -> None:
 
 def _serve(connection: socket.socket, environment: Mapping[str, str]) -> None:
     """Until whoever asks has gone."""
+    waiting = 0  # intermediate processes that wait for what they have forked
     while True:
         try:
             head, fds, _, _ = socket.recv_fds(connection, 4, 64)
@@ -263,27 +282,54 @@ def _serve(connection: socket.socket, environment: Mapping[str, str]) -> None:
             request = None
         if request is None:
             os._exit(0)
+        while waiting and os.waitpid(-1, os.WNOHANG)[0]:
+            waiting -= 1
+        report = fds.pop() if request.get("reports") else None
+        if report is not None:
+            request["code"] = _find_code(request["arguments"], Path(request["folder"]))
+            if request["code"] is None or not _may_start(request["code"], request["environment"], environment):
+                for fd in (*fds, report):
+                    os.close(fd)
+                connection.sendall(bytes(4))
+                continue
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _fork_again(connection, writing, request, fds, environment)
+            _fork_again(connection, writing, request, fds, report, environment)
         os.close(writing)
-        for fd in fds:
+        for fd in fds if report is None else (*fds, report):
             os.close(fd)
         answer = os.read(reading, 4)
         os.close(reading)
-        os.waitpid(pid, 0)
+        if report is None:
+            os.waitpid(pid, 0)
+        else:
+            waiting += 1
         connection.sendall(answer or bytes(4))
 
 
 def _fork_again(
-    connection: socket.socket, writing: int, request: Mapping[str, Any], fds: list[int], environment: Mapping[str, str]
+    connection: socket.socket,
+    writing: int,
+    request: dict[str, Any],
+    fds: list[int],
+    report: int | None,
+    environment: Mapping[str, str],
 ) -> NoReturn:
-    """In the intermediate process: what it forks becomes the asker's child when it ends."""
+    """In the intermediate process: what it forks becomes the asker's child when it ends. report: where it tells instead
+    how its own child has ended."""
+    if report is not None:
+        request["parent"] = os.getpid()
     pid = os.fork()
     if pid:
         os.write(writing, pid.to_bytes(4, "big"))
+        if report is not None:
+            os.close(writing)
+            connection.close()
+            for fd in fds:
+                os.close(fd)
+            os.write(report, os.waitpid(pid, 0)[1].to_bytes(4, "big"))
         os._exit(0)
     status = 1
     try:
@@ -331,11 +377,13 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     known = environment.get("PYTHONPATH", "").split(os.pathsep)
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
     _read_variables_again()
-    script = None if "-c" in arguments[:3] else arguments[1]
-    beside = [] if "-P" in arguments else [os.path.dirname(script) if script else ""]  # noqa: PTH120  as Python has it
+    option = next((option for option in ("-c", "-m") if option in arguments[:3]), None)
+    script = None if option else arguments[1]
+    first = os.path.dirname(os.path.abspath(script)) if script else os.getcwd() if option == "-m" else ""  # noqa: PTH100, PTH109, PTH120  as Python has it
+    beside = [] if "-P" in arguments else [first]
     sys.path[:1] = [*beside, *added]  # in place of the launcher's own
     importlib.invalidate_caches()
-    sys.argv = arguments[1:] if script else ["-c", *arguments[arguments.index("-c") + 2 :]]
+    sys.argv = arguments[1:] if option is None else [option, *arguments[arguments.index(option) + 2 :]]
     for name, (fd, mode) in {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}.items():
         setattr(sys, name, _open(name, fd, mode))
         setattr(sys, f"__{name}__", getattr(sys, name))
@@ -386,7 +434,7 @@ def _run(code: str, script: str | None) -> int:
     """Runs it as the main module, to the end of the interpreter; its exit status."""
     main_module = types.ModuleType("__main__")
     if script:
-        main_module.__file__ = script
+        main_module.__file__ = os.path.abspath(script)  # noqa: PTH100
     sys.modules["__main__"] = main_module
     status, interrupted = 0, False
     try:
@@ -437,10 +485,6 @@ def _find_parent(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
-
-
-def _list_limits() -> list[int]:
-    return [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

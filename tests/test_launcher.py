@@ -106,7 +106,7 @@ def test_what_libraries_read_when_they_are_imported_makes_it_execed(
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path))
     code = launcher._find_code(PREFORK)
-    assert code is not None and not launcher.Popen._ask().may_start(code, os.environ)
+    assert code is not None and not launcher.Popen.ask().may_start(code, os.environ)
 
 
 def test_what_a_library_sets_as_a_test_imports_it_is_gone_with_the_next_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
 
 def test_what_prefork_starts_is_what_the_launcher_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
-    asked = launcher.Popen._ask()
+    asked = launcher.Popen.ask()
     here, there = socket.socketpair()
     with here, there:
         zygote = launcher._find_code(_command("work.zygote", there))
