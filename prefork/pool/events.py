@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefork.pool.tasks import Task
+from prefork.wire.endings import KILLED
 from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
-
-KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from prefork.memory.governor import Governor
-from prefork.pool.events import KILLED, Event
+from prefork.pool.events import Event
 from prefork.pool.state import Pool
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
+from prefork.wire.endings import KILLED
 from prefork.wire.loop import Loop
 
 EXIT_SECONDS = 2.0  # how long a process may take to end by itself

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import IO, Any
 from prefork.platform_matrix.imports import explain_import
 from prefork.wire import process
 from prefork.wire.channel import Channel
-from prefork.wire.endings import CUT_OFF
+from prefork.wire.endings import CUT_OFF, KILLED
 from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
@@ -153,10 +152,11 @@ class ChildProcess:
 
     def poll(self) -> int | None:
         """Its exit status, or CUT_OFF; None as long as it runs."""
-        return self._find_status(self._process.poll())
+        status = self._process.poll()
+        return None if status is None else self._find_status(status)
 
-    def _find_status(self, status: int | None) -> int | None:
-        return CUT_OFF if self._is_cut_off and status == -getattr(signal, "SIGKILL", 9) else status
+    def _find_status(self, status: int) -> int:
+        return CUT_OFF if self._is_cut_off and status == KILLED else status
 
     def kill(self) -> None:
         self._is_cut_off = self._is_cut_off or not process.is_exiting(self._process.pid)
@@ -168,11 +168,10 @@ class ChildProcess:
         self.channel.close()
         self.stderr.close()
         try:
-            status = self._process.wait(patience)
+            return self._find_status(self._process.wait(patience))
         except subprocess.TimeoutExpired:
             self.kill()
-            status = self._process.wait()
-        return CUT_OFF if self._find_status(status) == CUT_OFF else status
+            return self._find_status(self._process.wait())
 
 
 def run(module: str) -> None:

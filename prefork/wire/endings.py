@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 from prefork.platform_matrix.canary import describe_exit
 
+KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
 CUT_OFF = -256  # in place of the exit status of a process that closed its channel, lived on, and was killed for that
 FATAL = "prefork: fatal: "  # how the line begins in which a process says what it dies of
 
