@@ -59,9 +59,8 @@ def watch_for_writes(arena: Arena, fd: int) -> None:
     before = _Sigaction()
 
     def handle(signum: int, info: int, _context: Any) -> None:
-        if (
-            ctypes.c_int.from_address(info + _SI_CODE_OFFSET).value <= 0
-        ):  # a process has sent it: no instruction runs again
+        code = ctypes.c_int.from_address(info + _SI_CODE_OFFSET).value
+        if code <= 0:  # a process has sent it: no instruction runs again
             libc.sigaction(signum, ctypes.byref(before), None)
             os.kill(os.getpid(), signum)
             return
