@@ -152,12 +152,12 @@ class Governor:
 
     # -- while it runs -------------------------------------------------------------------------------------------
 
-    def look(self, pids: Mapping[str, int]) -> bool:
-        """Measures the machine and the processes, if it is time to; False if it is not. pids: by name."""
+    def look(self, list_pids: Callable[[], Mapping[str, int]]) -> bool:
+        """Measures the machine and the processes, if it is time to; False if not. list_pids: gives them by name."""
         now = self.clock()
         if not self._clocks.is_time("look", _LOOK_SECONDS, now):
             return False
-        pids = {"supervisor": os.getpid(), **pids}
+        pids = {"supervisor": os.getpid(), **list_pids()}
         self._observation.look(pids, exact=self._clocks.is_time("exact", _EXACT_SECONDS, now))
         self.machine = self._read_machine()
         if self.machine.kills == self._kills:

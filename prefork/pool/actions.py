@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefork.platform_matrix.matrix import Plan
@@ -17,6 +18,7 @@ from prefork.wire.messages import (
     RunTask,
     ServerOrder,
 )
+from prefork.wire.pickling import Pickled
 from prefork.wire.specification import Specification
 
 
@@ -59,6 +61,22 @@ class Spawn:
 class SendWorker:
     number: int
     message: Specification | RunTask | RefuseRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SendCalls:
+    """first: the number of the first call, as the worker counts them; the others follow."""
+
+    number: int
+    first: int
+    calls: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCallsBack:
+    """Those that a worker has not begun: CallsTakenBack says how many."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +158,7 @@ class Complete:
     """A task has come to its end: with a pickled result, or an error."""
 
     task: Task
-    result: bytes | None
+    result: bytes | Pickled | None
     error: BaseException | None
 
     def complete(self) -> None:
@@ -179,6 +197,8 @@ Action = (
     | Fork
     | Spawn
     | SendWorker
+    | SendCalls
+    | TakeCallsBack
     | KillSpawned
     | StartServer
     | SendServer

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from prefork.pool.calls import Call
 from prefork.pool.tasks import Task
 from prefork.wire.endings import KILLED
 from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
+from prefork.wire.pickling import Pickled
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,25 @@ class WorkerSent:
     message: FromWorker
 
 
+class CallEnded(NamedTuple):
+    """A worker has answered a call. number: of the call. result: what it has returned; else error, or reason: for want
+    of memory. (A tuple, because there may be thousands a second.)"""
+
+    worker: int
+    number: int
+    result: Pickled | None = None
+    error: BaseException | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallsTakenBack:
+    """count: of the last calls that a worker was given, which it will not begin."""
+
+    worker: int
+    count: int
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerClosed:
     """Its channel is at its end: it is dead, or will be."""
@@ -53,12 +75,14 @@ class WorkerClosed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReaped:
-    """It has exited, and all that it had sent before was handled. The rest as for ZygoteExited."""
+    """It has exited, and all that it had sent before was handled. unbegun: of the last calls that it was given, those
+    that it has not begun. The rest as for ZygoteExited."""
 
     number: int
     status: int
     out_of_memory: bool = False
     stderr_tail: str = ""
+    unbegun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +128,11 @@ class TasksSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsSubmitted:
+    calls: Sequence[Call]
+
+
+@dataclass(frozen=True, slots=True)
 class WaitingCancelled:
     """Every task that has not begun ends now."""
 
@@ -145,6 +174,8 @@ Event = (
     | ZygoteExited
     | WorkerStarted
     | WorkerSent
+    | CallEnded
+    | CallsTakenBack
     | WorkerClosed
     | WorkerReaped
     | ServerSent
@@ -152,6 +183,7 @@ Event = (
     | OwnerSent
     | OwnerExited
     | TasksSubmitted
+    | CallsSubmitted
     | WaitingCancelled
     | CloseRequested
     | DrainRequested

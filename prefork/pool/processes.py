@@ -34,8 +34,14 @@ class Processes:
             case actions.SendWorker(number, message):
                 if workers.has(number):
                     workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
+            case actions.SendCalls(number, first, calls):
+                workers.send_calls(number, first, [call.arguments[0] for call in calls])
+            case actions.TakeCallsBack(number):
+                workers.take_calls_back(number)
             case actions.Complete():
                 action.complete()
+                if action.task.name == "call":
+                    workers.end_call(action.task.arguments[0])
             case actions.StartZygote():
                 workers.start_zygote(replace(action, specification=self._name_arena(action.specification)))
             case actions.EndZygote():

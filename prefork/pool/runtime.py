@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import multiprocessing.spawn
 import os
-import pickle
 import queue
 import threading
 import weakref
@@ -29,13 +28,14 @@ from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.platform_matrix.selection import parse_devices
+from prefork.pool.calls import Call, CallFuture
 from prefork.pool.jobs import Course, JobResult, JobRun
 from prefork.pool.mapping import Mappings
 from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
-from prefork.pool.tasks import HangLimit, NotBegun, Task
-from prefork.wire.pickling import dump, has_importable_main
+from prefork.pool.tasks import HangLimit
+from prefork.wire.pickling import dump, dump_apart, has_importable_main
 from prefork.wire.specification import Specification
 
 T = TypeVar("T")
@@ -184,14 +184,10 @@ class Runtime(Executor):
         pool lives on. Raises RuntimeError after `shutdown`, and in a process that was forked since.
         """
         self._check_process()
-        future: Future[T] = Future()
-        label = getattr(fn, "__qualname__", repr(fn))
-
-        def done(result: bytes | None, error: BaseException | None) -> None:
-            _complete(future, result, error)
-
+        future: CallFuture[T] = CallFuture()
+        label = getattr(fn, "__qualname__", None) or repr(fn)
         try:
-            payload = dump((fn, args, kwargs))
+            pickled = dump_apart((fn, args, kwargs))
         except Exception as error:  # noqa: BLE001  whatever pickling it raises is the call's error
             error.add_note(
                 f"{label} and its arguments go to another process, and something in them cannot: make it there"
@@ -201,8 +197,7 @@ class Runtime(Executor):
         with self._lock:
             if (self._shutdown or self.supervisor.is_closing) and not self._mappings.is_submitting:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            begin = partial(_begin, future)
-            self.supervisor.submit(Task("call", (payload,), done, (next(self._ranks),), label, begin=begin))
+            self.supervisor.submit_call(Call(future, pickled, label, next(self._ranks)))
         return future
 
     @overload
@@ -287,31 +282,6 @@ def make_plan(request: Request) -> Plan:
     if not plan.wants_gpus:
         return plan
     return decide(replace(facts, devices=look_again(facts.devices, request.devices)), request)
-
-
-def _begin(future: Future[Any]) -> bool:
-    """From here on it cannot be cancelled; False if it was. A second attempt finds it running."""
-    return future.running() or future.set_running_or_notify_cancel()
-
-
-def _complete(future: Future[Any], result: bytes | None, error: BaseException | None) -> None:
-    if isinstance(error, NotBegun):
-        future.cancel()
-    if not _begin(future):
-        return
-    value: Any = None
-    if error is None and result is not None:
-        try:
-            value = pickle.loads(result)
-        except BaseException as problem:  # noqa: BLE001  what cannot be unpickled here is this call's error alone
-            error = problem
-    try:
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-    except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
-        _logger.exception("a callback of a future has failed")
 
 
 def _describe_main() -> dict[str, Any]:

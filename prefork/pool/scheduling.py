@@ -9,11 +9,13 @@ from functools import partial
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
 from prefork.memory.admission import Holder, Level
-from prefork.pool.actions import Complete, Interrupt, Outbox, SendWorker
+from prefork.pool.actions import Complete, Interrupt, Outbox, SendCalls, SendWorker, TakeCallsBack
+from prefork.pool.events import CallEnded
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
 from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, split_finished
 from prefork.pool.workers import Death, Worker
+from prefork.wire.calls import CAN_TAKE_BACK
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
     ItemFailed,
@@ -30,9 +32,15 @@ from prefork.wire.messages import (
 _PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
 _SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
 _GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
+_AHEAD_SECONDS = 0.005  # that the calls may take which a worker is given before it has answered the one that it runs
+_MOST_AHEAD = 64
+_SMOOTHING = 0.1  # the weight of the last call, of all that came before
 _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 
 FromTask = TaskProgress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
+
+
+def _ignore(*_: object) -> None: ...
 
 
 class Scheduler:
@@ -58,6 +66,8 @@ class Scheduler:
         self._fail = fail
         self._unfit_since: float | None = None  # since when nothing has started because nothing fits
         self._growth = _MOST_GROWTH
+        self._pace = _AHEAD_SECONDS  # seconds that a call takes, the last ones above all
+        self._is_cancelling = False
 
     @property
     def is_draining(self) -> bool:
@@ -67,9 +77,12 @@ class Scheduler:
         """Starts nothing new but what saves work that is done."""
         self.drain_until = min(until, self.drain_until or until)
         self._workers.is_closed = True
+        self._take_back(self._workers.list_busy())
         self._outbox.do(Interrupt())
 
     def cancel_waiting(self) -> None:
+        self._is_cancelling = True
+        self._take_back(self._workers.list_busy())
         for task in self.queue.clear():
             self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
 
@@ -89,6 +102,37 @@ class Scheduler:
                 self._handle_usage(worker, usage, steps)
             case TaskDone() | TaskFailed() | TaskOutOfMemory():
                 self._handle_end(worker, message)
+
+    def handle_call(self, worker: Worker, event: CallEnded) -> None:
+        """What came of the first of the calls that it was given."""
+        now = self._outbox.now
+        task = worker.calls.popleft()
+        self._pace += _SMOOTHING * (now - worker.last_message - self._pace)
+        worker.last_message = now
+        worker.task = worker.calls[0] if worker.calls else None
+        worker.tasks += 1
+        self._models.note_success()
+        if event.reason:
+            reason = f"{worker.name} (pid {worker.pid}): {event.reason}"
+            self.lose(Death(task, reason, out_of_memory=True))
+            return
+        if event.error is not None:
+            self._policy.lose(task, str(event.error), out_of_memory=False)
+        elif not worker.calls:
+            blank = Task(task.name, (), _ignore, label=task.label)  # what has come of the other is the program's alone
+            worker.measured = (blank, worker.predicted)
+        self._outbox.do(Complete(task, event.result, event.error))
+
+    def push_back(self, worker: Worker, count: int) -> None:
+        """A worker will not begin the last calls that it was given."""
+        calls = worker.take_calls_back(count)
+        for call in calls:
+            call.withdraw()
+            if self._is_cancelling:
+                self._outbox.do(Complete(call, None, NotBegun(CANCELLED)))
+        if calls and not self._is_cancelling:
+            self.queue.push_calls_back(calls)
+            self.dispatch()
 
     def _refuse_item(self, task: Task, item: int, error: BaseException) -> None:
         """One of the items of a worker's task can never be done; it goes on with those of other jobs."""
@@ -197,8 +241,12 @@ class Scheduler:
         if not self.is_draining:
             self._replace_grown()
         idle = self._workers.list_idle()
-        while idle and self._start_next(idle):
+        while idle and self.queue and self._start_next(idle):
             pass
+        if not idle and self.queue.calls:
+            self._give_ahead()
+        elif idle and not self.queue.calls:
+            self._take_back([worker for worker in self._workers.list_busy() if len(worker.calls) > 1])
         if not idle or self.is_draining:
             return
         workers = self._workers.all.values()
@@ -254,7 +302,7 @@ class Scheduler:
 
     def _list_filling(self) -> set[str]:
         """Engines whose next batch is not full yet, while more for it is about to come. Servers fill their own."""
-        if self._models.servers is not None:
+        if self._models.servers is not None or not self._batches:
             return set()
         queue = self.queue
         splitting = {w.task.engine for w in self._workers.list_busy() if w.task and w.task.name == "split"}
@@ -297,7 +345,53 @@ class Scheduler:
     def _give(self, worker: Worker, task: Task) -> None:
         worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
         worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
-        self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
+        if task.name == "call":
+            more = 0 if task.alone or task.attempts else self._count_ahead(worker)
+            self._give_calls(worker, [task, *self._pop_calls(more)])
+        else:
+            self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
+
+    # -- calls, several at a time ------------------------------------------------------------------------------
+
+    def _count_ahead(self, worker: Worker) -> int:
+        """Calls that a worker may be given beyond the one that it runs: as long as they take next to no time, so that
+        it need not wait for the supervisor, and as many as its share of what waits."""
+        most = min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(self._pace, 1e-6))) if CAN_TAKE_BACK else 1
+        share = -(-self.queue.calls // max(1, len(self._workers.all)))
+        return max(0, min(most - 1 - max(0, len(worker.calls) - 1), share))
+
+    def _give_ahead(self) -> None:
+        """All workers have something to do: those that run short calls get more of them in time."""
+        if self.is_draining or self.queue.wants_alone or self._policy.level > Level.EASY:
+            return
+        for worker in self._workers.list_busy():
+            ahead = len(worker.calls) - 1
+            is_quick = self._outbox.now - worker.last_message < _AHEAD_SECONDS
+            if ahead >= 0 and worker.is_open and is_quick and not worker.calls[0].alone:
+                count = self._count_ahead(worker)
+                if count > ahead:  # not one by one
+                    self._give_calls(worker, self._pop_calls(count))
+
+    def _pop_calls(self, count: int) -> list[Task]:
+        """The next ones, so many at most, that somebody still wants."""
+        found: list[Task] = []
+        while len(found) < count and (task := self.queue.pop_call()) is not None:
+            if task.begin():
+                found.append(task)
+        return found
+
+    def _give_calls(self, worker: Worker, calls: list[Task]) -> None:
+        if not calls:
+            return
+        self._outbox.do(SendCalls(worker.number, worker.given, calls))
+        worker.given += len(calls)
+        worker.calls.extend(calls)
+
+    def _take_back(self, workers: list[Worker]) -> None:
+        """What they have not begun may be begun by others, or never."""
+        for worker in workers:
+            if len(worker.calls) > 1:
+                self._outbox.do(TakeCallsBack(worker.number))
 
     # -- memory ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from prefork.pool import actions
@@ -9,7 +10,14 @@ from prefork.pool.events import OwnerExited, OwnerSent, ServerExited, ServerSent
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
-from prefork.wire.messages import ConnectWorker, DecideBatch, DisconnectWorker, FromOwner, UploadWeights
+from prefork.wire.messages import (
+    ConnectWorker,
+    DecideBatch,
+    DisconnectWorker,
+    FromOwner,
+    FromServer,
+    UploadWeights,
+)
 
 # OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
 # them a server was three times slower at times, and one and a half times as fast with this.
@@ -39,8 +47,10 @@ class ServerProcesses:
         self._watch.post(child.channel, action.order)
 
     def _read_server(self, place: int, child: ChildProcess) -> None:
-        lose = partial(self._lose_server, place, child)
-        self._watch.read(child.channel, lambda message: self._watch.feed(ServerSent(place, message)), lose)
+        def take(message: FromServer, _: Sequence[int]) -> None:
+            self._watch.feed(ServerSent(place, message))
+
+        self._watch.read(child.channel, take, partial(self._lose_server, place, child))
 
     def _lose_server(self, place: int, child: ChildProcess) -> None:
         tail = self._watch.read_stderr(child.stderr, child.stderr_tail)
@@ -86,7 +96,7 @@ class ServerProcesses:
             self._watch.post(child.channel, order)
 
     def _read_owner(self, place: int, child: ChildProcess) -> None:
-        def take(message: FromOwner) -> None:
+        def take(message: FromOwner, _: Sequence[int]) -> None:
             self._watch.feed(OwnerSent(place, message))
 
         def lose() -> None:

@@ -19,6 +19,9 @@ from prefork.platform_matrix.matrix import Plan
 from prefork.pool.actions import Action, Complete, Outbox
 from prefork.pool.events import (
     Aborted,
+    CallEnded,
+    CallsSubmitted,
+    CallsTakenBack,
     CloseRequested,
     DrainRequested,
     Event,
@@ -66,8 +69,14 @@ class Pool:
         """What is to be done, in that order. now: seconds, by a clock that never goes back."""
         self._outbox.now = now
         match event:
+            case CallEnded():
+                self.scheduler.handle_call(self.workers.all[event.worker], event)
             case Tick():
                 self._tick()
+            case CallsSubmitted(calls):
+                self.scheduler.queue.push_calls(calls)
+            case CallsTakenBack(number, count):
+                self.scheduler.push_back(self.workers.all[number], count)
             case WorkerSent(number, message):
                 self._handle_worker(number, message)
             case MemoryMeasured(memory):
@@ -106,6 +115,8 @@ class Pool:
             case WorkerClosed(number):
                 self.workers.close(self.workers.all[number])
             case WorkerReaped():
+                worker = self.workers.all[event.number]  # it begins one call after it has answered the one before
+                self.scheduler.push_back(worker, max(event.unbegun, len(worker.calls) - 1))
                 if (death := self.workers.reap(event)) is not None:
                     self.scheduler.lose(death)
                 self.workers.refill()
@@ -150,7 +161,8 @@ class Pool:
 
     def end(self, failure: BaseException | None) -> list[Complete]:
         """Every process has been ended: the tasks that are left end, with the failure if there was one."""
-        left = [worker.task for worker in self.workers.all.values() if worker.task and not worker.task.cancelled]
+        given = [task for worker in self.workers.all.values() for task in worker.list_tasks()]
+        left = [task for task in given if not task.cancelled]
         self.workers.all.clear()
         for task in [*left, *self.scheduler.queue.clear()]:
             self._outbox.do(Complete(task, None, failure or Stopped(STOPPED)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -17,8 +18,10 @@ from prefork.errors import Stopped
 from prefork.memory.governor import Governor
 from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
+from prefork.pool.calls import Call
 from prefork.pool.events import (
     Aborted,
+    CallsSubmitted,
     CloseRequested,
     DrainRequested,
     Event,
@@ -93,6 +96,8 @@ class Supervisor:
         self._processes: Processes | None = None
         self._events: deque[Event] = deque()
         self._is_handling = False
+        self._calls: deque[Call] = deque()  # that were submitted and not yet collected
+        self._is_collecting = False
         self._loop = Loop()
         self._elsewhere = 0  # pieces of work that are done outside of the workers
         self._lock = threading.Lock()  # of that number
@@ -108,6 +113,24 @@ class Supervisor:
         if not self._send(TasksSubmitted(tasks)):
             for task in tasks:
                 task.done(None, self.failure or Stopped(STOPPED))
+
+    def submit_call(self, call: Call) -> None:
+        self._calls.append(call)
+        if self._is_collecting:  # the thread has not come to those before it
+            return
+        self._is_collecting = True
+        if not self._loop.call_soon(lambda: self._feed(CallsSubmitted(self._collect()))):
+            for left in self._collect():
+                left.end(None, self.failure or Stopped(STOPPED))
+
+    def _collect(self) -> list[Call]:
+        """The calls that were submitted since the last time."""
+        self._is_collecting = False  # first: what is submitted from here on is collected again
+        calls = []
+        with contextlib.suppress(IndexError):
+            while True:
+                calls.append(self._calls.popleft())
+        return calls
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Those that are running run on; the others are never started and their `done` is never called."""
@@ -243,7 +266,7 @@ class Supervisor:
 
     def _measure(self, pool: Pool, processes: Processes) -> None:
         """Looks at the memory of the machine and of all processes, if it is time to."""
-        if pool.models.inventory is None or not self.governor.look(processes.list_pids()):
+        if pool.models.inventory is None or not self.governor.look(processes.list_pids):
             return
         found = {w.number: self.governor.find_memory(w.name) for w in pool.workers.all.values()}
         self._feed(MemoryMeasured({number: memory for number, memory in found.items() if memory is not None}))
@@ -271,6 +294,8 @@ class Supervisor:
         for event in self._events:
             if isinstance(event, TasksSubmitted):
                 queue.push(*event.tasks)
+            elif isinstance(event, CallsSubmitted):
+                queue.push_calls(event.calls)
             elif isinstance(event, WaitingCancelled):
                 for task in queue.clear():
                     task.done(None, NotBegun(CANCELLED))

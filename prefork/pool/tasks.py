@@ -6,9 +6,9 @@ import bisect
 import itertools
 import pickle
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from prefork.errors import Stopped
 
@@ -47,14 +47,15 @@ class Task:
     single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
     life. alone: nothing may run
     beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
-    the most that was seen. closing: still started while the run drains, because it saves what has been done. begin:
-    asked before it is given to a worker; False if nobody wants it any more. done: called with the pickled result, or an
-    exception. Both in the supervisor's thread.
+    the most that was seen. closing: still started while the run drains, because it saves what has been done.
+
+    Called in the supervisor's thread: begin, before it is given to a worker, returns False if nobody wants it any more;
+    withdraw, if it was given and has not begun; done, with the pickled result or an exception.
     """
 
     name: str
     arguments: tuple[Any, ...]
-    done: Callable[[bytes | None, BaseException | None], None]
+    done: Callable[[Any, BaseException | None], None]
     order: tuple[int, ...] = ()
     label: str = ""
     engine: str = ""
@@ -67,6 +68,7 @@ class Task:
     step: float | None = None
     closing: bool = False
     begin: Callable[[], bool] = lambda: True
+    withdraw: Callable[[], None] = lambda: None
     attempts: int = 0
     alone: bool = False
     origins: Sequence[tuple[Task, int]] = ()
@@ -170,10 +172,23 @@ def take_first(tasks: Iterator[Task]) -> Task | None:
     return next(tasks, None)
 
 
+class Waiting(Protocol):
+    """A call of a function that waits; there may be very many. rank: its place among all tasks."""
+
+    rank: int
+
+    def make_task(self) -> Task: ...
+
+
 class TaskQueue:
-    """Tasks that wait for a worker: those whose worker died first, then by their order."""
+    """Tasks that wait for a worker: those whose worker died first, then by their order.
+
+    Calls are made tasks when it is their turn, and come in the order in which they were submitted.
+    """
 
     def __init__(self) -> None:
+        self._calls: deque[Waiting] = deque()
+        self._next_calls: deque[Task] = deque()  # those before them: made already
         self._waiting: list[tuple[tuple[int, ...], int, Task]] = []  # sorted
         self._again: deque[Task] = deque()
         self._numbers = itertools.count()
@@ -184,6 +199,30 @@ class TaskQueue:
         for task in tasks:
             bisect.insort(self._waiting, (task.order, next(self._numbers), task))
             self._count(task, 1)
+
+    def push_calls(self, calls: Iterable[Waiting]) -> None:
+        self._calls.extend(calls)
+
+    def push_calls_back(self, calls: Sequence[Task]) -> None:
+        """They were given to a worker that has not begun them."""
+        self._next_calls.extendleft(reversed(calls))
+
+    def pop_call(self) -> Task | None:
+        """The next one, whatever else waits; None if there is none."""
+        call = self._peek_call()
+        if call is not None:
+            self._next_calls.popleft()
+        return call
+
+    def _peek_call(self) -> Task | None:
+        if not self._next_calls and self._calls:
+            self._next_calls.append(self._calls.popleft().make_task())
+        return self._next_calls[0] if self._next_calls else None
+
+    @property
+    def calls(self) -> int:
+        """How many wait."""
+        return len(self._calls) + len(self._next_calls)
 
     def _count(self, task: Task, sign: int) -> None:
         self.splits[task.engine] += sign * (task.name == "split")
@@ -199,15 +238,28 @@ class TaskQueue:
         while self._waiting and self._waiting[0][2].cancelled:
             self._remove(0)
         again = (task for task in self._again if fresh or not task.attempts)
-        ready = itertools.chain(again, (task for _, _, task in self._waiting))
+        ready = itertools.chain(again, self._list_waiting())
         found = select(task for task in ready if not task.cancelled and (task.closing or not closing))
         if found is None:
             return None
-        if found in self._again:
+        if self._next_calls and found is self._next_calls[0]:
+            self._next_calls.popleft()
+        elif found in self._again:
             self._again.remove(found)
         else:
             self._remove(next(i for i, entry in enumerate(self._waiting) if entry[2] is found))
         return found
+
+    def _list_waiting(self) -> Iterator[Task]:
+        """In their order; of the calls the first, because all take the same, as far as anybody knows."""
+        call = self._peek_call()
+        for order, _, task in self._waiting:
+            if call is not None and call.order < order:
+                yield call
+                call = None
+            yield task
+        if call is not None:
+            yield call
 
     def _remove(self, place: int) -> None:
         self._count(self._waiting.pop(place)[2], -1)
@@ -229,6 +281,8 @@ class TaskQueue:
     def clear(self) -> list[Task]:
         """Empties the queue; those that were in it and not cancelled."""
         tasks = list(self)
+        self._calls.clear()
+        self._next_calls.clear()
         self._again.clear()
         self._waiting.clear()
         self.splits.clear()
@@ -236,15 +290,16 @@ class TaskQueue:
         return tasks
 
     def __iter__(self) -> Iterator[Task]:
-        everything = itertools.chain(self._again, (task for _, _, task in self._waiting))
+        calls = itertools.chain(self._next_calls, (call.make_task() for call in self._calls))
+        everything = itertools.chain(self._again, (task for _, _, task in self._waiting), calls)
         return (task for task in everything if not task.cancelled)
 
     def __bool__(self) -> bool:
-        return any(True for _ in self)
+        return self.calls > 0 or any(True for _ in self)
 
     @property
     def has_closing(self) -> bool:
-        return any(task.closing for task in self)
+        return any(task.closing for _, _, task in self._waiting) or any(task.closing for task in self._again)
 
     @property
     def wants_fresh(self) -> bool:

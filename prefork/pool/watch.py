@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,22 +40,23 @@ class Watch:
     feed: Callable[[Event], None]
     reporter: Reporter
 
-    def post(self, channel: Channel, message: object, fds: tuple[int, ...] = ()) -> None:
+    def post(self, channel: Channel, message: object, fds: Sequence[int] = ()) -> None:
         channel.post(message, fds)
         self.loop.flush(channel)
 
     def read(
         self,
         channel: Channel,
-        take: Callable[[Any], None],
+        take: Callable[[Any, Sequence[int]], None],
         end: Callable[[], None],
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Takes what a process has sent, as long as it is wanted; `end` is called once its channel is at its end."""
+        """Takes what a process has sent, with the descriptors beside it, as long as it is wanted; `end` is called once
+        its channel is at its end."""
         self.loop.flush(channel)
         try:
-            for message in channel.poll():
-                take(message)
+            for message, fds in channel.poll_with_fds():
+                take(message, fds)
                 if not is_wanted():
                     return
         except EOFError:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from prefork.pool import actions
-from prefork.pool.events import WorkerClosed, WorkerReaped, WorkerSent, WorkerStarted, ZygoteExited, ZygoteSent
+from prefork.pool.call_link import CallLink, FromCalls
+from prefork.pool.calls import Call
+from prefork.pool.events import (
+    CallsTakenBack,
+    WorkerClosed,
+    WorkerReaped,
+    WorkerSent,
+    WorkerStarted,
+    ZygoteExited,
+    ZygoteSent,
+)
 from prefork.pool.watch import EXIT_SECONDS, Watch
+from prefork.wire.blocks import Blocks, Placed
+from prefork.wire.calls import CAN_TAKE_BACK, OpenTokens
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
-from prefork.wire.messages import ConnectServer, FromZygote, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.messages import ConnectServer, FromWorker, FromZygote, RefuseRequest, RunTask, WorkerExited
 from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
@@ -29,6 +42,7 @@ class _WorkerEnd:
     stderr: OutputPipe
     child: ChildProcess | None = None
     stderr_tail: bytearray = field(default_factory=bytearray)
+    calls: CallLink | None = None  # from the first call on
 
 
 class WorkerProcesses:
@@ -41,6 +55,7 @@ class WorkerProcesses:
         self._tracker = TrackerLink() if os.name == "posix" else None
         if self._tracker is not None:
             watch.loop.watch(self._tracker, self._tracker.answer)
+        self._blocks = Blocks()
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
@@ -51,7 +66,7 @@ class WorkerProcesses:
         self._watch.post(zygote.channel, action.specification, self._open_tracker())
 
     def _read_zygote(self, zygote: ChildProcess) -> None:
-        def take(message: FromZygote) -> None:
+        def take(message: FromZygote, _: Sequence[int]) -> None:
             if isinstance(message, WorkerExited):
                 self._reap_worker(message.number, message.status)
             else:
@@ -106,6 +121,32 @@ class WorkerProcesses:
         """What goes with a specification: see prefork.wire.shared_tracker."""
         return () if self._tracker is None else (self._tracker.open(),)
 
+    def send_calls(self, number: int, first: int, calls: Sequence[Call]) -> None:
+        if (end := self._workers.get(number)) is None:
+            return  # it has just ended: they are done again when that is handled
+        if end.calls is None:
+            end.calls = CallLink(number, self._blocks)
+            if CAN_TAKE_BACK:
+                self._watch.post(end.channel, OpenTokens(), (end.calls.open_tokens(),))
+        message, fds = end.calls.give(first, calls)
+        self._watch.post(end.channel, message, fds)
+
+    def take_calls_back(self, number: int) -> None:
+        if (end := self._workers.get(number)) is not None and end.calls is not None:
+            self._watch.feed(CallsTakenBack(number, end.calls.take_back()))
+
+    def end_call(self, call: Call) -> None:
+        """What was placed for it is not needed any more."""
+        if call.places:
+            self._blocks.release((place.block for place in call.places if isinstance(place, Placed)), call)
+
+    def trim(self) -> None:
+        """Gives back memory that calls have not needed for a while."""
+        dropped = self._blocks.trim()
+        for end in self._workers.values():
+            if end.calls is not None and (message := end.calls.trim(dropped)) is not None:
+                self._watch.post(end.channel, message)
+
     def has(self, number: int) -> bool:
         """Whether it can be sent something."""
         return number in self._workers
@@ -119,27 +160,38 @@ class WorkerProcesses:
             self._watch.loop.ignore(end.channel)
             self._watch.feed(WorkerClosed(number))
 
-        self._watch.read(end.channel, lambda message: self._watch.feed(WorkerSent(number, message)), close)
+        self._watch.read(end.channel, partial(self._take, number, end), close)
+
+    def _take(self, number: int, end: _WorkerEnd, message: FromWorker | FromCalls, fds: Sequence[int]) -> None:
+        if not isinstance(message, FromCalls):
+            self._watch.feed(WorkerSent(number, message))
+        elif end.calls is not None and (event := end.calls.take(message, fds)) is not None:
+            self._watch.feed(event)
 
     def _drain(self, number: int, end: _WorkerEnd) -> None:
         """What it has sent before it died."""
         with contextlib.suppress(EOFError):
-            for message in end.channel.poll():
-                self._watch.feed(WorkerSent(number, message))
+            for message, fds in end.channel.poll_with_fds():
+                self._take(number, end, message, fds)
 
     def _reap_worker(self, number: int, status: int) -> None:
         end = self._workers.pop(number)
         self._drain(number, end)
         tail = self._watch.read_stderr(end.stderr, end.stderr_tail)
+        unbegun = end.calls.take_back() if end.calls is not None else 0
         self._forget(end)
         kill_reason = self._watch.pool.workers.all[number].kill_reason
-        self._watch.feed(WorkerReaped(number, status, self._watch.was_out_of_memory(status, kill_reason), tail))
+        self._watch.feed(
+            WorkerReaped(number, status, self._watch.was_out_of_memory(status, kill_reason), tail, unbegun)
+        )
 
     def _forget(self, end: _WorkerEnd) -> None:
         self._watch.loop.ignore(end.channel)
         self._watch.loop.ignore(end.stderr)
         end.channel.close()
         end.stderr.close()
+        if end.calls is not None:
+            end.calls.close()
 
     @property
     def is_ending(self) -> bool:
@@ -168,3 +220,4 @@ class WorkerProcesses:
         if self._tracker is not None:
             self._watch.loop.ignore(self._tracker)
             self._tracker.close()
+        self._blocks.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prefork.platform_matrix.matrix import Plan
@@ -29,7 +29,9 @@ class Worker:
     loading: bool = False  # it was told what to load
     pid: int = 0
     ready: float | None = None  # seconds from its start to the message that says so
-    task: Task | None = None
+    task: Task | None = None  # of several calls, the first
+    calls: deque[Task] = field(default_factory=deque)  # that it was given and has not answered, in their order
+    given: int = 0  # calls, ever
     tasks: int = 0  # done
     last_message: float = 0.0
     closed: bool = False  # its channel is at its end: it is dead, or will be
@@ -46,6 +48,22 @@ class Worker:
     @property
     def name(self) -> str:
         return f"worker {self.slot}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be given something."""
+        return self.ready is not None and not (self.closed or self.kill_reason)
+
+    def list_tasks(self) -> list[Task]:
+        """All that it has been given and has not done."""
+        return list(self.calls) or ([self.task] if self.task else [])
+
+    def take_calls_back(self, count: int) -> list[Task]:
+        """The last ones that it was given, which it has not begun."""
+        taken = [self.calls.pop() for _ in range(min(count, len(self.calls)))][::-1]
+        if taken:
+            self.task = self.calls[0] if self.calls else None
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +146,11 @@ class Workers:
 
     def list_idle(self) -> list[Worker]:
         """Those of the device that has least to do first."""
+        idle = [worker for worker in self.all.values() if worker.task is None and worker.is_open]
+        if len(idle) < 2 or len(self.plan.devices) < 2:
+            return idle
         load = Counter(self._find_place(worker.slot) for worker in self.list_busy())
-        ready = (w for w in self.all.values() if w.ready is not None and not (w.closed or w.kill_reason))
-        return sorted((w for w in ready if w.task is None), key=lambda w: load[self._find_place(w.slot)])
+        return sorted(idle, key=lambda worker: load[self._find_place(worker.slot)])
 
     def list_busy(self) -> list[Worker]:
         return [worker for worker in self.all.values() if worker.task]
@@ -202,7 +222,7 @@ class Workers:
         for worker in workers:
             if self.servers is not None:
                 self.servers.disconnect(worker)
-        return [worker.task for worker in workers if worker.task]
+        return [task for worker in workers for task in worker.list_tasks()]
 
     # -- time --------------------------------------------------------------------------------------------------
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import selectors
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-_HEADER = struct.Struct("!Q")
+_HEADER = struct.Struct("!QB")  # bytes of the message, and descriptors that come with it
 _CHUNK = 1 << 18  # bytes read from the socket at a time
-_MAX_FDS = 4
+_MAX_FDS = 250  # the kernel sends 253 at most
 
 
 class Channel:
@@ -29,6 +30,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._incoming = bytearray()
+        self._fds: deque[int] = deque()  # that have come with what is in it
+        self._waiting: selectors.BaseSelector | None = None
         self._outgoing: deque[tuple[memoryview, Sequence[int]]] = deque()
 
     @classmethod
@@ -42,30 +45,50 @@ class Channel:
         return self._socket.fileno()
 
     def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
         self._socket.close()
         for _, fds in self._outgoing:
             _close_all(fds)
         self._outgoing.clear()
+        _close_all(self._fds)
+        self._fds.clear()
 
-    def send(self, message: Any) -> None:
-        """Blocks until the message is with the kernel. Raises OSError if the other end is gone."""
-        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._socket.sendall(_HEADER.pack(len(payload)) + payload)
+    def send(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """Blocks until the message is with the kernel. The descriptors go with it: here they are closed. Raises OSError
+        if the other end is gone."""
+        data = memoryview(_encode(message, fds))
+        try:
+            if fds:
+                data = data[self._send_some(data, fds) :]
+            self._socket.sendall(data)
+        finally:
+            _close_all(fds)
 
     def receive(self) -> tuple[Any, list[int]]:
         """Blocks for the next message and the file descriptors that came with it. Raises EOFError at the end."""
         header, fds = self._read_header()
-        (length,) = _HEADER.unpack(header)
+        length, _ = _HEADER.unpack(header)
         return pickle.loads(self._read_exactly(length)), fds
 
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to receive, or the end, within so many seconds."""
+        if self._waiting is None:  # to make it takes longer than to wait for the next of many short calls
+            self._waiting = selectors.DefaultSelector()
+            self._waiting.register(self._socket, selectors.EVENT_READ)
+        return bool(self._waiting.select(seconds))
+
     def _read_header(self) -> tuple[bytes, list[int]]:
-        if hasattr(socket, "recv_fds"):
-            data, fds, _flags, _address = socket.recv_fds(self._socket, _HEADER.size, _MAX_FDS)
-        else:
-            data, fds = self._socket.recv(_HEADER.size), []
+        data, fds = self._receive_some(_HEADER.size)
         if not data:
             raise EOFError("the other end closed the channel")
         return data + self._read_exactly(_HEADER.size - len(data)), fds
+
+    def _receive_some(self, most: int) -> tuple[bytes, list[int]]:
+        if not hasattr(socket, "recv_fds"):  # Windows
+            return self._socket.recv(most), []
+        data, fds, _flags, _address = socket.recv_fds(self._socket, most, _MAX_FDS)
+        return data, fds
 
     def _read_exactly(self, length: int) -> bytearray:
         data = bytearray(length)
@@ -79,8 +102,7 @@ class Channel:
 
     def post(self, message: Any, fds: Sequence[int] = ()) -> None:
         """Queues a message. The descriptors go with it: here they are closed once they have been sent."""
-        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._outgoing.append((memoryview(_HEADER.pack(len(payload)) + payload), fds))
+        self._outgoing.append((memoryview(_encode(message, fds)), fds))
 
     def flush(self) -> bool:
         """Sends what the socket takes without blocking; True when nothing is left to send."""
@@ -104,32 +126,44 @@ class Channel:
         return self._socket.sendmsg([view], ancillary)
 
     def poll(self) -> Iterator[Any]:
-        """The messages that have arrived whole. Raises EOFError, after the last of them, if the end is gone."""
+        """The messages that have arrived whole; those of processes that send no descriptors."""
+        return (message for message, _ in self.poll_with_fds())
+
+    def poll_with_fds(self) -> Iterator[tuple[Any, list[int]]]:
+        """The messages that have arrived whole, with their descriptors. Raises EOFError, after the last of them, if the
+        end is gone."""
         ended = False
         while not ended:
             try:
-                data = self._socket.recv(_CHUNK)
+                data, fds = self._receive_some(_CHUNK)
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data = b""
+                data, fds = b"", []
             self._incoming += data
+            self._fds += fds
             ended = not data
         yield from self._decode()
         if ended:
             raise EOFError("the other end closed the channel")
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Iterator[tuple[Any, list[int]]]:
         while len(self._incoming) >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._incoming)
+            length, count = _HEADER.unpack_from(self._incoming)
             end = _HEADER.size + length
             if len(self._incoming) < end:
                 return
-            message = pickle.loads(memoryview(self._incoming)[_HEADER.size : end].tobytes())
+            with memoryview(self._incoming) as view, view[_HEADER.size : end] as data:
+                message = pickle.loads(data)
             del self._incoming[:end]
-            yield message
+            yield message, [self._fds.popleft() for _ in range(count)]
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def _encode(message: Any, fds: Sequence[int]) -> bytes:
+    payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _HEADER.pack(len(payload), len(fds)) + payload
+
+
+def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)

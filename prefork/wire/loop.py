@@ -58,7 +58,9 @@ class Loop:
         except OSError:
             return
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
-        self._selector.modify(channel, events, self._selector.get_key(channel).data)
+        key = self._selector.get_key(channel)
+        if key.events != events:
+            self._selector.modify(channel, events, key.data)
 
     def pass_on(self, stderr: OutputPipe, tail: bytearray, log: Callable[[str], None]) -> bool:
         """As OutputPipe has it; False if there is no more now."""

@@ -1,14 +1,36 @@
-"""Functions of the user's on their way to another process: by name where that finds them there, else by value."""
+"""What the user's calls consist of, on its way to another process and back: functions, arguments, results.
+
+Functions go by name where that finds them there, else by value. Large arrays and tensors are left out of the pickle
+(protocol 5, PEP 574): whoever sends it says where they lie.
+"""
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefork.wire.reductions import dumps
+from prefork.wire.reductions import Reducer, make_table
+
+LARGE = 1 << 16  # bytes from which a buffer is left out of a pickle; below, to copy it costs less than to place it
+_TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
+_MOST_LARGE = 32  # buffers that are left out of one pickle
+
+
+@dataclass(slots=True)
+class Pickled:
+    """Something pickled. buffers: what was left out of it, each in one piece."""
+
+    data: bytes
+    buffers: Sequence[pickle.PickleBuffer | memoryview | bytes] = ()
+
+    def load(self) -> Any:
+        return pickle.loads(self.data, buffers=self.buffers)
 
 
 def dump(thing: Any) -> bytes:
@@ -16,14 +38,46 @@ def dump(thing: Any) -> bytes:
 
     Raises what pickle raises for what can go neither way, such as a lock or an open socket in a closure.
     """
+    return _dump(thing, None)
+
+
+def dump_apart(thing: Any) -> Pickled:
+    """As `dump`, with large buffers apart: they are the thing's own memory, and hold it."""
+    buffers: list[pickle.PickleBuffer] = []
+
+    def take(buffer: pickle.PickleBuffer) -> bool:
+        """Whether it goes into the pickle."""
+        if len(buffers) < _MOST_LARGE and buffer.raw().nbytes >= LARGE:
+            buffers.append(buffer)
+            return False
+        return True
+
+    return Pickled(_dump(thing, take), buffers)
+
+
+def _dump(thing: Any, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
     if has_importable_main():
         try:
-            return dumps(thing)
+            return _write(pickle.Pickler, make_table(), thing, take)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]
 
-    return dumps(thing, cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
+    table = {**cloudpickle.Pickler.dispatch_table, **make_table()}
+    return _write(cloudpickle.Pickler, table, thing, take)
+
+
+def _write(
+    make_pickler: Callable[..., Any],
+    table: Mapping[type, Reducer],
+    thing: Any,
+    take: Callable[[pickle.PickleBuffer], bool] | None,
+) -> bytes:
+    file = io.BytesIO()
+    pickler = make_pickler(file, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+    _TABLE.__set__(pickler, table)
+    pickler.dump(thing)
+    return file.getvalue()
 
 
 @cache

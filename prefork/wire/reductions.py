@@ -8,42 +8,44 @@ shared, and those of a GPU, are copied.
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from prefork.wire.tensors import Memories
+
 Reducer = Callable[[Any], Any]
-_TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
 
 
-def dumps(thing: Any, kind: Any = pickle.Pickler, base: Mapping[type, Reducer] | None = None) -> bytes:
-    """As pickle.dumps. kind: of pickler; base: the reducers that it has beside those of copyreg. Raises RuntimeError
-    for what only a process that is started can be given, such as a lock."""
+def make_table() -> Mapping[type, Reducer]:
+    """For one pickle. What only a process that is started can be given, such as a lock, raises RuntimeError."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    buffer = io.BytesIO()
-    table = _make_table(len(copyreg.dispatch_table), len(extra))
-    pickler = kind(buffer, pickle.HIGHEST_PROTOCOL)
-    _TABLE.__set__(pickler, {**(base or {}), **table})
-    pickler.dump(thing)
-    return buffer.getvalue()
+    table, tensors = _list_reducers(len(copyreg.dispatch_table), len(extra))
+    memories = Memories()
+    return {**table, **{kind: partial(_share, reduce, memories.reduce) for kind, reduce in tensors}}
 
 
 @lru_cache(maxsize=1)
-def _make_table(*_: int) -> dict[type, Reducer]:
-    """Of all that is registered; made anew when there is more of it."""
+def _list_reducers(*_: int) -> tuple[dict[type, Reducer], list[tuple[type, Reducer]]]:
+    """All that are registered, and that of torch for tensors; looked up anew when there are more of them."""
     extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    shared = {kind: partial(_share, reduce) for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
-    return {**copyreg.dispatch_table, **extra, **shared}
+    from_torch = {kind: reduce for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
+    shared = {kind: partial(_share, reduce, _copy) for kind, reduce in from_torch.items()}
+    tensors = [(kind, reduce) for kind, reduce in from_torch.items() if kind.__name__ == "Tensor"]
+    return {**copyreg.dispatch_table, **extra, **shared}, tensors
 
 
-def _share(reduce: Reducer, thing: Any) -> Any:
-    """reduce: torch's own, which moves every tensor into shared memory."""
+def _copy(thing: Any) -> Any:
+    return thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+def _share(reduce: Reducer, copy: Reducer, thing: Any) -> Any:
+    """reduce: torch's own, which moves every tensor into shared memory. copy: of what is not in it."""
     try:
         storage = getattr(thing, "_untyped_storage", thing)  # of a TypedStorage, which is deprecated itself
         is_shared = storage.device.type == "cpu" and storage.is_shared()
     except (AttributeError, NotImplementedError, RuntimeError):  # it has no storage that could be
         is_shared = False
-    return reduce(thing) if is_shared else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return reduce(thing) if is_shared else copy(thing)

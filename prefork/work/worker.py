@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -29,6 +29,7 @@ from prefork.platform_matrix.imports import explain_import
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
 from prefork.wire import process
+from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
 from prefork.wire.exceptions import pickle_error
@@ -43,12 +44,14 @@ from prefork.wire.messages import (
     WeightsCorrupted,
     WorkerReady,
 )
+from prefork.work.calls import Calls
 from prefork.work.comparison import encode
 from prefork.work.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
 from prefork.work.loaded import Loaded
 from prefork.work.staging import is_broken
 from prefork.work.torch_state import is_out_of_memory, release, reseed
 
+_MEASURING_SECONDS = 0.25  # between two measurements of what calls take
 Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
 
 
@@ -105,15 +108,23 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)
+    calls = Calls(channel, loaded, partial(_give_up_broken, loaded.device))
+    meter = _CallMeter(channel, probe, calls)
     while True:
+        meter.wait()
         try:
             message, fds = channel.receive()
         except EOFError:
             return
+        if isinstance(message, RunCalls | OpenTokens):
+            meter.begin()
+            calls.take(message, fds)
+            continue
         if not isinstance(message, RunTask):
             if remote is not None:
                 remote.take_order(message, fds)
             continue
+        meter.end()
         probe.reset()
         context = Context(loaded, inference, partial(_report, channel), partial(_refuse, channel), monitor=monitor)
         answer = _run(message.task, context)
@@ -122,6 +133,38 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         del message, answer
         process.release_free_memory()
         channel.send(TaskUsage(probe.read(), dict(context.steps)))
+
+
+class _CallMeter:
+    """Measures what calls take, some times a second and not after each: it takes longer than a short call."""
+
+    def __init__(self, channel: Channel, probe: PeakProbe, calls: Calls) -> None:
+        self._channel, self._probe, self._calls = channel, probe, calls
+        self._is_due = False  # there were calls since it was last measured
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """Calls are about to be run."""
+        if not self._is_due:
+            self._probe.reset()
+            self._is_due, self._until = True, max(self._until, time.monotonic())
+
+    def wait(self) -> None:
+        """Until there is a message; meanwhile, or before, it is measured if it is time to."""
+        left = self._until - time.monotonic()
+        if self._is_due and (left <= 0 or not self._channel.wait(left)):
+            self._measure()
+
+    def end(self) -> None:
+        """Something else begins."""
+        if self._is_due:
+            self._measure()
+
+    def _measure(self) -> None:
+        process.release_free_memory()
+        self._calls.trim()
+        self._channel.send(TaskUsage(self._probe.read(), {}))
+        self._is_due, self._until = False, time.monotonic() + _MEASURING_SECONDS
 
 
 def _make_monitor(device: str) -> MemoryMonitor:
@@ -172,9 +215,8 @@ def _run(payload: bytes, context: Context) -> Answer:
             return WeightsCorrupted(str(error))
         if is_out_of_memory(error):
             return TaskOutOfMemory(f"{type(error).__name__}: {error}")
-        if is_broken(error, context.loaded.device):
-            _give_up(error)
-        return TaskFailed(_pickle(error) if name != "call" else pickle_error(error, traceback.format_exc()))
+        _give_up_broken(context.loaded.device, error)
+        return TaskFailed(_pickle(error))
     finally:
         context.inference.drop()
 
@@ -185,16 +227,11 @@ def _pickle(error: BaseException) -> bytes:
     return pickle_error(LoadError(line) if line else error, traceback.format_exc())
 
 
-def _give_up(error: BaseException) -> NoReturn:
-    """The GPU can be used no more by this process; another will be forked in its place."""
-    print(f"{FATAL}{error}".partition("\n")[0], file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _call(context: Context, function: bytes) -> Any:
-    """A function of the user's, with the loaded model, if there is one, as its first argument."""
-    target, args, kwargs = pickle.loads(function)
-    return target(*context.loaded.models.values(), *args, **kwargs)
+def _give_up_broken(device: str, error: BaseException) -> None:
+    """If the GPU can be used no more by this process, it ends; another will be forked in its place."""
+    if is_broken(error, device):
+        print(f"{FATAL}{error}".partition("\n")[0], file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _open(job: Job, document: bytes | None) -> Document:
@@ -326,4 +363,4 @@ def _join_job(
         return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 
-_TASKS: Mapping[str, Callable[..., Any]] = {"call": _call, "split": _split_job, "run": _run_segments, "join": _join_job}
+_TASKS: Mapping[str, Callable[..., Any]] = {"split": _split_job, "run": _run_segments, "join": _join_job}

@@ -52,7 +52,9 @@ def test_workers_have_their_threads_their_own_random_numbers_and_nothing_inherit
     assert first["pid"] != second["pid"]
     assert first["threads"] == second["threads"] == 3
     assert all(a != b for a, b in zip(first["random"], second["random"], strict=True))
-    assert len(first["fds"]) == len(second["fds"]) == 5  # stdin, stdout, stderr, its channel, the tracker's link
+    assert (
+        len(first["fds"]) == len(second["fds"]) == 6
+    )  # stdin, stdout, stderr, its channel, tokens, the tracker's link
     assert first["group"] != os.getsid(0)
 
 
@@ -95,8 +97,9 @@ def test_an_exception_in_a_function_comes_back_with_its_traceback() -> None:
         with pytest.raises(functions.Demanding, match="more") as demanding:
             runtime.submit(functions.demand).result()
         assert demanding.value.why == "because"
-        with pytest.raises(AttributeError, match="local object"):
+        with pytest.raises(TypeError, match="cannot pickle"):
             runtime.submit(functions.return_unpicklable).result()
+        assert runtime.submit(functions.return_closure, 7).result()() == 7
 
 
 def test_a_function_that_cannot_be_sent_fails_its_future_with_the_remedy() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,11 @@ def add(left: int, right: int) -> int:
 
 
 def return_unpicklable(model: torch.nn.Module) -> Any:
-    return lambda: None
+    return threading.Lock()
+
+
+def return_closure(model: torch.nn.Module, value: int) -> Any:
+    return lambda: value
 
 
 class Demanding(Exception):

@@ -1,0 +1,127 @@
+"""Calls: what a program has submitted, while it waits, and the future it waits for.
+
+A hundred thousand of them may wait: a future of the standard library takes 1.5 kB from the start, because of its lock
+and its lists, and a task has a field for everything that may become of a job. Here neither is made before it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from typing import Any, TypeVar
+
+from prefork.pool.tasks import NotBegun, Task
+from prefork.wire.blocks import Place
+from prefork.wire.pickling import Pickled
+
+T = TypeVar("T")
+_lock = threading.Lock()  # of all futures that have no condition yet; held for some instructions
+_logger = logging.getLogger("prefork")
+
+
+class CallFuture(Future[T]):
+    """As in the standard library. What nobody waits for yet has no condition and no lists."""
+
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+
+    def __init__(self) -> None:
+        """Nothing is made here."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Makes what somebody asks for the first time."""
+        if name not in ("_condition", "_waiters", "_done_callbacks"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _lock:
+            made = self.__dict__
+            if "_condition" not in made:
+                made["_waiters"], made["_done_callbacks"] = [], []
+                made["_condition"] = threading.Condition()
+            return made[name]
+
+    def result(self, timeout: float | None = None) -> T:
+        if self._state == FINISHED and self._exception is None:
+            found: T = self._result
+            return found
+        return super().result(timeout)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return self._change(PENDING, RUNNING) or super().set_running_or_notify_cancel()
+
+    def set_result(self, result: T) -> None:
+        with _lock:
+            if self._state == RUNNING and "_condition" not in self.__dict__:
+                self._result = result
+                self._state = FINISHED
+                return
+        super().set_result(result)
+
+    def withdraw(self) -> None:
+        """It was about to run and has not begun: it can be cancelled again."""
+        if not self._change(RUNNING, PENDING):
+            with self._condition:
+                if self._state == RUNNING:
+                    self._state = PENDING
+
+    def _change(self, before: str, after: str) -> bool:
+        """False if somebody waits, who has to be told under the condition."""
+        with _lock:
+            if self._state != before or "_condition" in self.__dict__:
+                return False
+            self._state = after
+            return True
+
+
+class Call:
+    """One call of a function in a worker.
+
+    pickled: function and arguments; their large buffers until they have been placed. places: where those lie, for the
+    worker, from the first attempt to the end.
+    """
+
+    __slots__ = ("future", "label", "pickled", "places", "rank")
+
+    def __init__(self, future: CallFuture[Any], pickled: Pickled, label: str, rank: int) -> None:
+        self.future = future
+        self.pickled = pickled
+        self.label = label
+        self.rank = rank
+        self.places: Sequence[Place] = ()
+
+    def make_task(self) -> Task:
+        return Task(
+            "call", (self,), self.end, (self.rank,), self.label, begin=self.begin, withdraw=self.future.withdraw
+        )
+
+    def begin(self) -> bool:
+        """From here on it cannot be cancelled; False if it was. A second attempt finds it running."""
+        state = self.future._state
+        if state == RUNNING:
+            return True
+        return state != CANCELLED_AND_NOTIFIED and self.future.set_running_or_notify_cancel()
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        """result: pickled."""
+        future = self.future
+        if isinstance(error, NotBegun):
+            future.withdraw()
+            future.cancel()
+        if not self.begin():
+            return
+        value: Any = None
+        if error is None:
+            try:
+                value = result.load()
+            except BaseException as problem:  # noqa: BLE001  what cannot be unpickled here is this call's error alone
+                error = problem
+        try:
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
+            _logger.exception("a callback of a future has failed")

@@ -1,0 +1,362 @@
+"""A simulated machine: does what the actions of a pool say, without a process or a clock; see test_pool_state."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.memory.admission import Holder, Level
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.pool import actions as act
+from prefork.pool import events as ev
+from prefork.pool.state import Pool
+from prefork.pool.tasks import HangLimit, Task
+from prefork.wire.exceptions import pickle_error
+from prefork.wire.messages import (
+    BatchStarted,
+    KillWorker,
+    Memory,
+    ModelsLoaded,
+    RunTask,
+    TaskDone,
+    TaskFailed,
+    TaskOutOfMemory,
+    TaskUsage,
+    Usage,
+    WorkerForked,
+    WorkerReady,
+)
+from prefork.wire.pickling import Pickled
+from prefork.wire.specification import Inventory, Specification
+
+FACTS = read_facts()
+HANG = HangLimit(5.0, 0.0)
+
+
+class Policy:
+    """Memory without end, unless `level` says otherwise."""
+
+    def __init__(self) -> None:
+        self.level, self.why, self.kills = Level.EASY, "it is short", 0
+
+    def recall(self, plan: Plan) -> Plan:
+        return plan
+
+    def begin(self, plan: Plan, weights: int) -> None: ...
+
+    def note_kill(self) -> None:
+        self.kills += 1
+
+    def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
+        return next(tasks, None) if self.level is Level.EASY else None
+
+    def explain(self, task: Task) -> str:
+        return "too large"
+
+    def admit(self, task: Task, worker: str, rest: int) -> int:
+        return rest
+
+    def lose(self, task: Task, reason: str, out_of_memory: bool) -> None: ...
+
+    def measure(self, task: Task, worker: str, predicted: int, usage: Usage) -> None: ...
+
+    def look_again(self) -> None: ...
+
+    def must_stop(self) -> bool:
+        return False
+
+    def must_end_one(self, used: list[int]) -> bool:
+        return False
+
+    def must_shrink(self) -> bool:
+        return False
+
+    def may_grow(self, plan: Plan) -> bool:
+        return False
+
+    def shrink(self, workers: int) -> None: ...
+
+    def grow(self, workers: int) -> None: ...
+
+
+@dataclass
+class Machine:
+    """Does what the pool wants, as processes would: each is a name in a set, each message waits until it is taken."""
+
+    pool: Pool
+    now: float = 0.0
+    zygote: bool = False
+    loading: bool = False
+    living: set[int] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)  # started, and not ready
+    tasks: dict[int, bytes] = field(default_factory=dict)
+    servers: set[int] = field(default_factory=set)
+    serving: set[int] = field(default_factory=set)
+    dying: list[int] = field(default_factory=list)  # killed, and not reaped
+    ended: Counter[str] = field(default_factory=Counter)
+    results: dict[str, Any] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    announced: bool = False
+    ever: int = 0
+    given: dict[int, deque[Task]] = field(default_factory=dict)  # calls that a worker was given and has not answered
+    begun: set[int] = field(default_factory=set)  # workers that have begun the first of them
+    answered: Counter[int] = field(default_factory=Counter)  # calls, by worker
+    taken: Counter[int] = field(default_factory=Counter)  # calls that were taken back, by worker
+    events: deque[ev.Event] = field(default_factory=deque)
+    handling: bool = False
+
+    def feed(self, what: ev.Event) -> None:
+        """What comes of handling an event is handled after it, as the supervisor has it."""
+        self.events.append(what)
+        if self.handling:
+            return
+        self.handling = True
+        try:
+            while self.events:
+                for action in self.pool.handle(self.events.popleft(), self.now):
+                    self.do(action)
+        finally:
+            self.handling = False
+
+    def do(self, action: act.Action) -> None:  # noqa: PLR0912  a case for each action
+        match action:
+            case act.StartZygote():
+                self.zygote = self.loading = True
+            case act.EndZygote():
+                self.zygote = self.loading = False
+                self.living.clear()
+                self.given.clear()
+                self.begun.clear()
+            case act.Fork(order):
+                assert self.zygote and not self.loading, "nothing to fork from"
+                self._start(order.number)
+            case act.Spawn(number):
+                self._start(number)
+            case act.SendZygote(KillWorker(number)) | act.KillSpawned(number):
+                if number in self.living:
+                    self.dying.append(number)
+            case act.SendWorker(number, RunTask(task)):
+                assert number in self.living and number not in self.silent, "nobody to do it"
+                assert number not in self.tasks, "it has one already"
+                self.tasks[number] = task
+            case act.SendCalls(number, first, calls):
+                assert number in self.living and number not in self.silent, "nobody to do it"
+                assert number not in self.tasks, "it has a task already"
+                waiting = self.given.setdefault(number, deque())
+                assert first == self.answered[number] + self.taken[number] + len(waiting), "its number is another's"
+                waiting.extend(calls)
+            case act.TakeCallsBack(number):
+                self.feed(ev.CallsTakenBack(number, self._take_back(number)))
+            case act.StartServer(place):
+                self.servers.add(place)
+                self.serving.discard(place)
+            case act.Complete(task, result, error):
+                self.ended[task.label] += 1
+                self.results[task.label] = error or result
+            case act.Notify(text):
+                self.notices.append(text)
+            case act.Announce():
+                self.announced = True
+
+    def _start(self, number: int) -> None:
+        assert number not in self.living
+        self.living.add(number)
+        self.silent.add(number)
+        self.ever += 1
+
+    def _take_back(self, number: int) -> int:
+        """The calls that a worker has not begun."""
+        waiting = self.given.get(number, deque())
+        count = len(waiting) - (number in self.begun)
+        for _ in range(count):
+            waiting.pop()
+        self.taken[number] += count
+        return count
+
+    def begin_call(self, number: int) -> None:
+        if self.given.get(number):
+            self.begun.add(number)
+
+    def finish_call(self, number: int, how: str = "done") -> None:
+        self.begun.discard(number)
+        task = self.given[number].popleft()
+        place = self.answered[number] + self.taken[number]
+        self.answered[number] += 1
+        assert not task.cancelled
+        result = {
+            "done": ev.CallEnded(number, place, Pickled(b"result")),
+            "fails": ev.CallEnded(number, place, error=ValueError("no")),
+            "out of memory": ev.CallEnded(number, place, reason="no room"),
+        }
+        self.feed(result[how])
+
+    def list_calling(self) -> list[int]:
+        return [number for number, calls in self.given.items() if calls]
+
+    def kill(self, number: int, status: int = -signal.SIGKILL, out_of_memory: bool = False) -> None:
+        self.living.discard(number)
+        self.silent.discard(number)
+        self.tasks.pop(number, None)
+        unbegun = self._take_back(number)
+        self.given.pop(number, None)
+        self.begun.discard(number)
+        self.dying = [other for other in self.dying if other != number]
+        if number in self.pool.workers.all:
+            self.feed(ev.WorkerClosed(number))
+            self.dying = [other for other in self.dying if other != number]
+            self.feed(ev.WorkerReaped(number, status, out_of_memory, unbegun=unbegun))
+
+    def kill_zygote(self) -> None:
+        self.zygote = self.loading = False
+        self.living.clear()
+        self.silent.clear()
+        self.tasks.clear()
+        self.given.clear()
+        self.begun.clear()
+        self.dying.clear()
+        self.feed(ev.ZygoteExited(-signal.SIGKILL))
+
+    def load(self) -> None:
+        if self.zygote and self.loading:
+            self.loading = False
+            self.feed(ev.ZygoteSent(ModelsLoaded(Inventory(0, 0.0, {}))))
+        for place in self.servers - self.serving:
+            self.serving.add(place)
+            self.feed(ev.ServerSent(place, ModelsLoaded(Inventory(0, 0.0, {}))))
+
+    def make_ready(self, number: int) -> None:
+        self.silent.discard(number)
+        if self.pool.workers.all[number].forked:
+            self.feed(ev.ZygoteSent(WorkerForked(number, 1000 + number)))
+        else:
+            self.feed(ev.WorkerSent(number, ModelsLoaded(Inventory(0, 0.0, {}, manifest=b"there"))))
+        self.feed(ev.WorkerSent(number, WorkerReady(1000 + number)))
+
+    def finish(self, number: int, how: str = "done") -> None:
+        del self.tasks[number]
+        messages: dict[str, TaskDone | TaskFailed | TaskOutOfMemory] = {
+            "done": TaskDone(b"result"),
+            "fails": TaskFailed(pickle_error(ValueError("no"), "")),
+            "out of memory": TaskOutOfMemory("no room"),
+        }
+        self.feed(ev.WorkerSent(number, messages[how]))
+        self.feed(ev.WorkerSent(number, TaskUsage(Usage(Memory(2, 1), 2, 1), {})))
+
+    def settle(self) -> None:
+        """From here on everybody does what they are asked to, and time passes."""
+        for _ in range(2000):
+            if self.pool.is_finished(self.now, pending=False):
+                return
+            self.load()
+            for number in list(self.dying):
+                self.kill(number)
+            for number in list(self.silent):
+                worker = self.pool.workers.all[number]
+                if worker.loading:
+                    self.make_ready(number)
+            for number in list(self.tasks):
+                self.finish(number)
+            for number in self.list_calling():
+                self.finish_call(number)
+            self.now += 1.0
+            self.feed(ev.Tick())
+        raise AssertionError("it waits for ever")
+
+
+def make_plan(strategy: Strategy, workers: int) -> Plan:
+    return decide(FACTS, Request(engines=("script",), strategy=strategy, workers=workers, weights=1000, private=1000))
+
+
+def make_task(label: str, order: int = 0) -> Task:
+    return Task("work", (label,), lambda *_: None, (order,), label, step=1.0)
+
+
+@dataclass
+class Call:
+    """A call that waits. state: as its future has it; begun and not ended, it is at most one worker's."""
+
+    label: str
+    rank: int
+    state: str = "waits"
+
+    def make_task(self) -> Task:
+        return Task("call", (self,), self._end, (self.rank,), self.label, begin=self._begin, withdraw=self._withdraw)
+
+    def _begin(self) -> bool:
+        self.state = "begun"
+        return True
+
+    def _withdraw(self) -> None:
+        assert self.state == "begun"
+        self.state = "waits"
+
+    def _end(self, result: Any, error: BaseException | None) -> None: ...
+
+
+def start(strategy: Strategy = Strategy.FORK, workers: int = 2, policy: Policy | None = None) -> Machine:
+    pool = Pool(Specification(), make_plan(strategy, workers), policy or Policy(), HANG, 1024)
+    machine = Machine(pool)
+    machine.feed(ev.Started())
+    return machine
+
+
+STEPS = ["tick", "wait", "wait long", "load", "ready", "finish", "fails", "out of memory", "kill", "kill idle", "close"]
+CALLS = ["call", "calls", "begin call", "finish call", "call fails", "call out of memory", "kill call", "tick"]
+HARSH = [*STEPS, "kill zygote", "kill server", "drain", "abort"]
+
+
+def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912  a line for each step
+    """One thing that can happen to a machine, if it can happen now."""
+    pool = machine.pool
+    if step in ("tick", "wait", "wait long"):
+        machine.now += {"tick": 0.0, "wait": 2.0, "wait long": 61.0}[step]
+        machine.feed(ev.Tick())
+        for number in list(machine.dying):
+            machine.kill(number)
+    elif step == "load":
+        machine.load()
+    elif step == "ready":
+        able = [n for n in machine.silent if pool.workers.all[n].loading]
+        if able:
+            machine.make_ready(random.choice(able))
+    elif step in ("finish", "fails", "out of memory"):
+        if machine.tasks:
+            machine.finish(random.choice(list(machine.tasks)), "done" if step == "finish" else step)
+    elif step == "begin call":
+        if calling := machine.list_calling():
+            machine.begin_call(random.choice(calling))
+    elif step in ("finish call", "call fails", "call out of memory"):
+        if calling := machine.list_calling():
+            how = {"finish call": "done", "call fails": "fails", "call out of memory": "out of memory"}[step]
+            machine.finish_call(random.choice(calling), how)
+    elif step == "kill call":
+        if calling := machine.list_calling():
+            machine.kill(random.choice(calling), out_of_memory=random.random() < 0.3)
+    elif step == "cancel":
+        machine.feed(ev.WaitingCancelled())
+    elif step == "kill":
+        if machine.tasks:
+            machine.kill(random.choice(list(machine.tasks)), out_of_memory=random.random() < 0.3)
+    elif step == "kill idle":
+        if machine.living:
+            machine.kill(random.choice(sorted(machine.living)), status=1)
+    elif step == "close":
+        if machine.living:
+            number = random.choice(sorted(machine.living))
+            machine.feed(ev.WorkerClosed(number))
+    elif step == "kill zygote":
+        if machine.zygote:
+            machine.kill_zygote()
+    elif step == "kill server":
+        if machine.serving:
+            place = random.choice(sorted(machine.serving))
+            machine.feed(ev.ServerSent(place, BatchStarted(1, ((0, 1),), 16_000)))
+            machine.feed(ev.ServerExited(place, 7, -signal.SIGKILL))
+    elif step == "drain":
+        machine.feed(ev.DrainRequested(machine.now + 4.0))
+    elif step == "abort":
+        machine.feed(ev.Aborted(KeyError("gone")))
