@@ -9,13 +9,13 @@ from functools import partial
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
 from prefork.memory.admission import Holder, Level
-from prefork.pool.actions import Complete, Interrupt, Outbox, SendCalls, SendWorker, TakeCallsBack
+from prefork.pool.actions import Complete, Interrupt, Outbox, SendWorker
+from prefork.pool.call_scheduling import CallScheduler
 from prefork.pool.events import CallEnded
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
 from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, split_finished
 from prefork.pool.workers import Death, Worker
-from prefork.wire.calls import CAN_TAKE_BACK
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
     ItemFailed,
@@ -32,9 +32,6 @@ from prefork.wire.messages import (
 _PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
 _SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
 _GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
-_AHEAD_SECONDS = 0.005  # that the calls may take which a worker is given before it has answered the one that it runs
-_MOST_AHEAD = 64
-_SMOOTHING = 0.1  # the weight of the last call, of all that came before
 _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 
 FromTask = TaskProgress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
@@ -66,7 +63,7 @@ class Scheduler:
         self._fail = fail
         self._unfit_since: float | None = None  # since when nothing has started because nothing fits
         self._growth = _MOST_GROWTH
-        self._pace = _AHEAD_SECONDS  # seconds that a call takes, the last ones above all
+        self._calls = CallScheduler(outbox, self._workers, self.queue)
         self._is_cancelling = False
 
     @property
@@ -77,12 +74,12 @@ class Scheduler:
         """Starts nothing new but what saves work that is done."""
         self.drain_until = min(until, self.drain_until or until)
         self._workers.is_closed = True
-        self._take_back(self._workers.list_busy())
+        self._calls.take_back()
         self._outbox.do(Interrupt())
 
     def cancel_waiting(self) -> None:
         self._is_cancelling = True
-        self._take_back(self._workers.list_busy())
+        self._calls.take_back()
         for task in self.queue.clear():
             self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
 
@@ -105,12 +102,7 @@ class Scheduler:
 
     def handle_call(self, worker: Worker, event: CallEnded) -> None:
         """What came of the first of the calls that it was given."""
-        now = self._outbox.now
-        task = worker.calls.popleft()
-        self._pace += _SMOOTHING * (now - worker.last_message - self._pace)
-        worker.last_message = now
-        worker.task = worker.calls[0] if worker.calls else None
-        worker.tasks += 1
+        task = self._calls.end_first(worker)
         self._models.note_success()
         if event.reason:
             reason = f"{worker.name} (pid {worker.pid}): {event.reason}"
@@ -243,10 +235,10 @@ class Scheduler:
         idle = self._workers.list_idle()
         while idle and self.queue and self._start_next(idle):
             pass
-        if not idle and self.queue.calls:
-            self._give_ahead()
+        if not idle and self.queue.calls and self._may_give_ahead:
+            self._calls.give_ahead()
         elif idle and not self.queue.calls:
-            self._take_back([worker for worker in self._workers.list_busy() if len(worker.calls) > 1])
+            self._calls.take_back()
         if not idle or self.is_draining:
             return
         workers = self._workers.all.values()
@@ -254,6 +246,10 @@ class Scheduler:
             self._workers.retire(idle[0])  # a second attempt needs a new one
         elif self.queue and not self._workers.list_busy():
             self._start_unfit(next((worker for worker in idle if worker.tasks == 0), idle[0]))
+
+    @property
+    def _may_give_ahead(self) -> bool:
+        return not (self.is_draining or self.queue.wants_alone or self._policy.level > Level.EASY)
 
     def _replace_grown(self) -> None:
         for worker in self._workers.list_idle():
@@ -274,7 +270,7 @@ class Scheduler:
         if task.begin():
             idle.remove(worker)
             self._unfit_since = None
-            self._give(worker, self._join_others(task))
+            self._give(worker, self._join_others(task), len(idle))
         return True
 
     def _join_others(self, task: Task) -> Task:
@@ -342,56 +338,14 @@ class Scheduler:
         task.alone = True
         self._give(worker, task)
 
-    def _give(self, worker: Worker, task: Task) -> None:
+    def _give(self, worker: Worker, task: Task, idle: int = 0) -> None:
+        """idle: workers besides this one."""
         worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
         worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
         if task.name == "call":
-            more = 0 if task.alone or task.attempts else self._count_ahead(worker)
-            self._give_calls(worker, [task, *self._pop_calls(more)])
+            self._calls.give(worker, task, idle)
         else:
             self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
-
-    # -- calls, several at a time ------------------------------------------------------------------------------
-
-    def _count_ahead(self, worker: Worker) -> int:
-        """Calls that a worker may be given beyond the one that it runs: as long as they take next to no time, so that
-        it need not wait for the supervisor, and as many as its share of what waits."""
-        most = min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(self._pace, 1e-6))) if CAN_TAKE_BACK else 1
-        share = -(-self.queue.calls // max(1, len(self._workers.all)))
-        return max(0, min(most - 1 - max(0, len(worker.calls) - 1), share))
-
-    def _give_ahead(self) -> None:
-        """All workers have something to do: those that run short calls get more of them in time."""
-        if self.is_draining or self.queue.wants_alone or self._policy.level > Level.EASY:
-            return
-        for worker in self._workers.list_busy():
-            ahead = len(worker.calls) - 1
-            is_quick = self._outbox.now - worker.last_message < _AHEAD_SECONDS
-            if ahead >= 0 and worker.is_open and is_quick and not worker.calls[0].alone:
-                count = self._count_ahead(worker)
-                if count > ahead:  # not one by one
-                    self._give_calls(worker, self._pop_calls(count))
-
-    def _pop_calls(self, count: int) -> list[Task]:
-        """The next ones, so many at most, that somebody still wants."""
-        found: list[Task] = []
-        while len(found) < count and (task := self.queue.pop_call()) is not None:
-            if task.begin():
-                found.append(task)
-        return found
-
-    def _give_calls(self, worker: Worker, calls: list[Task]) -> None:
-        if not calls:
-            return
-        self._outbox.do(SendCalls(worker.number, worker.given, calls))
-        worker.given += len(calls)
-        worker.calls.extend(calls)
-
-    def _take_back(self, workers: list[Worker]) -> None:
-        """What they have not begun may be begun by others, or never."""
-        for worker in workers:
-            if len(worker.calls) > 1:
-                self._outbox.do(TakeCallsBack(worker.number))
 
     # -- memory ------------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ def be_quick(machine: Machine) -> list[str]:
 
 def submit(machine: Machine, labels: list[str]) -> list[Call]:
     calls = [Call(label, rank) for rank, label in enumerate(labels, len(machine.ended))]
-    machine.feed(ev.CallsSubmitted(calls))  # type: ignore[arg-type]  all that the pool asks of a call they have
+    machine.feed(ev.CallsSubmitted(calls))  # type: ignore[arg-type]  # all that the pool asks of a call they have
     return calls
 
 
