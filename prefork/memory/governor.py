@@ -6,6 +6,7 @@ here to the memory log and to the history that later runs predict from.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import defaultdict
@@ -128,10 +129,14 @@ class Governor:
         if self.level > Level.EASY:
             return None
         room = admission.find_room(self.machine.available, self.reserve, holders)
+        first = next(tasks, None)
+        if first is None or self.predict(first) <= room:
+            self._refused = False
+            return first
         seen: list[D] = []
         now = self.clock()
-        place = admission.choose(_weigh(tasks, seen, self._predictor.predict, now), room)
-        self._refused = place is None and bool(seen)
+        place = admission.choose(_weigh(itertools.chain([first], tasks), seen, self._predictor.predict, now), room)
+        self._refused = place is None
         if place is None:
             return None
         for passed in seen[:place]:

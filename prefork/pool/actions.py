@@ -65,11 +65,13 @@ class SendWorker:
 
 @dataclass(frozen=True, slots=True)
 class SendCalls:
-    """first: the number of the first call, as the worker counts them; the others follow."""
+    """first: the number of the first call, as the worker counts them; the others follow. at_once: the worker has
+    nothing to do, and begins it right away."""
 
     number: int
     first: int
     calls: Sequence[Task]
+    at_once: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ class CallLink:
         os.set_blocking(writing, False)  # the most that a worker is given at a time fits in
         return os.dup(reading)
 
-    def give(self, first: int, calls: Sequence[Call]) -> tuple[RunCalls, list[int]]:
-        """The message for the worker, and the descriptors that go with it."""
+    def give(self, first: int, calls: Sequence[Call], at_once: bool) -> tuple[RunCalls, list[int]]:
+        """The message for the worker, and the descriptors that go with it. at_once: it begins the first right away."""
         places: list[Place] = []
         for call in calls:
             if call.pickled.buffers:
@@ -44,10 +44,10 @@ class CallLink:
                 places += call.places
         fresh, fds = self._blocks.list_fresh(places, self._number)
         given = [(call.pickled.data, call.places) for call in calls]
-        if self._tokens is not None:  # before the calls: without a token they would be left out
-            numbers = range(first, first + len(calls))
+        numbers = range(first + at_once, first + len(calls))
+        if self._tokens is not None and numbers:  # before the calls: without a token they would be left out
             os.write(self._tokens[1], b"".join(map(TOKEN.pack, numbers)))
-        return RunCalls(first, given, fresh, self._mapped.take_released()), fds
+        return RunCalls(first, given, at_once, fresh, self._mapped.take_released()), fds
 
     def take_back(self) -> int:
         """Calls that the worker has not begun, and now never will."""
@@ -84,7 +84,7 @@ class CallLink:
     def trim(self, dropped: Sequence[int]) -> RunCalls | None:
         """What the worker should know, if it should: blocks that are not needed any more. dropped: of this process."""
         returned = self._mapped.take_released()
-        return RunCalls(0, (), (), returned, dropped) if returned or dropped else None
+        return RunCalls(0, (), False, (), returned, dropped) if returned or dropped else None
 
     def close(self) -> None:
         """The worker has gone."""

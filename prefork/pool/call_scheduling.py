@@ -70,6 +70,6 @@ class CallScheduler:
     def _send(self, worker: Worker, calls: list[Task]) -> None:
         if not calls:
             return
-        self._outbox.do(SendCalls(worker.number, worker.given, calls))
+        self._outbox.do(SendCalls(worker.number, worker.given, calls, at_once=not worker.calls))
         worker.given += len(calls)
         worker.calls.extend(calls)

@@ -31,17 +31,17 @@ class Processes:
     def do(self, action: actions.Action) -> None:  # noqa: PLR0912, PLR0915  a case for each action
         workers, servers, reporter = self.workers, self.servers, self._watch.reporter
         match action:
-            case actions.SendWorker(number, message):
-                if workers.has(number):
-                    workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
-            case actions.SendCalls(number, first, calls):
-                workers.send_calls(number, first, [call.arguments[0] for call in calls])
-            case actions.TakeCallsBack(number):
-                workers.take_calls_back(number)
+            case actions.SendCalls():  # first the most frequent ones
+                workers.send_calls(action)
             case actions.Complete():
                 action.complete()
                 if action.task.name == "call":
                     workers.end_call(action.task.arguments[0])
+            case actions.TakeCallsBack(number):
+                workers.take_calls_back(number)
+            case actions.SendWorker(number, message):
+                if workers.has(number):
+                    workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
             case actions.StartZygote():
                 workers.start_zygote(replace(action, specification=self._name_arena(action.specification)))
             case actions.EndZygote():

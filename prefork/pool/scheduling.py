@@ -230,9 +230,9 @@ class Scheduler:
 
     def dispatch(self) -> None:
         """Gives idle workers what may start."""
-        if not self.is_draining:
-            self._replace_grown()
         idle = self._workers.list_idle()
+        if not self.is_draining:
+            idle = self._replace_grown(idle)
         while idle and self.queue and self._start_next(idle):
             pass
         if not idle and self.queue.calls and self._may_give_ahead:
@@ -251,12 +251,14 @@ class Scheduler:
     def _may_give_ahead(self) -> bool:
         return not (self.is_draining or self.queue.wants_alone or self._policy.level > Level.EASY)
 
-    def _replace_grown(self) -> None:
-        for worker in self._workers.list_idle():
+    def _replace_grown(self, idle: list[Worker]) -> list[Worker]:
+        """Those that are not."""
+        for worker in idle:
             if worker.idle_bytes > 2 * worker.first_idle_bytes + self._growth:
                 self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
                 self._outbox.notify(f"{worker.name}: still used {worker.idle_bytes / 1e6:.0f} MB while idle; replaced")
                 self._workers.retire(worker)
+        return [worker for worker in idle if worker.is_open]
 
     def _start_next(self, idle: list[Worker]) -> bool:
         """Gives one of the idle workers the next task that may start; False if none may."""

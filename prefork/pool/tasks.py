@@ -235,6 +235,10 @@ class TaskQueue:
     def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.
         closing: only tasks that save what has been done. select: takes one of those that may start, in their order."""
+        if not (self._waiting or self._again):  # the most frequent case, and many times a second
+            call = self._peek_call()
+            found = select(iter((call,))) if call is not None and not closing else None
+            return self.pop_call() if found is not None else None
         while self._waiting and self._waiting[0][2].cancelled:
             self._remove(0)
         again = (task for task in self._again if fresh or not task.attempts)
@@ -295,7 +299,7 @@ class TaskQueue:
         return (task for task in everything if not task.cancelled)
 
     def __bool__(self) -> bool:
-        return self.calls > 0 or any(True for _ in self)
+        return bool(self._next_calls or self._calls) or any(True for _ in self)
 
     @property
     def has_closing(self) -> bool:
@@ -303,9 +307,9 @@ class TaskQueue:
 
     @property
     def wants_fresh(self) -> bool:
-        return any(task.attempts and not task.cancelled for task in self._again)
+        return bool(self._again) and any(task.attempts and not task.cancelled for task in self._again)
 
     @property
     def wants_alone(self) -> bool:
         """Whether one waits that nothing may run beside."""
-        return any(task.alone and not task.cancelled for task in self._again)
+        return bool(self._again) and any(task.alone and not task.cancelled for task in self._again)

@@ -121,14 +121,16 @@ class WorkerProcesses:
         """What goes with a specification: see prefork.wire.shared_tracker."""
         return () if self._tracker is None else (self._tracker.open(),)
 
-    def send_calls(self, number: int, first: int, calls: Sequence[Call]) -> None:
+    def send_calls(self, action: actions.SendCalls) -> None:
+        number = action.number
         if (end := self._workers.get(number)) is None:
             return  # it has just ended: they are done again when that is handled
         if end.calls is None:
             end.calls = CallLink(number, self._blocks)
             if CAN_TAKE_BACK:
                 self._watch.post(end.channel, OpenTokens(), (end.calls.open_tokens(),))
-        message, fds = end.calls.give(first, calls)
+        calls = [task.arguments[0] for task in action.calls]
+        message, fds = end.calls.give(action.first, calls, action.at_once)
         self._watch.post(end.channel, message, fds)
 
     def take_calls_back(self, number: int) -> None:

@@ -232,12 +232,13 @@ class Workers:
 
     def tick(self) -> None:
         """Has the next one load, and gives up those that never came to life."""
-        waiting = [worker for worker in self.all.values() if not worker.loading and not worker.closed]
-        if waiting and not any(w.loading and w.ready is None for w in self.all.values()):
+        starting = [worker for worker in self.all.values() if worker.ready is None]
+        waiting = [worker for worker in starting if not worker.loading and not worker.closed]
+        if waiting and not any(worker.loading for worker in starting):
             # One at a time: memory for one copy more than is shared is all that is needed.
             waiting[0].loading = True
             self._outbox.do(SendWorker(waiting[0].number, self._specify()))
-        for worker in list(self.all.values()):
-            late = worker.ready is None and self._outbox.now - worker.started > START_SECONDS
+        for worker in starting:
+            late = self._outbox.now - worker.started > START_SECONDS
             if worker.forked and late and not worker.kill_reason:
                 self.kill(worker, f"was not ready {START_SECONDS:.0f} s after the fork and was killed")

@@ -1,8 +1,8 @@
 """Calls of functions, between the supervisor and a worker.
 
-A worker is given several at once, as long as they take next to no time, and begins each by reading its number from a
-pipe. The supervisor reads from the same pipe to take back what has not begun: each number is read by one of them.
-The messages are tuples, because there may be thousands a second.
+A worker is given several at once, as long as they take next to no time, and begins each but the first of them by
+reading its number from a pipe. The supervisor reads from the same pipe to take back what has not begun: each number is
+read by one of them. The messages are tuples, because there may be thousands a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefork.wire.blocks import Place
+from prefork.wire.channel import mark_frequent
 
 CAN_TAKE_BACK = os.name == "posix"  # elsewhere a worker is given one call at a time
 TOKEN = struct.Struct("=I")  # the number of a call that may be begun
@@ -22,21 +23,25 @@ class OpenTokens(NamedTuple):
     """Descriptor: the pipe."""
 
 
+@mark_frequent
 class RunCalls(NamedTuple):
     """To be run in their order.
 
     first: the number of the first one; the others follow. calls: the pickle of each, and where its large buffers lie.
-    fresh: blocks that the worker has not seen, with their bytes; their descriptors come with the message. returned:
-    blocks of the worker's that nobody looks at any more. dropped: blocks of the supervisor's that are no more.
+    at_once: the worker has nothing else to do, and begins the first without having read its number. fresh: blocks that
+    the worker has not seen, with their bytes; their descriptors come with the message. returned: blocks of the
+    worker's that nobody looks at any more. dropped: blocks of the supervisor's that are no more.
     """
 
     first: int
     calls: Sequence[tuple[bytes, Sequence[Place]]]
+    at_once: bool = False
     fresh: Sequence[tuple[int, int]] = ()
     returned: Sequence[int] = ()
     dropped: Sequence[int] = ()
 
 
+@mark_frequent
 class CallDone(NamedTuple):
     """data: what it has returned, pickled. places: where its large buffers lie. fresh: as for RunCalls, of the
     worker's blocks."""
@@ -59,6 +64,7 @@ class CallOutOfMemory(NamedTuple):
     reason: str
 
 
+@mark_frequent
 class BlocksReleased(NamedTuple):
     """returned: blocks of the supervisor's that this worker does not look at any more. dropped: its own that are no
     more."""

@@ -26,6 +26,7 @@ class Loop:
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
+        self._unsent: set[Channel] = set()  # that hold what their sockets did not take yet
         self._lock = threading.Lock()
         self._ended = False
 
@@ -48,6 +49,7 @@ class Loop:
 
     def ignore(self, fileobj: Watched) -> None:
         """Listens to it no more; it may have ended, and been ignored, before."""
+        self._unsent.discard(fileobj)
         with contextlib.suppress(KeyError, ValueError):  # ValueError: it is closed
             self._selector.unregister(fileobj)
 
@@ -57,10 +59,11 @@ class Loop:
             sent = channel.flush()
         except OSError:
             return
+        if sent is (channel not in self._unsent):
+            return
+        self._unsent ^= {channel}
         events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
-        key = self._selector.get_key(channel)
-        if key.events != events:
-            self._selector.modify(channel, events, key.data)
+        self._selector.modify(channel, events, self._selector.get_key(channel).data)
 
     def pass_on(self, stderr: OutputPipe, tail: bytearray, log: Callable[[str], None]) -> bool:
         """As OutputPipe has it; False if there is no more now."""

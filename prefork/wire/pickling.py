@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefork.wire.reductions import Reducer, make_table
+from prefork.wire.reductions import Reducers
 
 LARGE = 1 << 16  # bytes from which a buffer is left out of a pickle; below, to copy it costs less than to place it
 _TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
@@ -58,18 +58,17 @@ def dump_apart(thing: Any) -> Pickled:
 def _dump(thing: Any, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
     if has_importable_main():
         try:
-            return _write(pickle.Pickler, make_table(), thing, take)
+            return _write(pickle.Pickler, Reducers(), thing, take)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]
 
-    table = {**cloudpickle.Pickler.dispatch_table, **make_table()}
-    return _write(cloudpickle.Pickler, table, thing, take)
+    return _write(cloudpickle.Pickler, Reducers(cloudpickle.Pickler.dispatch_table), thing, take)
 
 
 def _write(
     make_pickler: Callable[..., Any],
-    table: Mapping[type, Reducer],
+    table: Reducers,
     thing: Any,
     take: Callable[[pickle.PickleBuffer], bool] | None,
 ) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -19,22 +19,25 @@ from prefork.wire.tensors import Memories
 Reducer = Callable[[Any], Any]
 
 
-def make_table() -> Mapping[type, Reducer]:
-    """For one pickle. What only a process that is started can be given, such as a lock, raises RuntimeError."""
-    extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    table, tensors = _list_reducers(len(copyreg.dispatch_table), len(extra))
-    memories = Memories()
-    return {**table, **{kind: partial(_share, reduce, memories.reduce) for kind, reduce in tensors}}
+class Reducers:
+    """The dispatch table of one pickle, looked up and not made: most pickles need nothing of it. others: what is not
+    in it.
 
+    What only a process that is started can be given, such as a lock, raises RuntimeError.
+    """
 
-@lru_cache(maxsize=1)
-def _list_reducers(*_: int) -> tuple[dict[type, Reducer], list[tuple[type, Reducer]]]:
-    """All that are registered, and that of torch for tensors; looked up anew when there are more of them."""
-    extra: dict[type, Reducer] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    from_torch = {kind: reduce for kind, reduce in extra.items() if kind.__module__.startswith("torch")}
-    shared = {kind: partial(_share, reduce, _copy) for kind, reduce in from_torch.items()}
-    tensors = [(kind, reduce) for kind, reduce in from_torch.items() if kind.__name__ == "Tensor"]
-    return {**copyreg.dispatch_table, **extra, **shared}, tensors
+    def __init__(self, others: Mapping[type, Reducer] | None = None) -> None:
+        self._others = others if others is not None else {}
+        self._memories = Memories()
+
+    def __getitem__(self, kind: type) -> Reducer:
+        """Raises KeyError if there is none: then a thing says itself how it is pickled."""
+        reduce: Reducer | None = ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
+        if reduce is None:
+            return copyreg.dispatch_table.get(kind) or self._others[kind]
+        if not kind.__module__.startswith("torch"):
+            return reduce
+        return partial(_share, reduce, self._memories.reduce if kind.__name__ == "Tensor" else _copy)
 
 
 def _copy(thing: Any) -> Any:

@@ -46,6 +46,8 @@ class Calls:
         self._mapped.forget(message.dropped)
         self._blocks.release(message.returned, _US)
         self._given.extend((message.first + place, *call) for place, call in enumerate(message.calls))
+        if message.at_once:
+            self._run(*self._given.popleft())
         while (given := self._begin()) is not None:
             self._run(*given)
 
