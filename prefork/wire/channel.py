@@ -78,32 +78,38 @@ class Channel:
             _close_all(fds)
 
     def receive(self) -> tuple[Any, list[int]]:
-        """Blocks for the next message and the file descriptors that came with it. Raises EOFError at the end."""
-        while (found := next(self._decode(), None)) is None:
-            if not self._read():
-                where = " in the middle of a message" if self._incoming else ""
-                raise EOFError(f"the other end closed the channel{where}")
-        return found
+        """Blocks for the next message and the file descriptors that came with it. Raises EOFError at the end. Reads
+        nothing beyond it: who waits for more can ask the socket."""
+        header = bytearray(_HEADER.size)
+        count, fds = self._receive_some(header)
+        if not count:
+            raise EOFError("the other end closed the channel")
+        self._fill(memoryview(header)[count:])
+        length, _, kind = _HEADER.unpack(header)
+        data = bytearray(length)
+        self._fill(memoryview(data))
+        return _decode(data, kind), fds
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to receive, or the end, within so many seconds."""
-        if self._incoming:
-            return True
         if self._waiting is None:  # to make it takes longer than to wait for the next of many short calls
             self._waiting = selectors.DefaultSelector()
             self._waiting.register(self._socket, selectors.EVENT_READ)
         return bool(self._waiting.select(seconds))
 
-    def _read(self) -> int:
-        """Some more bytes, and descriptors with them; 0 at the end."""
+    def _receive_some(self, buffer: bytearray) -> tuple[int, list[int]]:
+        """Bytes, 0 at the end, and the descriptors with them."""
         if not hasattr(socket, "recv_fds"):  # Windows
-            count = self._socket.recv_into(self._buffer)
-        else:
-            count, ancillary, _flags, _address = self._socket.recvmsg_into([self._buffer], _ANCILLARY)
-            for _level, _kind, data in ancillary:
-                self._fds.extend(fd for (fd,) in struct.iter_unpack("i", data[: len(data) - len(data) % 4]))
-        self._incoming += memoryview(self._buffer)[:count]
-        return count
+            return self._socket.recv_into(buffer), []
+        count, ancillary, _flags, _address = self._socket.recvmsg_into([buffer], _ANCILLARY)
+        return count, [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("i", data[: len(data) & ~3])]
+
+    def _fill(self, view: memoryview) -> None:
+        while view:
+            count = self._socket.recv_into(view)
+            if not count:
+                raise EOFError("the other end closed the channel in the middle of a message")
+            view = view[count:]
 
     def post(self, message: Any, fds: Sequence[int] = ()) -> None:
         """Queues a message. The descriptors go with it: here they are closed once they have been sent."""
@@ -140,26 +146,26 @@ class Channel:
         ended = False
         while not ended:
             try:
-                count = self._read()
+                count, fds = self._receive_some(self._buffer)
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                count = 0
+                count, fds = 0, []
+            self._incoming += memoryview(self._buffer)[:count]
+            self._fds += fds
             ended = not count
-        yield from self._decode()
+        yield from self._take_whole()
         if ended:
             raise EOFError("the other end closed the channel")
 
-    def _decode(self) -> Iterator[tuple[Any, list[int]]]:
+    def _take_whole(self) -> Iterator[tuple[Any, list[int]]]:
         while len(self._incoming) >= _HEADER.size:
             length, count, kind = _HEADER.unpack_from(self._incoming)
             end = _HEADER.size + length
             if len(self._incoming) < end:
                 return
             with memoryview(self._incoming) as view, view[_HEADER.size : end] as data:
-                message = pickle.loads(data)
-            if kind:
-                message = _frequent[kind - 1](*message)
+                message = _decode(data, kind)
             del self._incoming[:end]
             yield message, [self._fds.popleft() for _ in range(count)]
 
@@ -168,6 +174,11 @@ def _encode(message: Any, fds: Sequence[int]) -> bytes:
     kind = _frequent.index(type(message)) + 1 if type(message) in _frequent else 0
     payload = pickle.dumps(tuple(message) if kind else message, pickle.HIGHEST_PROTOCOL)
     return _HEADER.pack(len(payload), len(fds), kind) + payload
+
+
+def _decode(data: bytearray | memoryview, kind: int) -> Any:
+    message = pickle.loads(data)
+    return _frequent[kind - 1](*message) if kind else message
 
 
 def _close_all(fds: Iterable[int]) -> None:
