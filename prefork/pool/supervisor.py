@@ -265,9 +265,10 @@ class Supervisor:
             self._is_handling = False
 
     def _measure(self, pool: Pool, processes: Processes) -> None:
-        """Looks at the memory of the machine and of all processes, if it is time to."""
+        """Looks at the memory of the machine and of all processes, if it is time to; gives back what is not needed."""
         if pool.models.inventory is None or not self.governor.look(processes.list_pids):
             return
+        processes.workers.trim()
         found = {w.number: self.governor.find_memory(w.name) for w in pool.workers.all.values()}
         self._feed(MemoryMeasured({number: memory for number, memory in found.items() if memory is not None}))
 
