@@ -70,6 +70,7 @@ class Models:
         self._fail = fail
         self._descriptors = descriptors
         self._has_zygote = False
+        self._loading_since: float | None = None  # the zygote
         self._is_reloading = False  # we have killed the zygote
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
@@ -103,6 +104,25 @@ class Models:
                 self._outbox.do(OpenArena())
             self.workers.start(0)
 
+    def tick(self) -> None:
+        """Nobody is waited for without end."""
+        seconds = self._hang_limit.loading(self.plan.request.weights or 0)
+        self.workers.tick(seconds)
+        if self.servers is not None:
+            self.servers.kill_hung(seconds)
+        if self._loading_since is not None and self._outbox.now - self._loading_since > seconds:
+            self._fail(
+                f"the zygote has not loaded the models within {seconds:.0f} s; a longer hang limit allows it more"
+            )
+        elif self._has_zygote and self.workers.is_zygote_late(self._hang_limit.base):
+            self.reload("the zygote, which forks the workers, did not answer")
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether something is about to come that workers are started from, or not to come, in limited time."""
+        starting = self.servers is not None and any(server.inventory is None for server in self.servers.all)
+        return starting or self._loading_since is not None or self._is_reloading
+
     def note_success(self) -> None:
         """Something was done."""
         self._zygotes_lost = 0
@@ -115,6 +135,7 @@ class Models:
 
     def handle_loaded(self, inventory: Inventory) -> None:
         """By the zygote or by a spawned worker. Now that the weights are known, so is how many workers fit."""
+        self._loading_since = None
         self._loaded = inventory
         self._go_on()
 
@@ -162,13 +183,13 @@ class Models:
 
     def _start_zygote(self) -> None:
         self.workers.can_start = False
-        self._has_zygote, self._is_reloading = True, False
+        self._has_zygote, self._is_reloading, self._loading_since = True, False, self._outbox.now
         self._outbox.do(StartZygote(self._specify(), self.plan))
 
     def _end_zygote(self) -> None:
         if self._has_zygote:
             self._outbox.do(EndZygote())
-        self._has_zygote = False
+        self._has_zygote, self._loading_since = False, None
 
     def handle_zygote(self, message: FromZygote) -> None:
         match message:
@@ -188,7 +209,7 @@ class Models:
 
     def handle_zygote_exit(self, event: ZygoteExited) -> list[Task]:
         """The tasks of its workers, which have died with it and are not to blame."""
-        self._has_zygote = False
+        self._has_zygote, self._loading_since = False, None
         self._loaded = None
         self._outbox.do(EndOwners())
         tasks = self.workers.drop_all()

@@ -65,6 +65,7 @@ class ModelServer:
     place: int
     name: str
     device: str  # what CUDA_VISIBLE_DEVICES says; empty on the CPU
+    started: float = 0.0
     blame: Blame = field(default_factory=Blame)
     batch_share: float = 1.0
     inventory: Inventory | None = None  # once it is ready
@@ -110,6 +111,7 @@ class Servers:
             self._start(server)
 
     def _start(self, server: ModelServer) -> None:
+        server.started = self._outbox.now
         order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.batch_share)
         self._outbox.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
@@ -249,9 +251,12 @@ class Servers:
 
     # -- their ends --------------------------------------------------------------------------------------------
 
-    def kill_hung(self) -> None:
-        """Kills those that have hung."""
+    def kill_hung(self, loading: float) -> None:
+        """Kills those that have hung. loading: seconds that it may take."""
         for server in self.all:
+            if server.inventory is None and self._outbox.now - server.started > loading and not server.kill_reason:
+                server.kill_reason = f"had not loaded the models after {loading:.0f} s and was killed"
+                self._outbox.do(KillServer(server.place))
             late = [batch for batch in server.running.values() if self._outbox.now > batch.until]
             if late and not server.kill_reason:
                 seconds = self._find_hang_seconds(late[0].elements)

@@ -49,6 +49,7 @@ from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsC
 from prefork.wire.specification import Specification
 
 STOPPED = "the run was stopped before this was done"
+_STUCK_SECONDS = 5.0
 
 
 class Pool:
@@ -64,6 +65,7 @@ class Pool:
         self.workers = self.models.workers
         self.scheduler = Scheduler(outbox, self.models, policy, hang_limit, self._fail)
         self._closing = False
+        self._stuck_since: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What is to be done, in that order. now: seconds, by a clock that never goes back."""
@@ -143,11 +145,20 @@ class Pool:
                 self.scheduler.handle(worker, message)
 
     def _tick(self) -> None:
-        if self.models.servers is not None:
-            self.models.servers.kill_hung()
-        self.workers.tick()
+        self.models.tick()
         self.scheduler.kill_hung()
         self.scheduler.dispatch()
+        self._check_stuck()
+
+    def _check_stuck(self) -> None:
+        """Work that is left is done by workers, or by what is started and has a time limit; with none of them there is
+        nobody who could do it, or say that he cannot."""
+        if self.workers.all or self.models.is_starting or not self.scheduler.queue or self.scheduler.is_draining:
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = self._outbox.now
+        elif self._outbox.now - self._stuck_since > _STUCK_SECONDS:
+            self._fail_loading("no process is left that could do what waits, and none is about to start")
 
     def is_finished(self, now: float, pending: bool) -> bool:
         """Whether all is done that was asked for. pending: something else is under way that may bring more tasks."""

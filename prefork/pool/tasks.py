@@ -18,6 +18,8 @@ ATTEMPTS = 2  # a task whose worker dies is tried once more
 
 PER_AUDIO_SECOND = 20.0  # a large model on one slow core stays well below that
 PER_TEXT_SECOND = 1.0  # the same for text, whose seconds are those that it would take to say it
+_LOADING = 30  # times the base: half an hour, in which a model may be downloaded too
+_LOADING_BYTES = 5e6  # a second: a slow disk of the network
 
 
 class NotBegun(Stopped):
@@ -26,13 +28,18 @@ class NotBegun(Stopped):
 
 @dataclass(frozen=True, slots=True)
 class HangLimit:
-    """Seconds without progress after which a worker counts as hung, as a function of the audio it works on."""
+    """Seconds without progress after which a process counts as hung: a worker, as a function of the audio it works on.
+    base: also of an answer that takes no time."""
 
     base: float = 60.0
     per_audio_second: float = PER_AUDIO_SECOND
 
     def seconds(self, audio: float) -> float:
         return self.base + self.per_audio_second * audio
+
+    def loading(self, size: int) -> float:
+        """For models of so many bytes."""
+        return _LOADING * self.base + size / _LOADING_BYTES
 
 
 @dataclass(slots=True, eq=False)

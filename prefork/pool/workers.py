@@ -26,7 +26,7 @@ class Worker:
     number: int  # never used again in a run
     started: float
     forked: bool  # by the zygote, with the models loaded; else it loads them itself, when it is its turn
-    loading: bool = False  # it was told what to load
+    loading: float | None = None  # when it was told what to load
     pid: int = 0
     ready: float | None = None  # seconds from its start to the message that says so
     task: Task | None = None  # of several calls, the first
@@ -36,6 +36,7 @@ class Worker:
     last_message: float = 0.0
     closed: bool = False  # its channel is at its end: it is dead, or will be
     kill_reason: str = ""
+    killed: float | None = None  # when the zygote was asked to, if it was
     out_of_memory: bool = False  # we killed it, because memory was short
     retired: bool = False  # we ended it, and it had nothing to do
     measuring: bool = False  # its task is done, and it has not reported yet what that took
@@ -129,7 +130,7 @@ class Workers:
         """By fork, or a fresh process, as the plan says."""
         plan, place = self.plan, self._find_place(slot)
         forked = plan.strategy.forks
-        worker = Worker(slot, next(self._numbers), self._outbox.now, forked, loading=forked)
+        worker = Worker(slot, next(self._numbers), self._outbox.now, forked)
         self.all[worker.number] = worker
         if not forked:
             self._outbox.do(Spawn(worker.number, plan, plan.devices[place] if plan.devices else None))
@@ -174,6 +175,7 @@ class Workers:
         """reason: empty if it is dead already, most likely: then its exit status says why."""
         worker.kill_reason = worker.kill_reason or reason
         if worker.forked:
+            worker.killed = self._outbox.now if worker.killed is None else worker.killed
             self._outbox.do(SendZygote(KillWorker(worker.number)))
         else:
             self._outbox.do(KillSpawned(worker.number))
@@ -230,15 +232,30 @@ class Workers:
         worker.ready = self._outbox.now - worker.started
         self._failed_starts = 0
 
-    def tick(self) -> None:
-        """Has the next one load, and gives up those that never came to life."""
+    def tick(self, loading: float) -> None:
+        """Has the next one load, and gives up those that never came to life. loading: seconds that it may take."""
+        now = self._outbox.now
         starting = [worker for worker in self.all.values() if worker.ready is None]
-        waiting = [worker for worker in starting if not worker.loading and not worker.closed]
-        if waiting and not any(worker.loading for worker in starting):
+        waiting = [w for w in starting if not (w.forked or w.closed or w.kill_reason) and w.loading is None]
+        if waiting and all(worker.loading is None for worker in starting):
             # One at a time: memory for one copy more than is shared is all that is needed.
-            waiting[0].loading = True
+            waiting[0].loading = now
             self._outbox.do(SendWorker(waiting[0].number, self._specify()))
         for worker in starting:
-            late = self._outbox.now - worker.started > START_SECONDS
-            if worker.forked and late and not worker.kill_reason:
+            if worker.kill_reason:
+                continue
+            if worker.forked and now - worker.started > START_SECONDS:
                 self.kill(worker, f"was not ready {START_SECONDS:.0f} s after the fork and was killed")
+            elif worker.loading is not None and now - worker.loading > loading:
+                self.kill(worker, f"had not loaded the models after {loading:.0f} s and was killed")
+
+    def is_zygote_late(self, limit: float) -> bool:
+        """Whether the zygote owes an answer: the pid of a worker, which takes it next to no time, or the exit status of
+        one, which takes the kernel as long as it takes. limit: seconds."""
+        now = self._outbox.now
+        forked = [worker for worker in self.all.values() if worker.forked]
+        return any(
+            (not worker.pid and now - worker.started > START_SECONDS)
+            or (worker.killed is not None and now - worker.killed > limit)
+            for worker in forked
+        )

@@ -108,6 +108,11 @@ class Machine:
     taken: Counter[int] = field(default_factory=Counter)  # calls that were taken back, by worker
     events: deque[ev.Event] = field(default_factory=deque)
     handling: bool = False
+    stuck: set[int] = field(default_factory=set)  # workers that do nothing any more, until they are killed
+    stuck_servers: set[int] = field(default_factory=set)
+    zygote_is_stuck: bool = False
+    dying_servers: list[int] = field(default_factory=list)
+    zygote_is_dying: bool = False
 
     def feed(self, what: ev.Event) -> None:
         """What comes of handling an event is handled after it, as the supervisor has it."""
@@ -126,6 +131,11 @@ class Machine:
         match action:
             case act.StartZygote():
                 self.zygote = self.loading = True
+                self.zygote_is_stuck = self.zygote_is_dying = False
+            case act.KillZygote():
+                self.zygote_is_dying = self.zygote
+            case act.KillServer(place):
+                self.dying_servers.append(place)
             case act.EndZygote():
                 self.zygote = self.loading = False
                 self.living.clear()
@@ -133,11 +143,12 @@ class Machine:
                 self.begun.clear()
             case act.Fork(order):
                 assert self.zygote and not self.loading, "nothing to fork from"
-                self._start(order.number)
+                if not self.zygote_is_stuck:
+                    self._start(order.number)
             case act.Spawn(number):
                 self._start(number)
             case act.SendZygote(KillWorker(number)) | act.KillSpawned(number):
-                if number in self.living:
+                if number in self.living and not self.zygote_is_stuck:
                     self.dying.append(number)
             case act.SendWorker(number, RunTask(task)):
                 assert number in self.living and number not in self.silent, "nobody to do it"
@@ -154,6 +165,7 @@ class Machine:
             case act.StartServer(place):
                 self.servers.add(place)
                 self.serving.discard(place)
+                self.stuck_servers.discard(place)
             case act.Complete(task, result, error):
                 self.ended[task.label] += 1
                 self.results[task.label] = error or result
@@ -194,12 +206,18 @@ class Machine:
         }
         self.feed(result[how])
 
+    def list_starting(self) -> list[int]:
+        """Workers that may become ready."""
+        known = {number: self.pool.workers.all[number] for number in self.silent - self.stuck}
+        return [number for number, worker in known.items() if worker.forked or worker.loading is not None]
+
     def list_calling(self) -> list[int]:
         return [number for number, calls in self.given.items() if calls]
 
     def kill(self, number: int, status: int = -signal.SIGKILL, out_of_memory: bool = False) -> None:
         self.living.discard(number)
         self.silent.discard(number)
+        self.stuck.discard(number)
         self.tasks.pop(number, None)
         unbegun = self._take_back(number)
         self.given.pop(number, None)
@@ -210,8 +228,22 @@ class Machine:
             self.dying = [other for other in self.dying if other != number]
             self.feed(ev.WorkerReaped(number, status, out_of_memory, unbegun=unbegun))
 
+    def end_dying(self) -> None:
+        """Those that were killed are gone."""
+        for number in list(self.dying):
+            self.kill(number)
+        if self.zygote_is_dying:
+            self.kill_zygote()
+        for place in list(self.dying_servers):
+            self.kill_server(place)
+
+    def kill_server(self, place: int) -> None:
+        self.dying_servers = [other for other in self.dying_servers if other != place]
+        self.feed(ev.ServerExited(place, 7, -signal.SIGKILL))
+
     def kill_zygote(self) -> None:
-        self.zygote = self.loading = False
+        self.zygote = self.loading = self.zygote_is_dying = self.zygote_is_stuck = False
+        self.stuck.clear()
         self.living.clear()
         self.silent.clear()
         self.tasks.clear()
@@ -221,10 +253,10 @@ class Machine:
         self.feed(ev.ZygoteExited(-signal.SIGKILL))
 
     def load(self) -> None:
-        if self.zygote and self.loading:
+        if self.zygote and self.loading and not self.zygote_is_stuck:
             self.loading = False
             self.feed(ev.ZygoteSent(ModelsLoaded(Inventory(0, 0.0, {}))))
-        for place in self.servers - self.serving:
+        for place in self.servers - self.serving - self.stuck_servers:
             self.serving.add(place)
             self.feed(ev.ServerSent(place, ModelsLoaded(Inventory(0, 0.0, {}))))
 
@@ -252,16 +284,15 @@ class Machine:
             if self.pool.is_finished(self.now, pending=False):
                 return
             self.load()
-            for number in list(self.dying):
-                self.kill(number)
-            for number in list(self.silent):
-                worker = self.pool.workers.all[number]
-                if worker.loading:
-                    self.make_ready(number)
-            for number in list(self.tasks):
+            self.end_dying()
+            for number in self.list_starting():
+                self.make_ready(number)
+            for number in [number for number in self.tasks if number not in self.stuck]:
                 self.finish(number)
-            for number in self.list_calling():
+            for number in set(self.list_calling()) - self.stuck:
                 self.finish_call(number)
+            for number in self.stuck.intersection(self.list_calling()):
+                self.kill(number)  # a call may take for ever: who is stopped is found by the one who watches processes
             self.now += 1.0
             self.feed(ev.Tick())
         raise AssertionError("it waits for ever")
@@ -306,31 +337,29 @@ def start(strategy: Strategy = Strategy.FORK, workers: int = 2, policy: Policy |
 
 STEPS = ["tick", "wait", "wait long", "load", "ready", "finish", "fails", "out of memory", "kill", "kill idle", "close"]
 CALLS = ["call", "calls", "begin call", "finish call", "call fails", "call out of memory", "kill call", "tick"]
-HARSH = [*STEPS, "kill zygote", "kill server", "drain", "abort"]
+STOPS = ["stop zygote", "stop worker", "stop server"]
+HARSH = [*STEPS, *STOPS, "kill zygote", "kill server", "drain", "abort"]
 
 
-def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912  a line for each step
+def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912, PLR0915  a line for each step
     """One thing that can happen to a machine, if it can happen now."""
-    pool = machine.pool
     if step in ("tick", "wait", "wait long"):
         machine.now += {"tick": 0.0, "wait": 2.0, "wait long": 61.0}[step]
         machine.feed(ev.Tick())
-        for number in list(machine.dying):
-            machine.kill(number)
+        machine.end_dying()
     elif step == "load":
         machine.load()
     elif step == "ready":
-        able = [n for n in machine.silent if pool.workers.all[n].loading]
-        if able:
+        if able := machine.list_starting():
             machine.make_ready(random.choice(able))
     elif step in ("finish", "fails", "out of memory"):
-        if machine.tasks:
-            machine.finish(random.choice(list(machine.tasks)), "done" if step == "finish" else step)
+        if able := [number for number in machine.tasks if number not in machine.stuck]:
+            machine.finish(random.choice(able), "done" if step == "finish" else step)
     elif step == "begin call":
         if calling := machine.list_calling():
             machine.begin_call(random.choice(calling))
     elif step in ("finish call", "call fails", "call out of memory"):
-        if calling := machine.list_calling():
+        if calling := [number for number in machine.list_calling() if number not in machine.stuck]:
             how = {"finish call": "done", "call fails": "fails", "call out of memory": "out of memory"}[step]
             machine.finish_call(random.choice(calling), how)
     elif step == "kill call":
@@ -355,7 +384,14 @@ def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912  a 
         if machine.serving:
             place = random.choice(sorted(machine.serving))
             machine.feed(ev.ServerSent(place, BatchStarted(1, ((0, 1),), 16_000)))
-            machine.feed(ev.ServerExited(place, 7, -signal.SIGKILL))
+            machine.kill_server(place)
+    elif step == "stop zygote":
+        machine.zygote_is_stuck = machine.zygote
+    elif step == "stop worker":
+        if machine.living:
+            machine.stuck.add(random.choice(sorted(machine.living)))
+    elif step == "stop server":
+        machine.stuck_servers |= machine.servers - machine.serving
     elif step == "drain":
         machine.feed(ev.DrainRequested(machine.now + 4.0))
     elif step == "abort":

@@ -59,7 +59,7 @@ def test_every_call_ends_once_and_is_at_one_worker_at_a_time(
 
 def be_ready(machine: Machine) -> None:
     machine.load()
-    while able := [number for number in machine.silent if machine.pool.workers.all[number].loading]:
+    while able := machine.list_starting():
         machine.make_ready(able[0])
         machine.feed(ev.Tick())
 
