@@ -206,6 +206,13 @@ class Machine:
         }
         self.feed(result[how])
 
+    def get_ready(self) -> None:
+        """All that is to load has loaded."""
+        self.load()
+        while able := self.list_starting():
+            self.make_ready(able[0])
+            self.feed(ev.Tick())
+
     def list_starting(self) -> list[int]:
         """Workers that may become ready."""
         known = {number: self.pool.workers.all[number] for number in self.silent - self.stuck}
@@ -225,6 +232,8 @@ class Machine:
         self.dying = [other for other in self.dying if other != number]
         if number in self.pool.workers.all:
             self.feed(ev.WorkerClosed(number))
+            if self.zygote_is_stuck and self.pool.workers.all[number].forked:
+                return  # nobody says that it has exited
             self.dying = [other for other in self.dying if other != number]
             self.feed(ev.WorkerReaped(number, status, out_of_memory, unbegun=unbegun))
 

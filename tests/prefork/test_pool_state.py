@@ -22,13 +22,14 @@ from prefork.memory.admission import Level
 from prefork.platform_matrix.matrix import Request, Strategy
 from prefork.pool import actions as act
 from prefork.pool import events as ev
+from prefork.pool.workers import MOST_FAILED_STARTS
 from prefork.wire.messages import (
     BatchDone,
     BatchStarted,
     ForkUnsafe,
     LoadFailed,
 )
-from tests.prefork.machine import HARSH, Machine, Policy, make_task, start, take
+from tests.prefork.machine import HANG, HARSH, Machine, Policy, make_task, start, take
 
 
 @settings(max_examples=400, deadline=None)
@@ -44,6 +45,8 @@ def test_every_task_ends_once_and_nothing_waits_for_ever(
     machine = start(strategy, workers)
     submitted = ["first", "second"]
     machine.feed(ev.TasksSubmitted([make_task(label) for label in submitted]))
+    if random.random() < 0.5:  # what can go wrong later needs workers
+        machine.get_ready()
     for number, step in enumerate(steps):
         if machine.pool.is_finished(machine.now, pending=False):
             break
@@ -58,6 +61,7 @@ def test_every_task_ends_once_and_nothing_waits_for_ever(
     for action in machine.pool.end(machine.pool.failure):
         machine.do(action)
     event("failed" if machine.pool.failure else "closed")
+    assert "no process is left" not in str(machine.pool.failure)  # what nobody has thought of
     assert machine.ended == Counter(submitted)
     for outcome in machine.results.values():
         assert isinstance(outcome, bytes | ValueError | WorkerDied | OutOfMemory | Stopped | LoadError | KeyError)
@@ -101,6 +105,37 @@ def test_a_worker_that_makes_progress_is_not_killed(busy: Machine) -> None:
     busy.now += 4.9
     busy.feed(ev.Tick())
     assert busy.dying == []
+
+
+def test_a_zygote_that_does_not_say_what_became_of_a_worker_is_replaced(busy: Machine) -> None:
+    busy.zygote_is_stuck = True
+    busy.kill(0)
+    busy.now += HANG.base + 0.1
+    busy.feed(ev.Tick())
+    assert busy.zygote_is_dying
+    busy.feed(ev.CloseRequested())
+    busy.settle()
+    assert busy.ended == Counter("abc")
+    assert all(isinstance(outcome, bytes) for outcome in busy.results.values())
+
+
+@pytest.mark.parametrize("strategy", [Strategy.FORK, Strategy.SPAWN, Strategy.SERVER])
+def test_who_never_has_the_models_ends_the_run_after_its_limit(strategy: Strategy) -> None:
+    machine = start(strategy)
+    machine.feed(ev.TasksSubmitted([make_task("a")]))
+    machine.feed(ev.Tick())
+    for _ in range(MOST_FAILED_STARTS if strategy is Strategy.SPAWN else 1):
+        machine.zygote_is_stuck, machine.stuck_servers = machine.zygote, set(machine.servers)
+        machine.stuck |= machine.living
+        machine.now += HANG.loading(1000) - 1.0
+        machine.feed(ev.Tick())
+        assert not (machine.pool.failure or machine.dying or machine.dying_servers)
+        machine.now += 2.0
+        machine.feed(ev.Tick())
+        machine.end_dying()
+        machine.feed(ev.Tick())
+    assert isinstance(machine.pool.failure, LoadError)
+    assert "loaded the models" in str(machine.pool.failure)
 
 
 def test_the_tasks_of_a_zygote_that_dies_lose_no_attempt(busy: Machine) -> None:
