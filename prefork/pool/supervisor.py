@@ -33,6 +33,7 @@ from prefork.pool.events import (
 )
 from prefork.pool.processes import Processes
 from prefork.pool.state import STOPPED, Pool
+from prefork.pool.stopped import StoppedProcesses
 from prefork.pool.tasks import CANCELLED, HangLimit, NotBegun, Task, TaskQueue
 from prefork.pool.watch import Reporter, Watch
 from prefork.wire import process
@@ -239,10 +240,12 @@ class Supervisor:
             descriptors = process.max_descriptors()
             self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, descriptors)
             self._processes = processes = Processes(Watch(pool, self._loop, self.governor, self._feed, self._reporter))
+            stopped = StoppedProcesses(self._reporter.notify)
             self._feed(Started())
             while not pool.is_finished(time.monotonic(), bool(self._elsewhere or self._loop.has_actions)):
                 self._loop.turn(_ENDING_SECONDS if processes.workers.is_ending else _TICK_SECONDS)
                 processes.workers.reap()
+                stopped.end(processes.list_pids, time.monotonic())
                 self._measure(pool, processes)
                 self._feed(Tick())
             self.memory = {n: m for n, pid in processes.list_pids().items() if (m := measure_memory(pid))}

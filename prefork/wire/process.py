@@ -56,6 +56,13 @@ def is_exiting(pid: int) -> bool:
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, and not by a debugger. False where nobody can say."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 def flush_output() -> None:
     """What the user's code has printed, wherever it goes: the streams are the user's, and may be gone."""
     for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
