@@ -23,6 +23,7 @@ from typing import IO
 _POLL_SECONDS = 0.002
 _TRACE_SECONDS = 0.5  # how long a hung child may take to say where it hangs
 _MOST_WORDS = 8192  # bytes kept of what it prints
+_FROM_OUTSIDE = {getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")} - {0}
 _CAME_BACK = "prefork: a process that was forked in this call came back through it"
 _HUNG = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', re.MULTILINE)  # as faulthandler writes frames
 _RAISED = re.compile(r'^  File "(.+)", line (\d+), in (\S+)', re.MULTILINE)  # as traceback does
@@ -43,6 +44,7 @@ class Outcome:
     """fate, and what is known about it. result: what the action returned. words: what the child printed.
 
     where: the place in the code, innermost first, where it hung or raised. reason: a sentence; empty if it lived.
+    was_ended: by a signal from outside, or by the kernel for want of memory: that says nothing about forks.
     """
 
     fate: Fate
@@ -51,6 +53,7 @@ class Outcome:
     reason: str = ""
     where: tuple[str, ...] = ()
     words: str = ""
+    was_ended: bool = False
 
     @property
     def lived(self) -> bool:
@@ -129,7 +132,8 @@ def _judge(end: _Ending) -> Outcome:
         return Outcome(Fate.RAISED, end.seconds, None, f"raised {_get_last_line(text)}", where, text)
     if end.status != 0:
         where = tuple(_describe_frame(*frame) for frame in _find_frames(end.words))
-        return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), where, end.words)
+        was_ended = -end.status in _FROM_OUTSIDE
+        return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), where, end.words, was_ended)
     if end.result[:1] != b"R":
         reason = "exited with status 0 before it had a result"
         return Outcome(Fate.DIED, end.seconds, None, reason, words=end.words)

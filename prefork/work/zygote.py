@@ -16,6 +16,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 
+from prefork.engines.base import LoadError
 from prefork.platform_matrix.canary import Canary
 from prefork.platform_matrix.hazards import Severity, find_hazards
 from prefork.platform_matrix.matrix import Strategy
@@ -40,6 +41,7 @@ from prefork.wire.shared_tracker import list_descriptors, share_tracker
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
+_CANARIES = 2  # one may be ended by somebody else, or for want of memory
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
 
 
@@ -110,7 +112,15 @@ def _prove(loaded: Loaded, threads: int) -> None:
     from prefork.work.worker import rehearse
 
     for place in range(len(loaded.exports) or 1):
-        outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
+        for _ in range(_CANARIES):
+            outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
+            if not outcome.was_ended:
+                break
+        else:
+            raise LoadError(
+                f"{_CANARIES} canaries that were forked to try it ended from outside, the last {outcome.reason}; "
+                "whether it is safe to fork cannot be told: free memory, or choose another --strategy"
+            )
         if not outcome.lived:
             words = find_fatal_line(outcome.words)
             text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"

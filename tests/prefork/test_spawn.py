@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,3 +205,27 @@ def _wait_for_children(pid: int, count: int) -> list[int]:
             return children
         assert time.monotonic() < deadline, sys.executable
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_canary_that_was_killed_from_outside_does_not_decide_the_strategy(deaths: int, tmp_path: Path) -> None:
+    def load() -> Any:
+        import torch
+
+        def die() -> None:
+            number = len(list(tmp_path.iterdir()))
+            if number < deaths:
+                (tmp_path / str(number)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.register_at_fork(after_in_child=die)
+        return torch.nn.Linear(2, 2)
+
+    runtime = Runtime(load=load, workers=1)
+    if deaths == 1:
+        with runtime:
+            assert runtime.plan.strategy == "fork"
+    else:
+        with pytest.raises(LoadError, match=r"2 canaries .* SIGKILL.*; whether it is safe to fork cannot be told"):
+            runtime.wait_until_loaded()
+    assert len(list(tmp_path.iterdir())) == deaths
