@@ -151,7 +151,7 @@ def get_reusable_executor(
         known.shutdown(kill_workers=kill_workers)
         REUSED.discard(known)
     _local.asked = asked
-    _local.executor = made = LokyExecutor(max_workers, **{**options, "timeout": None})
+    _local.executor = made = LokyExecutor(max_workers, **{**options, "timeout": None, "env": None})
     REUSED.add(made)
     return made
 

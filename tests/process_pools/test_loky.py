@@ -20,6 +20,7 @@ _BROKEN = "a worker that was killed costs nothing: its call is done by another, 
 _INSIDES = "looks at what loky's executor is made of"
 _OWN = "arguments that only loky has: reducers, env, timeout, context, and keywords of map"
 _NO_GUARD = "a script without `if __name__ == '__main__'`, which loky does not import in its workers"
+_LEAKS = "workers are replaced by what they keep of memory, with other limits and no UserWarning"
 _RESIZED = "another number of workers is another Runtime"
 # What `Runtime` does otherwise, and why.
 NOT_APPLICABLE = {
@@ -31,6 +32,9 @@ NOT_APPLICABLE = {
     "ExecutorTest.test_feeder_error_hook_crash_breaks_executor": _INSIDES,
     "ExecutorTest.test_worker_timeout": _OWN,
     "ExecutorTest.test_serialization": _OWN,
+    "ExecutorTest.test_max_depth": "no limit to how deep a Runtime may be in a worker of another",
+    "ExecutorTest.test_memory_leak_protection": _LEAKS,
+    "TestGetReusableExecutor.test_max_memory_leak_size_env_var": _LEAKS,
     "TestExecutorDeadLock.test_deadlock_kill": _RESIZED,
     "TestExecutorDeadLock.test_crash_races": _BROKEN,
     "TestTerminateExecutor.test_call_item_gc_crash_or_exit": _BROKEN,
@@ -49,6 +53,9 @@ NOT_APPLICABLE = {
     "TestExecutorInitializer.test_reusable_initializer": _OWN,
 }
 _NOT_RUN = {
+    "ExecutorTest.test_max_depth",
+    "ExecutorTest.test_memory_leak_protection",
+    "TestGetReusableExecutor.test_max_memory_leak_size_env_var",
     "ExecutorTest.test_killed_child",
     "ExecutorTest.test_killed_child_with_cancelled_work_items",
     "TestGetReusableExecutor.test_reused_flag",  # calls loky itself
