@@ -35,7 +35,7 @@ from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
 from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import HangLimit
-from prefork.wire.pickling import dump, dump_apart, has_importable_main
+from prefork.wire.pickling import dump, dump_apart, has_importable_main, is_interruption
 from prefork.wire.specification import Specification
 
 T = TypeVar("T")
@@ -185,10 +185,13 @@ class Runtime(Executor):
         """
         self._check_process()
         future: CallFuture[T] = CallFuture()
-        label = getattr(fn, "__qualname__", None) or repr(fn)
+        label = _name(fn)
+        call = (fn, args, kwargs)
         try:
-            pickled = dump_apart((fn, args, kwargs))
-        except Exception as error:  # noqa: BLE001  whatever pickling it raises is the call's error
+            pickled = dump_apart(call)
+        except BaseException as error:  # whatever pickling it raises is the call's error
+            if is_interruption(error, call):
+                raise
             error.add_note(
                 f"{label} and its arguments go to another process, and something in them cannot: make it there"
             )
@@ -272,6 +275,14 @@ def run_jobs(
     for job in sorted(jobs, key=lambda job: -job.seconds):
         rank = next(runtime._ranks)
         JobRun(runtime.supervisor, runtime._remote, course, job, rank, done, known.get(job.id)).start()
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    """For messages. Not its repr, which may be as long as what a partial holds."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__
 
 
 def make_plan(request: Request) -> Plan:

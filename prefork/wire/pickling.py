@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +54,20 @@ def dump_apart(thing: Any) -> Pickled:
         return True
 
     return Pickled(_dump(thing, take), buffers)
+
+
+def is_interruption(error: BaseException, thing: Any) -> bool:
+    """Whether what was raised while the thing was pickled is none of its doing: Ctrl-C, or in the main thread what the
+    handler of another signal raises to end the program. The thing itself raises again."""
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    if isinstance(error, Exception) or threading.current_thread() is not threading.main_thread():
+        return False
+    try:
+        dump_apart(thing)
+    except BaseException as again:  # noqa: BLE001  it is only looked at
+        return isinstance(again, KeyboardInterrupt)
+    return True
 
 
 def _dump(thing: Any, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import operator
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, CancelledError, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,72 @@ def test_what_raises_as_it_is_unpickled_costs_its_own_call(kind: str, where: str
         error = future.exception(timeout=60)
         assert type(error).__name__ == ("BadError" if where == "exception" else kind)
         assert runtime.submit(abs, -3).result(timeout=60) == 3
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, CancelledError, ValueError])
+@pytest.mark.parametrize("how", ["submit", "map", "endless"])
+def test_what_raises_as_it_is_pickled_costs_its_own_call(kind: type[BaseException], how: str) -> None:
+    import script_futures
+
+    bad = script_futures.BadArgument(kind("as it is pickled"))
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        if how == "submit":
+            error = runtime.submit(repr, bad).exception(timeout=60)
+            assert type(error) is kind and str(error) == "as it is pickled"
+        else:
+            given = [1, bad, 2]
+            results = runtime.map(repr, given if how == "map" else iter(given), timeout=60)
+            assert next(results) == "1"
+            with pytest.raises(kind, match="as it is pickled"):
+                next(results)
+        assert runtime.submit(abs, -3).result(timeout=60) == 3
+
+
+def test_what_exits_as_it_is_pickled_in_a_thread_is_its_call_s_error_too() -> None:
+    import script_futures
+
+    found: list[BaseException | None] = []
+
+    def submit() -> None:
+        found.append(runtime.submit(repr, script_futures.BadArgument(SystemExit(3))).exception(timeout=60))
+
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        thread = threading.Thread(target=submit)
+        thread.start()
+        thread.join(60)
+    assert isinstance(found[0], SystemExit) and found[0].code == 3
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_while_something_is_pickled_interrupts_who_submits(number: int, kind: type[BaseException]) -> None:
+    import script_futures
+
+    def end(number: int, _: object) -> None:
+        raise kind(number)
+
+    before = signal.signal(number, end)
+    try:
+        with Runtime(workers=1, notice=lambda _: None) as runtime:
+            with pytest.raises(kind, match=str(int(number))):
+                runtime.submit(repr, script_futures.SlowArgument(number))
+            assert runtime.submit(abs, -3).result(timeout=60) == 3
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_name_of_a_call_is_short() -> None:
+    import script_futures
+
+    def name(function: Any) -> str:
+        future = runtime.submit(function, script_futures.BadArgument(ValueError("x")))
+        error = future.exception(timeout=60)
+        assert error is not None
+        return str(error.__notes__[0]).partition(" and its")[0]
+
+    with Runtime(workers=1, notice=lambda _: None) as runtime:
+        assert name(partial(partial(print, "x" * 10_000), 2)) == "print"
+        assert name(operator.itemgetter(*range(10_000))) == "itemgetter"
+        assert name(script_futures.BadArgument) == "BadArgument"
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, ValueError])

@@ -34,6 +34,31 @@ class BadError(Exception):
         return _fail, (self.kind,)
 
 
+class BadArgument:
+    """Cannot be pickled, or raises what is given, as a class's own code may do."""
+
+    def __init__(self, raised: BaseException) -> None:
+        self.raised = raised
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise self.raised
+
+
+class SlowArgument:
+    """Sends this process a signal as it is pickled the first time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pickled = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.pickled += 1
+        if self.pickled == 1:
+            os.kill(os.getpid(), self.number)
+            time.sleep(5)  # the handler runs meanwhile
+        return int, (7,)
+
+
 def make_bad_result(kind: str) -> BadResult:
     return BadResult(kind)
 
