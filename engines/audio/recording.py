@@ -318,6 +318,8 @@ def _audio_stream(container: InputContainer, path: Path) -> AudioStream:
     if stream is None:
         raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
     assert isinstance(stream, av.AudioStream)
+    if stream.codec_context is None:  # whatever PyAV's types say
+        raise AudioError(f"{path} has audio in a codec that FFmpeg cannot decode; convert it to WAV or FLAC")
     return stream
 
 

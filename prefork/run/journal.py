@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 
 
 class Journal:
-    """What is known of the jobs of one output folder. Holds the file's lock as long as it is open."""
+    """What is known of the jobs of one output folder, whose files were noted. Holds the file's lock as long as it is
+    open."""
 
     def __init__(self, folder: OutputFolder) -> None:
         self._folder = folder
@@ -117,10 +118,9 @@ def _key(job: Job) -> str:
 
 
 def _describe_inputs(job: Job) -> str:
-    """Size and time of change: a recording of hours is not read through to learn that nothing has changed."""
-    paths = [path for path in (job.source, job.media) if path is not None]
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
-    return json.dumps(states)
+    """Size and time of change, as they were before the job began: a recording of hours is not read through to learn
+    that nothing has changed. Where a file lies on the disk is left out: a corpus may be copied to another."""
+    return json.dumps([(Path(state.path).name, state.size, state.changed[0]) for state in job.states])
 
 
 def _describe_settings(job: Job, fingerprint: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import errno
 import random
 from typing import Any, NoReturn
 
+from prefork.wire.exceptions import describe_error
 from prefork.wire.process import release_free_memory
 
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
@@ -51,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR)
+    return isinstance(error, RuntimeError) and any(words in describe_error(error) for words in _ALLOCATOR)
 
 
 def hide_mps() -> None:
