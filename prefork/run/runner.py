@@ -136,11 +136,8 @@ class Run:
         folder = OutputFolder(request.target)
         journal = Journal(folder)
         try:
-            if journal.recovered is not None:
-                self._report.note(
-                    f"the journal could not be read; it was renamed to {journal.recovered}, and every output is "
-                    "computed again"
-                )
+            if journal.recovery is not None:
+                self._report.note(journal.recovery.describe())
             with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
