@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 )
 """
 
+_INSERT = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)"
+_UNCLEAR = "what the journal says of them is damaged"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # What SQLite says of the disk, the folder or the machine. All else that it says, it says of the file's content.
 _ELSEWHERE = (
@@ -70,8 +72,10 @@ class Journal:
     """What is known of the jobs of one output folder, whose files were noted. Holds the file's lock as long as it is
     open."""
 
-    def __init__(self, folder: OutputFolder) -> None:
+    def __init__(self, folder: OutputFolder, notice: Callable[[str], None] = lambda _: None) -> None:
+        """notice: told what became of a damaged journal. Raises InputError where none can be written."""
         self._folder = folder
+        self._notice = notice
         self.path = folder.root / FOLDER / "journal.sqlite"
         self.recovery: Recovery | None = None  # if there was a damaged one
         try:
@@ -118,9 +122,10 @@ class Journal:
         connection = self._open()
         proven = list_proven(kept, self._folder)
         connection.execute("BEGIN")
-        connection.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", proven)
+        connection.executemany(_INSERT, proven)
         connection.execute("COMMIT")
         self.recovery = Recovery(kept, reason, len(proven))
+        self._notice(self.recovery.describe())
         return connection
 
     def _name_damaged(self) -> Path:
@@ -171,8 +176,11 @@ class Journal:
             return ""
         old = read_object(row[1])
         if old is None or not _has_stages(old):
-            return "what the journal says of them is damaged"
-        return explain(old, json.loads(_describe_settings(job, fingerprint)))
+            return _UNCLEAR
+        try:
+            return explain(old, json.loads(_describe_settings(job, fingerprint)))
+        except RecursionError:  # no fingerprint is so deep
+            return _UNCLEAR
 
     def record(
         self,
@@ -181,12 +189,20 @@ class Journal:
         files: tuple[WrittenFile, ...] = (),
         error: str | None = None,
     ) -> None:
-        """Says that a job is done, or why it was set aside. Raises InputError if the disk does not take it."""
+        """Says that a job is done, or why it was set aside. Raises InputError if the disk does not take it. A journal
+        that turns out to be damaged begins anew."""
         described = json.dumps([{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files])
         row = (_key(job), _describe_inputs(job), _describe_settings(job, fingerprint), described, error, time.time())
         try:
-            self._connection.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as problem:
+            try:
+                self._connection.execute(_INSERT, row)
+            except sqlite3.Error as damage:
+                if _find_code(damage) in _ELSEWHERE:
+                    raise
+                self._connection.close()
+                self._connection = self._begin_again(str(damage))
+                self._connection.execute(_INSERT, row)
+        except (sqlite3.Error, _DamagedError) as problem:
             raise InputError(self._explain(problem)) from problem
 
 

@@ -134,10 +134,8 @@ class Run:
         corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)
-        journal = Journal(folder)
+        journal = Journal(folder, self._report.note)
         try:
-            if journal.recovery is not None:
-                self._report.note(journal.recovery.describe())
             with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:

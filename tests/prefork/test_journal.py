@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -89,26 +88,6 @@ def test_a_job_that_was_set_aside_is_tried_again(journal: Journal, job: Job) -> 
 def test_two_runs_into_one_folder_are_refused(journal: Journal, folder: OutputFolder) -> None:
     with pytest.raises(InputError, match="another run is writing there"):
         Journal(folder)
-
-
-@pytest.mark.parametrize("damage", [b"this is no database, and longer than a header" * 100, b"SQLite format 3\0torn"])
-def test_a_journal_that_cannot_be_read_is_kept_and_a_new_one_begun(
-    journal: Journal, folder: OutputFolder, job: Job, damage: bytes
-) -> None:
-    journal.close()
-    journal.path.write_bytes(damage)
-    fresh = Journal(folder)
-    assert fresh.recovered is not None
-    assert fresh.recovered.read_bytes() == damage
-    assert not fresh.is_done(job, SETTINGS)
-
-
-def test_a_journal_of_another_version_is_kept_too(journal: Journal, folder: OutputFolder) -> None:
-    journal.close()
-    with sqlite3.connect(journal.path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    assert Journal(folder).recovered is not None
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
