@@ -68,7 +68,7 @@ class Job:
     source: the transcript, or the recording where there is no transcript.
     media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
     would take to say what the source holds, roughly. states: of source and media, before anything was read of them;
-    empty if nobody is to notice that they change.
+    empty if nobody is to notice that they change. warnings: what its user should know of these files.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Job:
     outputs: tuple[Output, ...] = ()
     seconds: float = 0.0
     states: tuple[FileState, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def note_files(self) -> Job:
         """The same, with its files as they are now. Raises OSError."""

@@ -31,6 +31,11 @@ class JobResult:
     error: BaseException | None = None
     passed: bytes | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be looked at in its files, and in its output."""
+        return (*self.job.warnings, *(self.document.warnings if self.document is not None else ()))
+
 
 @dataclass(frozen=True, slots=True)
 class Course:

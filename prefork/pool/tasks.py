@@ -26,13 +26,15 @@ class NotBegun(Stopped):
 
 @dataclass(frozen=True, slots=True)
 class HangLimit:
-    """Seconds without progress after which a worker counts as hung, as a function of the audio it works on."""
+    """Seconds without progress after which a worker counts as hung, as a function of the audio it works on. most: for
+    the audio, however much it is said to be."""
 
     base: float = 60.0
     per_audio_second: float = PER_AUDIO_SECOND
+    most: float = 6 * 3600.0
 
     def seconds(self, audio: float) -> float:
-        return self.base + self.per_audio_second * audio
+        return self.base + min(self.per_audio_second * audio, self.most)
 
 
 @dataclass(slots=True, eq=False)

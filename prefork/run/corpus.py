@@ -213,7 +213,8 @@ def _probe(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     def look(job: Job) -> Job:
         assert job.media is not None
         known = job if job.states else job.note_files()
-        return replace(known, seconds=probe(job.media).seconds)
+        recording = probe(job.media)
+        return replace(known, seconds=recording.seconds, warnings=recording.warnings)
 
     with ThreadPoolExecutor(_PROBERS) as pool:
         looked = list(pool.map(lambda job: attempt(job.id, partial(look, job)), jobs))

@@ -45,9 +45,13 @@ def release(device: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
+    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's. FFmpeg's is
+    none: see ABSURD in `prefork.engines.audio.container`."""
     import torch
+    from av.error import FFmpegError
 
+    if isinstance(error, FFmpegError):
+        return False
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
