@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefork.engines.declaration import INT8, Declaration, LanguageTable, Obstacle, Role
 from prefork.engines.errors import InputError, LoadError
+from prefork.engines.files import FileState
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Job:
     id: unique in a run and the same in the next one; what the user sees.
     source: the transcript, or the recording where there is no transcript.
     media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
-    would take to say what the source holds, roughly.
+    would take to say what the source holds, roughly. states: of source and media, before anything was read of them;
+    empty if nobody is to notice that they change. warnings: what its user should know of these files.
     """
 
     id: str
@@ -74,6 +76,20 @@ class Job:
     media: Path | None = None
     outputs: tuple[Output, ...] = ()
     seconds: float = 0.0
+    states: tuple[FileState, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def note_files(self) -> Job:
+        """The same, with its files as they are now. Raises OSError."""
+        paths = [path for path in (self.source, self.media) if path is not None]
+        return replace(self, states=tuple(map(FileState.note, paths)))
+
+    def check_files(self) -> None:
+        """Raises InputError if one has been edited or replaced since: what was made of it may be of both."""
+        for state in self.states:
+            if not state.is_current():
+                name = Path(state.path).name
+                raise InputError(f"{name}: has changed since this run began, so nothing was written; run it again")
 
 
 @dataclass(frozen=True, slots=True)

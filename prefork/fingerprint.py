@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prefork.engines import registry
 from prefork.engines.errors import LoadError
+from prefork.engines.files import FileState
 from prefork.installation import NEEDS
 from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.versions import describe_distribution, find_version, read_requirements
@@ -38,30 +39,17 @@ _LONGEST = 40  # characters of a setting that are shown
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A file that a model is read from, as it was before that.
-
-    changed: when its content, and when anything about it did; nanoseconds. Whoever replaces a file can set the first,
-    and nobody the second.
-    """
-
-    path: str
-    size: int
-    changed: tuple[int, int]
-    inode: int
+class ModelFile(FileState):
+    """A file that a model is read from, as it was before that."""
 
     @classmethod
-    def note(cls, path: Path) -> ModelFile:
+    def note(cls, path: Path) -> Self:
         """Raises LoadError."""
         try:
             real = path.resolve()
-            return cls._describe(real, real.stat())
+            return cls.describe(real, real.stat())
         except OSError as error:
             raise LoadError(f"{path}: cannot be read ({error.strerror}); check the model's files") from error
-
-    @classmethod
-    def _describe(cls, path: Path, status: os.stat_result) -> ModelFile:
-        return cls(os.fspath(path), status.st_size, (status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
 
     def digest(self) -> str:
         """SHA-256 of the whole content, in hexadecimal. Raises LoadError if it is not there any more."""
@@ -72,7 +60,7 @@ class ModelFile:
         try:
             with open(self.path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                now = self._describe(Path(self.path), os.fstat(stream.fileno()))
+                now = self.describe(Path(self.path), os.fstat(stream.fileno()))
         except OSError as error:
             raise LoadError(f"{self.path}: cannot be read ({error.strerror}); check the model's files") from error
         if now != self:

@@ -67,11 +67,14 @@ class OutputFolder:
         return WrittenFile(str(path), len(data), hashlib.sha256(data).hexdigest())
 
     def is_whole(self, file: WrittenFile) -> bool:
-        """Whether the file is there and still what was written."""
-        path = self.locate(PurePath(file.path))
-        if not path.is_file() or path.stat().st_size != file.size:
+        """Whether the file is there, in the folder, and still what was written."""
+        try:
+            path = self.locate(PurePath(file.path))
+            if not path.is_file() or path.stat().st_size != file.size:
+                return False
+            return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+        except (InputError, OSError, ValueError):  # it leads out of the folder, or cannot be looked at
             return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
 
 
 def name_partial(path: Path) -> Path:

@@ -25,7 +25,8 @@ import av.filter
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from prefork.engines.audio.recording import AudioError, Recording, SampleStream, probe
+from prefork.engines.audio.container import ABSURD, AudioError
+from prefork.engines.audio.recording import Recording, SampleStream, probe
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,10 +76,14 @@ class AudioReader:
             raise ValueError(f"a span must have 0 <= start <= end, not {start} to {end}")
         first = round(start * SAMPLE_RATE)
         last = math.inf if math.isinf(end) else round(end * SAMPLE_RATE)
-        self._move_to(first)
         pieces = []
-        while self._next < last and (piece := self._take(last - self._next)) is not None:
-            pieces.append(piece)
+        try:
+            self._move_to(first)
+            while self._next < last and (piece := self._take(last - self._next)) is not None:
+                pieces.append(piece)
+        except av.error.FFmpegError as error:  # of its filters
+            reason = ABSURD if isinstance(error, MemoryError) else error.strerror
+            raise AudioError(f"{self.path} is damaged: {reason}; copy it again") from error
         return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
     def _move_to(self, first: int) -> None:

@@ -7,28 +7,32 @@ Anything FFmpeg decodes, through PyAV; decoded as it is read, never whole.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import av
 import av.error
 import av.filter
-import av.logging
 import numpy as np
 from av.audio.frame import AudioFrame, format_dtypes
-from av.container import InputContainer
-from av.stream import Discard
 
-from prefork.engines.errors import InputError
+from prefork.engines.audio.container import (
+    AudioError,
+    check_damage,
+    find_audio,
+    find_time_base,
+    open_container,
+    open_stream,
+    read_packets,
+)
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
-    from av.packet import Packet
+    from av.container import InputContainer
     from numpy.typing import NDArray
 
     Samples = NDArray[np.float32]
@@ -47,23 +51,20 @@ _LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause i
 # Formats without a length in the header: FFmpeg's figure is the file's size over its first frames' bit rate.
 # An MP3 with a Xing header does state it; FFmpeg shows that by the encoder's delay, which is in the same header.
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
-_PATIENCE = 100  # failures in a row to find another packet
-# At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
-_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
+_MISSING = 1.0  # seconds by which a recording may be shorter than its header says; encoders count their padding
+_LEAST_BYTES = 50  # for a second; what is longer for its size is counted: silence in FLAC takes as little as that
+_UNKNOWN_SIZE = 0x7FFF_F000  # bytes of a WAV file's data, from which on they stand for "to the end"
+_LONGEST = 7 * 24 * 3600.0  # seconds; a recording that is longer is none
+_LOUDEST = 2.0**32  # times full scale; above any whole numbers that a file of floats may hold unscaled
 _FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
-
-av.logging.set_level(None)
-
-
-class AudioError(InputError):
-    """A recording that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What the header of a media file says about its sound.
+    """What a media file holds of sound.
 
-    seconds: length of the audio stream. sample_rate: Hz, in the file. codec: FFmpeg's name of the decoder.
+    seconds: length of the audio stream. claimed: the one that its header states, 0 if none. sample_rate: Hz, in the
+    file. codec: FFmpeg's name of the decoder.
     """
 
     path: Path
@@ -71,23 +72,40 @@ class Recording:
     sample_rate: int
     channels: int
     codec: str
+    claimed: float = 0.0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user should know."""
+        if self.claimed - self.seconds <= _MISSING:
+            return ()
+        missing = f"{self.claimed - self.seconds:.1f} s of {self.claimed:.1f} s are missing at its end"
+        return (f"{self.path.name}: {missing}: it is cut off, copy it again",)
 
 
 def probe(path: Path | str) -> Recording:
-    """The recording's header, without decoding; packets are counted where the header states no length.
+    """The recording's header, without decoding. What that states of its length is compared with the last packets;
+    where they are elsewhere, or it states none, all are counted.
 
     Raises AudioError if there is no such file, or no sound in it.
     """
     path = Path(path)
-    with _open(path) as container:
-        stream = _audio_stream(container, path)
-        seconds = _stated_seconds(container, stream)
-        if seconds is None:
-            seconds = _counted_seconds(container, stream, path)
-        if seconds <= 0:
-            raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")
+    with open_container(path) as container:
+        stream = find_audio(container, path)
         context = stream.codec_context
-        return Recording(path, float(seconds), context.sample_rate, context.channels, context.codec.name)
+        rate, channels, codec = context.sample_rate, context.channels, context.codec.name
+        claimed = _stated_seconds(container, stream, path)
+        there = claimed is not None and _reaches(container, stream, claimed, path)
+    seconds = claimed if there else _count_seconds(path)
+    if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
+        seconds = claimed or Fraction(0)
+    if seconds <= 0:
+        raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")
+    if seconds > _LONGEST:
+        raise AudioError(
+            f"{path} would last {float(seconds) / 3600:.0f} h by its timestamps; cut it, or export it again"
+        )
+    return Recording(path, float(seconds), rate, channels, codec, float(claimed or 0))
 
 
 class _SampleBlock(NamedTuple):
@@ -114,13 +132,13 @@ class SampleStream:
     def __init__(self, path: Path) -> None:
         """Raises AudioError as `probe` does, and if nothing in the recording can be decoded."""
         self._path = path
-        self._container, self._stream = _open_stream(path)
+        self._container, self._stream = open_stream(path)
         frame = next(self._frames(), None)
         if frame is None:
             self.close()
             raise AudioError(f"{path} has an audio stream but no audio in it; copy or export it again")
         self.rate = frame.sample_rate
-        self._tick = _time_base(self._stream) or Fraction(1, self.rate)  # seconds
+        self._tick = find_time_base(self._stream) or Fraction(1, self.rate)  # seconds
         self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
         counts_samples = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
         self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
@@ -142,8 +160,24 @@ class SampleStream:
         for block in self._blocks:
             self._at = block.end
             if block.end > position:
-                yield block.samples_from(position)
+                yield self._check(block.samples_from(position), max(block.start, position))
         self._ended = True
+
+    def _check(self, samples: Samples, position: int) -> Samples:
+        """The samples, if a model can compute with them. A file of floats that holds others is refused; what a decoder
+        makes of damaged data is silence, as everywhere."""
+        if np.abs(samples).max() <= _LOUDEST:  # also false for NaN
+            return samples
+        sound = np.abs(samples) <= _LOUDEST
+        if not self._stream.codec_context.codec.name.startswith("pcm_f"):
+            return np.where(sound, samples, np.float32(0))
+        first = int(np.argmin(sound))
+        value = float(samples[first])
+        what = f"is {value:g}, where full scale is 1" if np.isfinite(value) else "is no number, or too large for one"
+        raise AudioError(
+            f"{self._path} holds a sample, at {(position + first) / self.rate:.3f} s, that {what}; "
+            "export it again, as 16-bit for example"
+        )
 
     def _move_before(self, position: int) -> None:
         """Makes the next block one from which decoding on gives the true samples at `position`."""
@@ -159,7 +193,7 @@ class SampleStream:
     def _reopen(self) -> None:
         """Goes back to the first packet, to which a seek to 0 does not take every demuxer."""
         self.close()
-        self._container, self._stream = _open_stream(self._path)
+        self._container, self._stream = open_stream(self._path)
         self._blocks, self._at = self._place(0), 0
         self._ended = self._sought = False
 
@@ -169,7 +203,7 @@ class SampleStream:
         try:
             self._container.seek(int(time / self._tick), stream=self._stream)
         except av.error.FFmpegError as error:
-            _check_damage(error, self._path)
+            check_damage(error, self._path)
             return False
         blocks = self._place(None)
         first = next(blocks, None)
@@ -203,7 +237,8 @@ class SampleStream:
                 case "broken":
                     shift += expected - position
             end = expected + frame.samples - cut
-            yield _SampleBlock(expected, end, frame, cut)
+            if cut < frame.samples:  # FFmpeg's filters refuse a frame without samples
+                yield _SampleBlock(expected, end, frame, cut)
             expected = end
 
     def _position(self, frame: AudioFrame, shift: int) -> int | None:
@@ -218,25 +253,11 @@ class SampleStream:
 
     def _frames(self) -> Iterator[AudioFrame]:
         """The frames from here to the end of what can be read; a damaged packet yields none."""
-        for packet in chain(_packets(self._container, self._stream, self._path), [None]):
+        for packet in chain(read_packets(self._container, self._stream, self._path), [None]):
             try:
                 yield from self._stream.decode(packet)  # None: what the decoder still holds
             except av.error.FFmpegError as error:
-                _check_damage(error, self._path)
-
-
-def _packets(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Packet[AudioStream]]:
-    """The stream's packets from here to the end. Reads on behind damage, as long as there is anything to read."""
-    failures = 0
-    while failures < _PATIENCE:
-        try:
-            for packet in container.demux(stream):
-                failures = 0
-                yield packet
-            return
-        except av.error.FFmpegError as error:
-            _check_damage(error, path)
-            failures += 1
+                check_damage(error, self._path)
 
 
 def _forgets(codec: str) -> bool:
@@ -268,8 +289,9 @@ def _mix(frame: AudioFrame) -> Samples:
     channels = data if frame.format.is_planar else data.reshape(frame.samples, -1).T
     zero, one = _FULL_SCALE[channels.dtype.str[1:]]
     # Double precision: the sum of 16-bit channels is exact, so equal channels mix to either of them.
-    total = channels.sum(axis=0, dtype=np.float64)
-    return np.asarray((total / len(channels) - zero) / one, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of numbers that are none is looked at later
+        total = channels.sum(axis=0, dtype=np.float64)
+        return np.asarray((total / len(channels) - zero) / one, np.float32)
 
 
 def _pack(frame: AudioFrame) -> AudioFrame:
@@ -290,52 +312,12 @@ def _pack(frame: AudioFrame) -> AudioFrame:
     return packed
 
 
-def _open(path: Path) -> InputContainer:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path} is not a file; give a recording")
-    if status.st_size == 0:
-        raise AudioError(f"{path} is empty; copy or export it again")
-    try:
-        # The prefix keeps a name such as "concat:a|b" from being taken for a protocol, the whitelist keeps a
-        # playlist from fetching its parts from the network.
-        container: InputContainer = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAGS)
-        return container
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise AudioError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
-        raise AudioError(
-            f"{path} is not a recording, or is cut off before its index ({error.strerror}); "
-            "check what it is, or copy it again"
-        ) from error
-
-
-def _audio_stream(container: InputContainer, path: Path) -> AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
-    assert isinstance(stream, av.AudioStream)
-    return stream
-
-
-def _open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
-    """The file with its best audio stream, ready to be decoded by this thread alone."""
-    container = _open(path)
-    stream = _audio_stream(container, path)
-    stream.codec_context.thread_count = 1
-    stream.codec_context.thread_type = "NONE"
-    for other in container.streams:
-        other.discard = Discard.default if other is stream else Discard.all
-    return container, stream
-
-
-def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
+def _stated_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction | None:
+    if container.format.name == "wav" and (seconds := _read_wav_length(path)) is not None:
+        return seconds
     if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
-    tick = _time_base(stream)
+    tick = find_time_base(stream)
     if stream.duration is not None and tick is not None:
         return stream.duration * tick
     if container.duration is None:
@@ -344,28 +326,54 @@ def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction 
     return Fraction(container.duration, av.time_base) - max(start, Fraction(0))
 
 
-def _counted_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction:
-    """From the first packet's time to the last one's end."""
-    start = end = None
-    for packet in _packets(container, stream, path):
-        if packet.pts is not None:
-            start = packet.pts if start is None else start
-            end = packet.pts + (packet.duration or 0)
-    tick = _time_base(stream)
-    if start is None or end is None or tick is None:
-        return Fraction(0)
-    return (end - start) * tick
+def _read_wav_length(path: Path) -> Fraction | None:
+    """What the header of a WAV file says, which FFmpeg does not tell where the file ends before; None if it is written
+    by a program that did not know it."""
+    with path.open("rb") as file:
+        if file.read(12)[:4] != b"RIFF":
+            return None
+        rate = 0  # bytes per second
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                return Fraction(size, rate) if rate and 0 < size < _UNKNOWN_SIZE else None
+            content = file.read(16) if head[:4] == b"fmt " else b""
+            rate = int.from_bytes(content[8:12], "little") if content else rate
+            file.seek(size + size % 2 - len(content), 1)
+    return None
 
 
-def _time_base(stream: AudioStream) -> Fraction | None:
-    """Seconds from one timestamp to the next; None if the file does not say. PyAV 19 has a type of its own for it."""
-    base = stream.time_base
-    return Fraction(base.numerator, base.denominator) if base else None
+def _reaches(container: InputContainer, stream: AudioStream, seconds: Fraction, path: Path) -> bool:
+    """Whether there are packets at the end of so many seconds. Moves the container there."""
+    tick = find_time_base(stream)
+    if tick is None or seconds * _LEAST_BYTES > path.stat().st_size:
+        return False
+    start = stream.start_time or 0
+    try:
+        container.seek(start + int(max(Fraction(0), seconds - 1) / tick), stream=stream)
+    except av.error.FFmpegError as error:
+        check_damage(error, path)
+        return False
+    ends = [p.pts + (p.duration or 0) for p in read_packets(container, stream, path) if p.pts is not None]
+    return bool(ends) and (max(ends) - start) * tick >= seconds - Fraction(_MISSING)
 
 
-def _check_damage(error: av.error.FFmpegError, path: Path) -> None:
-    """Returns if the error is in the data, which is skipped; raises if the file could not be read."""
-    if isinstance(error, MemoryError):
-        raise error
-    if isinstance(error, OSError):
-        raise AudioError(f"{path} could not be read to its end: {error.strerror}; check the disk") from error
+def _count_seconds(path: Path) -> Fraction | None:
+    """The packets' own time, with the gaps between them; None if they have none."""
+    container, stream = open_stream(path)
+    with container:
+        tick = find_time_base(stream)
+        first = expected = None
+        shift = 0  # from the timestamps to those that follow each other
+        for packet in read_packets(container, stream, path):
+            if packet.pts is None or tick is None:
+                continue
+            at = packet.pts + shift
+            if expected is None:
+                first = at
+            elif _judge(float((at - expected) * tick)) == "broken":
+                shift += expected - at
+                at = expected
+            end = at + (packet.duration or 0)
+            expected = end if expected is None else max(expected, end)
+    return None if first is None or expected is None or tick is None else (expected - first) * tick

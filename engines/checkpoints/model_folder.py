@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 import prefork.engines.checkpoints.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.checkpoints.fields import EXTRACTOR, Rule, find_wrong, make_rules
 from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
 from prefork.engines.checkpoints.quantization import quantize_linears
 from prefork.engines.errors import LoadError
@@ -47,7 +48,9 @@ DTYPES = {
     "float16": torch.float16,
     "int8": torch.float32,
 }
-UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_MOST_BYTES = 4 << 20  # of a file with settings
+_MOST_VOCABULARY = 64 << 20  # bytes of a file with tokens; those of 250,000 tokens have 17 MB
+_VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json")
 # Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
 _TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
@@ -86,31 +89,58 @@ class ModelFolder:
     def read_json(self, file: str) -> dict[str, Any]:
         """The file's object, an empty one if there is no such file."""
         path = self.path / file
+        self._check_size(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (OSError, ValueError) as error:
             self.refuse(f"{file} cannot be read ({shorten(error)})", error)
+        except RecursionError as error:
+            self.refuse(f"{file} is nested too deeply", error)
         if not isinstance(content, dict):
             self.refuse(f"{file} is not a JSON object")
         return content
 
+    def _check_size(self, path: Path) -> None:
+        """Raises LoadError for a file that is too large to be what its name says: it would be read whole."""
+        most = _MOST_VOCABULARY if path.name in _VOCABULARIES else _MOST_BYTES
+        if path.is_file() and (size := path.stat().st_size) > most:
+            self.refuse(f"{path.name} has {size / 1e6:,.0f} MB, and no such file has more than {most / 1e6:.0f} MB")
+
+    def check_fields(self, file: str, settings: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+        """Raises LoadError, with the field and its value, if one of a file's settings is not what it has to be."""
+        if wrong := find_wrong(settings, rules):
+            self.refuse(f"{file}: {wrong}")
+
     def read_config(self) -> PreTrainedConfig:
+        """What config.json says, once all that a library reads of the folder beside the weights has been looked at."""
         if not (self.path / "config.json").is_file():
             self.refuse("it has no config.json")
+        for name, path in self.list_files().items():
+            if name.endswith(".json") and name not in _VOCABULARIES:
+                self.read_json(name)
+            elif not name.endswith(".safetensors"):
+                self._check_size(path)
+        settings = self.read_json("config.json")
+        self.check_fields("config.json", settings, make_rules(_find_defaults(settings.get("model_type"))))
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.path, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"transformers {transformers.__version__} cannot read its config.json", error)
         return config
 
     def read_extractor_settings(self) -> dict[str, Any]:
         """What the model's feature extractor is told. Raises LoadError if that is not there, or not for 16 kHz."""
-        settings = self.read_json("preprocessor_config.json")
-        settings = settings or self.read_json("processor_config.json").get("feature_extractor", {})
+        file = "preprocessor_config.json"
+        settings = self.read_json(file)
+        if not settings:
+            whole = self.read_json("processor_config.json")
+            self.check_fields("processor_config.json", whole, {"feature_extractor": Rule(dict)})
+            file, settings = "processor_config.json", whole.get("feature_extractor") or {}
         if not settings:
             self.refuse("it has no preprocessor_config.json, which describes its audio input")
+        self.check_fields(file, settings, EXTRACTOR)
         if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             self.refuse(f"it expects audio at {rate} Hz; only models for {SAMPLE_RATE} Hz can be used")
         return settings
@@ -139,7 +169,7 @@ class ModelFolder:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except UNLOADABLE as error:
+        except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
         self._check_loaded(report)
         if dtype == "int8":
@@ -157,7 +187,7 @@ class ModelFolder:
         try:
             with torch.device("meta"):
                 model = build(copy.deepcopy(config), dtype=DTYPES[dtype])
-        except UNLOADABLE as error:
+        except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"no model can be built from its config.json ({shorten(error)})", error)
         if dtype == "int8":
             quantize(model)
@@ -197,6 +227,14 @@ class ModelFolder:
     def list_files(self) -> dict[str, Path]:
         """What is read of the folder, by name."""
         return {path.name: path for pattern in self.files for path in sorted(self.path.glob(pattern))}
+
+
+def _find_defaults(model_type: Any) -> dict[str, Any]:
+    """What a configuration of this type is if nothing is said; nothing if transformers does not know it, which it says
+    itself."""
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return {}
+    return dict(CONFIG_MAPPING[model_type]().to_dict())
 
 
 def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = None) -> str:

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from prefork.engines.alignment.viterbi import Clock, Vocabulary
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.checkpoints.fields import Rule, find_wrong_token, show
 from prefork.engines.checkpoints.hub import shorten
 from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder
 
@@ -91,26 +92,35 @@ def _load_extractor(source: ModelFolder) -> Any:
     kind: Any = AutoFeatureExtractor
     try:
         return kind.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001  it raises what its parts raise
         source.refuse(f"its feature extractor cannot be loaded ({shorten(error)})", error)
 
 
 def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabulary:
-    columns: Mapping[str, Any] = source.read_json("vocab.json")
+    file = "vocab.json"
+    columns: Mapping[str, Any] = source.read_json(file)
     if not columns:
-        tokenizer = source.read_json("tokenizer.json")
-        columns = tokenizer.get("model", {}).get("vocab", {})
+        file, tokenizer = "tokenizer.json", source.read_json("tokenizer.json")
+        source.check_fields(file, tokenizer, {"model": Rule(dict)})
+        columns = (tokenizer.get("model") or {}).get("vocab") or {}
     if not columns:
         source.refuse("it has no vocabulary (vocab.json or tokenizer.json)")
     if isinstance(columns, dict) and any(isinstance(value, dict) for value in columns.values()):
         languages = ", ".join(sorted(columns)[:5])
         source.refuse(f"it has one vocabulary per language ({languages}, ...); save the model with one of them")
-    if not isinstance(columns, dict) or not all(isinstance(column, int) for column in columns.values()):
-        source.refuse("its vocabulary does not map tokens to numbers")
-    if max(columns.values()) >= config.vocab_size or config.pad_token_id is None:
-        source.refuse(f"its vocabulary of {len(columns)} tokens does not fit config.json's {config.vocab_size} outputs")
+    if not isinstance(columns, dict):
+        source.refuse(f"{file}: its vocabulary is {show(columns)}; it has to be a table of tokens and their numbers")
+    if wrong := find_wrong_token(columns.items(), config.vocab_size):
+        source.refuse(f"{file}: {wrong}, for config.json has {config.vocab_size} outputs")
+    if wrong := find_wrong_token([("pad_token_id", config.pad_token_id)], config.vocab_size):
+        source.refuse(f"config.json: {wrong}")
     blank = int(config.pad_token_id)
     separator = source.read_json("tokenizer_config.json").get("word_delimiter_token") or "|"
+    if isinstance(separator, dict):  # as transformers writes a token with its properties
+        separator = separator.get("content")
+    source.check_fields(
+        "tokenizer_config.json", {"word_delimiter_token": separator}, {"word_delimiter_token": Rule(str)}
+    )
     characters = {
         token: column
         for token, column in columns.items()

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from prefork.engines.audio.log_mel import HOP
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.checkpoints.fields import Rule
 from prefork.engines.checkpoints.hub import shorten
 from prefork.engines.checkpoints.model_folder import FILES, ModelFolder
 from prefork.engines.text.languages import get_short_code
@@ -100,7 +101,10 @@ def open_whisper(name: str) -> WhisperCheckpoint:
         source.refuse(f"a {config.model_type} model is not a Whisper model", engine=engine)
     source.check_weights()
     source.read_extractor_settings()
-    settings = {**config.to_dict(), **source.read_json("generation_config.json")}
+    generation = source.read_json("generation_config.json")
+    source.check_fields("generation_config.json", generation, _make_generation_rules(config))
+    settings = {**config.to_dict(), **generation}
+    source.check_fields("config.json", settings, _make_generation_rules(config))
     tokenizer = _load_tokenizer(source)
     sot = _find_token(source, config, tokenizer, "<|startoftranscript|>")
     no_timestamps = _find_token(source, config, tokenizer, "<|notimestamps|>")
@@ -123,6 +127,11 @@ def open_whisper(name: str) -> WhisperCheckpoint:
         no_speech=_look_up(tokenizer, "<|nospeech|>", "<|nocaptions|>"),
         transcribe=_look_up(tokenizer, "<|transcribe|>") if multilingual else None,
     )
+
+
+def _make_generation_rules(config: WhisperConfig) -> dict[str, Rule]:
+    token = Rule(int, -1, config.vocab_size - 1, is_list=True)
+    return {"suppress_tokens": token, "begin_suppress_tokens": token, "is_multilingual": Rule(bool)}
 
 
 def identify(checkpoint: WhisperCheckpoint) -> dict[str, str]:
@@ -163,7 +172,7 @@ def _read_heads(source: ModelFolder, config: WhisperConfig, settings: Mapping[st
     heads = settings.get("alignment_heads") or ()
     try:
         pairs = tuple(sorted({(int(layer), int(head)) for layer, head in heads}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         source.refuse("generation_config.json's alignment_heads are not pairs of a layer and a head", error)
     layers, count = config.decoder_layers, config.decoder_attention_heads
     for layer, head in pairs:

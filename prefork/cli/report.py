@@ -40,10 +40,9 @@ class JSONReport(Report):
         if reason is not None:
             self._print(event="failed", id=result.job.id, reason=reason)
             return
-        warnings = list(result.document.warnings) if result.document else []
         files = [file.path for file in result.files]
         seconds = result.job.seconds if result.job.media is not None else 0.0
-        self._print(event="done", id=result.job.id, audio_seconds=seconds, files=files, warnings=warnings)
+        self._print(event="done", id=result.job.id, audio_seconds=seconds, files=files, warnings=list(result.warnings))
 
     def end(self, summary: Summary) -> None:
         self._print(event="summary", **asdict(summary), speed=summary.speed)
@@ -71,7 +70,7 @@ class PlainReport(Report):
         if reason is not None:
             self.print_line(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
             return
-        warnings = len(result.document.warnings) if result.document else 0
+        warnings = len(result.warnings)
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
         self.print_line(f"done    {result.job.id}  {_measure(result)}{more}")
 
@@ -104,8 +103,7 @@ class LiveReport(PlainReport):
             self._live.update(draw(self._get_progress(), time.monotonic() - self.started))
 
     def finish_job(self, result: JobResult, reason: str | None) -> None:
-        warned = result.document is not None and result.document.warnings
-        if reason is not None or warned:  # the bar counts the others
+        if reason is not None or result.warnings:  # the bar counts the others
             super().finish_job(result, reason)
 
     def close(self) -> None:

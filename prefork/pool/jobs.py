@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefork.engines.base import Job
 from prefork.engines.text.document import Document
@@ -29,6 +30,11 @@ class JobResult:
     files: tuple[WrittenFile, ...] = ()
     error: BaseException | None = None
     passed: bytes | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be looked at in its files, and in its output."""
+        return (*self.job.warnings, *(self.document.warnings if self.document is not None else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class JobRun:
         if self._stage.is_remote:
             self._remote.submit(self._stage.engine, self._job, self._document, self._take_document)
         else:
-            self._submit("split", (self._document,), 0, self._job.seconds, self._take_segments)
+            self._submit("split", (self._document,), 0, self._job.seconds, self._take_segments, pickle.loads)
 
     def _submit(
         self,
@@ -95,7 +101,8 @@ class JobRun:
         arguments: tuple[object, ...],
         index: int,
         step: float,
-        take: Callable[[bytes], None],
+        take: Callable[[Any], None],
+        load: Callable[[bytes], Any] = lambda result: result,
         items: Sequence[bytes] | None = None,
         size: float = 0.0,
         seconds: float = 0.0,
@@ -104,8 +111,13 @@ class JobRun:
         def done(result: bytes | None, error: BaseException | None) -> None:
             if result is None:
                 self._fail(error)
-            else:
-                take(result)
+                return
+            try:
+                loaded = load(result)
+            except Exception as problem:  # noqa: BLE001  there may be anything in what another package's engine makes
+                self._fail(problem)
+                return
+            take(loaded)
 
         task = Task(
             name,
@@ -133,8 +145,7 @@ class JobRun:
         self._course.advance(self._left)
         self._done(JobResult(self._job, error=error))
 
-    def _take_segments(self, result: bytes) -> None:
-        described: list[tuple[float, int, bytes]] = pickle.loads(result)
+    def _take_segments(self, described: Sequence[tuple[float, int, bytes]]) -> None:
         self._segments = [segment for _, _, segment in described]
         chunks = divide([seconds for seconds, _, _ in described], CHUNK_SECONDS)
         self._pieces = [[] for _ in chunks]
@@ -145,7 +156,7 @@ class JobRun:
             size = max(size for _, size, _ in described[start:end])
             take = partial(self._take_chunk, number)
             items, seconds = self._segments[start:end], sum(length for length, _, _ in described[start:end])
-            self._waiting[number] = self._submit("run", (), number, step, take, items, size, seconds)
+            self._waiting[number] = self._submit("run", (), number, step, take, items=items, size=size, seconds=seconds)
 
     def _take_chunk(self, number: int, _: bytes) -> None:
         self._pieces[number] = self._waiting[number].finished
@@ -163,8 +174,10 @@ class JobRun:
         pieces = [piece for chunk in self._pieces for piece in chunk]
         writing = self._is_last and not self._course.passing
         arguments = (self._document, self._segments, pieces, writing, self._course.target)
-        take = self._finish if writing else partial(self._take_document, error=None)
-        self._submit("join", arguments, 0, self._job.seconds, take, closing=writing)
+        if writing:
+            self._submit("join", arguments, 0, self._job.seconds, self._finish, pickle.loads, closing=True)
+        else:
+            self._submit("join", arguments, 0, self._job.seconds, partial(self._take_document, error=None))
 
     def _take_document(self, document: bytes | None, error: BaseException | None) -> None:
         """A stage is over: with what it has made, or an error."""
@@ -179,9 +192,8 @@ class JobRun:
         self._number += 1
         self.start()
 
-    def _finish(self, result: bytes) -> None:
+    def _finish(self, output: JobOutput) -> None:
         self._work_off(self._left)
-        output: JobOutput = pickle.loads(result)
         self._done(JobResult(self._job, output.document, output.files))
 
 

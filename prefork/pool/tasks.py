@@ -29,13 +29,14 @@ class NotBegun(Stopped):
 @dataclass(frozen=True, slots=True)
 class HangLimit:
     """Seconds without progress after which a process counts as hung: a worker, as a function of the audio it works on.
-    base: also of an answer that takes no time."""
+    base: also of an answer that takes no time. most: for the audio, however much it is said to be."""
 
     base: float = 60.0
     per_audio_second: float = PER_AUDIO_SECOND
+    most: float = 6 * 3600.0
 
     def seconds(self, audio: float) -> float:
-        return self.base + self.per_audio_second * audio
+        return self.base + min(self.per_audio_second * audio, self.most)
 
     def loading(self, size: int) -> float:
         """For models of so many bytes."""

@@ -51,11 +51,11 @@ class Account:
     def add_done(self, result: JobResult) -> None:
         """A job that is done."""
         self.done.append(JobResult(result.job, files=result.files))
+        if result.warnings:
+            self._warnings[result.job.id] = result.warnings
         document = result.document
         if document is None:
             return
-        if document.warnings:
-            self._warnings[result.job.id] = document.warnings
         if document.recovery is not None:
             self._recovery.update(asdict(document.recovery))
         self._tagged.update(document.count_tagged())

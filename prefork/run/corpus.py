@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 
 from prefork.engines.audio.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
@@ -14,9 +15,10 @@ from prefork.engines.audio.reader import probe
 from prefork.engines.base import InputError, Job, Output
 from prefork.engines.text import formats
 from prefork.pool.pipeline import Intake
-from prefork.run.folder import LOCKED, FoundFiles, Problem, explain, fold, may_hide_transcripts, walk
+from prefork.run.folder import LOCKED, FoundFiles, explain, fold, may_hide_transcripts, walk
 from prefork.run.headers import read_languages
 from prefork.run.pairing import pair
+from prefork.run.problems import Problem, attempt
 
 _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
 _PROBERS = 4  # threads that look at recordings' headers
@@ -99,13 +101,12 @@ def _find_texts(found: FoundFiles, single: PurePath | None, outputs: Sequence[tu
         if path in notes:
             continue
         chosen = outputs or _name_outputs(["chat" if path.suffix.lower() == ".cha" else "conllu"])
-        try:
-            seconds = (found.root / path).stat().st_size / _BYTES_PER_SECOND
-        except OSError as error:
-            problems.append(explain(path, f"cannot be read: {error.strerror}; check the file"))
-            continue
         files = tuple(Output(name, path.with_suffix(suffix)) for name, suffix in chosen)
-        wanted.append(Job(path.as_posix(), found.root / path, None, files, seconds))
+        job = attempt(path.as_posix(), Job(path.as_posix(), found.root / path, None, files).note_files)
+        if isinstance(job, Problem):
+            problems.append(explain(path, f"cannot be read: {job.reason}; check the file"))
+        else:
+            wanted.append(replace(job, seconds=job.states[0].size / _BYTES_PER_SECOND))
     if not wanted and not problems:
         raise InputError(f"{found.root}: has no texts; their names must end in {', '.join(formats.READABLE)}")
     jobs, collisions = _refuse_collisions(wanted)
@@ -209,15 +210,14 @@ def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
 def _probe(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     """The jobs with the lengths of their recordings; those whose recording is none are problems."""
 
-    def look(job: Job) -> Job | Problem:
+    def look(job: Job) -> Job:
         assert job.media is not None
-        try:
-            return replace(job, seconds=probe(job.media).seconds)
-        except InputError as error:
-            return Problem(job.id, str(error))
+        known = job if job.states else job.note_files()
+        recording = probe(job.media)
+        return replace(known, seconds=recording.seconds, warnings=recording.warnings)
 
     with ThreadPoolExecutor(_PROBERS) as pool:
-        looked = list(pool.map(look, jobs))
+        looked = list(pool.map(lambda job: attempt(job.id, partial(look, job)), jobs))
     return [x for x in looked if isinstance(x, Job)], [x for x in looked if isinstance(x, Problem)]
 
 

@@ -6,22 +6,16 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 
 from prefork.engines.audio.media import MEDIA_SUFFIXES
 from prefork.engines.base import InputError
 from prefork.engines.text import formats
+from prefork.run.problems import Problem, attempt
 
 _LINK = "is a symbolic link out of the folder and is not followed; copy its target here"
 LOCKED = "cannot be read; change its permissions"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """An input, and why it cannot be used; with the remedy."""
-
-    id: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -57,7 +51,9 @@ def walk(root: Path, skip: str, known: Iterable[str], deep: bool = True) -> Foun
         for name in sorted(files):
             path = here / name
             if not name.startswith(".") and path.suffix.lower() in wanted:
-                _sort_in(found, path, inside)
+                sorted_in = attempt(path.as_posix(), partial(_sort_in, found, path, inside))
+                if isinstance(sorted_in, Problem):
+                    found.refused[path.relative_to(root)] = f"cannot be looked at: {sorted_in.reason}; check the file"
     return found
 
 

@@ -1,7 +1,9 @@
 """The journal: which jobs of a run are done, which failed and why, so that the same command goes on where it stopped.
 
 A SQLite file in the output folder. Only the supervisor's process writes it, one transaction for each finished job,
-after that job's outputs have been synced and renamed: what it says is done is done.
+after that job's outputs have been synced and renamed: what it says is done is done. It is checked when it is opened. If
+it is damaged it is kept beside, and a new one begins with what the outputs prove of it; where there is any doubt about
+a row, its job is not done.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefork.engines.base import InputError, Job
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
+from prefork.run.salvage import COLUMNS, decode, list_proven, read_files, read_object
 
 FOLDER = ".prefork"  # below the output folder
 _VERSION = 1
@@ -30,46 +34,108 @@ CREATE TABLE IF NOT EXISTS jobs (
 )
 """
 
+_INSERT = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)"
+_UNCLEAR = "what the journal says of them is damaged"
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+# What SQLite says of the disk, the folder or the machine. All else that it says, it says of the file's content.
+_ELSEWHERE = (
+    *_BUSY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+_PARTS = ("", "-journal", "-wal", "-shm")  # of a database, by the ends of their names
+
+
+class _DamagedError(Exception):
+    """The file is no journal, or not whole. Says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What became of a damaged journal. path: where it was put. proven: jobs that their outputs prove to be done."""
+
+    path: Path
+    reason: str
+    proven: int
+
+    def describe(self) -> str:
+        said = f"the journal was damaged ({self.reason}) and is kept as {self.path}"
+        proven = f"what the outputs prove to be done, {self.proven} files, stays done; " if self.proven else ""
+        return f"{said}; {proven}{'all others are' if self.proven else 'every output is'} computed again"
+
 
 class Journal:
-    """What is known of the jobs of one output folder. Holds the file's lock as long as it is open."""
+    """What is known of the jobs of one output folder, whose files were noted. Holds the file's lock as long as it is
+    open."""
 
-    def __init__(self, folder: OutputFolder) -> None:
+    def __init__(self, folder: OutputFolder, notice: Callable[[str], None] = lambda _: None) -> None:
+        """notice: told what became of a damaged journal. Raises InputError where none can be written."""
         self._folder = folder
+        self._notice = notice
         self.path = folder.root / FOLDER / "journal.sqlite"
-        self.recovered: Path | None = None  # where an unreadable journal was put
+        self.recovery: Recovery | None = None  # if there was a damaged one
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = self._open()
-        except sqlite3.OperationalError as error:
+            try:
+                self._connection = self._open()
+            except _DamagedError as damage:
+                self._connection = self._begin_again(str(damage))
+        except (sqlite3.Error, _DamagedError) as error:
             raise InputError(self._explain(error)) from error
-        except sqlite3.DatabaseError:  # not a database, or a torn one: nothing in it can be relied on
-            self.recovered = self.path.with_name(f"journal-unreadable-{int(time.time())}.sqlite")
-            self.path.rename(self.recovered)
-            self._connection = self._open()
         except OSError as error:
             raise InputError(f"{folder.root}: cannot write there: {error.strerror}; give another OUT") from error
 
     def _open(self) -> sqlite3.Connection:
+        """Raises _DamagedError, and sqlite3.Error for what is not the file's fault."""
         connection = sqlite3.connect(self.path, timeout=0.0, isolation_level=None)
+        connection.text_factory = decode
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # a second run into the same folder is refused
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN EXCLUSIVE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise sqlite3.DatabaseError(f"journal of version {version}")
+            _check(connection)
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.execute("COMMIT")
-            connection.execute("SELECT id, error FROM jobs LIMIT 1").fetchall()
-        except sqlite3.Error:
+        except _DamagedError:
             connection.close()
             raise
+        except sqlite3.Error as error:
+            connection.close()
+            if _find_code(error) in _ELSEWHERE:
+                raise
+            raise _DamagedError(str(error)) from error
         return connection
 
-    def _explain(self, error: sqlite3.OperationalError) -> str:
-        if "locked" in str(error):
+    def _begin_again(self, reason: str) -> sqlite3.Connection:
+        """Puts the damaged file beside, with all that belongs to it: what SQLite finds of an old transaction it would
+        write into the new one."""
+        kept = self._name_damaged()
+        for part in _PARTS:
+            source = self.path.with_name(self.path.name + part)
+            if source.exists():
+                source.rename(kept.with_name(kept.name + part))
+        connection = self._open()
+        proven = list_proven(kept, self._folder)
+        connection.execute("BEGIN")
+        connection.executemany(_INSERT, proven)
+        connection.execute("COMMIT")
+        self.recovery = Recovery(kept, reason, len(proven))
+        self._notice(self.recovery.describe())
+        return connection
+
+    def _name_damaged(self) -> Path:
+        stamp = int(time.time())
+        while (path := self.path.with_name(f"journal-unreadable-{stamp}.sqlite")).exists():
+            stamp += 1
+        return path
+
+    def _explain(self, error: Exception) -> str:
+        if _find_code(error) in _BUSY:
             return f"{self._folder.root}: another run is writing there; wait for it, or give another OUT"
         return f"{self.path}: {error}; make room or make it writable, or give another OUT"
 
@@ -78,23 +144,43 @@ class Journal:
 
     def is_done(self, job: Job, fingerprint: Mapping[str, Any]) -> bool:
         """Whether the job's outputs are there, whole, and would come out the same if they were made again."""
-        row = self._connection.execute(
-            "SELECT inputs, fingerprint, files FROM jobs WHERE id = ? AND error IS NULL", (_key(job),)
-        ).fetchone()
+        row = self._find(job)
         if row is None or row[:2] != (_describe_inputs(job), _describe_settings(job, fingerprint)):
             return False
-        return all(self._folder.is_whole(WrittenFile(**file)) for file in json.loads(row[2]))
+        files = read_files(row[2])
+        if files is None or sorted(file.path for file in files) != sorted(str(output.path) for output in job.outputs):
+            return False
+        return all(map(self._folder.is_whole, files))
+
+    def _find(self, job: Job) -> tuple[Any, ...] | None:
+        """What it says of a job that is done: inputs, fingerprint, files."""
+        query = "SELECT inputs, fingerprint, files FROM jobs WHERE id = ? AND error IS NULL"
+        try:
+            row: tuple[Any, ...] | None = self._connection.execute(query, (_key(job),)).fetchone()
+        except sqlite3.Error:  # damaged since it was opened: what cannot be read is not done
+            return None
+        return row
 
     def has_done_any(self) -> bool:
-        return self._connection.execute("SELECT 1 FROM jobs WHERE error IS NULL LIMIT 1").fetchone() is not None
+        """Raises InputError if the journal cannot be read any more."""
+        try:
+            found = self._connection.execute("SELECT 1 FROM jobs WHERE error IS NULL LIMIT 1").fetchone()
+        except sqlite3.Error as error:
+            raise InputError(self._explain(error)) from error
+        return found is not None
 
     def explain(self, job: Job, fingerprint: Mapping[str, Any]) -> str:
         """Why a job that is done is to be done again although its inputs are the same; empty if that is not so."""
-        row = self._connection.execute(
-            "SELECT fingerprint FROM jobs WHERE id = ? AND inputs = ? AND error IS NULL",
-            (_key(job), _describe_inputs(job)),
-        ).fetchone()
-        return "" if row is None else explain(json.loads(row[0]), json.loads(_describe_settings(job, fingerprint)))
+        row = self._find(job)
+        if row is None or row[0] != _describe_inputs(job):
+            return ""
+        old = read_object(row[1])
+        if old is None or not _has_stages(old):
+            return _UNCLEAR
+        try:
+            return explain(old, json.loads(_describe_settings(job, fingerprint)))
+        except RecursionError:  # no fingerprint is so deep
+            return _UNCLEAR
 
     def record(
         self,
@@ -103,13 +189,47 @@ class Journal:
         files: tuple[WrittenFile, ...] = (),
         error: str | None = None,
     ) -> None:
-        """Says that a job is done, or why it was set aside. Raises InputError if the disk does not take it."""
+        """Says that a job is done, or why it was set aside. Raises InputError if the disk does not take it. A journal
+        that turns out to be damaged begins anew."""
         described = json.dumps([{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files])
         row = (_key(job), _describe_inputs(job), _describe_settings(job, fingerprint), described, error, time.time())
         try:
-            self._connection.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.OperationalError as problem:
+            try:
+                self._connection.execute(_INSERT, row)
+            except sqlite3.Error as damage:
+                if _find_code(damage) in _ELSEWHERE:
+                    raise
+                self._connection.close()
+                self._connection = self._begin_again(str(damage))
+                self._connection.execute(_INSERT, row)
+        except (sqlite3.Error, _DamagedError) as problem:
             raise InputError(self._explain(problem)) from problem
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises _DamagedError unless the file is empty, or a whole journal of this version and nothing else."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        raise _DamagedError(f"it is of version {version}")
+    objects = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    if not objects:
+        return
+    columns = tuple(row[1] for row in connection.execute("PRAGMA table_info(jobs)"))
+    if objects != [("table", "jobs")] or columns != COLUMNS:
+        raise _DamagedError("it holds what prefork has not written")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise _DamagedError(" ".join(str(verdict).split()))
+
+
+def _find_code(error: Exception) -> int:
+    """SQLite's own number for it, without what says more."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _has_stages(fingerprint: Mapping[str, Any]) -> bool:
+    stages = fingerprint.get("stages", [])
+    return isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
 
 
 def _key(job: Job) -> str:
@@ -117,10 +237,9 @@ def _key(job: Job) -> str:
 
 
 def _describe_inputs(job: Job) -> str:
-    """Size and time of change: a recording of hours is not read through to learn that nothing has changed."""
-    paths = [path for path in (job.source, job.media) if path is not None]
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
-    return json.dumps(states)
+    """Size and time of change, as they were before the job began: a recording of hours is not read through to learn
+    that nothing has changed. Where a file lies on the disk is left out: a corpus may be copied to another."""
+    return json.dumps([(Path(state.path).name, state.size, state.changed[0]) for state in job.states])
 
 
 def _describe_settings(job: Job, fingerprint: Mapping[str, Any]) -> str:

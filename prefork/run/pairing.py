@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 from prefork.engines.audio.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from prefork.engines.base import InputError, Job, Output
-from prefork.run.folder import FoundFiles, Problem, explain, fold
+from prefork.engines.files import FileState
+from prefork.run.folder import FoundFiles, explain, fold
 from prefork.run.headers import MediaHeader, read_media_header
+from prefork.run.problems import Problem, attempt
 
 
-class _NoRecording(InputError):
+@dataclass(frozen=True, slots=True)
+class _NoRecording:
     """There is none of the transcript's name."""
+
+    reason: str
 
 
 def pair(
@@ -23,18 +30,29 @@ def pair(
     problems: list[Problem] = []
     strays: list[Problem] = []
     for transcript in found.transcripts:
-        try:
-            media = _find_media(transcript, found, elsewhere)
-        except InputError as error:
-            stray = isinstance(error, _NoRecording) and transcript.suffix.lower() != ".cha"
-            (strays if stray else problems).append(Problem(transcript.as_posix(), str(error)))
-            continue
-        wanted = tuple(Output(name, transcript.with_suffix(suffix)) for name, suffix in outputs)
-        jobs.append(Job(transcript.as_posix(), found.root / transcript, media, wanted))
+        paired = attempt(transcript.as_posix(), partial(_pair_one, transcript, found, elsewhere, outputs))
+        if isinstance(paired, Job):
+            jobs.append(paired)
+        else:
+            stray = isinstance(paired, _NoRecording) and transcript.suffix.lower() != ".cha"
+            (strays if stray else problems).append(Problem(transcript.as_posix(), paired.reason))
     return jobs, problems, strays
 
 
-def _find_media(transcript: Path, found: FoundFiles, elsewhere: FoundFiles | None) -> Path:
+def _pair_one(
+    transcript: Path, found: FoundFiles, elsewhere: FoundFiles | None, outputs: Sequence[tuple[str, str]]
+) -> Job | _NoRecording:
+    """The state of each file is noted before the first thing is read of it."""
+    source = found.root / transcript
+    state = FileState.note(source)
+    media = _find_media(transcript, found, elsewhere)
+    if isinstance(media, _NoRecording):
+        return media
+    wanted = tuple(Output(name, transcript.with_suffix(suffix)) for name, suffix in outputs)
+    return Job(transcript.as_posix(), source, media, wanted, states=(state, FileState.note(media)))
+
+
+def _find_media(transcript: Path, found: FoundFiles, elsewhere: FoundFiles | None) -> Path | _NoRecording:
     """By @Media, else by the transcript's name; beside it, else in --media: the same folder, its root, anywhere."""
     header = read_media_header(found.root / transcript)
     name = header.name
@@ -53,7 +71,7 @@ def _find_media(transcript: Path, found: FoundFiles, elsewhere: FoundFiles | Non
     where = f" or below {elsewhere.root}" if elsewhere else ""
     said = "; @Media says that it is missing" if header.status == "missing" else ""
     remedy = "" if elsewhere else ", or give --media DIR"
-    raise _NoRecording(f"no recording named {wanted!r} beside it{where}{said}; put it there{remedy}")
+    return _NoRecording(f"no recording named {wanted!r} beside it{where}{said}; put it there{remedy}")
 
 
 def _list_candidates(

@@ -34,6 +34,7 @@ from prefork.run.corpus import Corpus, find_jobs, find_languages
 from prefork.run.headers import read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
+from prefork.run.problems import find_reason
 from prefork.run.summary import Progress, Report, Summary
 from prefork.wire.specification import Specification
 
@@ -133,13 +134,8 @@ class Run:
         corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)
-        journal = Journal(folder)
+        journal = Journal(folder, self._report.note)
         try:
-            if journal.recovered is not None:
-                self._report.note(
-                    f"the journal could not be read; it was renamed to {journal.recovered}, and every output is "
-                    "computed again"
-                )
             with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
         finally:
@@ -274,18 +270,26 @@ class Run:
         job, error = result.job, result.error
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
+        if error is None and (changed := self._find_changed_model()):
+            assert self._runtime is not None
+            self._runtime.supervisor.give_up(LoadError(f"{changed}: has changed since this run began; start again"))
+            return
         if error is None:
             journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), result.files)
             self._account.add_done(result)
             self._report.finish_job(result, None)
             return
-        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        reason = strip_name(job.id, text)
+        reason = strip_name(job.id, find_reason(error))
         if error.__cause__ is not None and not isinstance(error, InputError):
             self._log(f"{job.id}: {error.__cause__}\n")
         journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), error=reason)
         self._account.failed[job.id] = reason
         self._report.finish_job(result, reason)
+
+    def _find_changed_model(self) -> str:
+        """A file of the models that is not what it was: a process that was started since may have read it. Empty if
+        there is none."""
+        return min((file.path for file in self._model_files if not file.is_current()), default="")
 
     def _advance(self, seconds: float) -> None:
         self._audio_begun += seconds / len(self._phases)

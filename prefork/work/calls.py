@@ -12,7 +12,7 @@ from prefork.wire import process
 from prefork.wire.blocks import Blocks, Mapped, Place
 from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallOutOfMemory, OpenTokens, RunCalls
 from prefork.wire.channel import Channel
-from prefork.wire.exceptions import pickle_error
+from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.messages import WeightsCorrupted
 from prefork.wire.pickling import Pickled, dump_apart
 from prefork.work.loaded import Loaded
@@ -105,7 +105,7 @@ class Calls:
             if isinstance(error, WeightsChanged):
                 return WeightsCorrupted(str(error))
             if is_out_of_memory(error):
-                return CallOutOfMemory(number, f"{type(error).__name__}: {error}")
+                return CallOutOfMemory(number, describe_error(error))
             self._give_up(error)
             return CallFailed(number, pickle_error(error, traceback.format_exc()))
 

@@ -221,7 +221,7 @@ def explain(error: Exception) -> tuple[str, str]:
         return str(error), ""
     if line := explain_import(error):
         return line, ""
-    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    return describe_error(error), "".join(traceback.format_exception(error))
 
 
 def _import_main(preparation: Mapping[str, Any]) -> None:

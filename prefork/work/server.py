@@ -20,7 +20,7 @@ from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
-from prefork.wire.exceptions import pickle_error
+from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.memory_file import Layout
 from prefork.wire.messages import (
     BatchDone,
@@ -301,7 +301,7 @@ class _Server:
         is of no more use: this process ends, and another takes its place."""
         out_of_memory = torch_state.is_out_of_memory(error)
         self._held.update(requests)
-        text, pickled = f"{type(error).__name__}: {error}", pickle_error(error, traceback.format_exc())
+        text, pickled = describe_error(error), pickle_error(error, traceback.format_exc())
         error.__traceback__ = None  # it holds the tensors
         if not out_of_memory and is_broken(error, self.loaded.device):
             self.channel.send(ServerBroken(text))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from prefork.engines.base import Tensors
+from prefork.wire.exceptions import describe_error
 
 
 class Results(Protocol):
@@ -98,4 +99,5 @@ def is_broken(error: BaseException, device: str) -> bool:
     if device == "cpu":
         return False
     known: Any = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, known) or "CUDA error" in str(error) or "CUBLAS_STATUS" in str(error)
+    text = describe_error(error)
+    return isinstance(error, known) or "CUDA error" in text or "CUBLAS_STATUS" in text

@@ -6,6 +6,7 @@ import errno
 import random
 from typing import Any, NoReturn
 
+from prefork.wire.exceptions import describe_error
 from prefork.wire.process import release_free_memory
 
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
@@ -44,14 +45,18 @@ def release(device: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's."""
+    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's. FFmpeg's is
+    none: see ABSURD in `prefork.engines.audio.container`."""
     import torch
+    from av.error import FFmpegError
 
+    if isinstance(error, FFmpegError):
+        return False
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR)
+    return isinstance(error, RuntimeError) and any(words in describe_error(error) for words in _ALLOCATOR)
 
 
 def hide_mps() -> None:

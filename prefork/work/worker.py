@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import sys
@@ -32,7 +33,7 @@ from prefork.wire import process
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
-from prefork.wire.exceptions import pickle_error
+from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.messages import (
     ItemFailed,
     RunTask,
@@ -194,7 +195,7 @@ def rehearse(loaded: Loaded, threads: int, place: int = 0) -> bytes:
 
 
 def _report(channel: Channel, number: int, position: float, piece: bytes) -> None:
-    channel.send(TaskProgress(number, position, piece))
+    channel.send(TaskProgress(number, float(position), piece))
 
 
 def _refuse(channel: Channel, number: int, error: bytes) -> None:
@@ -214,7 +215,7 @@ def _run(payload: bytes, context: Context) -> Answer:
         if isinstance(error, WeightsChanged):
             return WeightsCorrupted(str(error))
         if is_out_of_memory(error):
-            return TaskOutOfMemory(f"{type(error).__name__}: {error}")
+            return TaskOutOfMemory(describe_error(error))
         _give_up_broken(context.loaded.device, error)
         return TaskFailed(_pickle(error))
     finally:
@@ -247,8 +248,17 @@ def _split_job(context: Context, name: str, job: Job, document: bytes | None) ->
     engine = context.loaded.engines[name]
     with context.step(name, "split"):
         segments = engine.split(job, _open(job, document))
-        sizes = [0 if context.loaded.remote else engine.estimate_memory(segment) for segment in segments]
-        return [(s.seconds, size, pickle.dumps(s)) for s, size in zip(segments, sizes, strict=True)]
+        return [_describe_segment(context, engine, segment) for segment in segments]
+
+
+def _describe_segment(context: Context, engine: Engine, segment: Segment) -> tuple[float, int, bytes]:
+    """In Python's own numbers, which the supervisor understands without torch. Raises ValueError for a length that is
+    none: nobody could say how long to wait for it."""
+    seconds = max(0.0, float(segment.seconds))
+    if not math.isfinite(seconds):
+        raise ValueError(f"{engine.name} has made a segment from {segment.start} s to {segment.end} s")
+    size = 0 if context.loaded.remote else int(engine.estimate_memory(segment))
+    return seconds, size, pickle.dumps(segment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +353,8 @@ def _join_job(
     writing: bool,
     target: Path | None,
 ) -> Document | JobOutput:
-    """The job's document, with writing in every format that the job asks for."""
+    """The job's document, with writing in every format that the job asks for: nothing is read of the job after that,
+    so that what is written is of its files as they were noted."""
     engine = context.loaded.engines[name]
     known = _open(job, document)
     arguments = ([pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
@@ -357,6 +368,7 @@ def _join_job(
         return made
     if target is None:
         return JobOutput(made, ())
+    job.check_files()
     folder = OutputFolder(target)
     with context.step(name, "write"):
         rendered = [(output.path, formats.render(made, output.format)) for output in job.outputs]

@@ -68,10 +68,10 @@ def cut_weights(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Change, str]] = {
     "no config": (remove_file("config.json"), "it has no config.json"),
-    "broken config": (replace_file("config.json", "{"), r"transformers \S+ cannot read its config.json"),
+    "broken config": (replace_file("config.json", "{"), r"config.json cannot be read"),
     "unknown architecture": (
         change_json("config.json", model_type="novel"),
-        r"transformers \S+ cannot read its config.json",
+        r"config.json cannot be read",
     ),
     "not CTC": (lambda folder: WhisperConfig().save_pretrained(folder), "a whisper model is not a CTC model"),
     "no weights": (remove_file("model.safetensors"), r"it has no safetensors weights \(none\)"),
@@ -88,7 +88,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another width": (change_json("config.json", head_dim=128), "its weights"),
     "no vocabulary": (remove_file("vocab.json"), "it has no vocabulary"),
     "broken vocabulary": (replace_file("vocab.json", "[1"), "vocab.json cannot be read"),
-    "vocabulary of another model": (change_json("vocab.json", ж=32), "33 tokens does not fit config.json's 32"),
+    "vocabulary of another model": (
+        change_json("vocab.json", ж=32),
+        r"vocab\.json: 'ж' is 32; .* from 0 to 31, for config\.json has 32 outputs",
+    ),
     "a vocabulary for each language": (
         replace_file("vocab.json", '{"deu": {"A": 1}, "eng": {"A": 1}}'),
         r"one vocabulary per language \(deu, eng",

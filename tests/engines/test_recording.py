@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from prefork.engines.audio.recording import AudioError, SampleStream, _judge, probe
+from prefork.engines.audio.container import AudioError
+from prefork.engines.audio.recording import SampleStream, _judge, probe
 from prefork.engines.base import InputError
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 
@@ -247,7 +248,7 @@ def test_truncated_file_without_its_index_names_the_remedy(tmp_path: Path) -> No
     [
         ("empty.wav", b"", "is empty"),
         ("talk.cha", b"@UTF8\n@Begin\n*CHI:\thello .\n@End\n", "is not a recording"),
-        ("notes.txt", b"not a recording\n" * 300, "no audio stream"),
+        ("notes.txt", b"not a recording\n" * 300, "is not a recording: a playlist, a text"),
         ("noise.mp3", np.random.default_rng(0).bytes(50_000), "is not a recording"),
         ("zeros.flac", bytes(5000), "no audio stream"),
     ],

@@ -1,0 +1,122 @@
+"""The container: a media file opened by FFmpeg, its audio stream, its packets; one reason for each file that is none.
+
+Only formats that hold sound themselves are opened. A playlist or a concat script names other files and claims what it
+likes of them; whatever its own name, it is no recording.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import av.error
+import av.logging
+from av.container import InputContainer
+from av.stream import Discard
+
+from prefork.engines.errors import InputError
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.packet import Packet
+
+_PATIENCE = 100  # failures in a row to find another packet
+# FFmpeg's names of them, those of its raw codecs included.
+_FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,webm,mlp,mov,mp4,m4a,"
+    "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,ogg,oma,rm,sox,tak,truehd,tta,voc,w64,wav,wsd,wv"
+)
+# A name such as "concat:a|b" is kept from being taken for a protocol by the prefix that it gets when it is opened.
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+# At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
+_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
+
+# What it means when FFmpeg says that memory is short: it refuses what is larger than it ever allocates.
+ABSURD = "a number in it asks for more memory than any recording needs"
+
+av.logging.set_level(None)
+
+
+class AudioError(InputError):
+    """A recording that cannot be read."""
+
+
+def open_container(path: Path) -> InputContainer:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is not a file; give a recording")
+    if status.st_size == 0:
+        raise AudioError(f"{path} is empty; copy or export it again")
+    try:
+        container: InputContainer = av.open(f"file:{path}", options=dict(_OPTIONS), **_TAGS)
+        return container
+    except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not among those above
+        raise AudioError(
+            f"{path} is not a recording: a playlist, a text, or something with a damaged header; give the recording"
+        ) from error
+    except av.error.MemoryError as error:
+        raise AudioError(f"{path} is damaged: {ABSURD}; copy it again") from error
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise AudioError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
+        raise AudioError(
+            f"{path} is not a recording, or is cut off before its index ({error.strerror}); "
+            "check what it is, or copy it again"
+        ) from error
+
+
+def find_audio(container: InputContainer, path: Path) -> AudioStream:
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
+    assert isinstance(stream, av.AudioStream)
+    if stream.codec_context is None:  # whatever PyAV's types say
+        raise AudioError(f"{path} has audio in a codec that FFmpeg cannot decode; convert it to WAV or FLAC")
+    return stream
+
+
+def open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
+    """The file with its best audio stream, ready to be decoded by this thread alone."""
+    container = open_container(path)
+    stream = find_audio(container, path)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_type = "NONE"
+    for other in container.streams:
+        other.discard = Discard.default if other is stream else Discard.all
+    return container, stream
+
+
+def read_packets(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Packet[AudioStream]]:
+    """The stream's packets from here to the end. Reads on behind damage, as long as there is anything to read."""
+    failures = 0
+    while failures < _PATIENCE:
+        try:
+            for packet in container.demux(stream):
+                failures = 0
+                yield packet
+            return
+        except av.error.FFmpegError as error:
+            check_damage(error, path)
+            failures += 1
+
+
+def find_time_base(stream: AudioStream) -> Fraction | None:
+    """Seconds from one timestamp to the next; None if the file does not say. PyAV 19 has a type of its own for it."""
+    base = stream.time_base
+    return Fraction(base.numerator, base.denominator) if base else None
+
+
+def check_damage(error: av.error.FFmpegError, path: Path) -> None:
+    """Returns if the error is in the data, which is skipped; raises if the file could not be read.
+
+    FFmpeg's own want of memory is no error of the machine: it is damage, see ABSURD.
+    """
+    if isinstance(error, OSError):
+        raise AudioError(f"{path} could not be read to its end: {error.strerror}; check the disk") from error
