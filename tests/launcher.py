@@ -351,8 +351,9 @@ def _run_for(client: socket.socket, environment: Mapping[str, str]) -> int:
         _live({**own, **request}, fds, environment)
     for fd in fds:
         os.close(fd)
-    ended = os.pidfd_open(pid)
-    if client in select.select([client, ended], [], [])[0]:  # it says no more: it has been interrupted
+    if (
+        client.fileno() in select.select([client.fileno(), os.pidfd_open(pid)], [], [])[0]
+    ):  # it says no more: it has been interrupted
         os.kill(pid, signal.SIGINT)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
