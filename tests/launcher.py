@@ -351,9 +351,8 @@ def _run_for(client: socket.socket, environment: Mapping[str, str]) -> int:
         _live({**own, **request}, fds, environment)
     for fd in fds:
         os.close(fd)
-    if (
-        client.fileno() in select.select([client.fileno(), os.pidfd_open(pid)], [], [])[0]
-    ):  # it says no more: it has been interrupted
+    ready, _, _ = select.select([client.fileno(), os.pidfd_open(pid)], [], [])
+    if client.fileno() in ready:  # it says no more: it has been interrupted
         os.kill(pid, signal.SIGINT)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

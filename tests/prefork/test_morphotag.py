@@ -103,7 +103,7 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     write_talk(folder, "laugh", "*CHI:\t&=laughs .")
     (folder / "story.txt").write_text("It wasn't me!\nWho was it?\n")
     (folder / "README.txt").write_text("Recorded in 1999.\n")
-    done = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1")
+    done = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     wanted = {
@@ -122,7 +122,7 @@ def test_bad_inputs_cost_only_themselves_and_a_second_run_goes_on(tmp_path: Path
     assert sorted(read_outputs(tmp_path / "out")) == ["both.cha", "good.cha", "laugh.cha", "long.cha", "story.conllu"]
     story = (tmp_path / "out" / "story.conllu").read_text()
     assert "2-3\twasn't\t" in story and "# text = Who was it?" in story
-    again = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1")
+    again = run("morphotag", folder, tmp_path / "out", "--json", HF_HUB_OFFLINE="1", STANZA_RESOURCES_DIR=str(tmp_path))
     assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 5
 
 
