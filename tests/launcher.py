@@ -10,6 +10,9 @@ arguments, the folder, the descriptors, the limits and the command line that exe
       request, descriptors  -->    fork              -->     fork            -->     waits until the asker is its parent
                             <--                      <--     its pid, and ends       runs the code
 
+What a shell starts it cannot adopt. There a client stands for the command (tests/launcher_client.py): the launcher
+forks a process that forks the command, waits for it, and tells the client how it has ended.
+
 What would notice the difference is exec'ed: a process with another PYTHONPATH, with variables that libraries read when
 they are imported (but for those of _READ_AGAIN), with `preexec_fn`, and whatever a test marked `exec` starts: tests of
 memory, of what is imported, of the command as the user's shell starts it.
@@ -42,8 +45,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefork.wire.process import die_with_parent
+from tests.launcher_client import REFUSED
 
 LAUNCHER = "tests.launcher"  # the command line of a launcher
+HARMLESS = "PREFORK_TESTS_HARMLESS"  # folders of PYTHONPATH that have no module in place of one that is imported
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.wire.child` writes it, what asks torch for the devices, as
 # `prefork.platform_matrix.devices` does, or the command, as `tests.prefork.command` does.
@@ -78,6 +83,7 @@ _THREADS = "OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|GOMP"
 FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
 _READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
 _READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
+_WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # a launcher has them; only a server asks for them
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _COLLAPSE = 25  # MADV_COLLAPSE, linux/mman.h
 _HUGE = 2 << 20  # bytes of a huge page
@@ -89,48 +95,43 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Launcher:
-    """One to ask. environment: what it was started with, or forked from."""
+    """One to ask. environment: what it was started with, or forked from. door: where clients come in."""
 
-    def __init__(self, connection: socket.socket, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, connection: socket.socket, environment: Mapping[str, str], door: socket.socket | None = None
+    ) -> None:
         self._connection = connection
         self._environment = environment
+        self.door = door
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     @classmethod
     def start(cls, before: Mapping[str, str]) -> Launcher:
         """A fresh process, which imports everything. before: the environment that no test has changed for itself."""
+        from prefork.pool.server_processes import _WAITING
         from prefork.wire.environment import _ENVIRONMENT
 
-        environment = {**before, **_ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**before, **_ENVIRONMENT, **_WAITING}
         ours, theirs = socket.socketpair()
-        with theirs:
-            code = "import sys; sys.path[0] = sys.argv[1]; from tests.launcher import main; main(int(sys.argv[2]))"
+        door, behind = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        with theirs, behind:
+            handles = [theirs.fileno(), behind.fileno()]
+            code = "import sys; sys.path[0] = sys.argv[1]; from tests.launcher import main; main(*sys.argv[2:4])"
             subprocess.Popen(
-                [sys.executable, "-c", code, str(ROOT), str(theirs.fileno()), "x" * _LONGEST],
+                [sys.executable, "-c", code, str(ROOT), *map(str, handles), "x" * _LONGEST],
                 stdin=subprocess.DEVNULL,
                 env=environment,
-                pass_fds=[theirs.fileno()],
+                pass_fds=handles,
                 start_new_session=True,
             )
         if ours.recv(1) != b"r":
             raise RuntimeError("the launcher of the tests could not be started; what it printed stands above")
-        return cls(ours, environment)
+        return cls(ours, environment, door)
 
     def may_start(self, code: str, environment: Mapping[str, str]) -> bool:
         """Whether it can do what exec would."""
-        if os.getpid() != self._pid:
-            return False
-        changed = {
-            name
-            for name in environment.keys() | self._environment.keys()
-            if environment.get(name) != self._environment.get(name) and _READ_AT_IMPORT.match(name)
-        }
-        missing = changed - environment.keys() - {"OMP_WAIT_POLICY"}
-        path = environment.get("PYTHONPATH", "").split(os.pathsep)
-        known = {*self._environment.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
-        computes = "prefork.wire.child" in code
-        return set(path) <= known and not (changed & environment.keys()) - _READ_AGAIN and not (missing and computes)
+        return os.getpid() == self._pid and _may_start(code, environment, self._environment)
 
     def fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> int:
         """The pid of a child of this process. fds: stdin, stdout, stderr, and what else it inherits."""
@@ -158,8 +159,9 @@ class Popen(subprocess.Popen[Any]):
         wanted = inspect.signature(super()._execute_child).bind(*arguments).arguments  # type: ignore[misc]
         environment = os.environ if wanted["env"] is None else wanted["env"]
         plain = not wanted["shell"] and wanted["preexec_fn"] is wanted["executable"] is wanted["uid"] is None
-        code = _find_code(wanted["args"]) if plain and not self.is_off else None
-        if code is None or not self._ask().may_start(code, environment):
+        folder = os.fsdecode(wanted["cwd"] or Path.cwd())
+        code = _find_code(wanted["args"], folder) if plain and not self.is_off else None
+        if code is None or not self.ask().may_start(code, environment):
             super()._execute_child(*arguments)  # type: ignore[misc]
             return
         ends = [wanted["p2cread"], wanted["c2pwrite"], wanted["errwrite"]]
@@ -168,23 +170,21 @@ class Popen(subprocess.Popen[Any]):
             "arguments": [os.fsdecode(argument) for argument in wanted["args"]],
             "code": code,
             "environment": dict(environment),
-            "folder": os.fsdecode(wanted["cwd"] or Path.cwd()),
+            "folder": folder,
             "session": wanted["start_new_session"],
             "kept": kept,
-            "cores": sorted(os.sched_getaffinity(0)),
-            "ignored": [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN],
-            "limits": {kind: resource.getrlimit(kind) for kind in _list_limits()},
+            **_list_inherited(),
         }
         fds = [own if end == -1 else end for own, end in enumerate(ends)]
         try:
-            self.pid = self._ask().fork(request, fds + kept)
+            self.pid = self.ask().fork(request, fds + kept)
             self._child_created = True
         finally:
             pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
             self._close_pipe_fds(*(wanted[name] for name in pipes))  # type: ignore[attr-defined]
 
     @classmethod
-    def _ask(cls) -> Launcher:
+    def ask(cls) -> Launcher:
         if cls.launcher is None:
             cls.is_off = True
             try:
@@ -206,7 +206,32 @@ def forget_what_libraries_set() -> None:
             del os.environ[name]
 
 
-def _find_code(arguments: Any) -> str | None:
+def _may_start(code: str, environment: Mapping[str, str], launched: Mapping[str, str]) -> bool:
+    """launched: the launcher's own environment."""
+    changed = {
+        name
+        for name in environment.keys() | launched.keys()
+        if environment.get(name) != launched.get(name) and _READ_AT_IMPORT.match(name)
+    }
+    missing = changed - environment.keys() - _WAITS
+    added = set(environment.get("PYTHONPATH", "").split(os.pathsep))
+    added -= {*launched.get("PYTHONPATH", "").split(os.pathsep), str(ROOT / "tests/data/script_engine")}
+    added -= set(environment.get(HARMLESS, "").split(os.pathsep))
+    computes = "prefork.wire.child" in code
+    return not added and not (changed & environment.keys()) - _READ_AGAIN and not (missing and computes)
+
+
+def _list_inherited() -> dict[str, Any]:
+    """What of this process one that it starts would inherit."""
+    limits = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+    return {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "ignored": [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN],
+        "limits": {kind: resource.getrlimit(kind) for kind in limits},
+    }
+
+
+def _find_code(arguments: Any, folder: str = "") -> str | None:
     """What a process of prefork's, or a user's script that imports it, is to run; None if it is another's."""
     found = [] if isinstance(arguments, str | bytes) else [os.fsdecode(argument) for argument in arguments]
     if found[:1] != [sys.executable]:
@@ -214,7 +239,9 @@ def _find_code(arguments: Any) -> str | None:
     if "-c" in found[:3]:
         code = found[found.index("-c") + 1]
         return code if _OURS.fullmatch(code) else None
-    if len(found) > 1 and found[1].endswith(".py") and (script := Path(found[1])).is_file():
+    if found[1:3] in (["-m", "prefork"], ["-m", "pytest"]):  # which warns that it did not import prefork's plugin first
+        return f"import runpy; runpy.run_module({found[2]!r}, run_name='__main__', alter_sys=True)"
+    if len(found) > 1 and found[1].endswith(".py") and (script := Path(folder, found[1])).is_file():
         text = script.read_text(encoding="utf-8")
         return text if re.search(r"^(from|import) prefork\b", text, re.MULTILINE) else None
     return None
@@ -225,8 +252,9 @@ def _is_program(code: str) -> bool:
     return "prefork.cli.app" in code or not _OURS.fullmatch(code)
 
 
-def main(handle: int) -> None:
-    """Entry point of the launcher."""
+def main(handle: str, door: str) -> None:
+    """Entry point of the launcher. Arguments: descriptors of its connection to whoever asks, and of where clients come
+    in."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks decides when it ends
     for name in _IMPORTED:
         importlib.import_module(name)
@@ -236,9 +264,9 @@ def main(handle: int) -> None:
     gc.freeze()
     _show_command([LAUNCHER])
     _use_huge_pages()
-    connection = socket.socket(fileno=handle)
+    connection = socket.socket(fileno=int(handle))
     connection.send(b"r")
-    _serve(connection, dict(os.environ))
+    _serve(connection, dict(os.environ), socket.socket(fileno=int(door)))
 
 
 def _use_huge_pages() -> None:
@@ -253,15 +281,15 @@ def _use_huge_pages() -> None:
                 _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _COLLAPSE)
 
 
-def _serve(connection: socket.socket, environment: Mapping[str, str]) -> None:
+def _serve(connection: socket.socket, environment: Mapping[str, str], door: socket.socket | None = None) -> None:
     """Until whoever asks has gone."""
     while True:
+        if door is not None and connection not in select.select([connection, door], [], [])[0]:
+            _let_in(door, environment)
+            continue
         try:
-            head, fds, _, _ = socket.recv_fds(connection, 4, 64)
-            request = json.loads(_read(connection, int.from_bytes(head, "big"))) if head else None
+            request, fds = _receive(connection)
         except (EOFError, ConnectionResetError):
-            request = None
-        if request is None:
             os._exit(0)
         reading, writing = os.pipe()
         pid = os.fork()
@@ -285,10 +313,54 @@ def _fork_again(
     if pid:
         os.write(writing, pid.to_bytes(4, "big"))
         os._exit(0)
+    os.close(writing)
+    connection.close()
+    _live(request, fds, environment)
+
+
+def _let_in(door: socket.socket, environment: Mapping[str, str]) -> None:
+    """A client, which gets a process that forks its command and waits for it."""
+    _, (handle,), _, _ = socket.recv_fds(door, 1, 1)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:  # those whose clients have gone
+            pass
+    if os.fork():
+        os.close(handle)
+        return
+    os.closerange(3, handle)
+    os.closerange(handle + 1, _HIGH)
+    client = socket.socket(fileno=handle)
+    try:
+        status = _run_for(client, environment)
+        client.sendall(status.to_bytes(4, "big", signed=True))
+    except (OSError, EOFError):
+        pass  # it has gone
+    finally:
+        os._exit(0)
+
+
+def _run_for(client: socket.socket, environment: Mapping[str, str]) -> int:
+    """Its command's exit status; REFUSED if exec is to start it."""
+    request, fds = _receive(client)
+    code = _find_code(request["arguments"], request["folder"])
+    if code is None or not _may_start(code, request["environment"], environment):
+        return REFUSED
+    own = {**_list_inherited(), "code": code, "session": False, "kept": [], "parent": os.getpid()}
+    pid = os.fork()
+    if pid == 0:
+        _live({**own, **request}, fds, environment)
+    for fd in fds:
+        os.close(fd)
+    ready, _, _ = select.select([client.fileno(), os.pidfd_open(pid)], [], [])
+    if client.fileno() in ready:  # it says no more: it has been interrupted
+        os.kill(pid, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _live(request: Mapping[str, Any], fds: list[int], environment: Mapping[str, str]) -> NoReturn:
+    """In the process that is to run the code."""
     status = 1
     try:
-        os.close(writing)
-        connection.close()
         status = _become(request, fds, environment)
     except BaseException:  # noqa: BLE001  nothing may unwind into the launcher's frames
         sys.excepthook(*sys.exc_info())
@@ -331,11 +403,13 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     known = environment.get("PYTHONPATH", "").split(os.pathsep)
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
     _read_variables_again()
-    script = None if "-c" in arguments[:3] else arguments[1]
-    beside = [] if "-P" in arguments else [os.path.dirname(script) if script else ""]  # noqa: PTH120  as Python has it
+    option = next((option for option in ("-c", "-m") if option in arguments[:3]), None)
+    script = None if option else os.path.abspath(arguments[1])  # noqa: PTH100  links stay
+    first = os.path.dirname(script) if script else request["folder"] if option == "-m" else ""  # noqa: PTH120
+    beside = [] if "-P" in arguments else [first]  # as Python has it
     sys.path[:1] = [*beside, *added]  # in place of the launcher's own
     importlib.invalidate_caches()
-    sys.argv = arguments[1:] if script else ["-c", *arguments[arguments.index("-c") + 2 :]]
+    sys.argv = [option, *arguments[arguments.index(option) + 2 :]] if option else arguments[1:]
     for name, (fd, mode) in {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}.items():
         setattr(sys, name, _open(name, fd, mode))
         setattr(sys, f"__{name}__", getattr(sys, name))
@@ -439,8 +513,12 @@ def _find_parent(pid: int) -> int | None:
         return None
 
 
-def _list_limits() -> list[int]:
-    return [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A request, and the descriptors that came with it."""
+    head, fds, _, _ = socket.recv_fds(connection, 4, 64)
+    if not head:
+        raise EOFError
+    return json.loads(_read(connection, int.from_bytes(head, "big"))), fds
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from prefork.platform_matrix import devices
+from prefork.pool.server_processes import _WAITING
 from prefork.wire.child import _command
 from prefork.wire.environment import _ENVIRONMENT
-from tests import launcher
-from tests.prefork.command import PREFORK
+from tests import launcher, launcher_client
+from tests.prefork.command import PREFORK, wait_until_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the launcher needs Linux's PR_SET_CHILD_SUBREAPER")
 SELF = """
@@ -77,6 +79,76 @@ def test_a_forked_program_cannot_be_told_from_one_that_was_execed(
     assert forked.returncode == execed.returncode
 
 
+def _find_client() -> tuple[list[str], int]:
+    """Its command, to which the arguments of `python` are added, and the descriptor that it inherits."""
+    door = launcher.Popen.ask().door
+    assert door is not None
+    return [sys.executable, "-I", "-S", launcher_client.__file__, str(door.fileno())], door.fileno()
+
+
+def _run_in_shell(text: str, folder: Path, by_exec: bool, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """ "$@" in the text: the program with these arguments."""
+    client, door = _find_client()
+    return subprocess.run(
+        ["bash", "-c", text, "bash", *([sys.executable] if by_exec else client), *arguments],
+        input="what it reads",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=folder,
+        pass_fds=[] if by_exec else [door],
+    )
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_what_a_shell_starts_cannot_be_told_from_what_was_execed(tmp_path: Path, end: str) -> None:
+    text = SELF.replace('"parent": os.getppid(),', "")
+    (tmp_path / "script.py").write_text(f"{text}{end}\n")
+    forked, execed = (
+        _run_in_shell('"$@"; exit $?', tmp_path, by_exec, "script.py", "an argument", "") for by_exec in (False, True)
+    )
+    assert forked.stdout == execed.stdout
+    lines = [line for line in forked.stderr.splitlines() if "launcher.py" not in line and "exec(" not in line]
+    assert lines == [line for line in execed.stderr.splitlines() if not line.startswith("bash: ")]
+    assert forked.returncode == execed.returncode
+
+
+def test_a_module_that_a_shell_starts_cannot_be_told_from_one_that_was_execed(tmp_path: Path) -> None:
+    pytest_command = ["-m", "pytest", "-W", "ignore::pytest.PytestAssertRewriteWarning", "none.py"]
+    for arguments in (["-m", "prefork", "--version", "-v"], ["-m", "prefork", "align"], pytest_command):
+        forked, execed = (_run_in_shell('"$@"', tmp_path, by_exec, *arguments) for by_exec in (False, True))
+        assert forked.returncode == execed.returncode
+        assert forked.stderr == execed.stderr
+        assert re.sub(r"in \d+\.\d+s", "", forked.stdout) == re.sub(r"in \d+\.\d+s", "", execed.stdout)
+
+
+def test_two_that_a_shell_starts_at_once_do_not_mix_up_their_streams(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom prefork import LoadError\nprint(*sys.argv[1:], 'torch' in sys.modules, sys.stdin.read())\n"
+    )
+    (tmp_path / "script.py").write_text(program)
+    done = _run_in_shell('"$@" 1 | "$@" 2 | "$@" 3', tmp_path, False, "script.py")
+    assert done.stdout.split() == ["3", "True", "2", "True", "1", "True", "what", "it", "reads"]
+    (tmp_path / "script.py").write_text(program.replace("from prefork", "# from prefork"))
+    assert _run_in_shell('"$@"', tmp_path, False, "script.py").stdout == "False what it reads\n"  # it is exec'ed
+
+
+def test_what_a_shell_has_started_ends_when_it_is_interrupted(tmp_path: Path) -> None:
+    client, door = _find_client()
+    script = "from prefork import LoadError\nimport os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "script.py").write_text(script)
+    command = [*client, "script.py"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, pass_fds=[door], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) != 0
+    assert not wait_until_gone([pid], 20)
+
+
 def test_it_is_forked_and_what_is_not_prefork_s_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
     script.write_text("import prefork\nfrom prefork import LoadError\nimport sys; print('torch' in sys.modules)\n")
@@ -106,7 +178,7 @@ def test_what_libraries_read_when_they_are_imported_makes_it_execed(
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path))
     code = launcher._find_code(PREFORK)
-    assert code is not None and not launcher.Popen._ask().may_start(code, os.environ)
+    assert code is not None and not launcher.Popen.ask().may_start(code, os.environ)
 
 
 def test_what_a_library_sets_as_a_test_imports_it_is_gone_with_the_next_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,11 +201,13 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
 
 def test_what_prefork_starts_is_what_the_launcher_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
-    asked = launcher.Popen._ask()
+    asked = launcher.Popen.ask()
     here, there = socket.socketpair()
     with here, there:
         zygote = launcher._find_code(_command("work.zygote", there))
+        server = launcher._find_code(_command("work.server", there))
     assert zygote is not None and asked.may_start(zygote, {**os.environ, **_ENVIRONMENT})
+    assert server is not None and asked.may_start(server, {**os.environ, **_ENVIRONMENT, **_WAITING})
     command = launcher._find_code(PREFORK)
     assert command is not None and asked.may_start(command, os.environ)
     started: list[list[str]] = []

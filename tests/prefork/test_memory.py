@@ -19,11 +19,14 @@ from tests.prefork.command import PREFORK, read_outputs, run, run_apart, write_s
 
 MB = 1_000_000
 pytestmark = [
-    pytest.mark.exec,
-    pytest.mark.alone,
     pytest.mark.usefixtures("script_engine"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
 ]
+
+
+def measures(test: Any) -> Any:
+    """Its processes have in memory what a user's have, and no other test's are beside them."""
+    return pytest.mark.exec(pytest.mark.alone(test))
 
 
 def _write(path: Path, *lines: str) -> Job:
@@ -38,6 +41,7 @@ def _align(source: Path, target: Path, *options: object, group: MemoryGroup) -> 
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@measures
 @pytest.mark.slow
 def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_set_aside(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "greedy", "say a", "take 3000", "say b")
@@ -60,6 +64,7 @@ def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_se
     assert "predicted at its peak" in reason and "of 1.50 GB, of which 0.15 GB are kept back" in reason
 
 
+@measures
 def test_a_limit_of_the_users_is_kept_although_nobody_knew_what_the_jobs_would_take(tmp_path: Path) -> None:
     run_apart(_keep_a_limit, tmp_path)
 
@@ -78,6 +83,7 @@ def _keep_a_limit(tmp_path: Path) -> None:
     assert len(peaks) == 6 and all(600 * MB < peak < 700 * MB for peak in peaks)
 
 
+@measures
 @pytest.mark.slow
 def test_the_next_run_knows_what_the_jobs_take_and_starts_no_more_than_fit(tmp_path: Path) -> None:
     run_apart(_learn_from_a_run, tmp_path)
@@ -99,6 +105,7 @@ def _learn_from_a_run(tmp_path: Path) -> None:
     assert runtime.plan.workers == 2  # as many as fit with what is known now
 
 
+@measures
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_is_tried_alone_and_set_aside_with_the_figures(tmp_path: Path) -> None:
     run_apart(_try_what_does_not_fit, tmp_path)
@@ -117,6 +124,7 @@ def _try_what_does_not_fit(tmp_path: Path) -> None:
     assert runtime.supervisor.deaths == 1
 
 
+@measures
 @pytest.mark.slow
 def test_an_allocation_that_is_refused_is_want_of_memory_and_costs_no_worker(tmp_path: Path) -> None:
     code = (
@@ -140,6 +148,7 @@ def test_an_allocation_that_is_refused_is_want_of_memory_and_costs_no_worker(tmp
     assert done.stdout.splitlines()[2] == "0"
 
 
+@measures
 def test_a_worker_that_has_grown_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
     jobs = [_write(tmp_path / f"job{number}", "keep 60", "say a") for number in range(8)]
     notices: list[str] = []
@@ -150,6 +159,7 @@ def test_a_worker_that_has_grown_is_replaced_by_a_fresh_one(tmp_path: Path) -> N
     assert runtime.supervisor.deaths == 0
 
 
+@measures
 @pytest.mark.slow
 def test_a_guarded_run_stops_in_order_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for number in range(4):
@@ -189,6 +199,7 @@ def test_a_size_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
     assert "--memory-limit takes a size such as 3GB, 512MiB or 50%" in " ".join(done.stderr.replace("│", " ").split())
 
 
+@measures
 def test_a_limit_below_one_copy_and_one_worker_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "job", "say a")
     done = run("align", tmp_path / "in", tmp_path / "out", "--engine", "script", "--memory-limit", "300MB")
