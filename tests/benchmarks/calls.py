@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def start_all(stack: ExitStack) -> dict[str, Submit]:
         "ProcessPoolExecutor(fork)": stack.enter_context(ProcessPoolExecutor(2, CONTEXT)).submit,
     }
     if find_spec("loky"):
-        import loky  # type: ignore[import-not-found]
-
-        ways["loky"] = stack.enter_context(loky.ProcessPoolExecutor(2)).submit
+        ways["loky"] = stack.enter_context(import_module("loky").ProcessPoolExecutor(2)).submit
     ways["Pool(fork)"] = partial(_Asynchronous, stack.enter_context(CONTEXT.Pool(2)))
     for submit in ways.values():
         run(submit, lambda: (), 50)
@@ -94,7 +93,7 @@ def measure_single(submit: Submit, count: int) -> float:
 def measure_calls() -> Iterator[Row]:
     """How many, and how soon."""
     small, array = np.ones(128), np.ones(131_072)
-    shared = torch.ones(2_621_440).share_memory_()
+    shared = torch.ones(2_621_440).share_memory_()  # type: ignore[no-untyped-call]
     kinds: dict[str, Callable[[dict[str, Any], Submit], float]] = {
         "no-op, all at once": lambda _, s: run(s, lambda: (), 4000, 4000),
         "1 KB array, all at once": lambda _, s: run(s, lambda: (small,), 3000, 3000),

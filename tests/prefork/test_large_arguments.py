@@ -180,7 +180,7 @@ def test_tensors_that_share_memory_share_it_there() -> None:
     base = torch.arange(MEGABYTE)
     dumped = dump_apart((base, base.view(1024, 1024), base[:3]))
     assert len(dumped.buffers) == 1
-    first, second, alone = Pickled(dumped.data, [bytearray(buffer) for buffer in dumped.buffers]).load()
+    first, second, alone = Pickled(dumped.data, [memoryview(bytearray(buffer)) for buffer in dumped.buffers]).load()
     first[0] = 5
     assert second[0, 0] == 5
     assert alone.tolist() == [0, 1, 2]
@@ -246,7 +246,7 @@ def test_without_room_for_another_block_a_buffer_goes_the_ordinary_way(monkeypat
     def refuse(*_: object, **__: object) -> mmap.mmap:
         raise OSError("no room")
 
-    monkeypatch.setattr(blocks.mmap, "mmap", refuse)
+    monkeypatch.setattr("prefork.wire.blocks.mmap.mmap", refuse)
     ours = Blocks()
     before = len(os.listdir("/proc/self/fd"))
     assert ours.put(memoryview(b"data"), "them") == b"data"
