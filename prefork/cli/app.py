@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from prefork.cli.options import (
 )
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
+from prefork.wire.environment import find_folders
 
 app = typer.Typer(
     name="prefork",
@@ -279,4 +281,5 @@ def memlog(
 
 def main() -> None:
     """Entry point of the command `prefork`."""
+    os.environ.update(find_folders())
     app()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
 from prefork.platform_matrix.matrix import Plan
 
 # Read by libraries when they are first imported: no pool of threads may exist before a fork, and no progress bar
@@ -40,4 +47,32 @@ def hide_gpus(plan: Plan) -> dict[str, str]:
 def make_environment(plan: Plan) -> dict[str, str]:
     """What is added to the environment of a process that computes."""
     hiding = {name: value for kind in plan.hidden for name, value in _HIDING[kind].items()}
-    return {**_ENVIRONMENT, **hiding}
+    return {**find_folders(), **_ENVIRONMENT, **hiding}
+
+
+@cache
+def find_folders() -> Mapping[str, str]:
+    """TMPDIR and HOME, where this process has none that libraries could use: on a file system that is read-only, or as
+    a user whom nobody knows (`docker run --user 12345`), some cannot even be imported."""
+    found: dict[str, str] = {}
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:
+        shared = Path("/dev/shm")
+        if not os.access(shared, os.W_OK):
+            return {}
+        found["TMPDIR"] = temporary = str(shared)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  Path's raises
+        found["HOME"] = _make_home(Path(temporary))
+    return found
+
+
+def _make_home(parent: Path) -> str:
+    """The same one every time, so that models are downloaded once; another if it is not this user's alone."""
+    home = parent / f"prefork-home-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    there = home.lstat()
+    if home.is_symlink() or there.st_uid != os.getuid() or there.st_mode & 0o022:
+        return tempfile.mkdtemp(prefix="prefork-home-", dir=parent)
+    return str(home)
