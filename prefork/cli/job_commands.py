@@ -218,11 +218,31 @@ def explain() -> Iterator[None]:
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
-    except (
-        BrokenPipeError
-    ) as error:  # whoever read what we print has gone; the interpreter must not try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:  # whoever read what we print has gone
+        _give_up_stdout()
         raise typer.Exit(1) from error
+    except OSError as error:
+        from prefork.wording import describe_os_error
+
+        where = "" if error.filename is not None or _takes_output() else "stdout cannot be written: "
+        print(f"prefork: {where}{describe_os_error(error)}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _takes_output() -> bool:
+    """Whether stdout does; if not, nothing is written there any more."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
+        return False
+    return True
+
+
+def _give_up_stdout() -> None:
+    """The interpreter must not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:

@@ -25,6 +25,7 @@ from prefork.platform_matrix.matrix import Strategy
 from prefork.wire.exceptions import describe_error
 from prefork.wire.process import flush_output, release_free_memory
 from prefork.wire.specification import LOADED, Inventory, Specification
+from prefork.wording import describe_os_error
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
 from prefork.work.torch_state import hide_mps, speed_up
 
@@ -221,7 +222,10 @@ def explain(error: Exception) -> tuple[str, str]:
         return str(error), ""
     if line := explain_import(error):
         return line, ""
-    return describe_error(error), "".join(traceback.format_exception(error))
+    reason = describe_error(error)
+    if isinstance(error, OSError):
+        reason = f"the models cannot be loaded: {describe_os_error(error)}"
+    return reason, "".join(traceback.format_exception(error))
 
 
 def _import_main(preparation: Mapping[str, Any]) -> None:
