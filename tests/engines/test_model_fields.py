@@ -201,6 +201,7 @@ def test_rules_follow_from_what_a_field_is_by_default() -> None:
         ("hidden_size", 0),
         ("dropout", math.nan),
         ("dropout", "0"),
+        ("dropout", 10**400),
         ("conv_dim", 512),
         ("conv_dim", [512, "x"]),
         ("conv_dim", [1] * 200_000),
