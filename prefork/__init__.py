@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Tensors,
     )
     from prefork.engines.batching import Batching, BatchingStrategy
+    from prefork.engines.files import FileState
     from prefork.engines.text.document import (
         Character,
         Document,
@@ -59,6 +60,7 @@ _HOMES = {
     "Declaration": "prefork.engines.base",
     "Document": "prefork.engines.text.document",
     "Engine": "prefork.engines.base",
+    "FileState": "prefork.engines.files",
     "HangLimit": "prefork.pool.tasks",
     "HostEngine": "prefork.engines.base",
     "InputError": "prefork.errors",
@@ -97,6 +99,7 @@ __all__ = [
     "Declaration",
     "Document",
     "Engine",
+    "FileState",
     "HangLimit",
     "HostEngine",
     "InputError",

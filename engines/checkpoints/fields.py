@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,9 @@ class Rule:
     def _allows_one(self, value: Any) -> bool:
         if self.kind in (bool, str, dict):
             return isinstance(value, self.kind)
-        if isinstance(value, bool) or not isinstance(value, int | self.kind):
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)):
             return False
-        return self.least <= value <= self.most and math.isfinite(value)
+        return self.least <= value <= self.most and abs(value) <= sys.float_info.max  # false for NaN
 
     def describe(self) -> str:
         """

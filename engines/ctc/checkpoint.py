@@ -141,5 +141,5 @@ def _read_clock(source: ModelFolder, config: PreTrainedConfig, settings: Mapping
         frame = settings.get("hop_length", 160) * (settings.get("stride") or ratio or 1) / SAMPLE_RATE
     if not frame or abs(frame * SAMPLE_RATE - round(frame * SAMPLE_RATE)) > 1e-6:
         source.refuse("the length of its frames is unknown; set frame_seconds in its config.json")
-    starts, ends = (float(getattr(config, f"{edge}_offset_seconds", 0.0)) for edge in ("start", "end"))
+    starts, ends = (float(getattr(config, f"{edge}_offset_seconds", None) or 0.0) for edge in ("start", "end"))
     return Clock(frame, starts, ends)

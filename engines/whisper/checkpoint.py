@@ -81,7 +81,7 @@ class WhisperCheckpoint:
     @property
     def lag(self) -> int:
         """Frames that its attention is late, as config.json's start_offset_seconds says; 0 where it does not."""
-        return round(-float(getattr(self.config, "start_offset_seconds", 0.0)) / FRAME)
+        return round(-float(getattr(self.config, "start_offset_seconds", None) or 0.0) / FRAME)
 
     @property
     def most_tokens(self) -> int:

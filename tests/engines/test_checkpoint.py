@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "broken config": (replace_file("config.json", "{"), r"config.json cannot be read"),
     "unknown architecture": (
         change_json("config.json", model_type="novel"),
-        r"config.json cannot be read",
+        r"transformers \S+ cannot read its config.json",
     ),
     "not CTC": (lambda folder: WhisperConfig().save_pretrained(folder), "a whisper model is not a CTC model"),
     "no weights": (remove_file("model.safetensors"), r"it has no safetensors weights \(none\)"),

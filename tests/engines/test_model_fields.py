@@ -112,6 +112,7 @@ def test_a_field_that_is_not_what_it_has_to_be_is_named_with_its_file_and_value(
     value=VALUES,
 )
 @example(file="config.json", field=0, value=None)
+@example(file="config.json", field=4, value=None)
 def test_whatever_a_field_holds_the_model_opens_or_is_refused_in_one_line(
     tmp_path: Path, file: str, field: int, value: Any
 ) -> None:
@@ -201,6 +202,7 @@ def test_rules_follow_from_what_a_field_is_by_default() -> None:
         ("hidden_size", 0),
         ("dropout", math.nan),
         ("dropout", "0"),
+        ("dropout", 10**400),
         ("conv_dim", 512),
         ("conv_dim", [512, "x"]),
         ("conv_dim", [1] * 200_000),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from script_engine import ScriptEngine
 
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.text.document import Document
+
+if TYPE_CHECKING:
+    from tests.data.script_engine.script_engine import ScriptEngine
+else:
+    from script_engine import ScriptEngine
 
 STEPS = ("split", "estimate", "prepare", "infer", "finish", "join")
 
