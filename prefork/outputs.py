@@ -66,6 +66,13 @@ class OutputFolder:
             ) from error
         return WrittenFile(str(path), len(data), hashlib.sha256(data).hexdigest())
 
+    def has(self, file: WrittenFile) -> bool:
+        """Whether a file of that name and size is there. Reads nothing of it."""
+        try:
+            return (self.root / file.path).stat().st_size == file.size
+        except OSError:
+            return False
+
     def is_whole(self, file: WrittenFile) -> bool:
         """Whether the file is there, in the folder, and still what was written."""
         try:

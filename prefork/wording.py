@@ -27,7 +27,7 @@ def describe_os_error(error: OSError) -> str:
     """One line: what it is about, as far as that is known, why, and what to do."""
     what = f"{make_printable(str(error.filename))}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0, "")
-    return f"{what}{error.strerror or type(error).__name__}{f'; {remedy}' if remedy else ''}"
+    return f"{what}{error.strerror or str(error) or type(error).__name__}{f'; {remedy}' if remedy else ''}"
 
 
 def format_duration(seconds: float) -> str:

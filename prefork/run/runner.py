@@ -138,6 +138,9 @@ class Run:
         try:
             with self._catch_signals():
                 skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
+            lost = sum(not all(map(folder.has, result.files)) for result in self._account.done)
+            if lost or not journal.path.exists():
+                raise InputError(f"{folder.root}: {lost} of its outputs were removed while this run wrote; start again")
         finally:
             journal.close()
         self._end_runtime()
