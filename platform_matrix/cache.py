@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,20 @@ class Cache:
         """None if there is no such entry."""
         return self._read().get(key)
 
+    def load_all(self) -> dict[str, Any]:
+        """Every entry, by its key."""
+        return self._read()
+
     def store(self, key: str, entry: Any) -> None:
+        """As store_all does it."""
+        self.store_all({key: entry})
+
+    def store_all(self, entries: Mapping[str, Any]) -> None:
         """Whole or not at all, whoever else writes there at the same time."""
         if self._file is None:
             return
-        others = {other: kept for other, kept in self._read().items() if other != key}
-        newest = dict([*others.items(), (key, entry)][-self._most :])
+        others = {other: kept for other, kept in self._read().items() if other not in entries}
+        newest = dict([*others.items(), *entries.items()][-self._most :])
         with contextlib.suppress(OSError, RecursionError):  # a full or read-only disk; nonsense, nested too deeply
             self._file.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._file.parent)

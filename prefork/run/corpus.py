@@ -11,17 +11,19 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from prefork.engines.audio.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
-from prefork.engines.audio.reader import probe
+from prefork.engines.audio.reader import Recording, probe
 from prefork.engines.base import InputError, Job, Output
 from prefork.engines.text import formats
+from prefork.platform_matrix.facts import count_usable_cores
 from prefork.pool.pipeline import Intake
 from prefork.run.folder import LOCKED, FoundFiles, explain, fold, may_hide_transcripts, walk
 from prefork.run.headers import read_languages
+from prefork.run.known_recordings import KnownRecordings
 from prefork.run.pairing import pair
 from prefork.run.problems import Problem, attempt
 
 _MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
-_PROBERS = 4  # threads that look at recordings' headers
+_LEAST_PROBERS = 4  # threads that look at recordings' headers: a disk of the network keeps them waiting
 _BYTES_PER_SECOND = 15  # of text, as it is usually spoken
 _NOTES = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "notes", "0readme"})
 _NOTE = "looks like a note about the other files; if it is a text, rename it or give it alone"
@@ -209,16 +211,32 @@ def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
 
 def _probe(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     """The jobs with the lengths of their recordings; those whose recording is none are problems."""
+    known = KnownRecordings()
+
+    def recall(job: Job) -> Job:
+        assert job.media is not None
+        noted = job if job.states else job.note_files()
+        recording = known.find(job.media, noted.states[-1])  # it is the last of a job's files
+        return noted if recording is None else _measure(noted, recording)
 
     def look(job: Job) -> Job:
         assert job.media is not None
-        known = job if job.states else job.note_files()
         recording = probe(job.media)
-        return replace(known, seconds=recording.seconds, warnings=recording.warnings)
+        known.add(job.states[-1], recording)
+        return _measure(job, recording)
 
-    with ThreadPoolExecutor(_PROBERS) as pool:
-        looked = list(pool.map(lambda job: attempt(job.id, partial(look, job)), jobs))
+    looked = [attempt(job.id, partial(recall, job)) for job in jobs]
+    new = [(number, job) for number, job in enumerate(looked) if isinstance(job, Job) and not job.seconds]
+    with ThreadPoolExecutor(max(_LEAST_PROBERS, count_usable_cores())) as pool:
+        found = pool.map(lambda job: attempt(job.id, partial(look, job)), [job for _, job in new])
+        for (number, _), result in zip(new, found, strict=True):
+            looked[number] = result
+    known.store()
     return [x for x in looked if isinstance(x, Job)], [x for x in looked if isinstance(x, Problem)]
+
+
+def _measure(job: Job, recording: Recording) -> Job:
+    return replace(job, seconds=recording.seconds, warnings=recording.warnings)
 
 
 def _list_unused(found: FoundFiles, paired: Iterable[Job], problems: Iterable[Problem]) -> list[Problem]:

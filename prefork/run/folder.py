@@ -35,45 +35,65 @@ def walk(root: Path, skip: str, known: Iterable[str], deep: bool = True) -> Foun
     wanted = MEDIA_SUFFIXES | set(known)
     found = FoundFiles(root)
     inside = Path(os.path.realpath(root))
-
-    def refuse(error: OSError) -> None:
-        if Path(error.filename) == root:
-            raise InputError(f"{root}: {LOCKED}") from error
-        found.refused[Path(error.filename).relative_to(root)] = LOCKED
-
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        here = Path(folder)
-        visible = [name for name in sorted(folders) if not name.startswith(".")]
-        visible = [name for name in visible if os.path.realpath(here / name) != skip] if deep else []
-        links = [name for name in visible if (here / name).is_symlink()]  # os.walk does not follow them
-        found.refused |= {(here / name).relative_to(root): _LINK for name in links}
-        folders[:] = [name for name in visible if name not in links]
-        for name in sorted(files):
-            path = here / name
-            if not name.startswith(".") and path.suffix.lower() in wanted:
-                sorted_in = attempt(path.as_posix(), partial(_sort_in, found, path, inside))
+    folders = [root]
+    while folders:
+        here = folders.pop()
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted((entry for entry in listed if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            if here == root:
+                raise InputError(f"{root}: {LOCKED}") from error
+            found.refused[here.relative_to(root)] = LOCKED
+            continue
+        below = [here / entry.name for entry in entries if deep and _is_folder(entry)]
+        below = [folder for folder in below if os.path.realpath(folder) != skip]
+        links = [folder for folder in below if folder.is_symlink()]  # they are not followed
+        found.refused |= {link.relative_to(root): _LINK for link in links}
+        folders += [folder for folder in reversed(below) if folder not in links]
+        place = here.relative_to(root)
+        for entry in entries:
+            if not _is_folder(entry) and os.path.splitext(entry.name)[1].lower() in wanted:  # noqa: PTH122  three times as fast
+                relative = place / entry.name
+                sorted_in = attempt(relative.as_posix(), partial(_sort_in, found, entry, relative, inside))
                 if isinstance(sorted_in, Problem):
-                    found.refused[path.relative_to(root)] = f"cannot be looked at: {sorted_in.reason}; check the file"
+                    found.refused[relative] = f"cannot be looked at: {sorted_in.reason}; check the file"
     return found
 
 
-def _sort_in(found: FoundFiles, path: Path, inside: Path) -> None:
-    relative = path.relative_to(found.root)
-    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _sort_in(found: FoundFiles, entry: os.DirEntry[str], relative: Path, inside: Path) -> None:
+    if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
         found.refused[relative] = _LINK
-    elif not os.path.isfile(path):  # noqa: PTH113  unlike Path.is_file it never raises
+    elif not _is_file(entry):
         found.refused[relative] = "is not a regular file; put a regular file there"
-    elif path.suffix.lower() in MEDIA_SUFFIXES:
+    elif relative.suffix.lower() in MEDIA_SUFFIXES:
         key = fold(relative.with_suffix(""))
-        found.media.setdefault(key, []).append(path)
-        found.media_names.setdefault(key.name, []).append(path)
+        found.media.setdefault(key, []).append(found.root / relative)
+        found.media_names.setdefault(key.name, []).append(found.root / relative)
     else:
         found.transcripts.append(relative)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def fold(path: PurePath) -> Path:
     """Some systems write é as one character, some as two; the same name is meant."""
-    return Path(unicodedata.normalize("NFC", str(path)))
+    text = str(path)
+    if text.isascii() and isinstance(path, Path):
+        return path
+    return Path(unicodedata.normalize("NFC", text))
 
 
 def may_hide_transcripts(path: Path, why: str) -> bool:

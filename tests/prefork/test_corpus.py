@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from prefork.engines.audio.reader import Recording, probe
 from prefork.engines.base import InputError, Output
+from prefork.platform_matrix.cache import Cache
 from prefork.pool.pipeline import Intake
 from prefork.run.corpus import Corpus, find_jobs, find_languages
 
@@ -433,3 +435,40 @@ def test_finding_jobs_leaves_torch_alone() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_recording_is_opened_again_only_if_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def look(path: Path) -> Recording:
+        opened.append(path.name)
+        return probe(path)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("prefork.run.corpus.probe", look)
+    folder = tmp_path / "in"
+    for name in ("a", "b", "c"):
+        write_pair(folder, name)
+    (folder / "c.wav").write_bytes(b"no sound")
+    first = find_jobs(folder, None)
+    assert sorted(opened) == ["a.wav", "b.wav", "c.wav"]
+    opened.clear()
+    assert find_jobs(folder, None) == first
+    assert opened == ["c.wav"]  # what is refused is looked at again
+    opened.clear()
+    write_recording(folder / "a.wav", 0.3)
+    assert {job.id: job.seconds for job in find_jobs(folder, None).jobs} == {"a.txt": 0.3, "b.txt": 0.1}
+    assert sorted(opened) == ["a.wav", "c.wav"]
+
+
+@pytest.mark.parametrize("entry", [None, [], ["x"] * 5, [-1.0, 8000, 1, "pcm_s16le", 0.0], [1e999, 8000, 1, "x", 0.0]])
+def test_what_is_kept_of_a_recording_is_not_believed_whatever_it_is(
+    entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_pair(tmp_path / "in", "a")
+    find_jobs(tmp_path / "in", None)
+    cache = Cache("recordings.json", 10)
+    (name,) = cache.load_all()
+    cache.store(name, entry)
+    assert [job.seconds for job in find_jobs(tmp_path / "in", None).jobs] == [0.1]
