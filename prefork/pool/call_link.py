@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from prefork.pool.calls import Call
 from prefork.pool.events import CallEnded
-from prefork.wire.blocks import Blocks, Mapped, Place, Placed
+from prefork.wire.blocks import IDLE_SECONDS, Blocks, Mapped, Place, Placed
 from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallOutOfMemory, RunCalls
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.pickling import Pickled
@@ -21,9 +21,10 @@ class CallLink:
     def __init__(self, number: int, blocks: Blocks) -> None:
         self._number = number
         self._blocks = blocks
-        self._mapped = Mapped(private=False)
+        self._mapped = Mapped()
         self._tokens: tuple[int, int] | None = None  # the pipe's ends
-        self._given = 0
+        self._places: dict[int, Sequence[Place]] = {}  # of the calls that have not been answered, by number
+        self._trimmed = 0.0
 
     def open_tokens(self) -> int:
         """The worker's descriptor of the pipe."""
@@ -35,56 +36,71 @@ class CallLink:
     def give(self, first: int, calls: Sequence[Call], at_once: bool) -> tuple[RunCalls, list[int]]:
         """The message for the worker, and the descriptors that go with it. at_once: it begins the first right away."""
         places: list[Place] = []
-        for call in calls:
+        for number, call in enumerate(calls, first):
             if call.pickled.buffers:
                 call.places = [self._blocks.put(buffer, call) for buffer in call.pickled.buffers]
                 call.pickled.buffers = ()
             if call.places:
                 self._blocks.hold(call.places, self._number)
+                self._places[number] = call.places
                 places += call.places
         fresh, fds = self._blocks.list_fresh(places, self._number)
         given = [(call.pickled.data, call.places) for call in calls]
         numbers = range(first + at_once, first + len(calls))
         if self._tokens is not None and numbers:  # before the calls: without a token they would be left out
             os.write(self._tokens[1], b"".join(map(TOKEN.pack, numbers)))
-        return RunCalls(first, given, at_once, fresh, self._mapped.take_released()), fds
+        dropped = self._blocks.take_gone(self._number)
+        return RunCalls(first, given, at_once, fresh, self._mapped.take_released(), dropped), fds
 
-    def take_back(self) -> int:
-        """Calls that the worker has not begun, and now never will."""
+    def take_back(self) -> list[int]:
+        """The numbers of calls that the worker has not begun, and now never will."""
         if self._tokens is None:
-            return 0
+            return []
         try:
-            return len(os.read(self._tokens[0], 1 << 16)) // TOKEN.size
+            data = os.read(self._tokens[0], 1 << 16)
         except BlockingIOError:
-            return 0
+            return []
+        numbers = [number for (number,) in TOKEN.iter_unpack(data)]
+        for number in numbers:
+            self._blocks.let_go(self._places.pop(number, ()), self._number)
+        return numbers
 
     def take(self, message: FromCalls, fds: Sequence[int]) -> CallEnded | None:
         """What the worker has sent."""
         match message:
-            case CallDone(number, data, places, fresh):
+            case CallDone(number, data, places, fresh, returned, dropped):
+                self._places.pop(number, None)
+                self._mapped.forget(dropped)
                 for (block, size), fd in zip(fresh, fds, strict=True):
                     self._mapped.open(block, size, fd)
-                return CallEnded(self._number, number, Pickled(data, [self._view(place) for place in places]))
+                result = Pickled(data, [self._view(place) for place in places])  # before what it lies in is returned
+                self._blocks.release(returned, self._number)
+                return CallEnded(self._number, number, result)
             case CallFailed(number, error):
+                self._places.pop(number, None)
                 return CallEnded(self._number, number, error=unpickle_error(error))
             case CallOutOfMemory(number, reason):
+                self._places.pop(number, None)
                 return CallEnded(self._number, number, reason=reason)
             case BlocksReleased(returned, dropped):
                 self._blocks.release(returned, self._number)
                 self._mapped.forget(dropped)
         return None
 
-    def _view(self, place: Place) -> memoryview | bytes:
+    def _view(self, place: Place) -> memoryview | bytearray:
         """It is handed over: whoever holds the view holds the block."""
         if isinstance(place, Placed) and place.theirs:
-            self._blocks.release([place.block], self._number)
             return self._blocks.view(place)
         return self._mapped.view(place)
 
-    def trim(self, dropped: Sequence[int]) -> RunCalls | None:
-        """What the worker should know, if it should: blocks that are not needed any more. dropped: of this process."""
-        returned = self._mapped.take_released()
-        return RunCalls(0, (), False, (), returned, dropped) if returned or dropped else None
+    def trim(self, now: float) -> RunCalls | None:
+        """What the worker should know, if it should: blocks that are not needed any more."""
+        returned, dropped = self._mapped.take_released(), self._blocks.take_gone(self._number)
+        wants = bool(self._mapped) and now - self._trimmed > IDLE_SECONDS
+        if not (returned or dropped or wants):
+            return None
+        self._trimmed = now
+        return RunCalls(0, (), False, (), returned, dropped)
 
     def close(self) -> None:
         """The worker has gone."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefork.pool.actions import Outbox, SendCalls, TakeCallsBack
-from prefork.pool.tasks import Task, TaskQueue
+from prefork.pool.actions import Complete, Outbox, SendCalls, TakeCallsBack
+from prefork.pool.tasks import CANCELLED, NotBegun, Task, TaskQueue
 from prefork.pool.workers import Worker, Workers
 from prefork.wire.calls import CAN_TAKE_BACK
 
@@ -32,20 +32,18 @@ class CallScheduler:
         for worker in self._workers.list_busy():
             ahead = len(worker.calls) - 1
             is_quick = self._outbox.now - worker.last_message < _AHEAD_SECONDS
-            if ahead >= 0 and worker.is_open and is_quick and not worker.calls[0].alone:
+            if ahead >= 0 and worker.is_open and is_quick and worker.task and not worker.task.alone:
                 count = self._count_ahead(worker)
                 if count > ahead:  # not one by one
                     self._send(worker, self._pop(count))
 
-    def end_first(self, worker: Worker) -> Task:
-        """It has answered the first of its calls, which is this one."""
+    def end(self, worker: Worker, number: int) -> Task:
+        """It has answered one of its calls, which is this one."""
         now = self._outbox.now
-        call = worker.calls.popleft()
         self._pace += _SMOOTHING * (now - worker.last_message - self._pace)
         worker.last_message = now
-        worker.task = worker.calls[0] if worker.calls else None
         worker.tasks += 1
-        return call
+        return worker.end_call(number)
 
     def take_back(self) -> None:
         """What workers have not begun may be begun by others, or never."""
@@ -65,11 +63,15 @@ class CallScheduler:
         while len(found) < count and (task := self._queue.pop_call()) is not None:
             if task.begin():
                 found.append(task)
+            else:
+                self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
         return found
 
     def _send(self, worker: Worker, calls: list[Task]) -> None:
         if not calls:
             return
         self._outbox.do(SendCalls(worker.number, worker.given, calls, at_once=not worker.calls))
-        worker.given += len(calls)
-        worker.calls.extend(calls)
+        for call in calls:
+            worker.calls[worker.given] = call
+            worker.given += 1
+        worker.task = worker.task or calls[0]

@@ -7,6 +7,7 @@ and its lists, and a task has a field for everything that may become of a job. H
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from prefork.wire.blocks import Place
 from prefork.wire.pickling import Pickled
 
 T = TypeVar("T")
-_lock = threading.Lock()  # of all futures that have no condition yet; held for some instructions
+_lock = threading.RLock()  # of all futures that have no condition yet; what is collected meanwhile may ask for it too
 _logger = logging.getLogger("prefork")
 
 
@@ -59,6 +60,9 @@ class CallFuture(Future[T]):
                 self._state = FINISHED
                 return
         super().set_result(result)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("a future is its own process's: wait for its result, and pass that on")
 
     def withdraw(self) -> None:
         """It was about to run and has not begun: it can be cancelled again."""
@@ -107,11 +111,6 @@ class Call:
     def end(self, result: Any, error: BaseException | None) -> None:
         """result: pickled."""
         future = self.future
-        if isinstance(error, NotBegun):
-            future.withdraw()
-            future.cancel()
-        if not self.begin():
-            return
         value: Any = None
         if error is None:
             try:
@@ -119,9 +118,18 @@ class Call:
             except BaseException as problem:  # noqa: BLE001  what cannot be unpickled here is this call's error alone
                 error = problem
         try:
+            if isinstance(error, NotBegun):
+                future.withdraw()
+                future.cancel()
+            if not self.begin():
+                return
             if error is None:
                 future.set_result(value)
             else:
                 future.set_exception(error)
         except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
             _logger.exception("a callback of a future has failed")
+
+
+if hasattr(os, "register_at_fork"):  # whoever held it at the fork is not in the child to release it
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]

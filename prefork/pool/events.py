@@ -60,10 +60,10 @@ class CallEnded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallsTakenBack:
-    """count: of the last calls that a worker was given, which it will not begin."""
+    """numbers: of calls that a worker was given, and will not begin."""
 
     worker: int
-    count: int
+    numbers: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,14 @@ class WorkerClosed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReaped:
-    """It has exited, and all that it had sent before was handled. unbegun: of the last calls that it was given, those
-    that it has not begun. The rest as for ZygoteExited."""
+    """It has exited, and all that it had sent before was handled. unbegun: numbers of calls that it was given and
+    has not begun. The rest as for ZygoteExited."""
 
     number: int
     status: int
     out_of_memory: bool = False
     stderr_tail: str = ""
-    unbegun: int = 0
+    unbegun: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

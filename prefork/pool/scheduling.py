@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from prefork.engines.base import LoadError
@@ -101,8 +101,8 @@ class Scheduler:
                 self._handle_end(worker, message)
 
     def handle_call(self, worker: Worker, event: CallEnded) -> None:
-        """What came of the first of the calls that it was given."""
-        task = self._calls.end_first(worker)
+        """What came of one of the calls that it was given."""
+        task = self._calls.end(worker, event.number)
         self._models.note_success()
         if event.reason:
             reason = f"{worker.name} (pid {worker.pid}): {event.reason}"
@@ -115,9 +115,9 @@ class Scheduler:
             worker.measured = (blank, worker.predicted)
         self._outbox.do(Complete(task, event.result, event.error))
 
-    def push_back(self, worker: Worker, count: int) -> None:
-        """A worker will not begin the last calls that it was given."""
-        calls = worker.take_calls_back(count)
+    def push_back(self, worker: Worker, numbers: Sequence[int]) -> None:
+        """A worker will not begin these of the calls that it was given."""
+        calls = [worker.end_call(number) for number in numbers]
         for call in calls:
             call.withdraw()
             if self._is_cancelling:
@@ -273,6 +273,8 @@ class Scheduler:
             idle.remove(worker)
             self._unfit_since = None
             self._give(worker, self._join_others(task), len(idle))
+        else:
+            self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
         return True
 
     def _join_others(self, task: Task) -> Task:

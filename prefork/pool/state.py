@@ -77,8 +77,8 @@ class Pool:
                 self._tick()
             case CallsSubmitted(calls):
                 self.scheduler.queue.push_calls(calls)
-            case CallsTakenBack(number, count):
-                self.scheduler.push_back(self.workers.all[number], count)
+            case CallsTakenBack(number, numbers):
+                self.scheduler.push_back(self.workers.all[number], numbers)
             case WorkerSent(number, message):
                 self._handle_worker(number, message)
             case MemoryMeasured(memory):
@@ -117,8 +117,10 @@ class Pool:
             case WorkerClosed(number):
                 self.workers.close(self.workers.all[number])
             case WorkerReaped():
-                worker = self.workers.all[event.number]  # it begins one call after it has answered the one before
-                self.scheduler.push_back(worker, max(event.unbegun, len(worker.calls) - 1))
+                worker = self.workers.all[event.number]
+                worker.closed = True  # it is given nothing more
+                first = next(iter(worker.calls), None)  # it begins one call after it has answered the one before
+                self.scheduler.push_back(worker, [n for n in worker.calls if n != first or n in event.unbegun])
                 if (death := self.workers.reap(event)) is not None:
                     self.scheduler.lose(death)
                 self.workers.refill()

@@ -101,7 +101,7 @@ class Supervisor:
         self._is_collecting = False
         self._loop = Loop()
         self._elsewhere = 0  # pieces of work that are done outside of the workers
-        self._lock = threading.Lock()  # of that number
+        self._lock = threading.RLock()  # of that number
         self._thread = threading.Thread(target=self._run, name="prefork-supervisor", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------

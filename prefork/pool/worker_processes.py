@@ -22,12 +22,13 @@ from prefork.pool.events import (
     ZygoteSent,
 )
 from prefork.pool.watch import EXIT_SECONDS, Watch
-from prefork.wire.blocks import Blocks, Placed
+from prefork.wire.blocks import MOST_BLOCKS, Blocks
 from prefork.wire.calls import CAN_TAKE_BACK, OpenTokens
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
 from prefork.wire.messages import ConnectServer, FromWorker, FromZygote, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.process import max_descriptors
 from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
@@ -55,7 +56,9 @@ class WorkerProcesses:
         self._tracker = TrackerLink() if os.name == "posix" else None
         if self._tracker is not None:
             watch.loop.watch(self._tracker, self._tracker.answer)
-        self._blocks = Blocks()
+        clients = watch.pool.workers.plan.workers + 2
+        self._most_blocks = max(4, min(MOST_BLOCKS, max_descriptors() // (4 * clients)))  # of each process
+        self._blocks = Blocks(self._most_blocks)
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ class WorkerProcesses:
         if end.calls is None:
             end.calls = CallLink(number, self._blocks)
             if CAN_TAKE_BACK:
-                self._watch.post(end.channel, OpenTokens(), (end.calls.open_tokens(),))
+                self._watch.post(end.channel, OpenTokens(self._most_blocks), (end.calls.open_tokens(),))
         calls = [task.arguments[0] for task in action.calls]
         message, fds = end.calls.give(action.first, calls, action.at_once)
         self._watch.post(end.channel, message, fds)
@@ -139,14 +142,16 @@ class WorkerProcesses:
 
     def end_call(self, call: Call) -> None:
         """What was placed for it is not needed any more."""
-        if call.places:
-            self._blocks.release((place.block for place in call.places if isinstance(place, Placed)), call)
+        self._blocks.let_go(call.places, call)
 
     def trim(self) -> None:
         """Gives back memory that calls have not needed for a while."""
-        dropped = self._blocks.trim()
-        for end in self._workers.values():
-            if end.calls is not None and (message := end.calls.trim(dropped)) is not None:
+        self._blocks.trim()
+        for number, end in self._workers.items():
+            worker = self._watch.pool.workers.all[number]
+            if end.calls is None or (worker.task is not None and not worker.calls):  # it may be at a job
+                continue
+            if (message := end.calls.trim(time.monotonic())) is not None:
                 self._watch.post(end.channel, message)
 
     def has(self, number: int) -> bool:
@@ -180,7 +185,7 @@ class WorkerProcesses:
         end = self._workers.pop(number)
         self._drain(number, end)
         tail = self._watch.read_stderr(end.stderr, end.stderr_tail)
-        unbegun = end.calls.take_back() if end.calls is not None else 0
+        unbegun = end.calls.take_back() if end.calls is not None else ()
         self._forget(end)
         kill_reason = self._watch.pool.workers.all[number].kill_reason
         self._watch.feed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,7 +30,7 @@ class Worker:
     pid: int = 0
     ready: float | None = None  # seconds from its start to the message that says so
     task: Task | None = None  # of several calls, the first
-    calls: deque[Task] = field(default_factory=deque)  # that it was given and has not answered, in their order
+    calls: dict[int, Task] = field(default_factory=dict)  # that it was given and has not answered, by number, in order
     given: int = 0  # calls, ever
     tasks: int = 0  # done
     last_message: float = 0.0
@@ -57,14 +57,13 @@ class Worker:
 
     def list_tasks(self) -> list[Task]:
         """All that it has been given and has not done."""
-        return list(self.calls) or ([self.task] if self.task else [])
+        return list(self.calls.values()) or ([self.task] if self.task else [])
 
-    def take_calls_back(self, count: int) -> list[Task]:
-        """The last ones that it was given, which it has not begun."""
-        taken = [self.calls.pop() for _ in range(min(count, len(self.calls)))][::-1]
-        if taken:
-            self.task = self.calls[0] if self.calls else None
-        return taken
+    def end_call(self, number: int) -> Task:
+        """It has answered this one, or will never begin it."""
+        call = self.calls.pop(number)
+        self.task = next(iter(self.calls.values()), None)
+        return call
 
 
 @dataclass(frozen=True, slots=True)

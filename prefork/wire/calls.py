@@ -16,11 +16,13 @@ from prefork.wire.blocks import Place
 from prefork.wire.channel import mark_frequent
 
 CAN_TAKE_BACK = os.name == "posix"  # elsewhere a worker is given one call at a time
-TOKEN = struct.Struct("=I")  # the number of a call that may be begun
+TOKEN = struct.Struct("=Q")  # the number of a call that may be begun
 
 
 class OpenTokens(NamedTuple):
-    """Descriptor: the pipe."""
+    """Descriptor: the pipe. blocks: that the worker may have at a time."""
+
+    blocks: int
 
 
 @mark_frequent
@@ -30,26 +32,29 @@ class RunCalls(NamedTuple):
     first: the number of the first one; the others follow. calls: the pickle of each, and where its large buffers lie.
     at_once: the worker has nothing else to do, and begins the first without having read its number. fresh: blocks that
     the worker has not seen, with their bytes; their descriptors come with the message. returned: blocks of the
-    worker's that nobody looks at any more. dropped: blocks of the supervisor's that are no more.
+    worker's, and how many of the buffers there that it has sent nobody looks at any more; -1 if it must not use the
+    block again. dropped: blocks of the supervisor's that are no more. Without calls, it asks for what is not needed.
     """
 
     first: int
     calls: Sequence[tuple[bytes, Sequence[Place]]]
     at_once: bool = False
     fresh: Sequence[tuple[int, int]] = ()
-    returned: Sequence[int] = ()
+    returned: Sequence[tuple[int, int]] = ()
     dropped: Sequence[int] = ()
 
 
 @mark_frequent
 class CallDone(NamedTuple):
-    """data: what it has returned, pickled. places: where its large buffers lie. fresh: as for RunCalls, of the
-    worker's blocks."""
+    """data: what it has returned, pickled. places: where its large buffers lie. The rest as for RunCalls, from the
+    worker's side: what is handed back and what is returned of it come in one message."""
 
     number: int
     data: bytes
     places: Sequence[Place] = ()
     fresh: Sequence[tuple[int, int]] = ()
+    returned: Sequence[tuple[int, int]] = ()
+    dropped: Sequence[int] = ()
 
 
 class CallFailed(NamedTuple):
@@ -66,8 +71,7 @@ class CallOutOfMemory(NamedTuple):
 
 @mark_frequent
 class BlocksReleased(NamedTuple):
-    """returned: blocks of the supervisor's that this worker does not look at any more. dropped: its own that are no
-    more."""
+    """As in CallDone."""
 
-    returned: Sequence[int] = ()
+    returned: Sequence[tuple[int, int]] = ()
     dropped: Sequence[int] = ()

@@ -27,7 +27,7 @@ class Loop:
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._unsent: set[Channel] = set()  # that hold what their sockets did not take yet
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is collected meanwhile may call too
         self._ended = False
 
     def call_soon(self, action: Callable[[], None]) -> bool:
@@ -74,7 +74,8 @@ class Loop:
 
     def turn(self, timeout: float) -> None:
         """Waits so many seconds at most, then handles all that there is."""
-        for key, _ in self._selector.select(0.0 if self._actions else timeout):
+        ready = self._selector.select(0.0 if self._actions else timeout)
+        for key, _ in ready or self._selector.select(0.0):  # a wait that was interrupted, as by Ctrl-Z, has not looked
             current = self._selector.get_map().get(key.fd)
             if current is not None and current.fileobj is key.fileobj:  # not gone since with its process
                 current.data()
@@ -92,7 +93,7 @@ class Loop:
 
     def forget(self) -> None:
         """In a forked process: takes nothing, and whoever held the lock at the fork is not here to release it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._ended = True
 
     def close(self) -> None:

@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prefork.wire.blocks import LARGE, Buffer
 from prefork.wire.reductions import Reducers
 
-LARGE = 1 << 16  # bytes from which a buffer is left out of a pickle; below, to copy it costs less than to place it
 _TABLE: Any = pickle.Pickler.dispatch_table  # its descriptor: a class may have an attribute that hides it
 _MOST_LARGE = 32  # buffers that are left out of one pickle
 
@@ -28,7 +28,7 @@ class Pickled:
     """Something pickled. buffers: what was left out of it, each in one piece."""
 
     data: bytes
-    buffers: Sequence[pickle.PickleBuffer | memoryview | bytes] = ()
+    buffers: Sequence[Buffer] = ()
 
     def load(self) -> Any:
         return pickle.loads(self.data, buffers=self.buffers)
@@ -45,15 +45,7 @@ def dump(thing: Any) -> bytes:
 def dump_apart(thing: Any) -> Pickled:
     """As `dump`, with large buffers apart: they are the thing's own memory, and hold it."""
     buffers: list[pickle.PickleBuffer] = []
-
-    def take(buffer: pickle.PickleBuffer) -> bool:
-        """Whether it goes into the pickle."""
-        if len(buffers) < _MOST_LARGE and buffer.raw().nbytes >= LARGE:
-            buffers.append(buffer)
-            return False
-        return True
-
-    return Pickled(_dump(thing, take), buffers)
+    return Pickled(_dump(thing, buffers), buffers)
 
 
 def is_interruption(error: BaseException, thing: Any) -> bool:
@@ -70,25 +62,37 @@ def is_interruption(error: BaseException, thing: Any) -> bool:
     return True
 
 
-def _dump(thing: Any, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
+def _dump(thing: Any, buffers: list[pickle.PickleBuffer] | None) -> bytes:
     if has_importable_main():
         try:
-            return _write(pickle.Pickler, Reducers(), thing, take)
+            return _write(pickle.Pickler, Reducers(), thing, buffers)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # a lambda, a closure; or nothing that helps, which is said next
     import cloudpickle  # type: ignore[import-untyped]
 
-    return _write(cloudpickle.Pickler, Reducers(cloudpickle.Pickler.dispatch_table), thing, take)
+    return _write(cloudpickle.Pickler, Reducers(cloudpickle.Pickler.dispatch_table), thing, buffers)
 
 
 def _write(
     make_pickler: Callable[..., Any],
     table: Reducers,
     thing: Any,
-    take: Callable[[pickle.PickleBuffer], bool] | None,
+    buffers: list[pickle.PickleBuffer] | None,
 ) -> bytes:
+    """buffers: gets what is left out of the pickle; what an attempt before has put there does not count."""
+
+    def take(buffer: pickle.PickleBuffer) -> bool:
+        """Whether it goes into the pickle. Read-only ones do not: an array that is made of such a copy is read-only."""
+        raw = buffer.raw()
+        if buffers is None or len(buffers) >= _MOST_LARGE or not (raw.nbytes >= LARGE or raw.readonly):
+            return True
+        buffers.append(buffer)
+        return False
+
+    if buffers is not None:
+        buffers.clear()
     file = io.BytesIO()
-    pickler = make_pickler(file, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+    pickler = make_pickler(file, pickle.HIGHEST_PROTOCOL, buffer_callback=None if buffers is None else take)
     _TABLE.__set__(pickler, table)
     pickler.dump(thing)
     return file.getvalue()

@@ -61,7 +61,7 @@ def _flatten(storage: Any, start: int, length: int) -> Any:
     """Some bytes of a storage, as a tensor of them."""
     import torch
 
-    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,), (1,))
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, start, (length,), (1,))
 
 
 def _flatten_buffer(data: Any) -> Any:
@@ -75,5 +75,7 @@ def _make_tensor(
 ) -> Any:
     import torch
 
-    tensor = torch.empty(0, dtype=getattr(torch, kind)).set_(memory.untyped_storage(), start, shape, stride)
+    tensor = torch.empty(0, dtype=getattr(torch, kind), device="cpu").set_(
+        memory.untyped_storage(), start, shape, stride
+    )
     return tensor.requires_grad_() if requires_grad else tensor

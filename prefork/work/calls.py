@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,13 +34,14 @@ class Calls:
         self._tokens: int | None = None
         self._next: int | None = None  # may be begun, and is still to come: those before it were taken back meanwhile
         self._blocks = Blocks()
-        self._mapped = Mapped(private=True)
+        self._mapped = Mapped()
 
     def take(self, message: RunCalls | OpenTokens, fds: list[int]) -> None:
         """Runs all that it is given and may begin."""
         if isinstance(message, OpenTokens):
             (self._tokens,) = fds
             os.set_blocking(self._tokens, False)
+            self._blocks = Blocks(message.blocks)
             return
         for (number, size), fd in zip(message.fresh, fds, strict=True):
             self._mapped.open(number, size, fd)
@@ -50,6 +52,8 @@ class Calls:
             self._run(*self._given.popleft())
         while (given := self._begin()) is not None:
             self._run(*given)
+        if not message.calls:
+            self.trim()
 
     def _begin(self) -> Given | None:
         """The next that may be begun. Those before it, and all if there is none, have been taken back."""
@@ -75,24 +79,21 @@ class Calls:
     def _run(self, number: int, data: bytes, places: Sequence[Place]) -> None:
         answer = self._answer(number, data, places)
         process.flush_output()  # before anybody can end this worker
-        if places:
-            self.release()
-        if isinstance(answer, CallDone) and answer.places:
-            fresh, fds = self._blocks.list_fresh(answer.places, _US)
-            self._channel.send(answer._replace(fresh=fresh), fds)
-        else:
-            self._channel.send(answer)
-
-    def release(self) -> None:
-        """Reports the supervisor's blocks that nothing here looks at any more."""
-        if returned := self._mapped.take_released():
-            self._channel.send(BlocksReleased(returned))
+        returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
+        if isinstance(answer, CallDone):
+            fresh, fds = self._blocks.list_fresh(answer.places, _US) if answer.places else ((), [])
+            self._channel.send(answer._replace(fresh=fresh, returned=returned, dropped=dropped), fds)
+            return
+        self._channel.send(answer)
+        if returned or dropped:
+            self._channel.send(BlocksReleased(returned, dropped))
 
     def trim(self) -> None:
-        """Gives back memory that has not been needed for a while."""
-        self.release()
-        if dropped := self._blocks.trim():
-            self._channel.send(BlocksReleased(dropped=dropped))
+        """Gives back memory that is not needed any more."""
+        self._blocks.trim()
+        returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
+        if returned or dropped:
+            self._channel.send(BlocksReleased(returned, dropped))
 
     def _answer(
         self, number: int, data: bytes, places: Sequence[Place]
@@ -119,7 +120,7 @@ class Calls:
         buffers, result.buffers = list(result.buffers), ()
         came_in = [self._mapped.locate(buffer) for buffer in buffers]
         for buffer, there in zip(buffers, came_in, strict=True):
-            if there is not None and not isinstance(buffer, bytes):
+            if there is not None and isinstance(buffer, memoryview | pickle.PickleBuffer):
                 buffer.release()
         seen = {there.block for there in came_in if there is not None and self._mapped.is_seen(there.block)}
         places: list[Place] = []
@@ -127,7 +128,7 @@ class Calls:
             if there is None:
                 places.append(self._blocks.put(buffer, _US))
             elif there.block in seen:
-                places.append(self._blocks.put(self._mapped.view(there), _US))
+                places.append(self._blocks.put(self._mapped.peek(there), _US))
             else:
                 places.append(there)
         return places

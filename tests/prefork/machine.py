@@ -102,10 +102,9 @@ class Machine:
     notices: list[str] = field(default_factory=list)
     announced: bool = False
     ever: int = 0
-    given: dict[int, deque[Task]] = field(default_factory=dict)  # calls that a worker was given and has not answered
+    given: dict[int, dict[int, Task]] = field(default_factory=dict)  # calls that a worker has not answered, by number
     begun: set[int] = field(default_factory=set)  # workers that have begun the first of them
-    answered: Counter[int] = field(default_factory=Counter)  # calls, by worker
-    taken: Counter[int] = field(default_factory=Counter)  # calls that were taken back, by worker
+    numbers: Counter[int] = field(default_factory=Counter)  # of the next call, by worker
     events: deque[ev.Event] = field(default_factory=deque)
     handling: bool = False
     stuck: set[int] = field(default_factory=set)  # workers that do nothing any more, until they are killed
@@ -157,9 +156,10 @@ class Machine:
             case act.SendCalls(number, first, calls):
                 assert number in self.living and number not in self.silent, "nobody to do it"
                 assert number not in self.tasks, "it has a task already"
-                waiting = self.given.setdefault(number, deque())
-                assert first == self.answered[number] + self.taken[number] + len(waiting), "its number is another's"
-                waiting.extend(calls)
+                waiting = self.given.setdefault(number, {})
+                assert first == self.numbers[number], "its number is another's"
+                waiting.update(enumerate(calls, first))
+                self.numbers[number] += len(calls)
             case act.TakeCallsBack(number):
                 self.feed(ev.CallsTakenBack(number, self._take_back(number)))
             case act.StartServer(place):
@@ -167,6 +167,7 @@ class Machine:
                 self.serving.discard(place)
                 self.stuck_servers.discard(place)
             case act.Complete(task, result, error):
+                assert not isinstance(result, Pickled) or result.data == task.label.encode(), "another's result"
                 self.ended[task.label] += 1
                 self.results[task.label] = error or result
             case act.Notify(text):
@@ -180,14 +181,13 @@ class Machine:
         self.silent.add(number)
         self.ever += 1
 
-    def _take_back(self, number: int) -> int:
+    def _take_back(self, number: int) -> list[int]:
         """The calls that a worker has not begun."""
-        waiting = self.given.get(number, deque())
-        count = len(waiting) - (number in self.begun)
-        for _ in range(count):
-            waiting.pop()
-        self.taken[number] += count
-        return count
+        waiting = self.given.get(number, {})
+        unbegun = list(waiting)[number in self.begun :]
+        for call in unbegun:
+            del waiting[call]
+        return unbegun
 
     def begin_call(self, number: int) -> None:
         if self.given.get(number):
@@ -195,12 +195,11 @@ class Machine:
 
     def finish_call(self, number: int, how: str = "done") -> None:
         self.begun.discard(number)
-        task = self.given[number].popleft()
-        place = self.answered[number] + self.taken[number]
-        self.answered[number] += 1
+        place = next(iter(self.given[number]))
+        task = self.given[number].pop(place)
         assert not task.cancelled
         result = {
-            "done": ev.CallEnded(number, place, Pickled(b"result")),
+            "done": ev.CallEnded(number, place, Pickled(task.label.encode())),
             "fails": ev.CallEnded(number, place, error=ValueError("no")),
             "out of memory": ev.CallEnded(number, place, reason="no room"),
         }

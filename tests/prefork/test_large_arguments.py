@@ -190,7 +190,7 @@ def test_tensors_that_share_memory_share_it_there() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["send", "drop", "write", "trim"]), st.integers(1, 6)), max_size=40))
 def test_a_view_that_is_held_never_changes(steps: list[tuple[str, int]]) -> None:
     """Blocks are used again and again, and none that anybody looks at."""
-    ours, theirs = Blocks(), Mapped(private=True)
+    ours, theirs = Blocks(), Mapped()
     held: list[tuple[memoryview | bytes, bytes]] = []
     number = 0
     try:
@@ -222,7 +222,7 @@ def test_a_view_that_is_held_never_changes(steps: list[tuple[str, int]]) -> None
 
 
 def test_memory_that_nobody_has_used_for_a_while_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = Blocks(), Mapped(private=True)
+    ours, theirs = Blocks(), Mapped()
     before = len(os.listdir("/proc/self/fd"))
     place = send(ours, theirs, b"x" * MEGABYTE)
     view = theirs.view(place)
