@@ -82,9 +82,8 @@ def _write(
     """buffers: gets what is left out of the pickle; what an attempt before has put there does not count."""
 
     def take(buffer: pickle.PickleBuffer) -> bool:
-        """Whether it goes into the pickle. Read-only ones do not: an array that is made of such a copy is read-only."""
-        raw = buffer.raw()
-        if buffers is None or len(buffers) >= _MOST_LARGE or not (raw.nbytes >= LARGE or raw.readonly):
+        """Whether it goes into the pickle."""
+        if buffers is None or len(buffers) >= _MOST_LARGE or buffer.raw().nbytes < LARGE:
             return True
         buffers.append(buffer)
         return False

@@ -33,11 +33,18 @@ class Reducers:
     def __getitem__(self, kind: type) -> Reducer:
         """Raises KeyError if there is none: then a thing says itself how it is pickled."""
         reduce: Reducer | None = ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
+        if (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
+            return _reduce_array
         if reduce is None:
             return copyreg.dispatch_table.get(kind) or self._others[kind]
         if not kind.__module__.startswith("torch"):
             return reduce
         return partial(_share, reduce, self._memories.reduce if kind.__name__ == "Tensor" else _copy)
+
+
+def _reduce_array(array: Any) -> Any:
+    """A read-only array arrives writable, as with `ProcessPoolExecutor`; protocol 5 would keep it read-only."""
+    return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL if array.flags.writeable else 4)
 
 
 def _copy(thing: Any) -> Any:
