@@ -86,7 +86,7 @@ def edit_inputs(trial: Trial) -> None:
     with _running(trial, command):
         for _ in range(trial.random.randint(1, 3)):
             time.sleep(trial.random.uniform(0.5, 3.0))
-            source = trial.random.choice(sorted((trial.folder / "in").iterdir()))
+            source = trial.random.choice(sorted((trial.folder / "in").glob("*.txt")))
             edited = source.read_text().replace("say x", trial.random.choice(["say y", "say xx"]), 1)
             if trial.random.random() < 0.5:  # in place, or by another file in its place
                 source.write_text(edited)
