@@ -129,7 +129,7 @@ def fill_disk(trial: Trial) -> None:
     """OUT has room for some of it alone; then it has more. Needs root, and Linux."""
     command = _write_corpus(trial, naps=0)
     trial.out.mkdir()
-    size = trial.random.randint(40, 120)
+    size = trial.random.randint(12, 60)
     _mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(trial.out))
     try:
         first = _run(trial, command)

@@ -242,3 +242,17 @@ def test_functions_of_a_program_without_a_file_go_by_value(how: str) -> None:
     given = None if how == "-c" else PROGRAM
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout == "18\n", done.stderr
+
+
+def test_with_many_workers_every_future_has_the_result_of_its_own_call() -> None:
+    """Short and long calls, in bursts: what some workers were given is taken back while others are given more."""
+
+    def give_back(number: int, seconds: float) -> int:
+        if seconds:
+            time.sleep(seconds)
+        return number
+
+    with Runtime(workers=4) as runtime:
+        for _ in range(25):
+            futures = [runtime.submit(give_back, number, 0.02 * (number % 37 == 0)) for number in range(150)]
+            assert [future.result() for future in futures] == list(range(150))
