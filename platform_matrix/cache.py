@@ -29,11 +29,7 @@ class Cache:
 
     def load(self, key: str) -> Any:
         """None if there is no such entry."""
-        return self._read().get(key)
-
-    def load_all(self) -> dict[str, Any]:
-        """Every entry, by its key."""
-        return self._read()
+        return self.load_all().get(key)
 
     def store(self, key: str, entry: Any) -> None:
         """As store_all does it."""
@@ -43,7 +39,7 @@ class Cache:
         """Whole or not at all, whoever else writes there at the same time."""
         if self._file is None:
             return
-        others = {other: kept for other, kept in self._read().items() if other not in entries}
+        others = {other: kept for other, kept in self.load_all().items() if other not in entries}
         newest = dict([*others.items(), *entries.items()][-self._most :])
         with contextlib.suppress(OSError, RecursionError):  # a full or read-only disk; nonsense, nested too deeply
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +51,8 @@ class Cache:
             finally:
                 Path(name).unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any]:
+    def load_all(self) -> dict[str, Any]:
+        """Every entry, by its key."""
         try:
             content = json.loads(self._file.read_text(encoding="utf-8")) if self._file else {}
         except (OSError, ValueError, RecursionError):  # torn, or nothing yet

@@ -67,9 +67,10 @@ class CallLink:
 
     def take(self, message: FromCalls, fds: Sequence[int]) -> CallEnded | None:
         """What the worker has sent."""
+        if not isinstance(message, BlocksReleased):
+            self._places.pop(message.number, None)
         match message:
             case CallDone(number, data, places, fresh, returned, dropped):
-                self._places.pop(number, None)
                 self._mapped.forget(dropped)
                 for (block, size), fd in zip(fresh, fds, strict=True):
                     self._mapped.open(block, size, fd)
@@ -77,10 +78,8 @@ class CallLink:
                 self._blocks.release(returned, self._number)
                 return CallEnded(self._number, number, result)
             case CallFailed(number, error):
-                self._places.pop(number, None)
                 return CallEnded(self._number, number, error=unpickle_error(error))
             case CallOutOfMemory(number, reason):
-                self._places.pop(number, None)
                 return CallEnded(self._number, number, reason=reason)
             case BlocksReleased(returned, dropped):
                 self._blocks.release(returned, self._number)

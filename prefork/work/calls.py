@@ -79,18 +79,20 @@ class Calls:
     def _run(self, number: int, data: bytes, places: Sequence[Place]) -> None:
         answer = self._answer(number, data, places)
         process.flush_output()  # before anybody can end this worker
-        returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
         if isinstance(answer, CallDone):
+            returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
             fresh, fds = self._blocks.list_fresh(answer.places, _US) if answer.places else ((), [])
             self._channel.send(answer._replace(fresh=fresh, returned=returned, dropped=dropped), fds)
-            return
-        self._channel.send(answer)
-        if returned or dropped:
-            self._channel.send(BlocksReleased(returned, dropped))
+        else:
+            self._channel.send(answer)
+            self._return_blocks()
 
     def trim(self) -> None:
         """Gives back memory that is not needed any more."""
         self._blocks.trim()
+        self._return_blocks()
+
+    def _return_blocks(self) -> None:
         returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
         if returned or dropped:
             self._channel.send(BlocksReleased(returned, dropped))

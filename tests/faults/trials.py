@@ -190,7 +190,7 @@ def can_run(kind: str) -> bool:
 def _write_corpus(trial: Trial, jobs: int = 8, naps: int = 6, strategy: str = "fork") -> list[str]:
     """Some seconds of work for two workers; the command that does it."""
     for number in range(jobs):
-        lines = ["sleep 0.05"] * naps + [f"say {'x' * (number + 1)}"] * 3
+        lines = ["sleep"] * naps + [f"say {'x' * (number + 1)}"] * 3
         write_script(trial.folder / "in", f"job{number:02}", *lines)
     trial.done.append(f"strategy {strategy}")
     options = ["--engine", "script", "--format", "json", "--json", "--workers", "2", "--strategy", strategy]

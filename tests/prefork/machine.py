@@ -286,6 +286,13 @@ class Machine:
         self.feed(ev.WorkerSent(number, messages[how]))
         self.feed(ev.WorkerSent(number, TaskUsage(Usage(Memory(2, 1), 2, 1), {})))
 
+    def close(self) -> None:
+        """Nothing more is asked for: all ends, and what is left with it."""
+        self.feed(ev.CloseRequested())
+        self.settle()
+        for action in self.pool.end(self.pool.failure):
+            self.do(action)
+
     def settle(self) -> None:
         """From here on everybody does what they are asked to, and time passes."""
         for _ in range(2000):

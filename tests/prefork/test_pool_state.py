@@ -56,10 +56,7 @@ def test_every_task_ends_once_and_nothing_waits_for_ever(
         else:
             take(machine, step, random)
         machine.now += random.choice([0.0, 0.01, 0.3])
-    machine.feed(ev.CloseRequested())
-    machine.settle()
-    for action in machine.pool.end(machine.pool.failure):
-        machine.do(action)
+    machine.close()
     event("failed" if machine.pool.failure else "closed")
     assert "no process is left" not in str(machine.pool.failure)  # what nobody has thought of
     assert machine.ended == Counter(submitted)

@@ -29,7 +29,7 @@ def test_whoever_is_stopped_is_replaced_and_nothing_is_lost(
     jobs = []
     for number in range(6):
         source = tmp_path / f"{number}.txt"
-        source.write_text("sleep 0.3\n" * 3)
+        source.write_text("sleep\n" * 6)
         jobs.append(Job(source.name, source))
     with Runtime("script", workers=2, strategy=strategy, notice=notices.append) as runtime:
         results = runtime.map(jobs)
