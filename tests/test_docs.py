@@ -58,6 +58,9 @@ FOREIGN = {  # options of other people's commands
     "--preload": "gunicorn",
     "--last-failed": "pytest",
     "--check": "ruff",
+    "--user": "docker",
+    "--minutes": "python -m tests.faults",
+    "--seed": "python -m tests.faults",
 }
 _MARK = re.compile(r"<!-- (needs|file|output|in)(?:: (.+))? -->")
 _FENCE = re.compile(r"```(\w*)")

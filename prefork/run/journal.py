@@ -19,7 +19,7 @@ from typing import Any
 from prefork.engines.base import InputError, Job
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
-from prefork.run.salvage import COLUMNS, decode, list_proven, read_files, read_object
+from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_files, read_object
 
 FOLDER = ".prefork"  # below the output folder
 _VERSION = 1
@@ -84,7 +84,7 @@ class Journal:
                 self._connection = self._open()
             except _DamagedError as damage:
                 self._connection = self._begin_again(str(damage))
-        except (sqlite3.Error, _DamagedError) as error:
+        except (*DATABASE_ERRORS, _DamagedError) as error:
             raise InputError(self._explain(error)) from error
         except OSError as error:
             raise InputError(f"{folder.root}: cannot write there: {error.strerror}; give another OUT") from error
@@ -104,7 +104,7 @@ class Journal:
         except _DamagedError:
             connection.close()
             raise
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             connection.close()
             if _find_code(error) in _ELSEWHERE:
                 raise
@@ -157,7 +157,7 @@ class Journal:
         query = "SELECT inputs, fingerprint, files FROM jobs WHERE id = ? AND error IS NULL"
         try:
             row: tuple[Any, ...] | None = self._connection.execute(query, (_key(job),)).fetchone()
-        except sqlite3.Error:  # damaged since it was opened: what cannot be read is not done
+        except DATABASE_ERRORS:  # damaged since it was opened: what cannot be read is not done
             return None
         return row
 
@@ -165,7 +165,7 @@ class Journal:
         """Raises InputError if the journal cannot be read any more."""
         try:
             found = self._connection.execute("SELECT 1 FROM jobs WHERE error IS NULL LIMIT 1").fetchone()
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise InputError(self._explain(error)) from error
         return found is not None
 
@@ -196,13 +196,13 @@ class Journal:
         try:
             try:
                 self._connection.execute(_INSERT, row)
-            except sqlite3.Error as damage:
+            except DATABASE_ERRORS as damage:
                 if _find_code(damage) in _ELSEWHERE:
                     raise
                 self._connection.close()
                 self._connection = self._begin_again(str(damage))
                 self._connection.execute(_INSERT, row)
-        except (sqlite3.Error, _DamagedError) as problem:
+        except (*DATABASE_ERRORS, _DamagedError) as problem:
             raise InputError(self._explain(problem)) from problem
 
 

@@ -17,6 +17,8 @@ from prefork.outputs import OutputFolder, WrittenFile
 
 COLUMNS = ("id", "inputs", "fingerprint", "files", "error", "finished")
 Row = tuple[Any, ...]  # of these columns
+# What SQLite raises of a damaged file. Python cannot decode a message that quotes a text which is not UTF-8.
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _UNREADABLE = (ValueError, TypeError, RecursionError)
 
 
@@ -82,5 +84,5 @@ def _read_rows(path: Path) -> dict[Any, Row]:
 
 def _read_while_sound(connection: sqlite3.Connection, query: str, *values: Any) -> Iterator[Row]:
     """The rows of an answer as far as it can be read."""
-    with suppress(sqlite3.Error):  # that is where the damage begins
+    with suppress(*DATABASE_ERRORS):  # that is where the damage begins
         yield from connection.execute(query, values)

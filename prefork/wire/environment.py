@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prefork.platform_matrix.matrix import Plan
+if TYPE_CHECKING:  # the command line imports this at once, and the matrix reads the machine
+    from prefork.platform_matrix.matrix import Plan
 
 # Read by libraries when they are first imported: no pool of threads may exist before a fork, and no progress bar
 # belongs into a worker.

@@ -117,6 +117,7 @@ def test_of_a_journal_with_a_torn_page_the_rest_stays_done(root: Path, page: int
 @example(edits=[(0.0, b"this is no database")], length=1.0)
 @example(edits=[(0.0, b"S")], length=0.0001)
 @example(edits=[(0.0, b"S")], length=0.5)
+@example(edits=[(0.0546875, b"\x80")], length=1.0)  # SQLite quotes it in its message
 def test_whatever_is_written_over_a_journal_nothing_counts_as_done_that_is_not(
     written: Path, tmp_path: Path, edits: list[tuple[float, bytes]], length: float
 ) -> None:
