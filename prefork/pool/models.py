@@ -106,7 +106,7 @@ class Models:
 
     def tick(self) -> None:
         """Nobody is waited for without end."""
-        seconds = self._hang_limit.loading(self.plan.request.weights or 0)
+        seconds = self._find_loading_limit()
         self.workers.tick(seconds)
         if self.servers is not None:
             self.servers.kill_hung(seconds)
@@ -116,6 +116,22 @@ class Models:
             )
         elif self._has_zygote and self.workers.is_zygote_late(self._hang_limit.base):
             self.reload("the zygote, which forks the workers, did not answer")
+
+    def _find_loading_limit(self) -> float:
+        return self._hang_limit.loading(self.plan.request.weights or 0)
+
+    def describe_loading(self) -> list[str]:
+        """Who loads the models now, since when, and how long that may take."""
+        since = {"the zygote": self._loading_since}
+        if self.servers is not None:
+            since |= {f"the {s.name}": s.started for s in self.servers.all if s.inventory is None}
+        since |= {worker.name: worker.loading for worker in self.workers.all.values() if worker.ready is None}
+        limit, now = self._find_loading_limit(), self._outbox.now
+        return [
+            f"{name} loads the models ({now - began:.0f} s; at most {limit:.0f} s)"
+            for name, began in since.items()
+            if began is not None
+        ]
 
     @property
     def is_starting(self) -> bool:

@@ -50,6 +50,7 @@ from prefork.wire.specification import Specification
 
 STOPPED = "the run was stopped before this was done"
 _STUCK_SECONDS = 5.0
+_MOST_TOLD = 4  # processes that a user is told of
 
 
 class Pool:
@@ -100,6 +101,8 @@ class Pool:
             case CloseRequested():
                 self._closing = True
             case DrainRequested(until):
+                if until > self._outbox.now:
+                    self._tell_what_runs()
                 self.scheduler.drain(until)
             case Aborted(error):
                 self._fail(error)
@@ -161,6 +164,14 @@ class Pool:
             self._stuck_since = self._outbox.now
         elif self._outbox.now - self._stuck_since > _STUCK_SECONDS:
             self._fail_loading("no process is left that could do what waits, and none is about to start")
+
+    def _tell_what_runs(self) -> None:
+        """To a user who stops a run, perhaps because nothing seems to happen."""
+        busy = [f"{worker.name} is at {worker.task.label}" for worker in self.workers.list_busy() if worker.task]
+        work = self.models.describe_loading() + busy
+        more = [f"{len(work) - _MOST_TOLD} more"] if len(work) > _MOST_TOLD else []
+        if work:
+            self._outbox.notify(f"under way: {', '.join([*work[:_MOST_TOLD], *more])}")
 
     def is_finished(self, now: float, pending: bool) -> bool:
         """Whether all is done that was asked for. pending: something else is under way that may bring more tasks."""

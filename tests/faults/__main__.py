@@ -6,12 +6,15 @@ At the end it says what was tried, and what did not survive, with the words that
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+from tests import launcher
 from tests.faults.trials import KINDS, Trial, can_run, run_trial
 
 
@@ -21,7 +24,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; each has the one after the last")
     parser.add_argument("--only", choices=KINDS, action="append", help="kinds of faults, by default all")
+    parser.add_argument("--exec", action="store_true", help="start processes as users do, not forked by a launcher")
     options = parser.parse_args()
+    if not options.exec and sys.platform == "linux":
+        launcher.Popen.before = dict(os.environ)
+        subprocess.Popen = launcher.Popen  # type: ignore[misc]
     kinds = [kind for kind in options.only or KINDS if can_run(kind)]
     until = time.monotonic() + 60 * options.minutes
     trials: list[Trial] = []

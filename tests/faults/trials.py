@@ -21,13 +21,15 @@ from pathlib import Path
 
 import psutil
 
-from tests.prefork.command import PREFORK, SAMPLES, read_outputs, wait_until_gone, write_script
+from tests.prefork.command import PREFORK, SAMPLES, find_children, read_outputs, wait_until_gone, write_script
+from tests.prefork.machine import SCHEDULES
 
 SCRIPT_ENGINE = Path(__file__).resolve().parents[1] / "data" / "script_engine"
 STRATEGIES = ("fork", "spawn", "server")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "SIGSTOP", "SIGINT", "SIGHUP")
 ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")  # that the command itself is sent
 MUTANTS = 24  # in one run
+EXAMPLES = 1000  # schedules in one run of each property test
 _LIMIT = 150.0  # seconds: who takes longer hangs
 _TRACEBACK = "Traceback (most recent call last)"
 _BARE = re.compile(r"^\w*(Error|Exception):?$")  # an error's name, and nothing about it
@@ -71,10 +73,10 @@ def run_trial(kind: str, seed: int, folder: Path) -> Trial:
 
 def send_signals(trial: Trial) -> None:
     """To any of the run's processes, itself included, at any time."""
-    command = _write_corpus(trial, strategy=trial.random.choice(STRATEGIES))
+    command = _write_corpus(trial, jobs=12, naps=12, strategy=trial.random.choice(STRATEGIES))
     with _running(trial, command) as process:
-        for _ in range(trial.random.randint(1, 3)):
-            time.sleep(trial.random.uniform(0.0, 5.0))
+        for _ in range(trial.random.randint(1, 8)):
+            time.sleep(trial.random.choice([0.0, 0.1, 0.5, 2.0]) * trial.random.random())
             _send_signal(trial, process)
     _finish(trial, command)
     _compare(trial, command)
@@ -170,12 +172,27 @@ def mutate_inputs(trial: Trial) -> None:
         trial.wrong.append(f"neither done nor failed: {', '.join(lost)}")
 
 
+def vary_schedules(trial: Trial) -> None:
+    """Of the pool's state machine, which ships: its two property tests with this seed, and more examples."""
+    root = Path(__file__).resolve().parents[2]
+    modules = [f"tests/prefork/{name}.py" for name in ("test_pool_state", "test_pool_calls")]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", "ends_once", "--hypothesis-seed", str(trial.seed)]
+    command = [sys.executable, "-m", "pytest", *options, *modules]
+    environment = {**os.environ, SCHEDULES: str(EXAMPLES)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        trial.wrong.append(done.stdout[-3000:])
+    trial.count += len(modules) * EXAMPLES
+    trial.done.append(f"{EXAMPLES} schedules of tasks, as many of calls")
+
+
 KINDS: dict[str, Callable[[Trial], None]] = {
     "signals": send_signals,
     "edits": edit_inputs,
     "journals": damage_journal,
     "mutants": mutate_inputs,
     "full disks": fill_disk,
+    "schedules": vary_schedules,
 }
 
 
@@ -280,9 +297,11 @@ def _send_signal(trial: Trial, process: subprocess.Popen[bytes]) -> None:
     family = _find_family(process.pid)
     if process.poll() is not None:
         return
-    if not family or trial.random.random() < 0.2:
+    if trial.random.random() < 0.1:  # that mostly ends it
         name, who = trial.random.choice(ENDING), process.pid
         trial.done.append(f"{name} to the command")
+    elif not family:
+        return
     else:
         name, who = trial.random.choice(SIGNALS), trial.random.choice(family).pid
         trial.done.append(f"{name} to one of {len(family)} processes")
@@ -296,7 +315,7 @@ def _send_signal(trial: Trial, process: subprocess.Popen[bytes]) -> None:
 
 def _find_family(pid: int) -> list[psutil.Process]:
     try:
-        return sorted(psutil.Process(pid).children(recursive=True), key=lambda child: child.pid)
+        return sorted(find_children(pid, recursive=True), key=lambda child: child.pid)
     except psutil.NoSuchProcess:
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from prefork.wire.messages import (
 from prefork.wire.pickling import Pickled
 from prefork.wire.specification import Inventory, Specification
 
+SCHEDULES = "PREFORK_TESTS_SCHEDULES"  # how many each property test tries
+EXAMPLES = int(os.environ.get(SCHEDULES, "400"))
 FACTS = read_facts()
 HANG = HangLimit(5.0, 0.0)
 

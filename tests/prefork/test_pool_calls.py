@@ -15,10 +15,10 @@ from prefork.platform_matrix.matrix import Strategy
 from prefork.pool import events as ev
 from prefork.pool.tasks import NotBegun
 from prefork.wire.pickling import Pickled
-from tests.prefork.machine import CALLS, HARSH, Call, Machine, make_task, start, take
+from tests.prefork.machine import CALLS, EXAMPLES, HARSH, Call, Machine, make_task, start, take
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     st.sampled_from([Strategy.FORK, Strategy.SPAWN]),
     st.integers(1, 3),

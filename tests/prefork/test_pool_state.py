@@ -29,10 +29,10 @@ from prefork.wire.messages import (
     ForkUnsafe,
     LoadFailed,
 )
-from tests.prefork.machine import HANG, HARSH, Machine, Policy, make_task, start, take
+from tests.prefork.machine import EXAMPLES, HANG, HARSH, Machine, Policy, make_task, start, take
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     st.sampled_from([Strategy.FORK, Strategy.SPAWN, Strategy.SERVER]),
     st.integers(1, 4),

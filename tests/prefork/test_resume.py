@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _wait_for(process, "note")
+        assert re.search(r"under way: worker \d is at endless\.txt", _wait_for(process, "note"))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=6)
         assert time.monotonic() - started < 2
@@ -88,11 +90,16 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_the_models_are_loading_ends_soon(corpus: Path, tmp_path: Path) -> None:
     with start("align", corpus, tmp_path / "out", *SCRIPT) as process:
+        while not (children := find_children(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(children[0].pid, signal.SIGSTOP)  # the zygote, which takes too little time otherwise
         time.sleep(1.0)
         family = _family(process)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=5)
+        output, _ = process.communicate(timeout=5)
     assert process.returncode == 130
+    assert re.search(r"under way: the zygote loads the models \(\d s; at most 1800 s\)", output), output
     assert not wait_until_gone(family, 0)
 
 
