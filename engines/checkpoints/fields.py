@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _LONGEST = 60  # characters of a value that are shown
@@ -20,12 +20,14 @@ _MOST_ITEMS = 100_000  # of a list
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a field has to be. kind: of its value, or of each value in a list; least, most: of numbers."""
+    """What a field has to be. kind: of its value, or of each value in a list; least, most: of numbers. required: null,
+    which otherwise stands for nothing, is none of them."""
 
     kind: type
     least: float = -math.inf
     most: float = math.inf
     is_list: bool = False
+    required: bool = False
 
     def allows(self, value: Any) -> bool:
         if self.is_list:
@@ -101,8 +103,13 @@ def make_rules(defaults: Mapping[str, Any]) -> dict[str, Rule]:
         if len(kinds) != 1 or not kinds <= {bool, int, float, str, dict} or _EITHER.search(name):
             continue  # nothing follows from it
         kind = kinds.pop()
-        rules[name] = Rule(kind, *_bound(name, kind), is_list=isinstance(value, list | tuple))
-    return {**rules, **{name: rule for name, rule in OWN.items() if name not in rules or rules[name].kind is rule.kind}}
+        is_size = kind is int and _SIZE.search(name) is not None
+        rules[name] = Rule(kind, *_bound(name, kind), is_list=isinstance(value, list | tuple), required=is_size)
+    for name, own in OWN.items():
+        known = rules.setdefault(name, own)
+        if known.kind is own.kind:
+            rules[name] = replace(own, required=known.required)
+    return rules
 
 
 def _bound(name: str, kind: type) -> tuple[float, float]:
@@ -113,14 +120,15 @@ def _bound(name: str, kind: type) -> tuple[float, float]:
 
 
 def find_wrong(settings: Mapping[str, Any], rules: Mapping[str, Rule]) -> str:
-    """The first field that is not what it has to be, with its value; empty if there is none. null stands for nothing.
+    """The first field that is not what it has to be, with its value; empty if there is none.
 
     >>> find_wrong({"vocab_size": 1e308}, {"vocab_size": Rule(int, 1, 100)})
     'vocab_size is 1e+308; it has to be a whole number from 1 to 100'
     """
     for name, rule in rules.items():
         value = settings.get(name)
-        if value is not None and not rule.allows(value):
+        is_missing = value is None and not (rule.required and name in settings)
+        if not is_missing and not rule.allows(value):
             return f"{name} is {show(value)}; it has to be {rule.describe()}"
     return ""
 
@@ -135,7 +143,7 @@ def find_wrong_token(tokens: Iterable[tuple[Any, Any]], size: int) -> str:
 def show(value: Any) -> str:
     """A value of a file, on one line, cut where it is long; what is nested too deeply to be shown by its type."""
     try:
-        text = repr(value)
+        text = "null" if value is None else repr(value)
     except (RecursionError, ValueError):  # ValueError: of more digits than Python writes
         text = f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -230,11 +230,13 @@ class ModelFolder:
 
 
 def _find_defaults(model_type: Any) -> dict[str, Any]:
-    """What a configuration of this type is if nothing is said; nothing if transformers does not know it, which it says
-    itself."""
+    """What a configuration of this type is if nothing is said, by all names that a field has; nothing if transformers
+    does not know the type, which it says itself."""
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return {}
-    return dict(CONFIG_MAPPING[model_type]().to_dict())
+    config = CONFIG_MAPPING[model_type]()
+    defaults = dict(config.to_dict())
+    return {**{name: defaults[meant] for name, meant in config.attribute_map.items() if meant in defaults}, **defaults}
 
 
 def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = None) -> str:

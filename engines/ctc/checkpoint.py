@@ -110,6 +110,7 @@ def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabular
         source.refuse(f"it has one vocabulary per language ({languages}, ...); save the model with one of them")
     if not isinstance(columns, dict):
         source.refuse(f"{file}: its vocabulary is {show(columns)}; it has to be a table of tokens and their numbers")
+    source.check_fields("config.json", {"vocab_size": config.vocab_size}, {"vocab_size": Rule(int, 1, required=True)})
     if wrong := find_wrong_token(columns.items(), config.vocab_size):
         source.refuse(f"{file}: {wrong}, for config.json has {config.vocab_size} outputs")
     if wrong := find_wrong_token([("pad_token_id", config.pad_token_id)], config.vocab_size):
