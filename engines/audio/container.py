@@ -6,6 +6,7 @@ likes of them; whatever its own name, it is no recording.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
@@ -38,6 +39,8 @@ _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer
 # What it means when FFmpeg says that memory is short: it refuses what is larger than it ever allocates.
 ABSURD = "a number in it asks for more memory than any recording needs"
 
+_BLOCK = 1 << 20  # bytes
+
 av.logging.set_level(None)
 
 
@@ -64,8 +67,8 @@ def open_container(path: Path) -> InputContainer:
     except av.error.MemoryError as error:
         raise AudioError(f"{path} is damaged: {ABSURD}; copy it again") from error
     except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise AudioError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
+        if fault := _find_fault(error, path):
+            raise AudioError(f"{path} cannot be opened: {fault.strerror}; check its permissions") from error
         raise AudioError(
             f"{path} is not a recording, or is cut off before its index ({error.strerror}); "
             "check what it is, or copy it again"
@@ -118,5 +121,18 @@ def check_damage(error: av.error.FFmpegError, path: Path) -> None:
 
     FFmpeg's own want of memory is no error of the machine: it is damage, see ABSURD.
     """
-    if isinstance(error, OSError):
-        raise AudioError(f"{path} could not be read to its end: {error.strerror}; check the disk") from error
+    if fault := _find_fault(error, path):
+        raise AudioError(f"{path} could not be read to its end: {fault.strerror}; check the disk") from error
+
+
+def _find_fault(error: av.error.FFmpegError, path: Path) -> OSError | None:
+    """What the system says when it is asked itself: FFmpeg's demuxers and decoders use its error numbers for damaged
+    data too, EIO where a file is too short, and EPERM, which reading never ends with, wherever they like."""
+    if isinstance(error, OSError) and error.errno != errno.EPERM:
+        try:
+            with path.open("rb", buffering=0) as file:
+                while file.read(_BLOCK):
+                    pass
+        except OSError as fault:
+            return fault
+    return None

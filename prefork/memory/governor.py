@@ -11,7 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -303,7 +303,7 @@ class Governor:
         if self._log is None:
             return
         if task is not None:
-            values |= asdict(self._predictor.subjects[task.engine]) if task.engine else {}
+            values |= self._predictor.subjects[task.engine].describe() if task.engine else {}
             values |= {
                 "file": task.label,
                 "task": task.name,

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -86,7 +86,7 @@ class MemoryLog:
         """Appends one line. values: fields of Event; `time` is now if it is not given."""
         given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         record = Event(**{"time": time.time(), **self._common, **given, "event": event})
-        found = {name: value for name, value in asdict(record).items() if value is not None}
+        found = {name: value for name in _TYPES if (value := getattr(record, name)) is not None}
         try:
             self._append(json.dumps(found).encode() + b"\n")
         except OSError as error:

@@ -62,6 +62,10 @@ class Subject:
             model = str(Path(model).resolve())
         return cls(engine, model, dtype)
 
+    def describe(self) -> dict[str, str]:
+        """For a line of the memory log, several of which every task has."""
+        return {"engine": self.engine, "model": self.model, "dtype": self.dtype}
+
 
 def describe_subjects(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Names of all engines, models, dtypes together."""

@@ -19,6 +19,7 @@ from prefork.engines.audio.container import AudioError
 from prefork.engines.audio.recording import SampleStream, _judge, probe
 from prefork.engines.base import InputError
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
+from tests.prefork.command import SAMPLES
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -124,6 +125,16 @@ def test_truncated_recording_gives_what_is_there(tmp_path: Path, name: str, code
     assert 0.4 < samples.size / whole.size < 0.6
     settled = samples.size - 4096  # a frame that is cut short may decode to anything
     assert np.array_equal(samples[:settled], whole[:settled])
+
+
+@pytest.mark.parametrize("length", [2735, 6000])
+@pytest.mark.parametrize("name", ["adult00", "child15"])
+def test_a_recording_cut_off_near_its_start_is_read_as_far_as_it_goes(tmp_path: Path, name: str, length: int) -> None:
+    """FFmpeg says EPERM of some: that is damage, not the file's permissions or the disk."""
+    path = tmp_path / "a.flac"
+    path.write_bytes((SAMPLES / f"{name}.flac").read_bytes()[:length])
+    assert 0 < probe(path).seconds < 1
+    assert _read(path).size > 0
 
 
 @pytest.mark.parametrize(("name", "codec"), [row for row in FORMATS if row[0] not in UNTIMED])

@@ -152,12 +152,14 @@ def mutate_inputs(trial: Trial) -> None:
         shutil.copy(SAMPLES / f"child14{suffix}", source / f"whole{suffix}")
     for number in range(MUTANTS):
         name = trial.random.choice(["adult00", "adult07", "child14", "child15"])
-        for suffix in (".cha", ".flac"):
-            data = (SAMPLES / f"{name}{suffix}").read_bytes()
-            if suffix == ".flac":
-                data = data[: trial.random.randint(20_000, 60_000)]
-            (source / f"mutant{number:02}{suffix}").write_bytes(_mutate(data, trial.random))
-            trial.count += 1
+        text = (SAMPLES / f"{name}.cha").read_bytes().replace(f"{name}, audio".encode(), b"mutant%02d, audio" % number)
+        data = (SAMPLES / f"{name}.flac").read_bytes()[: trial.random.randint(20_000, 60_000)]
+        which = trial.random.choice(["text", "recording", "both"])  # most of both fail for the text
+        text = text if which == "recording" else _mutate(text, trial.random, bytes(range(32, 127)))
+        data = data if which == "text" else _mutate(data, trial.random, bytes(range(256)))
+        (source / f"mutant{number:02}.cha").write_bytes(text)
+        (source / f"mutant{number:02}.flac").write_bytes(data)
+        trial.count += 1 + (which == "both")
     whole = (source / "whole.cha").read_text().replace("child14, audio", "whole, audio")
     (source / "whole.cha").write_text(whole)
     trial.done.append(f"{trial.count} mutants")
@@ -231,7 +233,9 @@ def _running(trial: Trial, command: Sequence[str]) -> Iterator[subprocess.Popen[
             family |= {child.pid for child in _find_family(process.pid)}
             time.sleep(0.05)
         if process.returncode is None:
-            trial.wrong.append(f"hangs: still there after {_LIMIT:.0f} s")
+            living = ", ".join(f"{_name(child)}: {child.status()}" for child in _find_family(process.pid))
+            printed = (trial.folder / "said").read_text(errors="replace")[-1000:]
+            trial.wrong.append(f"hangs: still there after {_LIMIT:.0f} s; {living}; {printed}")
     finally:
         family |= {child.pid for child in _find_family(process.pid)}
         if process.poll() is None:
@@ -303,8 +307,9 @@ def _send_signal(trial: Trial, process: subprocess.Popen[bytes]) -> None:
     elif not family:
         return
     else:
-        name, who = trial.random.choice(SIGNALS), trial.random.choice(family).pid
-        trial.done.append(f"{name} to one of {len(family)} processes")
+        child = trial.random.choice(family)
+        name, who = trial.random.choice(SIGNALS), child.pid
+        trial.done.append(f"{name} to {_name(child)}, one of {len(family)}")
     try:
         os.kill(who, getattr(signal, name))
     except ProcessLookupError:
@@ -320,7 +325,19 @@ def _find_family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _mutate(data: bytes, dice: random.Random) -> bytes:
+def _name(child: psutil.Process) -> str:
+    """By the module that it was started for; what a zygote has forked looks like it."""
+    try:
+        parent, words = child.parent(), child.cmdline()
+        forked = parent is not None and parent.cmdline() == words
+    except psutil.NoSuchProcess:
+        return "one that has just ended"
+    module = next((word for word in words if word.startswith("work.")), "one that has ended")
+    return f"{'a child of ' if forked else ''}{module}"
+
+
+def _mutate(data: bytes, dice: random.Random, alphabet: bytes) -> bytes:
+    """alphabet: most of what is written into it, so that it stays of its kind."""
     changed = bytearray(data)
     for _ in range(dice.randint(1, 6)):
         place = dice.randrange(len(changed)) if changed else 0
@@ -330,7 +347,8 @@ def _mutate(data: bytes, dice: random.Random) -> bytes:
         how = dice.choice(["change", "change", "lose", "double", "cut"])
         piece = changed[place : place + length]
         if how == "change":
-            changed[place : place + length] = dice.randbytes(len(piece))
+            known = bytes(range(256)) if dice.random() < 0.1 else alphabet
+            changed[place : place + length] = bytes(dice.choices(known, k=len(piece)))
         elif how == "lose":
             del changed[place : place + length]
         elif how == "double":
