@@ -24,16 +24,13 @@ from prefork.platform_matrix.devices import (
     initialised_drivers,
     read_text,
 )
-from prefork.platform_matrix.errors import PreforkError
+from prefork.platform_matrix.errors import FactsError
 from prefork.platform_matrix.memory import find_groups, read_memory, read_numbers
+from prefork.platform_matrix.proc import check_proc
 
 SYSTEMS = ("linux", "darwin", "windows")
 _START_METHODS = ("fork", "spawn", "forkserver")
 _MOST_CORES = 1 << 20  # more than any machine has
-
-
-class FactsError(PreforkError, ValueError):
-    """A description of a machine that cannot be one. Says which file and field, why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,9 @@ class Facts:
 
 
 def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
-    """Of this machine. devices: None to ask for them. root: where /proc and /sys are."""
+    """Of this machine. devices: None to ask for them. root: where /proc and /sys are. Raises FactsError."""
+    if root == Path("/"):
+        check_proc()
     memory = read_memory(root)
     cores = count_usable_cores(root)
     return Facts(

@@ -6,7 +6,7 @@ PreforkError
 ├─ WorkerDied       a task's worker died, again and again
 ├─ OutOfMemory      a task that does not fit into memory; it costs only itself
 ├─ Stopped          the run was stopped before the task was done
-├─ FactsError       a description of a machine that cannot be used
+├─ FactsError       a machine, or a description of one, that cannot be used
 ├─ CUDAError, DeviceError       CUDA's driver, or a device's memory, refuses something
 └─ WeightsChanged   shared weights are no longer what they were
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,8 @@ from prefork.cli.options import (
     Refresh,
     Speakers,
 )
+from prefork.platform_matrix.errors import FactsError
+from prefork.platform_matrix.proc import check_proc
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 from prefork.wire.environment import find_folders
@@ -72,6 +75,11 @@ def configure(
 ) -> None:
     if verbose:
         raise typer.BadParameter("give -v with --version, or after `check`")
+    try:
+        check_proc()
+    except FactsError as error:
+        print(f"prefork: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
     context.obj = Hiding(force_cpu, no_mps)
 
 

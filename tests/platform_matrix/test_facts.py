@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.platform_matrix.devices import KINDS, MODES, MOST_BYTES, Device, Devices
-from prefork.platform_matrix.facts import SYSTEMS, Facts, FactsError, count_usable_cores, read_cpu_quota, read_facts
+from prefork.platform_matrix.errors import FactsError
+from prefork.platform_matrix.facts import SYSTEMS, Facts, count_usable_cores, read_cpu_quota, read_facts
 
 MB = 1 << 20
 FACTS = Facts(

@@ -55,3 +55,18 @@ def test_a_user_whom_nobody_knows_gets_results(command: str, read_only: bool, mo
     done = subprocess.run(line, capture_output=True, text=True, timeout=180, check=False, cwd=mounted)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (mounted / "out" / "child14.cha").stat().st_uid == int(UID)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "reason"),
+    [
+        (["unshare", "-m", "bash", "-c", 'mount -t tmpfs none /proc; exec "$@"', "-"], "/proc is not mounted here"),
+        (["unshare", "-p", "-f"], "/proc is another PID namespace's"),
+    ],
+    ids=["missing", "another's"],
+)
+def test_without_a_proc_of_its_own_a_command_says_how_to_get_one(wrapped: list[str], reason: str) -> None:
+    done = subprocess.run([*wrapped, *PREFORK, "matrix"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"prefork: {reason}") and done.stderr.count("\n") == 1
+    assert "mount -t proc proc /proc" in done.stderr
