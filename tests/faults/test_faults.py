@@ -1,4 +1,7 @@
-"""A few runs of each kind of fault, always the same ones; `python -m tests.faults` goes on for as long as you like."""
+"""A few runs of each kind of fault, always the same ones; `python -m tests.faults` goes on for as long as you like.
+
+Schedules are those of test_pool_state and test_pool_calls.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from tests.faults.trials import KINDS, MUTANTS, can_run, run_trial
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mutants"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("mutants", "schedules")])
 def test_a_run_survives(kind: str, seed: int, tmp_path: Path) -> None:
     if not can_run(kind):
         pytest.skip("only root can fill a disk of its own")
