@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -47,9 +48,12 @@ class ModelFile(FileState):
         """Raises LoadError."""
         try:
             real = path.resolve()
-            return cls.describe(real, real.stat())
+            status = real.stat()
         except OSError as error:
             raise LoadError(f"{path}: cannot be read ({error.strerror}); check the model's files") from error
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise LoadError(f"{path}: is not a file; check the model's files")
+        return cls.describe(real, status)
 
     def digest(self) -> str:
         """SHA-256 of the whole content, in hexadecimal. Raises LoadError if it is not there any more."""

@@ -116,6 +116,8 @@ class ModelFolder:
         if not (self.path / "config.json").is_file():
             self.refuse("it has no config.json")
         for name, path in self.list_files().items():
+            if not path.is_file():  # a pipe would be waited for
+                self.refuse(f"{name} is not a file")
             if name.endswith(".json") and name not in _VOCABULARIES:
                 self.read_json(name)
             elif not name.endswith(".safetensors"):
@@ -234,7 +236,10 @@ def _find_defaults(model_type: Any) -> dict[str, Any]:
     does not know the type, which it says itself."""
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return {}
-    config = CONFIG_MAPPING[model_type]()
+    try:
+        config = CONFIG_MAPPING[model_type]()
+    except Exception:  # noqa: BLE001  a type that has no defaults: transformers says itself what is wrong with this one
+        return {}
     defaults = dict(config.to_dict())
     return {**{name: defaults[meant] for name, meant in config.attribute_map.items() if meant in defaults}, **defaults}
 

@@ -288,7 +288,7 @@ def _find_config(name: str) -> Path:
 def _read_config(name: str, file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         _refuse(name, f"{file.name} cannot be read ({shorten(error)})", error)
     if not isinstance(config, dict):
         _refuse(name, f"{file.name} is not a table of settings")

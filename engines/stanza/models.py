@@ -24,6 +24,7 @@ PROCESSORS = "tokenize,pos,lemma,depparse"  # and mwt where the language has it
 _NEEDED = {"tokenize", "pos", "depparse"}  # a word's lemma may be the word itself
 EMBEDDED = {"eng": Path(__file__).parents[1] / "models" / "stanza-en-ewt-small"}
 _PARSED_TOGETHER = 300  # words; as fast as stanza's 5,000, in a third of the memory
+_MOST_ALIASES = 10  # one after the other; stanza's own index has one
 _STANZA_CODES = {"nor": "nb", "nob": "nb"}  # where they are not ISO 639-1
 
 
@@ -51,9 +52,14 @@ class StanzaPackage:
         """
         if folder is None and name is None and language in EMBEDDED:
             folder = EMBEDDED[language]
-        if folder is not None:
-            return _choose(language, name or "default", folder, download=False)
-        return _choose(language, name or "default", Path(common.DEFAULT_MODEL_DIR), download=not HF_HUB_OFFLINE)
+        known = folder if folder is not None else Path(common.DEFAULT_MODEL_DIR)
+        try:
+            return _choose(language, name or "default", known, download=folder is None and not HF_HUB_OFFLINE)
+        except (TypeError, AttributeError, LookupError, RecursionError) as error:  # the index may hold anything
+            raise MissingModel(
+                f"{known / 'resources.json'} is no index of stanza's models ({type(error).__name__}: {error}); "
+                "give a folder that stanza.download has filled"
+            ) from error
 
     def load(self, cache: FoundationCache) -> stanza.Pipeline:
         """cache: what several packages use: word vectors, character models. Raises LoadError."""
@@ -85,8 +91,9 @@ class StanzaPackage:
 def _choose(language: str, name: str, folder: Path, *, download: bool) -> StanzaPackage:
     code = _STANZA_CODES.get(language, get_short_code(language))
     resources = _read_index(language, folder, download)
-    while isinstance(resources.get(code), dict) and "alias" in resources[code]:
-        code = resources[code]["alias"]
+    for _ in range(_MOST_ALIASES):
+        if isinstance(resources.get(code), dict) and "alias" in resources[code]:
+            code = resources[code]["alias"]
     if not isinstance(resources.get(code), dict) or "packages" not in resources[code]:
         known = sorted(get_long_code(c) for c, r in resources.items() if isinstance(r, dict) and "packages" in r)
         raise MissingModel(

@@ -18,6 +18,8 @@ from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import ConnectWorker
 from prefork.wire.specification import Specification
 
+_LOOK_SECONDS = 0.5
+
 
 class Processes:
     """All of them, and the arena's file."""
@@ -27,6 +29,7 @@ class Processes:
         self.servers = ServerProcesses(watch)
         self._watch = watch
         self._arena: MemoryFile | None = None
+        self._looked = 0.0  # for those who have exited without a word
 
     def do(self, action: actions.Action) -> None:  # noqa: PLR0912, PLR0915  a case for each action
         workers, servers, reporter = self.workers, self.servers, self._watch.reporter
@@ -87,6 +90,14 @@ class Processes:
                 reporter.notify(text)
             case actions.LogText(text):
                 reporter.log(text)
+
+    def reap(self, now: float) -> None:
+        """Looks who has exited."""
+        self.workers.reap()
+        if now - self._looked > _LOOK_SECONDS:
+            self._looked = now
+            self.workers.notice_deaths()
+            self.servers.notice_deaths()
 
     def list_pids(self) -> dict[str, int]:
         """Of all processes, by name."""

@@ -55,12 +55,23 @@ class ServerProcesses:
     def _lose_server(self, place: int, child: ChildProcess) -> None:
         tail = self._watch.read_stderr(child.stderr, child.stderr_tail)
         servers = self._watch.pool.models.servers
-        if servers is None or place not in self._servers:
+        if servers is None or self._servers.pop(place, None) is None:
             return
         server = servers.all[place]
         status = self._watch.end(child, EXIT_SECONDS if server.inventory else 0.0)
         out_of_memory = self._watch.was_out_of_memory(status, server.kill_reason)
         self._watch.feed(ServerExited(place, child.pid, status, out_of_memory, tail))
+
+    def notice_deaths(self) -> None:
+        """Of those whose channel does not say so, because a child of theirs has it open too."""
+        for place, (_, child) in list(self._servers.items()):
+            if child.poll() is not None:
+                self._read_server(place, child)  # what it has sent before
+                self._lose_server(place, child)
+        for place, (_, child) in list(self._owners.items()):
+            if child.poll() is not None:
+                self._read_owner(place, child)
+                self._lose_owner(place, child)
 
     def send(
         self, place: int, message: DecideBatch | DisconnectWorker | ConnectWorker, fds: tuple[int, ...] = ()
@@ -99,11 +110,14 @@ class ServerProcesses:
         def take(message: FromOwner, _: Sequence[int]) -> None:
             self._watch.feed(OwnerSent(place, message))
 
-        def lose() -> None:
-            name, _ = self._owners.pop(place)
-            self._watch.feed(OwnerExited(place, name, child.pid, self._watch.end(child, EXIT_SECONDS)))
+        self._watch.read(
+            child.channel, take, partial(self._lose_owner, place, child), is_wanted=lambda: place in self._owners
+        )
 
-        self._watch.read(child.channel, take, lose, is_wanted=lambda: place in self._owners)
+    def _lose_owner(self, place: int, child: ChildProcess) -> None:
+        if (owner := self._owners.pop(place, None)) is not None:
+            status = self._watch.end(child, EXIT_SECONDS)
+            self._watch.feed(OwnerExited(place, owner[0], child.pid, status))
 
     def end_owners(self) -> None:
         """Once nobody reads any more."""

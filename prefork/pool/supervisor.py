@@ -244,7 +244,7 @@ class Supervisor:
             self._feed(Started())
             while not pool.is_finished(time.monotonic(), bool(self._elsewhere or self._loop.has_actions)):
                 self._loop.turn(_ENDING_SECONDS if processes.workers.is_ending else _TICK_SECONDS)
-                processes.workers.reap()
+                processes.reap(time.monotonic())
                 stopped.end(processes.list_pids, time.monotonic())
                 self._measure(pool, processes)
                 self._feed(Tick())

@@ -207,13 +207,25 @@ class WorkerProcesses:
         return any(end.child is not None and workers[number].closed for number, end in self._workers.items())
 
     def reap(self) -> None:
-        """Looks which of the spawned workers have exited; for the others, the zygote does."""
+        """Looks which of the spawned workers that are about to exit have; for the others, the zygote does."""
         for number, end in list(self._workers.items()):
             worker = self._watch.pool.workers.all[number]
-            if end.child is not None and (worker.closed or worker.kill_reason):
-                status = end.child.poll()
-                if status is not None:
-                    self._reap_worker(number, status)
+            if worker.closed or worker.kill_reason:
+                self._reap_spawned(number, end)
+
+    def notice_deaths(self) -> None:
+        """Of those whose channel does not say so, because a child of theirs has it open too."""
+        for number, end in list(self._workers.items()):
+            self._reap_spawned(number, end)
+        zygote = self.zygote
+        if zygote is not None and zygote.poll() is not None:
+            self._read_zygote(zygote)  # what it has sent before
+            if self.zygote is zygote:
+                self._lose_zygote(zygote)
+
+    def _reap_spawned(self, number: int, end: _WorkerEnd) -> None:
+        if end.child is not None and (status := end.child.poll()) is not None:
+            self._reap_worker(number, status)
 
     def end(self, at_once: bool) -> None:
         """Ends all."""

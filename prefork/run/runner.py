@@ -81,6 +81,7 @@ class Run:
         self._logs = request.target / memlog.FOLDER
         self._signals: list[int] = []
         self._handled = 0  # of the signals, those that were acted on
+        self._ends = math.inf  # when the run is over, once somebody has stopped it; seconds of time.monotonic
         self._log_file: Any = None
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
         self._account = Account()
@@ -230,10 +231,7 @@ class Run:
         jobs = list(corpus.jobs)
         if self._request.redo or not journal.has_done_any():
             return jobs
-        while not fingerprint.done() and not self._signals:
-            wait([fingerprint], _POLL_SECONDS)
-            self._handle_signals()
-        if self._signals:
+        if not self._await(fingerprint) or self._signals:
             return jobs  # none of them will begin
         known = {job.id: narrow(fingerprint.result(), self._request.pipeline, job) for job in jobs}
         undone = [job for job in jobs if not journal.is_done(job, known[job.id])]
@@ -241,6 +239,13 @@ class Run:
         if reasons:
             self._report.note(summarise(reasons))
         return undone
+
+    def _await(self, fingerprint: Future[Mapping[str, Any]]) -> bool:
+        """Whether it is there; False if the run has been stopped and is to end."""
+        while not fingerprint.done() and time.monotonic() < self._ends:
+            wait([fingerprint], _POLL_SECONDS)
+            self._handle_signals()
+        return fingerprint.done()
 
     def _load_phase(self, phase: Pipeline) -> bool:
         """Sees to it that the models of a phase are loaded, and no others; False if nothing more is to begin."""
@@ -276,6 +281,8 @@ class Run:
         if error is None and (changed := self._find_changed_model()):
             assert self._runtime is not None
             self._runtime.supervisor.give_up(LoadError(f"{changed}: has changed since this run began; start again"))
+            return
+        if not self._await(fingerprint):  # then the journal cannot say what it was made with
             return
         if error is None:
             journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), result.files)
@@ -320,10 +327,12 @@ class Run:
         the lock it wants may be held by the very code that it interrupts."""
         while self._handled < min(len(self._signals), 2):
             self._handled += 1
+            patience = DRAIN_SECONDS if self._handled == 1 else 0.0
+            self._ends = time.monotonic() + patience
             if self._handled == 1:
                 self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; a second Ctrl-C stops at once")
             if self._runtime is not None:
-                self._runtime.supervisor.drain(DRAIN_SECONDS if self._handled == 1 else 0.0)
+                self._runtime.supervisor.drain(patience)
         self._report.refresh()
 
     def _log(self, text: str) -> None:

@@ -153,9 +153,10 @@ class ChildProcess:
     def poll(self) -> int | None:
         """Its exit status, or CUT_OFF; None as long as it runs."""
         status = self._process.poll()
-        return None if status is None else self._find_status(status)
+        return None if status is None else self._settle(status)
 
-    def _find_status(self, status: int) -> int:
+    def _settle(self, status: int) -> int:
+        process.kill_session(self._process.pid)
         return CUT_OFF if self._is_cut_off and status == KILLED else status
 
     def kill(self) -> None:
@@ -168,10 +169,10 @@ class ChildProcess:
         self.channel.close()
         self.stderr.close()
         try:
-            return self._find_status(self._process.wait(patience))
+            return self._settle(self._process.wait(patience))
         except subprocess.TimeoutExpired:
             self.kill()
-            return self._find_status(self._process.wait())
+            return self._settle(self._process.wait())
 
 
 def run(module: str) -> None:

@@ -10,6 +10,8 @@ import stat
 import sys
 from pathlib import Path
 
+import psutil
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PF_EXITING = 0x4  # linux/sched.h; the flags in /proc/[pid]/stat, proc_pid_stat(5)
 _VICTIM = 500  # added to a thousandth of memory that the kernel counts when it looks for a victim, -1000 to 1000
@@ -45,6 +47,17 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(1)
+
+
+def kill_session(leader: int) -> None:
+    """Ends what is left of the session of a process that has ended: children that were stopped before they could ask to
+    die with it, or that it knew nothing of."""
+    if os.name != "posix":
+        return
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it ends this moment, or is another user's
+            if pid != leader and os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
 
 
 def is_exiting(pid: int) -> bool:

@@ -181,6 +181,22 @@ def test_what_is_nested_too_deeply_is_refused(folder: Path, file: str) -> None:
         open_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, file: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    with pytest.raises(LoadError, match=r"has no config\.json|is not a file"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("model_type", ["nougat", "gemma4_assistant", "no-such-type"])
+def test_a_type_that_has_no_default_configuration_is_refused_with_the_folder(folder: Path, model_type: str) -> None:
+    change(folder, "config.json", "model_type", model_type)
+    with pytest.raises(LoadError) as caught:
+        open_checkpoint(str(folder))
+    assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("file", "most"), [("config.json", "4 MB"), ("tokenizer_config.json", "4 MB"), ("vocab.json", "67 MB")]
 )

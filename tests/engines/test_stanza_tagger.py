@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,31 @@ def test_models_that_are_not_there_are_named(tmp_path: Path, spoil: Any, message
     folder = copy_models(tmp_path / "models")
     spoil(folder)
     with pytest.raises(LoadError, match=message) as caught:
+        open_tagger(model_dir=str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[]",
+        "[" * 100_000,
+        "{}",
+        '{"en": 3}',
+        '{"en": {"alias": "en"}}',
+        '{"en": {"alias": "de"}, "de": {"alias": "en"}}',
+        '{"en": {"alias": ["en"]}}',
+        '{"en": {"packages": null}}',
+        '{"en": {"packages": {"default": 7}}}',
+        '{"en": {"packages": {"default": {"tokenize": ["x"]}}}}',
+        '{"en": {"packages": {"default": {"tokenize": 5, "pos": "x", "depparse": "x"}}}}',
+        '{"en": {"packages": {"default": {"tokenize": "x"}}, "tokenize": {"x": {"dependencies": 5}}}}',
+    ],
+)
+def test_whatever_the_index_of_the_models_holds_is_refused_in_one_line(tmp_path: Path, index: str) -> None:
+    folder = copy_models(tmp_path / "models")
+    (folder / "resources.json").write_text(index)
+    with pytest.raises(LoadError, match=re.escape(str(folder))) as caught:
         open_tagger(model_dir=str(folder))
     assert "\n" not in str(caught.value)
 
