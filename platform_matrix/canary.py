@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import IO
+
+from prefork.platform_matrix.frames import Frame, describe_frame, locate
 
 _POLL_SECONDS = 0.002
 _TRACE_SECONDS = 0.5  # how long a hung child may take to say where it hangs
 _MOST_WORDS = 8192  # bytes kept of what it prints
+_MOST_LETTERS = 400  # of what an exception says
 _FROM_OUTSIDE = {getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")} - {0}
 _CAME_BACK = "prefork: a process that was forked in this call came back through it"
 _HUNG = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', re.MULTILINE)  # as faulthandler writes frames
@@ -63,20 +65,28 @@ class Outcome:
 class Canary:
     """Forks at once; `wait` says what became of it. Only where Python can fork.
 
-    action: run in the child, where it may do anything; its result is what the child is for.
+    action: run in the child, where it may do anything; its result is what the child is for. prepare: run before it, with
+    the descriptors that the child needs to say what came of it.
     """
 
-    def __init__(self, action: Callable[[], bytes]) -> None:
+    def __init__(self, action: Callable[[], bytes], prepare: Callable[[set[int]], None] = lambda _: None) -> None:
         self._started = time.monotonic()
         self._result: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  files, not pipes: nobody has to keep reading
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         parent = os.getpid()
+        self._status: int | None = None
+        self._ended = self._started
         self.pid = os.fork()
         if self.pid == 0:
-            _run(parent, action, self._result, self._words)
+            _run(parent, action, prepare, self._result, self._words)
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def has_ended(self, deadline: float) -> bool:
+        """Whether it ends within so many seconds after it was forked; waits no longer."""
+        return self._wait_for_exit(self._started + deadline) is not None
 
     def wait(self, deadline: float) -> Outcome:
         """What became of it, at most so many seconds after it was forked; then it is killed. Once only."""
@@ -89,20 +99,23 @@ class Canary:
             if status is None:
                 self.kill()
                 status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                self._ended = time.monotonic()
         left = _kill_group(self.pid)
-        seconds = time.monotonic() - self._started
+        seconds = self._ended - self._started
         with self._result, self._words:
             result, words = _read(self._result), _read(self._words)[-_MOST_WORDS:].decode(errors="replace")
         return _judge(_Ending(status, hung, left, seconds, deadline, result, words))
 
     def _wait_for_exit(self, until: float) -> int | None:
-        while True:
+        while self._status is None:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
-                return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > until:
-                return None
-            time.sleep(_POLL_SECONDS)
+                self._status, self._ended = os.waitstatus_to_exitcode(status), time.monotonic()
+            elif time.monotonic() > until:
+                break
+            else:
+                time.sleep(_POLL_SECONDS)
+        return self._status
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +134,17 @@ class _Ending:
 def _judge(end: _Ending) -> Outcome:
     if end.hung:
         frames = _find_frames(end.words)
-        where = tuple(_describe_frame(*frame) for frame in frames)
-        at = f", {_locate(frames)}" if where else ""
+        where = tuple(describe_frame(*frame) for frame in frames)
+        at = f", in {locate(frames)}" if where else ""
         return Outcome(
             Fate.HUNG, end.seconds, None, f"hung: no result after {end.deadline:.0f} s{at}", where, end.words
         )
     if end.result[:1] == b"E":
-        text = end.result[1:].decode(errors="replace")
-        where = tuple(_describe_frame(*frame) for frame in reversed(_RAISED.findall(text)) if frame[0] != __file__)
-        return Outcome(Fate.RAISED, end.seconds, None, f"raised {_get_last_line(text)}", where, text)
+        summary, _, text = end.result[1:].decode(errors="replace").partition("\0")
+        where = tuple(describe_frame(*frame) for frame in reversed(_RAISED.findall(text)) if frame[0] != __file__)
+        return Outcome(Fate.RAISED, end.seconds, None, f"raised {summary}", where, text)
     if end.status != 0:
-        where = tuple(_describe_frame(*frame) for frame in _find_frames(end.words))
+        where = tuple(describe_frame(*frame) for frame in _find_frames(end.words))
         was_ended = -end.status in _FROM_OUTSIDE
         return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), where, end.words, was_ended)
     if end.result[:1] != b"R":
@@ -146,25 +159,19 @@ def _judge(end: _Ending) -> Outcome:
     return Outcome(Fate.LIVED, end.seconds, end.result[1:], words=end.words)
 
 
-def _find_frames(words: str) -> list[tuple[str, str, str]]:
+def _find_frames(words: str) -> list[Frame]:
     """The main thread's frames in faulthandler's dump, which lists it last, without those of this module."""
     dump = words.rpartition("most recent call first):")[2]
     return [frame for frame in _HUNG.findall(dump) if frame[0] != __file__]
 
 
-def _locate(frames: list[tuple[str, str, str]]) -> str:
-    """The innermost frame, and the first below it that belongs to no library: whose code it is that waits there."""
-    text = f"in {_describe_frame(*frames[0])}"
-    libraries = ("site-packages", "dist-packages", str(Path(os.__file__).parent))
-    caller = next((frame for frame in frames if not any(library in frame[0] for library in libraries)), frames[0])
-    return text if caller == frames[0] else f"{text}, called by {_describe_frame(*caller)}"
-
-
-def _describe_frame(file: str, line: str, name: str) -> str:
-    return f"{name} ({Path(file).name}:{line})"
-
-
-def _run(parent: int, action: Callable[[], bytes], result: IO[bytes], words: IO[bytes]) -> None:
+def _run(
+    parent: int,
+    action: Callable[[], bytes],
+    prepare: Callable[[set[int]], None],
+    result: IO[bytes],
+    words: IO[bytes],
+) -> None:
     """The child's life; never returns into the parent's frames."""
     status = 1
     try:
@@ -175,9 +182,10 @@ def _run(parent: int, action: Callable[[], bytes], result: IO[bytes], words: IO[
         faulthandler.enable(file=words.fileno())  # not to wherever the parent's would have written
         faulthandler.register(signal.SIGUSR1, file=words.fileno(), all_threads=True)
         try:
+            prepare({result.fileno(), words.fileno()})
             answer = b"R" + action()
-        except BaseException:  # noqa: BLE001  whatever it raises, sys.exit included, is what we want to know
-            answer = b"E" + traceback.format_exc().encode(errors="replace")
+        except BaseException as error:  # noqa: BLE001  whatever it raises, sys.exit included, is what we want to know
+            answer = b"E" + f"{_summarise(error)}\0{traceback.format_exc()}".encode(errors="replace")
         if os.getpid() != own or os.getppid() != parent:  # a child that the action forked has come back here
             os.write(2, _CAME_BACK.encode())
             os._exit(0)
@@ -205,8 +213,16 @@ def _read(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def _get_last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+def _summarise(error: BaseException) -> str:
+    """Its type and what it says, in one line: libraries raise texts of many."""
+    name = type(error).__qualname__
+    module = type(error).__module__
+    try:
+        said = " ".join(str(error).replace("\0", " ").split())
+    except BaseException:  # noqa: BLE001  `__str__` is the user's
+        said = "(its text cannot be had)"
+    short = said if len(said) <= _MOST_LETTERS else f"{said[:_MOST_LETTERS]} ..."
+    return f"{name if module in ('builtins', '__main__') else f'{module}.{name}'}{': ' * bool(said)}{short}"
 
 
 def describe_exit(status: int) -> str:

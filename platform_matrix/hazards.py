@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 from prefork.platform_matrix.cuda import is_initialised
+from prefork.platform_matrix.holders import Tracked, name_holder
+from prefork.platform_matrix.inherited import Shared, list_connections
 from prefork.platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
@@ -93,7 +95,7 @@ def find_hazards(ours: Collection[int] = ()) -> list[Hazard]:
         hazards += judge_native_count(count_native(), threading.active_count())
     if any(thread.python for thread in threads):
         hazards += [*_find_imports(), *_find_locks()]
-    return [*hazards, *_find_connections(ours)]
+    return [*hazards, *map(to_hazard, list_connections(ours))]
 
 
 def judge_threads(threads: Iterable[Thread]) -> list[Hazard]:
@@ -200,7 +202,7 @@ def _find_mps(torch: ModuleType) -> list[str]:
         signs.append("inherited through a fork")
     if torch.mps._default_mps_generator is not None:
         signs.append("a random generator")
-    with _Tracked() as objects:
+    with Tracked() as objects:
         tensors = sum(isinstance(thing, torch.Tensor) and thing.is_mps for thing in objects)
     if tensors:
         signs.append(f"{tensors} tensors")
@@ -240,7 +242,7 @@ def _find_imports() -> Iterator[Hazard]:
 
 def _find_locks() -> Iterator[Hazard]:
     """Locks that a thread holds: a child has them locked, and nobody there to release them."""
-    with _Tracked() as objects:
+    with Tracked() as objects:
         held = [thing for thing in objects if type(thing) in (_LOCK, _RLOCK) and _is_held(thing)]
         objects.clear()
         holders = [(thing, {id(part) for part in gc.get_referents(thing)}) for thing in gc.get_referrers(*held)]
@@ -249,7 +251,7 @@ def _find_locks() -> Iterator[Hazard]:
             if any(isinstance(thing, deque) for thing in referrers):  # a thread that waits on a Condition
                 continue
             is_plain = type(lock) is _LOCK
-            names = sorted({_name_holder(thing, lock) for thing in referrers} - {""})
+            names = sorted({name_holder(thing, lock) for thing in referrers} - {""})
             if any(name.endswith("._tstate_lock") for name in names):  # held while a thread lives, until Python 3.12
                 continue
             yield Hazard(
@@ -269,52 +271,5 @@ def _is_held(lock: Any) -> bool:
     return owner is not None and int(owner[1]) not in (0, threading.get_ident())
 
 
-def _name_holder(holder: Any, lock: Any) -> str:
-    """'module.name' or 'module.Class.name' of what refers to a lock; "" if that has no name."""
-    if not isinstance(holder, dict):
-        kind = type(holder)
-        if kind.__module__ == "builtins":  # frames, methods, lists, cells
-            return ""
-        try:
-            keys = [key for key, value in object.__getattribute__(holder, "__dict__").items() if value is lock]
-        except AttributeError:  # it has slots
-            keys = [key for key in getattr(kind, "__slots__", ()) if getattr(holder, key, None) is lock]
-        return f"{kind.__module__}.{kind.__qualname__}" + (f".{keys[0]}" if keys else "")
-    key = next((key for key, value in holder.items() if value is lock), "")
-    module = sys.modules.get(str(holder.get("__name__")))
-    if module is not None and vars(module) is holder:
-        return f"{module.__name__}.{key}"
-    for owner in gc.get_referrers(holder):
-        kind = owner if isinstance(owner, type) else type(owner)
-        if kind.__module__ != "builtins":
-            return f"{kind.__module__}.{kind.__qualname__}.{key}"
-    return ""
-
-
-class _Tracked:
-    """What the garbage collector knows, for the time of a block; what was frozen for the sake of forks included."""
-
-    def __enter__(self) -> list[Any]:
-        self._frozen = gc.get_freeze_count() > 0
-        if self._frozen:
-            gc.unfreeze()
-        return gc.get_objects()
-
-    def __exit__(self, *_: object) -> None:
-        if self._frozen:
-            gc.freeze()
-
-
-def _find_connections(ours: Collection[int]) -> Iterator[Hazard]:
-    """Connections to other machines or programs that two processes would speak through at once."""
-    import psutil
-
-    for connection in psutil.Process().net_connections("inet"):
-        if connection.raddr and connection.fd not in ours:
-            yield Hazard(
-                "connection",
-                Severity.SUSPECT,
-                f"file descriptor {connection.fd} is connected to {connection.raddr.ip} port {connection.raddr.port}; "
-                "a child that uses it disturbs its parent",
-                "close it before the models are loaded",
-            )
+def to_hazard(shared: Shared) -> Hazard:
+    return Hazard(shared.kind, Severity.HARMLESS if shared.harmless else Severity.SUSPECT, shared.what, shared.remedy)
