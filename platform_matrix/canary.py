@@ -65,8 +65,8 @@ class Outcome:
 class Canary:
     """Forks at once; `wait` says what became of it. Only where Python can fork.
 
-    action: run in the child, where it may do anything; its result is what the child is for. prepare: run before it, with
-    the descriptors that the child needs to say what came of it.
+    action: run in the child, where it may do anything; its result is what the child is for. prepare: run before it,
+    with the descriptors that the child needs to say what came of it.
     """
 
     def __init__(self, action: Callable[[], bytes], prepare: Callable[[set[int]], None] = lambda _: None) -> None:

@@ -21,12 +21,13 @@ from typing import Any
 
 from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.holders import Tracked, name_holder
-from prefork.platform_matrix.inherited import Shared, list_connections
+from prefork.platform_matrix.inherited import Identity, Shared, list_connections, list_shared
+from prefork.platform_matrix.openings import Openings
 from prefork.platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
-_END_IT = "end it before the models are loaded, or load this engine in spawned workers"
+_END_IT = "end it before the models are loaded, or load the model in spawned workers"
 
 
 class Severity(StrEnum):
@@ -78,7 +79,7 @@ _LIBRARIES = (
     _Library(
         r"cygrpc|libgrpc", "grpc", "gRPC's own", Severity.SUSPECT, "close its channels before the models are loaded"
     ),
-    _Library(r"libcuda", "cuda", "CUDA's own", Severity.UNSAFE, "load this engine on CPU (--force-cpu)"),
+    _Library(r"libcuda", "cuda", "CUDA's own", Severity.UNSAFE, "load the model on the CPU (--force-cpu)"),
     _Library(
         r"libtorch|libc10", "torch", "torch's own pool", Severity.SUSPECT, "call torch.set_num_threads(1) first of all"
     ),
@@ -137,7 +138,7 @@ def judge_native_count(threads: int, python: int) -> list[Hazard]:
             Severity.SUSPECT,
             f"{others} native thread{'s' if others > 1 else ''} beside Python's {python}; "
             "a child that uses Objective-C may be aborted (objc_initializeAfterForkError)",
-            "load this engine in spawned workers",
+            "load the model in spawned workers",
         )
     ]
 
@@ -151,7 +152,7 @@ def judge_mps(signs: Sequence[str]) -> list[Hazard]:
             "mps",
             Severity.UNSAFE,
             f"MPS was initialised by this process (pid {os.getpid()}): {', '.join(signs)}; it does not survive a fork",
-            "load this engine on CPU (--force-cpu)",
+            "load the model on the CPU (--force-cpu)",
         )
     ]
 
@@ -168,7 +169,7 @@ def _cuda_hazard(how: str) -> Hazard:
         "cuda",
         Severity.UNSAFE,
         f"CUDA {how}; its runtime does not survive a fork",
-        "load this engine on CPU (--force-cpu)",
+        "load the model on the CPU (--force-cpu)",
     )
 
 
@@ -269,6 +270,11 @@ def _is_held(lock: Any) -> bool:
         return bool(lock.locked())
     owner = re.search(r"owner=(\d+)", repr(lock))
     return owner is not None and int(owner[1]) not in (0, threading.get_ident())
+
+
+def find_shared(ours: Collection[Identity] = (), openings: Openings | None = None) -> list[Hazard]:
+    """What children share with this process beside memory, each once: none is known to be unsafe, some is harmless."""
+    return list(dict.fromkeys(map(to_hazard, list_shared(ours, openings))))
 
 
 def to_hazard(shared: Shared) -> Hazard:

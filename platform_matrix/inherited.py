@@ -44,7 +44,7 @@ _OBJECTS = {  # the kernel's, as Linux calls them
     "io_uring": "all processes write to its queues",
     "userfaultfd": "it serves the parent's memory, and no child's",
 }
-_CONNECTION = "connection"
+CONNECTION = "connection"
 _EACH = "open it in each worker"
 
 
@@ -82,9 +82,7 @@ def list_connections(ours: Collection[int] = ()) -> list[Shared]:
     """Those to other machines, or through the network to other programs. ours: descriptors not to be reported."""
     look = _Look()
     sockets = [identity for identity, mode in _list_descriptors() if stat.S_ISSOCK(mode) and identity[0] not in ours]
-    return [
-        shared for shared in map(look.describe_socket, sockets) if shared is not None and shared.kind == _CONNECTION
-    ]
+    return [shared for shared in map(look.describe_socket, sockets) if shared is not None and shared.kind == CONNECTION]
 
 
 def find_moved(before: Collection[Shared]) -> list[Shared]:
@@ -134,7 +132,9 @@ class _Look:
         what = f"kernel object {found[1]} is open{self._find_place(fd)}; {_OBJECTS[found[1]]}"
         return Shared(found[1], what, identity=identity)
 
-    def _describe_file(self, identity: Identity, name: str) -> Shared:
+    def _describe_file(self, identity: Identity, name: str) -> Shared | None:
+        if name.startswith("/memfd:"):  # memory, and listed as such if it can be written to
+            return None
         fd = identity[0]
         database = _BESIDE.sub("", name)
         where = self._find_place(fd, name, database)
@@ -173,7 +173,7 @@ class _Look:
                 f"file descriptor {fd} is connected to {peer[0]} port {peer[1]}{where}; a child that uses it disturbs "
                 "its parent"
             )
-            return Shared(_CONNECTION, what, "close it before the models are loaded", identity=identity)
+            return Shared(CONNECTION, what, "close it before the models are loaded", identity=identity)
         kind = "unix socket" if family == getattr(socket, "AF_UNIX", None) else f"socket of family {int(family)}"
         other = f" to {_write_address(peer)}" if peer else ""
         what = f"a {kind} (descriptor {fd}){other} is open{where}; what one process reads from it, no other gets"

@@ -38,10 +38,9 @@ class Openings:
 
     def find_socket(self, fd: int) -> str:
         """Where the socket object that has this descriptor was made; empty if there is none."""
-        for reference, where in reversed(self._sockets):
-            if (found := reference()) is not None and found.fileno() == fd:
-                return where
-        return ""
+        sockets = [(reference(), place) for reference, place in self._sockets]
+        places = [place for found, place in sockets if found is not None and found.fileno() == fd]
+        return places[-1] if places else ""
 
     def find_program(self, arguments: list[str]) -> str:
         """Where a program was started with these arguments; empty if subprocess has not started it."""
@@ -59,7 +58,7 @@ class Openings:
 
 
 def _find_place(frame: FrameType | None) -> str:
-    """The innermost frame outside the standard library, and who of the user's called it; empty for an import's files."""
+    """The innermost frame outside the standard library, and its caller of the user's; empty for an import's files."""
     frames: list[Frame] = []
     while frame is not None and len(frames) < _MOST_FRAMES:
         code = frame.f_code

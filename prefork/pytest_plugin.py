@@ -7,9 +7,10 @@
         fork_safe(load_model, infer)
 
 load: a top-level function that returns the model. infer: one that gets the model, and whose result can be compared.
-deadline: seconds that a forked child may take for one inference, by default 30. force_cpu: hide every GPU from the
-model, as --force-cpu does; on a Mac, this is what allows to fork. Nothing heavy is imported, and nothing is forked, in
-pytest's own process. Where the platform matrix lets nothing fork (Windows, MPS), the test is skipped.
+deadline: seconds that a forked child may take for one inference, by default 20 times what its parent took. force_cpu:
+hide every GPU from the model, as --force-cpu does; on a Mac, this is what allows to fork. fork: "prefork", "plain" or
+"both", as --fork. Nothing heavy is imported, and nothing is forked, in pytest's own process. Where the platform matrix
+lets nothing fork (Windows, MPS), the test is skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import pytest
 
 _MARKER = (
-    "fork_safe(load, infer, deadline=30.0, force_cpu=False): the test's model must be safe to share by forked workers"
+    "fork_safe(load, infer, deadline=None, force_cpu=False, fork='prefork'): the test's model must be safe to share by "
+    "forked processes"
 )
 
 ForkSafe = Callable[..., None]
@@ -40,13 +42,17 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.fixture
 def fork_safe() -> ForkSafe:
-    """A function of (load, infer, deadline=30.0, force_cpu=False) that fails the test unless the model is safe to share
-    by fork."""
+    """A function of (load, infer, deadline=None, force_cpu=False, fork="prefork") that fails the test unless the model
+    is safe to share by fork."""
     return require_fork_safe
 
 
 def require_fork_safe(
-    load: Callable[[], Any], infer: Callable[[Any], Any], deadline: float = 30.0, force_cpu: bool = False
+    load: Callable[[], Any],
+    infer: Callable[[Any], Any],
+    deadline: float | None = None,
+    force_cpu: bool = False,
+    fork: str = "prefork",
 ) -> None:
     """Fails the running test, with the whole table, unless the model is shown to be safe; skips it where no process is
     ever forked."""
@@ -54,7 +60,7 @@ def require_fork_safe(
     from rich.console import Console
 
     from prefork.check.report import check
-    from prefork.check.steps import Finding
+    from prefork.check.steps import Finding, Fork
     from prefork.check.targets import Reference, Target
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, Strategy
@@ -65,9 +71,12 @@ def require_fork_safe(
         target = Target(load.__qualname__, load=Reference.of(load), infer=Reference.of(infer))
     except LoadError as error:
         pytest.fail(str(error), pytrace=False)
+    if fork not in (*Fork, "both"):
+        pytest.fail(f"fork is 'prefork', 'plain' or 'both', not {fork!r}", pytrace=False)
+    forks = list(Fork) if fork == "both" else [Fork(fork)]
     plan = make_plan(Request(force_cpu=force_cpu))
-    (examined,) = check([target], plan, deadline, Console(file=shown, width=120), verbose=False)
+    (examined,) = check([target], plan, deadline, Console(file=shown, width=120), False, forks, forks)
     if Strategy.FORK not in plan.row.strategies:
-        pytest.skip(examined.steps[0].text)
+        pytest.skip(examined.verdicts[0].steps[0].text)
     if examined.finding is not Finding.SAFE:
         pytest.fail(shown.getvalue(), pytrace=False)

@@ -16,6 +16,7 @@ from prefork.check.targets import Target
 from prefork.platform_matrix.matrix import Plan, Strategy, decide
 from prefork.wire.environment import hide_gpus, make_environment
 
+CHILD_SECONDS = 30.0  # for a forked child, if nobody has given a deadline
 WORKERS = 2  # at once
 TOGETHER = 4  # segments that each asks the server for
 
@@ -39,12 +40,15 @@ def part(plan: Plan) -> list[Plan]:
     return [decide(plan.facts, replace(plan.request, devices=(label,))) for label in plan.labels]
 
 
-def examine(target: Target, plan: Plan, deadline: float, log: Callable[[str], None] = lambda _: None) -> Iterator[Step]:
+def examine(
+    target: Target, plan: Plan, deadline: float | None, log: Callable[[str], None] = lambda _: None
+) -> Iterator[Step]:
     """One step after the other, as they are done; all of DEVICE_STEPS, in that order.
 
-    plan: for one GPU. deadline, log: as for fork_check.examine.
+    plan: for one GPU. deadline: seconds for a forked child, which has to initialise CUDA. log: as for
+    fork_check.examine.
     """
-    yield from go_through(DEVICE_STEPS, judge(plan), _examine(target, plan, deadline, log))
+    yield from go_through(DEVICE_STEPS, judge(plan), _examine(target, plan, deadline or CHILD_SECONDS, log))
 
 
 def judge(plan: Plan) -> Step:

@@ -26,9 +26,9 @@ from prefork.check.difference import (
     flatten,
     measure_difference,
 )
-from prefork.check.examination import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
 from prefork.check.steps import LOAD_SECONDS, Finding
+from prefork.check.stepwise import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
 from prefork.check.targets import one_process
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome

@@ -21,7 +21,7 @@ class ForkOrder:
 
     specification: Specification
     target: Target
-    deadline: float  # seconds for a canary
+    deadline: float | None  # seconds for an inference in a child; None for what follows from the parent's own
     threads: int
 
 

@@ -1,11 +1,11 @@
-"""What `prefork check` shows: a table as the steps are done, JSON, JUnit XML, and annotations on GitHub."""
+"""How the result of `prefork check` is told: a line for each step as the steps are done, JUnit XML, and annotations on
+GitHub. JSON is in `baseline`."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,32 +14,32 @@ from rich.text import Text
 
 from prefork.check import device_check
 from prefork.check.device_check import DEVICE_STEPS
-from prefork.check.fork_check import examine
-from prefork.check.steps import STEPS, Finding, Step, conclude
+from prefork.check.fork_check import examine, examine_plainly
+from prefork.check.steps import FORK_TITLES, PLAIN_STEPS, STEPS, Examined, Finding, Fork, Step, Verdict, conclude
 from prefork.check.targets import Target
 from prefork.engines.base import InputError
+from prefork.platform_matrix.hazards import Severity
 from prefork.platform_matrix.matrix import Plan
 
-_TITLES = {**STEPS, **DEVICE_STEPS}
+_TITLES = {Fork.PREFORK: {**DEVICE_STEPS, **STEPS}, Fork.PLAIN: PLAIN_STEPS}
 _STYLES = {Finding.SAFE: "green", Finding.UNSAFE: "red", Finding.UNKNOWN: "yellow", Finding.SKIPPED: "dim"}
+_WRONG = (Finding.UNSAFE, Finding.UNKNOWN)
+_SUSPECTS = "hazards"  # the step whose details are told even if it is safe
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """A target, all its steps, and what they say together."""
+def check(
+    targets: Sequence[Target],
+    plan: Plan,
+    deadline: float | None,
+    console: Console,
+    verbose: bool,
+    forks: Collection[Fork] = (Fork.PREFORK,),
+    counted: Collection[Fork] = (Fork.PREFORK,),
+) -> list[Examined]:
+    """Examines the targets one after the other and shows each step when it is done.
 
-    name: str
-    steps: tuple[Step, ...]
-    finding: Finding
-
-    @property
-    def decisive(self) -> Step | None:
-        """The step that says why it is not safe."""
-        return next((step for step in self.steps if step.finding is self.finding), None)
-
-
-def check(targets: Sequence[Target], plan: Plan, deadline: float, console: Console, verbose: bool) -> list[Examined]:
-    """Examines the targets one after the other and shows each step when it is done."""
+    forks: the ways to fork that are tried; on an NVIDIA GPU, prefork's alone. counted: those that decide the finding.
+    """
 
     def log(text: str) -> None:
         if verbose:
@@ -50,11 +50,17 @@ def check(targets: Sequence[Target], plan: Plan, deadline: float, console: Conso
         on_gpu = part.device == "cuda"
         name = _printable(f"{target.name} on {part.labels[0]}" if on_gpu else target.name)
         console.print(Text(name, "bold"))
-        steps = []
-        for step in (device_check.examine if on_gpu else examine)(target, part, deadline, log):
-            steps.append(_clean(step))
-            show_step(console, steps[-1])
-        results.append(Examined(name, tuple(steps), conclude(target, steps)))
+        verdicts = []
+        for fork in (Fork.PREFORK,) if on_gpu else forks:
+            act = device_check.examine if on_gpu else {Fork.PREFORK: examine, Fork.PLAIN: examine_plainly}[fork]
+            if len(forks) > 1 and not on_gpu:
+                console.print(Text(f" {FORK_TITLES[fork]}"))
+            steps = []
+            for step in act(target, part, deadline, log):
+                steps.append(_clean(step))
+                show_step(console, steps[-1], _TITLES[fork][step.name])
+            verdicts.append(Verdict(fork, tuple(steps), conclude(target, steps), on_gpu or fork in counted))
+        results.append(Examined(name, tuple(verdicts)))
         show_conclusion(console, results[-1])
     return results
 
@@ -64,51 +70,54 @@ def _clean(step: Step) -> Step:
     return replace(step, text=_printable(step.text), details=tuple(map(_printable, step.details)))
 
 
-def show_step(console: Console, step: Step) -> None:
-    """A line for the step, and, if it is not as it should be, its details below it."""
+def show_step(console: Console, step: Step, title: str) -> None:
+    """A line for the step, and its details below it if it is not as it should be, or names what is suspect."""
     seconds = f"{step.seconds:.2f} s" if step.seconds else ""
-    wrong = step.finding in (Finding.UNSAFE, Finding.UNKNOWN)
+    wrong = step.finding in _WRONG
     line = Text(f"  {step.name:<10}")
     line.append(f"{step.finding:<13}", _STYLES[step.finding])
     line.append(f"{seconds:>8}  ")
     if wrong:
         line.append(step.text)
     else:
-        line.append(f"{_TITLES[step.name]}{': ' * bool(step.text)}{step.text}", "dim")
+        line.append(f"{title}{': ' * bool(step.text)}{step.text}", "dim")
     console.print(line, soft_wrap=True)
-    for detail in step.details if wrong else ():
+    for detail in _list_details(step):
         console.print(Text(f"{'':35}{detail}", "dim"), soft_wrap=True)
 
 
+def _list_details(step: Step) -> list[str]:
+    """Those that everybody is told."""
+    if step.name == _SUSPECTS:
+        return [detail for detail in step.details if not detail.startswith(f"{Severity.HARMLESS}: ")]
+    return list(step.details) if step.finding in _WRONG else []
+
+
 def show_conclusion(console: Console, examined: Examined) -> None:
-    text = f"{examined.name}: {examined.finding}"
-    if (step := examined.decisive) is not None and examined.finding is not Finding.SAFE:
-        text = f"{text} ({step.name}: {step.text})"
-    console.print(Text(text, f"bold {_STYLES[examined.finding]}"), soft_wrap=True)
+    """The verdict for each way to fork, in one line."""
+    line = Text(f"{examined.name}: ", "bold")
+    for number, verdict in enumerate(examined.verdicts):
+        style = _STYLES[verdict.finding]
+        line.append(f"{'; ' * bool(number)}{verdict}", f"bold {style}" if verdict.counts else style)
+    console.print(line, soft_wrap=True)
 
 
-def to_json(examined: Sequence[Examined], finding: Finding) -> str:
-    targets = [{"name": e.name, "finding": e.finding, "steps": [asdict(step) for step in e.steps]} for e in examined]
-    return json.dumps({"finding": finding, "targets": targets}, indent=2)
+def show_news(console: Console, path: Path | None, new: Sequence[object], gone: Sequence[object]) -> None:
+    """What is new since a baseline was written, and what is no longer there."""
+    for title, items, style in (("new", new, "red"), ("gone", gone, "green")):
+        for item in items:
+            console.print(Text(_printable(f"{title} since {path}: {item}"), style), soft_wrap=True)
+    if not new:
+        console.print(Text(_printable(f"nothing new since {path}"), "bold green"), soft_wrap=True)
 
 
 def write_junit(path: Path, examined: Sequence[Examined]) -> None:
-    """A test suite for each target, a test for each step. Raises InputError if it cannot be written."""
+    """A test suite for each target and way to fork, a test for each step. What is wrong in one that does not count is a
+    test that was skipped. Raises InputError if it cannot be written."""
     root = ElementTree.Element("testsuites", name="prefork check")
     for target in examined:
-        counts = {finding: sum(step.finding is finding for step in target.steps) for finding in Finding}
-        suite = ElementTree.SubElement(
-            root,
-            "testsuite",
-            name=f"prefork check {target.name}",
-            tests=str(len(target.steps)),
-            failures=str(counts[Finding.UNSAFE]),
-            errors=str(counts[Finding.UNKNOWN]),
-            skipped=str(counts[Finding.SKIPPED]),
-            time=f"{sum(step.seconds for step in target.steps):.3f}",
-        )
-        for step in target.steps:
-            _add_case(suite, target.name, step)
+        for verdict in target.verdicts:
+            _add_suite(root, target.name, verdict)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
@@ -116,14 +125,28 @@ def write_junit(path: Path, examined: Sequence[Examined]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}; give another --junit") from error
 
 
-def _add_case(suite: ElementTree.Element, target: str, step: Step) -> None:
-    case = ElementTree.SubElement(
-        suite, "testcase", classname=f"prefork.check.{target}", name=step.name, time=f"{step.seconds:.3f}"
-    )
-    kind = {Finding.UNSAFE: "failure", Finding.UNKNOWN: "error", Finding.SKIPPED: "skipped"}.get(step.finding)
-    if kind is not None:
-        problem = ElementTree.SubElement(case, kind, message=_printable(step.text or _TITLES[step.name]))
+def _add_suite(root: ElementTree.Element, target: str, verdict: Verdict) -> None:
+    suite = ElementTree.SubElement(root, "testsuite", name=f"prefork check {target}: {FORK_TITLES[verdict.fork]}")
+    kinds = [_add_case(suite, f"prefork.check.{target}.{verdict.fork}", step, verdict) for step in verdict.steps]
+    suite.set("tests", str(len(kinds)))
+    for attribute, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(kinds.count(kind)))
+    suite.set("time", f"{sum(step.seconds for step in verdict.steps):.3f}")
+
+
+def _add_case(suite: ElementTree.Element, name: str, step: Step, verdict: Verdict) -> str:
+    """The kind of its result; empty for one that has passed."""
+    case = ElementTree.SubElement(suite, "testcase", classname=name, name=step.name, time=f"{step.seconds:.3f}")
+    kind = {Finding.UNSAFE: "failure", Finding.UNKNOWN: "error", Finding.SKIPPED: "skipped"}.get(step.finding, "")
+    text = step.text or _TITLES[verdict.fork][step.name]
+    if step.finding in _WRONG and not verdict.counts:
+        kind, text = "skipped", f"{step.finding}, which does not count here: {text}"
+    if kind:
+        problem = ElementTree.SubElement(case, kind, message=_printable(text))
         problem.text = _printable("\n".join(step.details))
+    elif step.details:
+        ElementTree.SubElement(case, "system-out").text = _printable("\n".join(step.details))
+    return kind
 
 
 def _printable(text: str) -> str:
@@ -132,17 +155,23 @@ def _printable(text: str) -> str:
 
 
 def annotate(examined: Sequence[Examined], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """GitHub's workflow commands for what is not safe; none if this is not run there."""
+    """GitHub's workflow commands for what is not safe, or suspect; none if this is not run there."""
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
-    lines = []
-    for target in examined:
-        for step in target.steps:
-            level = {Finding.UNSAFE: "error", Finding.UNKNOWN: "warning"}.get(step.finding)
-            if level is not None:
-                title = _escape(f"prefork check {target.name}: {step.name}").replace(":", "%3A").replace(",", "%2C")
-                lines.append(f"::{level} title={title}::{_escape(chr(10).join([step.text, *step.details]))}")
-    return lines
+    return [line for target in examined for verdict in target.verdicts for line in _annotate(target.name, verdict)]
+
+
+def _annotate(name: str, verdict: Verdict) -> Iterator[str]:
+    for step in verdict.steps:
+        level = {Finding.UNSAFE: "error", Finding.UNKNOWN: "warning"}.get(step.finding)
+        details = _list_details(step)
+        if level is None and not details:
+            continue
+        if level is None or not verdict.counts:
+            level = "notice"
+        which = f"{verdict.fork}: {step.name}"
+        title = _escape(f"prefork check {name}: {which}").replace(":", "%3A").replace(",", "%2C")
+        yield f"::{level} title={title}::{_escape(chr(10).join([step.text, *details]))}"
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,22 @@ from enum import StrEnum
 from prefork.check.targets import Target
 
 LOAD_SECONDS = 600.0  # a large model from a slow disk
-PARALLEL = 20  # children at once
+PARENT_SECONDS = 600.0  # for one inference, if nobody has given a deadline
+LEAST_SECONDS = 3.0  # for an inference in a child,
+PATIENCE = 20  # and as many times as long as the parent took
+PARALLEL = 8  # children at once
+REPEAT_SECONDS = 1.0  # for which each of them infers again and again,
+REPEATS = 2, 1000  # at least and at most as often
+
+
+class Fork(StrEnum):
+    """A way to fork that a verdict is about."""
+
+    PREFORK = "prefork"  # one thread before the fork, weights in one read-only mapping, files opened anew
+    PLAIN = "plain"  # os.fork, and nothing more
+
+
+FORK_TITLES = {Fork.PREFORK: "prefork", Fork.PLAIN: "gunicorn --preload, multiprocessing fork"}
 
 
 class Finding(StrEnum):
@@ -31,9 +46,18 @@ STEPS = {
     "same": "its result is the parent's, bit for bit",
     "again": "a child that is forked after the parent has used the model computes the same",
     "threads": "a child infers on several threads",
-    "parallel": f"{PARALLEL} children at once infer, with the same result",
+    "parallel": f"{PARALLEL} children at once infer again and again, always with the same result",
     "write": "a child that writes to a weight dies alone",
     "kill": "a child that is killed dies alone",
+}
+
+PLAIN_STEPS = {
+    "matrix": STEPS["matrix"],
+    "load": "the model loads, as in any process",
+    "fresh": "a child that is forked before the parent has used the model computes the same",
+    "hazards": "what a child lacks and what it shares is named",
+    "used": STEPS["again"],
+    "parallel": STEPS["parallel"],
 }
 
 
@@ -57,6 +81,41 @@ def conclude(target: Target, steps: Sequence[Step]) -> Finding:
     if findings.get("load") is Finding.UNKNOWN and not target.required:
         return Finding.SKIPPED
     return Finding.SAFE if set(findings.values()) == {Finding.SAFE} else Finding.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of a target that is forked in one way. counts: whether it decides the target's finding."""
+
+    fork: Fork
+    steps: tuple[Step, ...]
+    finding: Finding
+    counts: bool = True
+
+    @property
+    def decisive(self) -> Step | None:
+        """The step that says why it is not safe."""
+        return next((step for step in self.steps if step.finding is self.finding), None)
+
+    def __str__(self) -> str:
+        """'prefork: unsafe (canary: the child hung)'."""
+        step = self.decisive if self.finding is not Finding.SAFE else None
+        why = f" ({step.name}: {step.text})" if step is not None and step.text else ""
+        return f"{FORK_TITLES[self.fork]}: {self.finding}{why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A target, and the verdict for each way to fork it that was tried."""
+
+    name: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def finding(self) -> Finding:
+        """The worst of those that count."""
+        findings = [verdict.finding for verdict in self.verdicts if verdict.counts]
+        return Finding.SKIPPED if set(findings) == {Finding.SKIPPED} else sum_up(findings)
 
 
 def sum_up(findings: Sequence[Finding]) -> Finding:

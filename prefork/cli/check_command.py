@@ -8,14 +8,15 @@ import typer
 
 from prefork.cli.job_commands import explain
 from prefork.cli.options import CheckOptions, Hiding, flatten
-from prefork.cli.parsing import parse_devices, parse_seconds
+from prefork.cli.parsing import parse_devices, parse_forks, parse_seconds
 
 
 @flatten(CheckOptions)
 def check(context: typer.Context, options: CheckOptions) -> None:
     """Test with real forks whether forked workers can safely share these models on this machine.
 
-    Exit code: 0 safe, 1 unsafe, 2 cannot tell.
+    Exit code: 0 safe, 1 unsafe, 2 cannot tell. With --baseline: 0 nothing new, 1 something unsafe or suspect is new, 2
+    cannot tell.
     """
     from prefork.installation import require
 
@@ -24,20 +25,22 @@ def check(context: typer.Context, options: CheckOptions) -> None:
 
     from rich.console import Console
 
+    from prefork.check import baseline, steps, targets
     from prefork.check import report as check_report
-    from prefork.check import steps, targets
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, decide
     from prefork.pool.runtime import make_plan
 
     hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
-    seconds = parse_seconds("--deadline", options.deadline)
+    seconds = parse_seconds("--deadline", options.deadline) if options.deadline is not None else None
+    forks, counted = ([steps.Fork(name) for name in names] for names in parse_forks(options.fork))
     devices = parse_devices(options.device, "--device")
     if (options.load is None) != (options.infer is None):
         raise typer.BadParameter("--load and --infer go together: one returns the model, the other gets it")
     if options.load is not None and (options.engines or options.model is not None):
         raise typer.BadParameter("--load takes the place of engines and --model")
     with explain():
+        known = baseline.read(options.baseline) if options.baseline is not None else None
         if options.load is not None and options.infer is not None:
             functions = targets.Reference.parse(options.load), targets.Reference.parse(options.infer)
             chosen = [targets.Target(options.load, load=functions[0], infer=functions[1])]
@@ -51,10 +54,15 @@ def check(context: typer.Context, options: CheckOptions) -> None:
         if plan.device == "cuda" and not devices:  # a run forks no model that is there: a verdict would be of no use
             plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
         console = Console(stderr=options.as_json)
-        examined = check_report.check(chosen, plan, seconds, console, options.verbose)
+        examined = check_report.check(chosen, plan, seconds, console, options.verbose, forks, counted)
         finding = steps.sum_up([result.finding for result in examined])
         if options.as_json:
-            print(check_report.to_json(examined, finding))
+            print(baseline.to_json(examined, finding))
+        if known is not None:
+            found = baseline.list_items(examined)
+            new = baseline.find_new(known, found)
+            finding = baseline.judge(new)
+            check_report.show_news(console, options.baseline, new, baseline.find_new(found, known))
         if options.junit is not None:
             check_report.write_junit(options.junit, examined)
         for line in check_report.annotate(examined):

@@ -188,9 +188,27 @@ class CheckOptions:
     infer: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that computes with this model.")
     ] = None
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            metavar="prefork|plain|both",
+            help="How the model is forked: as prefork does, by a plain fork (gunicorn --preload, multiprocessing), or "
+            "both; what is tried must be safe. Default: both are tried, and prefork's must be safe.",
+        ),
+    ] = None
     deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Time limit for one inference in a forked child.")
-    ] = 30.0
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time limit for one inference in a forked child. Default: 20 times what the parent took, at least 3.",
+        ),
+    ] = None
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A report that --json has written: only what is unsafe or suspect and new fails."
+        ),
+    ] = None
     as_json: AsJSON = False
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report to this file.")] = None
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False

@@ -26,6 +26,17 @@ def parse_seconds(option: str, value: float) -> float:
     return value
 
 
+def parse_forks(value: str | None) -> tuple[list[str], list[str]]:
+    """The ways to fork that are tried, and those that must be safe."""
+    both = ["prefork", "plain"]
+    if value is None:
+        return both, both[:1]
+    if value not in (*both, "both"):
+        raise typer.BadParameter(f"--fork takes prefork, plain or both, not {value!r}")
+    chosen = both if value == "both" else [value]
+    return chosen, chosen
+
+
 def parse_size(option: str, value: str | None) -> int | None:
     """Bytes: a number with a unit, decimal (GB, or G) or binary (GiB), or a share of what the machine allows.
 

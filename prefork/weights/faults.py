@@ -37,8 +37,9 @@ def describe_write(arena: Arena, address: int) -> str | None:
     region = arena.find(address)
     if region is None:
         return None
+    who = "the model" if region.owner == LOADED else f"engine {region.owner}"
     text = (
-        f"engine {region.owner} wrote to shared weights ({region.tensor}), which are read-only in a worker; "
+        f"{who} wrote to shared weights ({region.tensor}), which are read-only in a worker; "
         "put the model into eval mode, or let it write to a copy"
     )
     if region.owner == LOADED:

@@ -48,8 +48,13 @@ def hide_gpus(plan: Plan) -> dict[str, str]:
 
 def make_environment(plan: Plan) -> dict[str, str]:
     """What is added to the environment of a process that computes."""
+    return {**make_plain_environment(plan), **_ENVIRONMENT}
+
+
+def make_plain_environment(plan: Plan) -> dict[str, str]:
+    """The same for one that computes as any other does; but it has folders, and does not see what the plan hides."""
     hiding = {name: value for kind in plan.hidden for name, value in _HIDING[kind].items()}
-    return {**find_folders(), **_ENVIRONMENT, **hiding}
+    return {**find_folders(), **hiding}
 
 
 @cache

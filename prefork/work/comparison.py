@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _REMEDY = "return tensors, arrays, numbers, text, or lists and mappings of them"
 
@@ -39,14 +40,15 @@ def encode(result: Any) -> bytes:
 
 
 def _parts(thing: Any) -> Iterator[bytes]:
-    if isinstance(thing, torch.Tensor):
+    torch, np = sys.modules.get("torch"), sys.modules.get("numpy")  # what nobody has imported, nothing is a kind of
+    if torch is not None and isinstance(thing, torch.Tensor):
         yield from _parts_of_tensor(thing.detach())
-    elif isinstance(thing, np.ndarray | np.generic) and thing.dtype.hasobject:
+    elif np is not None and isinstance(thing, np.ndarray | np.generic) and thing.dtype.hasobject:
         raise NotComparable(f"an array that holds Python objects cannot be compared; {_REMEDY}")
-    elif isinstance(thing, np.ndarray):
+    elif np is not None and isinstance(thing, np.ndarray):
         yield f"array {thing.dtype.str} {thing.shape}".encode()
         yield np.ascontiguousarray(thing).tobytes()
-    elif isinstance(thing, str | bytes | int | float | complex | None | np.generic):
+    elif isinstance(thing, str | bytes | int | float | complex | None) or (np and isinstance(thing, np.generic)):
         yield f"{type(thing).__name__} {thing!r}".encode(errors="surrogatepass")
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = dataclasses.fields(thing)
@@ -68,6 +70,8 @@ def _parts(thing: Any) -> Iterator[bytes]:
 
 
 def _parts_of_tensor(tensor: torch.Tensor) -> Iterator[bytes]:
+    import torch
+
     if tensor.is_meta:
         raise NotComparable("a tensor on the meta device cannot be compared: it has no data; return one on the CPU")
     if tensor.is_quantized:  # its bytes say nothing without its scale

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from prefork.check.fork_check import examine, judge
 from prefork.check.processes import describe_end
-from prefork.check.report import Examined, annotate, check, write_junit
-from prefork.check.steps import EXIT_CODES, STEPS, Finding, Step, conclude, sum_up
+from prefork.check.report import annotate, check, write_junit
+from prefork.check.steps import EXIT_CODES, STEPS, Examined, Finding, Fork, Step, Verdict, conclude, sum_up
 from prefork.check.targets import Reference, Target
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.devices import Devices
@@ -32,19 +32,29 @@ MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 
 def _check(load: str, infer: str, *options: object) -> tuple[int, dict[str, dict[str, Any]], str]:
     """The exit code, the steps by name, and what was shown."""
-    command = ("check", "--load", f"{MODELS}:{load}", "--infer", f"{MODELS}:{infer}", "--deadline", 2)
+    command = (
+        "check",
+        "--load",
+        f"{MODELS}:{load}",
+        "--infer",
+        f"{MODELS}:{infer}",
+        "--deadline",
+        2,
+        "--fork",
+        "prefork",
+    )
     done = run(*command, "--json", *options)
-    steps = json.loads(done.stdout)["targets"][0]["steps"]
+    steps = json.loads(done.stdout)["targets"][0]["verdicts"][0]["steps"]
     assert [step["name"] for step in steps] == list(STEPS)
     return done.returncode, {step["name"]: step for step in steps}, done.stderr
 
 
 def test_the_embedded_engine_is_safe_and_every_step_says_so(tmp_path: Path) -> None:
-    done = run("check", "ctc", "--junit", tmp_path / "new" / "report.xml")
+    done = run("check", "ctc", "--fork", "prefork", "--junit", tmp_path / "new" / "report.xml")
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:-1]] == [[name, "safe"] for name in STEPS]
-    assert lines[-1] == "ctc: safe"
+    assert lines[-1] == "ctc: prefork: safe"
     suite = ElementTree.parse(tmp_path / "new" / "report.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(STEPS)), "0", "0")
 
@@ -112,6 +122,12 @@ UNKNOWN = {
         "the parent's own result changes each time; seed all random generators",
     ),
     "not comparable": ("load_model", "infer_what_holds_itself", "canary", "too deeply, cannot be compared; return"),
+    "hangs in the parent, too": (
+        "load_model",
+        "infer_and_hang_everywhere",
+        "canary",
+        "the parent itself has no result after 2 s; give it a longer deadline",
+    ),
     "infer exits": ("load_model", "infer_and_call_exit", "canary", "cannot infer: infer called sys.exit(3)"),
     "load forks, infer forks and raises in the parent alone": (
         "load_and_fork",
@@ -237,7 +253,7 @@ def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> 
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "models.py").write_text(MODELS.read_text())
     command = [sys.executable, "-P", "-c", "from prefork.cli.app import main; main()", "check"]
-    options = ["--load", "package.models:load_model", "--infer", "package.models:infer"]
+    options = ["--load", "package.models:load_model", "--infer", "package.models:infer", "--fork", "prefork"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -252,6 +268,7 @@ def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> 
         (["--load", "nothing", "--infer", "a:b"], "'nothing' names no function; write package.module:function"),
         (["--load", "no.such:load", "--infer", "no.such:infer"], "no.such cannot be imported: ModuleNotFoundError"),
         (["--deadline", "0"], "--deadline takes a number of seconds above 0"),
+        (["--fork", "vfork"], "--fork takes prefork, plain or both, not 'vfork'"),
         (["ctc", "--model", "/no/such/model"], "/no/such/model"),
         (["--load", "no.such:load", "--infer", "a:b", "--junit", "/dev/null/report.xml"], "cannot be written"),
     ],
@@ -274,6 +291,10 @@ def _step(name: str, finding: Finding, text: str = "", details: tuple[str, ...] 
     return Step(name, finding, text, 0.5, details)
 
 
+def _examined(name: str, *steps: Step, fork: Fork = Fork.PREFORK, counts: bool = True) -> Examined:
+    return Examined(name, (Verdict(fork, steps, conclude(Target(name), steps), counts),))
+
+
 def test_one_unsafe_step_is_enough_and_engines_that_are_not_there_do_not_count() -> None:
     safe, unknown = _step("load", Finding.SAFE), _step("load", Finding.UNKNOWN)
     assert conclude(Target("a"), [safe, _step("same", Finding.UNSAFE), unknown]) is Finding.UNSAFE
@@ -290,13 +311,13 @@ def test_one_unsafe_step_is_enough_and_engines_that_are_not_there_do_not_count()
 
 def test_github_gets_annotations_that_keep_to_their_line() -> None:
     steps = (_step("load", Finding.SAFE), _step("canary", Finding.UNSAFE, "hung: 100%", ("at a", "at b")))
-    examined = [Examined("my:model", steps, Finding.UNSAFE)]
+    examined = [_examined("my:model", *steps)]
     assert annotate(examined, {}) == []
     assert annotate(examined, {"GITHUB_ACTIONS": "true"}) == [
-        "::error title=prefork check my%3Amodel%3A canary::hung: 100%25%0Aat a%0Aat b"
+        "::error title=prefork check my%3Amodel%3A prefork%3A canary::hung: 100%25%0Aat a%0Aat b"
     ]
-    unknown = [Examined("x", (_step("load", Finding.UNKNOWN, "gone"),), Finding.UNKNOWN)]
-    assert annotate(unknown, {"GITHUB_ACTIONS": "true"}) == ["::warning title=prefork check x%3A load::gone"]
+    unknown = [_examined("x", _step("load", Finding.UNKNOWN, "gone"))]
+    assert annotate(unknown, {"GITHUB_ACTIONS": "true"}) == ["::warning title=prefork check x%3A prefork%3A load::gone"]
 
 
 def test_junit_counts_each_kind_and_takes_any_text(tmp_path: Path) -> None:
@@ -306,7 +327,7 @@ def test_junit_counts_each_kind_and_takes_any_text(tmp_path: Path) -> None:
         _step("same", Finding.SKIPPED),
         _step("again", Finding.UNKNOWN, "?"),
     )
-    write_junit(tmp_path / "report.xml", [Examined("x", steps, Finding.UNSAFE)])
+    write_junit(tmp_path / "report.xml", [_examined("x", *steps)])
     suite = ElementTree.parse(tmp_path / "report.xml").getroot()[0]
     assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "1", "1"]
     failure = suite[1][0]
@@ -314,7 +335,7 @@ def test_junit_counts_each_kind_and_takes_any_text(tmp_path: Path) -> None:
 
 
 def test_on_github_what_is_unsafe_is_annotated() -> None:
-    options = ("--load", f"{MODELS}:load_model", "--infer", f"{MODELS}:infer_and_exit")
+    options = ("--load", f"{MODELS}:load_model", "--infer", f"{MODELS}:infer_and_exit", "--fork", "prefork")
     done = run("check", *options, GITHUB_ACTIONS="true")
     assert done.returncode == 1
     annotations = [line for line in done.stdout.splitlines() if line.startswith("::error ")]

@@ -82,7 +82,7 @@ def test_a_write_to_a_shared_weight_kills_that_worker_alone_and_names_the_weight
 
     with Runtime(load=functions.load_linear, workers=2) as runtime:
         before = runtime.submit(functions.score, 1.0).result()
-        with pytest.raises(WorkerDied, match=r"engine load wrote to shared weights \(weight\)"):
+        with pytest.raises(WorkerDied, match=r"the model wrote to shared weights \(weight\)"):
             runtime.submit(functions.train).result()
         assert runtime.submit(functions.score, 1.0).result() == before
 

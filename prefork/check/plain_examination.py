@@ -1,0 +1,132 @@
+"""The process in which a target is examined as gunicorn --preload or multiprocessing's fork would have it.
+
+Nothing is prepared: the model is loaded as in any process, with the threads that libraries start by themselves, and
+children are forked by os.fork. What the model does not import is not imported here either, torch included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from prefork.check.messages import ExaminationEnds
+from prefork.check.steps import LOAD_SECONDS, Finding
+from prefork.check.stepwise import SLACK_SECONDS, StepResult, count_suspects, describe_hazards, find_inference
+from prefork.check.targets import call
+from prefork.check.trial import Trial
+from prefork.engines import registry
+from prefork.platform_matrix.canary import Canary
+from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
+from prefork.platform_matrix.inherited import find_moved, identify, list_shared
+from prefork.wire import process
+from prefork.wire.child import open_channel
+from prefork.wire.specification import LOADED
+from prefork.work.comparison import encode
+from prefork.work.loaded import Loaded
+from prefork.work.torch_state import hide_mps
+
+
+def main() -> None:
+    """Entry point of the examining process."""
+    channel = open_channel()
+    order, _ = channel.receive()
+    PlainExamination(channel, order).run()
+    os._exit(0)  # whatever the target has left running
+
+
+class PlainExamination(Trial):
+    """The steps, in order. What a child may not survive is named, and tried nevertheless: others do not look."""
+
+    def run(self) -> None:
+        if self.take("load", partial(self._load_with, self._load), LOAD_SECONDS, alone=True) is Finding.SAFE:
+            self._run_children()
+        self._channel.send(ExaminationEnds())
+
+    def _run_children(self) -> None:
+        steps: dict[str, Callable[[], StepResult]] = {
+            "fresh": self._fork_fresh,
+            "hazards": self._look_for_hazards,
+            "used": self._fork_used,
+            "parallel": partial(self._infer_at_once, self._fork),
+        }
+        for name, step in steps.items():
+            finding = self.take(name, step, self._limit() + SLACK_SECONDS)
+            if finding is Finding.UNKNOWN or (name == "used" and finding is not Finding.SAFE):
+                break
+
+    def _load(self) -> StepResult:
+        specification, target = self._order.specification, self._order.target
+        assert specification.plan is not None
+        if "mps" in specification.plan.hidden:
+            hide_mps()
+        engines = {name: registry.create(name, options) for name, options in specification.engines.items()}
+        for engine in engines.values():
+            engine.setup()
+        models = {name: engine.load() for name, engine in engines.items()}
+        if target.load is not None:
+            models[LOADED] = call(target.load)
+        loaded = Loaded(engines, models, None, "cpu")
+        infer = find_inference(target, loaded)
+        if infer is None:
+            return Finding.UNKNOWN, "the engine has no example to infer on", ()
+        self._infer = partial(infer, loaded)
+        self._note_hazards()
+        return Finding.SAFE, "", ()
+
+    def _note_hazards(self) -> None:
+        """Those of now, beside those that were there before."""
+        descriptors = {identity[0] for identity in identify()}
+        found = [_suspect(hazard) for hazard in find_hazards(descriptors)]
+        self._hazards = list(dict.fromkeys([*self._hazards, *found]))
+        self._shared = list(dict.fromkeys([*self._shared, *find_shared(self._ours, self._openings)]))
+
+    def _fork_fresh(self) -> StepResult:
+        finding, text, details, result = self._fork_one()
+        if finding is not Finding.SAFE:
+            if not self._expected:
+                self._expected = self._infer_here()
+            return finding, text, details
+        self._expected = self._infer_here()
+        return (finding, text, details) if result == self._expected else self._compare_with_parent(self._expected)
+
+    def _look_for_hazards(self) -> StepResult:
+        self._note_hazards()
+        hazards = [*self._hazards, *self._shared]
+        return Finding.SAFE, count_suspects(hazards), describe_hazards(hazards)
+
+    def _fork_used(self) -> StepResult:
+        finding, text, details, result = self._fork_one()
+        if finding is Finding.SAFE and result != self._expected:
+            return self._compare_with_parent(self._expected)
+        return finding, text, details
+
+    def _fork_one(self) -> tuple[Finding, str, list[str], bytes | None]:
+        """What comes of one child, and its result. That it has moved a position that others share is unsafe, too."""
+        before, inferences = list_shared(self._ours, self._openings), self._inferences
+        outcome = self._wait(self._fork(self._infer_there))
+        if not outcome.lived:
+            finding, text, details = self._blame(outcome)
+            return finding, text, list(details), None
+        moved = find_moved(before) if self._inferences == inferences else []  # else the parent may have done it
+        if moved:
+            text = "the child moved a position in a file that all processes share: two at once read each other's data"
+            return Finding.UNSAFE, text, list(dict.fromkeys(shared.what for shared in moved)), outcome.result
+        return Finding.SAFE, f"it took {outcome.seconds * 1000:.0f} ms", [], outcome.result
+
+    def _fork(self, act: Callable[[], bytes]) -> Canary:
+        return Canary(partial(_live, act))
+
+    def _infer_there(self) -> bytes:
+        return encode(self._infer())
+
+
+def _suspect(hazard: Hazard) -> Hazard:
+    """What prefork would not fork with is tried here."""
+    return replace(hazard, severity=Severity.SUSPECT) if hazard.severity is Severity.UNSAFE else hazard
+
+
+def _live(act: Callable[[], bytes]) -> bytes:
+    process.die_with_parent(os.getppid())
+    return act()
