@@ -114,7 +114,7 @@ class _Look:
     def describe(self, identity: Identity, mode: int) -> Shared | None:
         """None if nothing can come of sharing it."""
         fd = identity[0]
-        if _is_path_only(fd):
+        if _read_flags(fd) & getattr(os, "O_PATH", 0):  # it can only be named
             return None
         if stat.S_ISSOCK(mode):
             return self.describe_socket(identity)
@@ -122,7 +122,7 @@ class _Look:
         if stat.S_ISREG(mode):
             return self._describe_file(identity, name)
         if stat.S_ISDIR(mode):
-            what = f"folder {name} is being listed{self._find_place(fd, name)}; each entry goes to one process alone"
+            what = f"folder {name} is being listed{self._find_place(fd)}; each entry goes to one process alone"
             return Shared("folder", what, identity=identity)
         if stat.S_ISFIFO(mode):
             return self._describe_pipe(identity, name)
@@ -137,22 +137,25 @@ class _Look:
             return None
         fd = identity[0]
         database = _BESIDE.sub("", name)
-        where = self._find_place(fd, name, database)
-        position, reads, writes, appends = _read_state(fd)
-        kept = position if reads else None
+        flags = _read_flags(fd)
+        access = flags & os.O_ACCMODE
+        reads, writes, appends = access != os.O_WRONLY, access != os.O_RDONLY, flags & os.O_APPEND
+        where = self._find_place(fd, self._openings.find_file(name, access), self._openings.find_file(database))
+        position = os.lseek(fd, 0, os.SEEK_CUR) if reads else None
         if (reads and os.pread(fd, len(_SQLITE), 0) == _SQLITE) or (database != name and Path(database).exists()):
             what = f"the SQLite database {database} is open{where}; no connection to it may be used across a fork"
-            return Shared("database", what, "connect to it in each worker", identity=identity, position=kept)
+            return Shared("database", what, "connect to it in each worker", identity=identity, position=position)
         mode = " and ".join(["reading"] * reads + ["appending" if appends else "writing"] * writes)
         shared = "all processes write to it" if appends and not reads else "all processes share its position"
-        return Shared("file", f"file {name} is open for {mode}{where}; {shared}", identity=identity, position=kept)
+        return Shared("file", f"file {name} is open for {mode}{where}; {shared}", identity=identity, position=position)
 
     def _describe_pipe(self, identity: Identity, name: str) -> Shared:
         tracker = sys.modules.get("multiprocessing.resource_tracker")
         if tracker is not None and tracker._resource_tracker._fd == identity[0]:
             return Shared("pipe", "the pipe to multiprocessing's resource tracker is open", "", True, identity)
         pipe = f"named pipe {name}" if name.startswith("/") else f"a pipe (descriptor {identity[0]})"
-        what = f"{pipe} is open{self._find_place(identity[0], name)}; what one process reads from it, no other gets"
+        where = self._find_place(identity[0], self._openings.find_file(name))
+        what = f"{pipe} is open{where}; what one process reads from it, no other gets"
         return Shared("pipe", what, identity=identity)
 
     def describe_socket(self, identity: Identity) -> Shared | None:
@@ -162,7 +165,7 @@ class _Look:
             family = own.family
             peer, here = _ask(own.getpeername), _ask(own.getsockname)
             listens = _ask(lambda: own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        where = self._find_place(fd)
+        where = self._find_place(fd, self._openings.find_socket(fd))
         if listens:
             what = f"a socket listens at {_write_address(here)}{where}; each connection goes to one process alone"
             return Shared("listening socket", what, harmless=True, identity=identity)
@@ -220,9 +223,8 @@ class _Look:
                     "start it in each worker",
                 )
 
-    def _find_place(self, fd: int, *names: str) -> str:
-        """Where it was opened, or who has it; empty if that cannot be known."""
-        places = [self._openings.find_socket(fd), *map(self._openings.find_file, names)]
+    def _find_place(self, fd: int, *places: str) -> str:
+        """Where it was opened, by what is known of that, or who has it; empty if nothing is."""
         if place := next(filter(None, places), ""):
             return f", opened in {place}"
         holder = self._holders.get(fd, "")
@@ -246,19 +248,11 @@ class _Look:
         return holders
 
 
-def _is_path_only(fd: int) -> bool:
+def _read_flags(fd: int) -> int:
+    """What it was opened with."""
     import fcntl
 
-    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_PATH", 0))
-
-
-def _read_state(fd: int) -> tuple[int, bool, bool, bool]:
-    """The position in bytes, and whether it can be read, written, and only appended to."""
-    import fcntl
-
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    access = flags & os.O_ACCMODE
-    return os.lseek(fd, 0, os.SEEK_CUR), access != os.O_WRONLY, access != os.O_RDONLY, bool(flags & os.O_APPEND)
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
 def _read_name(fd: int) -> str:

@@ -21,7 +21,7 @@ class Openings:
     """What was opened since `watch`, each with its place in the code."""
 
     def __init__(self) -> None:
-        self._files: dict[str, dict[str, None]] = {}  # by absolute path, each place once
+        self._files: dict[str, dict[tuple[int | None, str], None]] = {}  # by absolute path: access, place; each once
         self._sockets: list[tuple[weakref.ref[Any], str]] = []
         self._programs: dict[tuple[str, ...], str] = {}  # by their arguments
 
@@ -29,12 +29,15 @@ class Openings:
         """From now on, in this process and in those that it forks."""
         sys.addaudithook(self._note)
 
-    def find_file(self, path: str) -> str:
-        """Every place where a file was opened; empty if no Python code has opened it. path: without links."""
+    def find_file(self, path: str, access: int | None = None) -> str:
+        """Every place where a file was opened; empty if no Python code has opened it.
+
+        path: without links. access: os.O_RDONLY and so on, if it is known.
+        """
         name = os.path.basename(path)  # noqa: PTH119  paths as the kernel has them, which may be no files any more
         same = [known for known in self._files if os.path.basename(known) == name]  # noqa: PTH119
-        places = [place for known in same if os.path.realpath(known) == path for place in self._files[known]]
-        return " and in ".join(places)
+        noted = [pair for known in same if os.path.realpath(known) == path for pair in self._files[known]]
+        return " and in ".join(dict.fromkeys(place for how, place in noted if None in (how, access) or how == access))
 
     def find_socket(self, fd: int) -> str:
         """Where the socket object that has this descriptor was made; empty if there is none."""
@@ -50,7 +53,8 @@ class Openings:
         if event in ("open", "sqlite3.connect"):
             if isinstance(args[0], str | bytes | os.PathLike) and (where := _find_place(sys._getframe(1))):
                 path = os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100  no file need be there
-                self._files.setdefault(path, {})[where] = None
+                access = args[2] & os.O_ACCMODE if event == "open" else None
+                self._files.setdefault(path, {})[access, where] = None
         elif event == "socket.__new__":
             self._sockets.append((weakref.ref(args[0]), _find_place(sys._getframe(1))))
         elif event == "subprocess.Popen" and not isinstance(args[1], str | bytes):

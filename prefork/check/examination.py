@@ -77,15 +77,14 @@ class Examination(Trial):
         return finding, text, details
 
     def _fork_one(self) -> StepResult:
-        outcome = self._wait(self._fork())
-        if outcome.lived:
-            self._expected = outcome.result or b""
-            return Finding.SAFE, f"it took {outcome.seconds * 1000:.0f} ms", ()
-        return self._blame(outcome)
+        self._first = self._wait(self._fork())
+        if self._first.lived:
+            return Finding.SAFE, f"it took {self._first.seconds * 1000:.0f} ms", ()
+        return self._blame(self._first)
 
     def _compare(self) -> StepResult:
-        result = self._infer_here()
-        return (Finding.SAFE, "", ()) if result == self._expected else self._compare_with_parent(result)
+        self._find_expected()
+        return self._judge([self._first])
 
     def _fork_again(self) -> StepResult:
         return self._judge([self._wait(self._fork())])

@@ -7,7 +7,8 @@ children are forked by os.fork. What the model does not import is not imported h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,9 +18,9 @@ from prefork.check.stepwise import SLACK_SECONDS, StepResult, count_suspects, de
 from prefork.check.targets import call
 from prefork.check.trial import Trial
 from prefork.engines import registry
-from prefork.platform_matrix.canary import Canary
+from prefork.platform_matrix.canary import Canary, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
-from prefork.platform_matrix.inherited import find_moved, identify, list_shared
+from prefork.platform_matrix.inherited import Shared, find_moved, identify, list_shared
 from prefork.wire import process
 from prefork.wire.child import open_channel
 from prefork.wire.specification import LOADED
@@ -59,7 +60,7 @@ class PlainExamination(Trial):
     def _load(self) -> StepResult:
         specification, target = self._order.specification, self._order.target
         assert specification.plan is not None
-        if "mps" in specification.plan.hidden:
+        if sys.platform == "darwin" and "mps" in specification.plan.hidden:  # which imports torch
             hide_mps()
         engines = {name: registry.create(name, options) for name, options in specification.engines.items()}
         for engine in engines.values():
@@ -83,13 +84,10 @@ class PlainExamination(Trial):
         self._shared = list(dict.fromkeys([*self._shared, *find_shared(self._ours, self._openings)]))
 
     def _fork_fresh(self) -> StepResult:
-        finding, text, details, result = self._fork_one()
-        if finding is not Finding.SAFE:
-            if not self._expected:
-                self._expected = self._infer_here()
-            return finding, text, details
-        self._expected = self._infer_here()
-        return (finding, text, details) if result == self._expected else self._compare_with_parent(self._expected)
+        """Whatever becomes of the child: what the parent computes is known from here on."""
+        outcome, moved = self._fork_one()
+        self._find_expected()
+        return self._judge_one(outcome, moved)
 
     def _look_for_hazards(self) -> StepResult:
         self._note_hazards()
@@ -97,23 +95,20 @@ class PlainExamination(Trial):
         return Finding.SAFE, count_suspects(hazards), describe_hazards(hazards)
 
     def _fork_used(self) -> StepResult:
-        finding, text, details, result = self._fork_one()
-        if finding is Finding.SAFE and result != self._expected:
-            return self._compare_with_parent(self._expected)
-        return finding, text, details
+        return self._judge_one(*self._fork_one())
 
-    def _fork_one(self) -> tuple[Finding, str, list[str], bytes | None]:
-        """What comes of one child, and its result. That it has moved a position that others share is unsafe, too."""
+    def _fork_one(self) -> tuple[Outcome, list[Shared]]:
+        """What becomes of a child, and the files of which it has moved the position."""
         before, inferences = list_shared(self._ours, self._openings), self._inferences
         outcome = self._wait(self._fork(self._infer_there))
-        if not outcome.lived:
-            finding, text, details = self._blame(outcome)
-            return finding, text, list(details), None
-        moved = find_moved(before) if self._inferences == inferences else []  # else the parent may have done it
-        if moved:
+        return outcome, find_moved(before) if self._inferences == inferences else []  # else the parent has, perhaps
+
+    def _judge_one(self, outcome: Outcome, moved: Sequence[Shared]) -> StepResult:
+        finding, text, details = self._judge([outcome])
+        if finding is Finding.SAFE and moved:
             text = "the child moved a position in a file that all processes share: two at once read each other's data"
-            return Finding.UNSAFE, text, list(dict.fromkeys(shared.what for shared in moved)), outcome.result
-        return Finding.SAFE, f"it took {outcome.seconds * 1000:.0f} ms", [], outcome.result
+            return Finding.UNSAFE, text, list(dict.fromkeys(shared.what for shared in moved))
+        return finding, text or f"it took {outcome.seconds * 1000:.0f} ms", details
 
     def _fork(self, act: Callable[[], bytes]) -> Canary:
         return Canary(partial(_live, act))

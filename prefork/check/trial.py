@@ -32,6 +32,7 @@ from prefork.work.comparison import NotComparable, encode
 
 _MOST_FRAMES = 12
 _OWN = ("_infer_with (", "_infer_there (", "_repeat (", "_live (")  # what calls the code that is examined
+_AGAIN_SECONDS, _MOST_AGAIN = 0.1, 20  # for the parent to get the same result again
 _START_SECONDS = 0.2  # for children that are to begin at once
 
 
@@ -52,9 +53,10 @@ class Trial(Stepwise):
         self._seconds = 0.0  # that it took for one, the longest
 
     def _limit(self, share: int = 1) -> float:
-        """Seconds that a child may take for one inference. share: children for each core."""
-        own = self._order.deadline or max(LEAST_SECONDS, PATIENCE * self._seconds)
-        return own * share
+        """Seconds that a child may take for one inference. share: inferences that a core has to do meanwhile."""
+        if self._order.deadline is not None:
+            return self._order.deadline * share
+        return max(LEAST_SECONDS, PATIENCE * self._seconds * share)
 
     def _wait(self, canary: Canary, share: int = 1) -> Outcome:
         """What became of it. If it is late, the parent is asked first. Raises ParentFailed if that is too slow, too."""
@@ -70,8 +72,10 @@ class Trial(Stepwise):
         return canary.wait(self._limit(share))
 
     def _ask_parent(self) -> None:
-        """Raises ParentFailed if it takes so long itself that nothing follows from a child that is late."""
-        self._infer_here()
+        """Raises ParentFailed if it takes so long itself that nothing follows from a child that is late. It infers only
+        if it has not done so yet: what it shares with a child that hangs may be in disorder."""
+        if not self._inferences:
+            self._infer_here()
         deadline = self._order.deadline
         if deadline is not None and 2 * self._seconds > deadline:
             raise ParentFailed(
@@ -111,9 +115,8 @@ class Trial(Stepwise):
         counts = [list(map(int, (outcome.result or b"").split())) for outcome in outcomes]
         done, wrong = (sum(column) for column in zip(*counts, strict=True))
         if wrong:
-            return self._compare_with_parent(
-                self._expected, f"{wrong} of {done} results of {PARALLEL} children at once differ from the parent's"
-            )
+            text = f"{wrong} of {done} results of {PARALLEL} children at once differ from the parent's"
+            return Finding.UNSAFE, text, self._name_suspects()
         return Finding.SAFE, f"{done} inferences", ()
 
     def _judge(self, outcomes: Sequence[Outcome], exactly: bool = True) -> StepResult:
@@ -121,16 +124,18 @@ class Trial(Stepwise):
             if not outcome.lived:
                 return self._blame(outcome)
             if exactly and outcome.result != self._expected:
-                return self._compare_with_parent(self._expected)
+                return Finding.UNSAFE, "the child's result differs from the parent's", self._name_suspects()
         return Finding.SAFE, "", ()
 
-    def _compare_with_parent(
-        self, before: bytes, text: str = "the child's result differs from the parent's"
-    ) -> StepResult:
-        """A child has another result. Does the parent, too, get another than it had before?"""
-        if self._infer_here() != before:
-            return Finding.UNKNOWN, "the parent's own result changes each time; seed all random generators", ()
-        return Finding.UNSAFE, text, self._name_suspects()
+    def _find_expected(self) -> None:
+        """What the parent itself computes, again and again. Raises ParentFailed if that is not always the same."""
+        until = time.monotonic() + _AGAIN_SECONDS
+        self._expected = self._infer_here()
+        for _ in range(_MOST_AGAIN):
+            if self._infer_here() != self._expected:
+                raise ParentFailed("the parent's own result changes each time; seed all random generators")
+            if time.monotonic() > until:
+                break
 
     def _blame(self, outcome: Outcome) -> StepResult:
         """What a canary died of, and what may be behind it."""
