@@ -12,6 +12,7 @@ from typing import Any
 
 from prefork.check.steps import FORK_TITLES, Examined, Finding, Fork, sum_up
 from prefork.engines.base import InputError
+from prefork.platform_matrix.hazards import Severity
 
 VERSION = 1
 _MAKE = "make it by `prefork check ... --json > FILE`, with the same options"
@@ -40,7 +41,8 @@ class Item:
         return self.target, self.fork, self.step, self.finding, _NUMBER.sub("N", text)
 
     def __str__(self) -> str:
-        return f"{self.target}, {FORK_TITLES[Fork(self.fork)]}, {self.step}: {self.finding}: {self.text}"
+        what = Severity.SUSPECT if self.finding is Finding.SAFE else self.finding
+        return f"{self.target}, {FORK_TITLES[Fork(self.fork)]}, {self.step}: {what}: {self.text}"
 
 
 def to_json(examined: Sequence[Examined], finding: Finding) -> str:
@@ -79,8 +81,8 @@ def _list_of_step(place: tuple[str, str, str], finding: Finding, text: str, deta
     if place[2] == "hazards":
         for detail in details:
             severity, _, what = detail.partition(": ")
-            if severity != "harmless":
-                worst = Finding.UNSAFE if finding is Finding.UNSAFE and severity == "unsafe" else Finding.SAFE
+            if severity != Severity.HARMLESS:
+                worst = Finding.UNSAFE if finding is Finding.UNSAFE and severity == Severity.UNSAFE else Finding.SAFE
                 yield Item(*place, worst, what)
     elif finding in (Finding.UNSAFE, Finding.UNKNOWN):
         yield Item(*place, finding, text)

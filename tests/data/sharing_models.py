@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -113,5 +114,55 @@ def infer_or_raise_many_lines(_: object) -> int:
     return 7
 
 
-def load_and_hang() -> None:
-    time.sleep(600)
+def load_number() -> int:
+    return 7
+
+
+# What cannot be examined.
+def load_and_raise() -> None:
+    print("about to fail")
+    raise RuntimeError("the disk with the weights is gone")
+
+
+def load_and_die() -> None:
+    os._exit(9)
+
+
+def load_and_exit() -> None:
+    sys.exit("usage: load")
+
+
+def load_and_fork() -> int:
+    os.fork()  # both come back
+    return 7
+
+
+def load_nothing() -> None:
+    return None
+
+
+def infer_itself(model: object) -> object:
+    return model
+
+
+def infer_and_raise(_: object) -> None:
+    raise LookupError("no such word")
+
+
+def infer_at_random(_: object) -> float:
+    return random.random() + time.monotonic()
+
+
+def infer_and_fork(model: object) -> object:
+    if os.fork() == 0:
+        time.sleep(600)
+    return model
+
+
+def infer_and_print(_: object) -> int:
+    os.write(1, b"\xff\xfe\0garbage" * 10_000)
+    return 7
+
+
+def infer_and_exit(_: object) -> None:
+    sys.exit(3)

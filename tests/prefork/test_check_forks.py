@@ -131,6 +131,66 @@ def test_nothing_is_imported_into_a_plain_process_that_the_model_does_not_import
     assert any("SQLite database" in detail for detail in steps["hazards"].details)
 
 
+BAD = {
+    "load raises": (
+        "load_and_raise",
+        "infer_itself",
+        "load",
+        "cannot tell",
+        "RuntimeError: the disk with the weights is",
+    ),
+    "load dies": (
+        "load_and_die",
+        "infer_itself",
+        "load",
+        "cannot tell",
+        "the process that forks itself exited with st",
+    ),
+    "load exits": ("load_and_exit", "infer_itself", "load", "cannot tell", r"load called sys.exit\('usage: load'\)"),
+        "load_and_hang",
+        "infer_itself",
+        "load",
+        "cannot tell",
+        "the process that forks itself made no progr",
+    ),
+    "load returns nothing": (
+        "load_nothing",
+        "infer_itself",
+        "load",
+        "cannot tell",
+        "returned nothing; it must return t",
+    ),
+    "infer raises": ("load_number", "infer_and_raise", "fresh", "cannot tell", "parent itself cannot infer: LookupErr"),
+    "infer exits": (
+        "load_number",
+        "infer_and_exit",
+        "fresh",
+        "cannot tell",
+        r"cannot infer: infer called sys.exit\(3\)",
+    ),
+    "infer at random": (
+        "load_number",
+        "infer_at_random",
+        "fresh",
+        "cannot tell",
+        "the parent's own result changes each",
+    ),
+    "infer forks": ("load_number", "infer_and_fork", "fresh", "unsafe", "left processes behind that it had started"),
+    "load forks": ("load_and_fork", "infer_itself", "parallel", "safe", r"\d+ inferences"),
+    "infer prints": ("load_number", "infer_and_print", "parallel", "safe", r"\d+ inferences"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BAD)
+def test_whatever_a_users_functions_do_costs_no_more_than_their_own_verdict(kind: str) -> None:
+    load, infer, name, finding, reason = BAD[kind]
+    steps = _examine(examine_plainly, load, infer)
+    assert list(steps) == list(PLAIN_STEPS)
+    assert steps[name].finding == finding, steps
+    assert re.search(reason, steps[name].text), steps[name]
+
+
 @pytest.mark.slow
 def test_both_ways_are_shown_in_every_output_and_only_the_one_that_counts_fails(tmp_path: Path) -> None:
     options = ("--load", f"{MODELS}:load_file", "--infer", f"{MODELS}:infer_from_file")

@@ -1,0 +1,201 @@
+"""Popular libraries: what `prefork check` says of each, beside what forked children really do.
+
+    python tests/benchmarks/libraries.py [NAME ...]
+
+What is there of the libraries in LIBRARIES is examined. The truth is found by tests/data/fork_plainly.py, which shares
+no code with prefork: four children of a plain fork, of a process that has loaded the object (fresh) or has used it too
+(used), use it again and again at once; each result is compared with that of a process that never forked. A Runtime
+with two workers uses it 40 times. Fails if a verdict is not the truth and KNOWN does not say why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.results import Results
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+MODELS = DATA / "libraries_to_check.py"
+LIBRARIES = {  # by what the functions are called: what it is called elsewhere, its distribution
+    "numpy": ("numpy", "numpy"),
+    "scipy": ("scipy", "scipy"),
+    "sklearn": ("scikit-learn", "scikit-learn"),
+    "lightgbm": ("LightGBM", "lightgbm"),
+    "xgboost": ("XGBoost", "xgboost-cpu"),
+    "polars": ("polars", "polars"),
+    "duckdb": ("DuckDB", "duckdb"),
+    "pyarrow": ("pyarrow", "pyarrow"),
+    "faiss": ("faiss", "faiss-cpu"),
+    "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "tokenizers": ("tokenizers", "tokenizers"),
+    "spacy": ("spaCy", "spacy"),
+    "torch": ("torch", "torch"),
+    "transformers": ("sentence embeddings (transformers)", "transformers"),
+    "opencv": ("OpenCV", "opencv-python-headless"),
+    "jax": ("jax", "jax"),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "grpc": ("gRPC", "grpcio"),
+    "sqlite": ("SQLite", ""),
+    "redis": ("redis client", "redis"),
+    "boto3": ("boto3 client", "boto3"),
+    "opentelemetry": ("OpenTelemetry", "opentelemetry-sdk"),
+    "sentry": ("Sentry", "sentry-sdk"),
+}
+KNOWN: dict[str, str] = {}  # by name: why the verdict is not what was seen
+_LEAST_SECONDS, _TIMES = 10.0, 25  # for a child: more than the check gives it
+
+RUNTIME = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import libraries_to_check as libraries
+from prefork import Runtime
+
+if __name__ == "__main__":
+    load, infer = (getattr(libraries, f"{part}_{sys.argv[2]}") for part in ("load", "infer"))
+    found = {}
+    with Runtime(load=load, workers=2) as runtime:
+        plan = str(runtime.plan.strategy)
+        for future in [runtime.submit(infer) for _ in range(40)]:
+            try:
+                result = repr(future.result(60))
+            except Exception as error:
+                result = f"raised {type(error).__name__}: {error}"[:200]
+            found[result] = found.get(result, 0) + 1
+    print("\\n" + json.dumps([plan, found]))
+"""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A library: the findings of the check, and what was seen: 'right', or what else, for each way to fork."""
+
+    name: str
+    prefork: str
+    plain: dict[str, str]  # by fresh and used
+    reasons: dict[str, str]
+    truth: dict[str, str]  # by fresh and used
+    runtime: str
+
+    @property
+    def is_true(self) -> bool:
+        """Whether each verdict is what was seen."""
+        return all((self.plain[state] == "safe") == (seen == "right") for state, seen in self.truth.items())
+
+
+def find_version(name: str) -> str:
+    """Empty if it is not installed."""
+    if name == "sqlite":
+        import sqlite3
+
+        return sqlite3.sqlite_version
+    try:
+        return version(LIBRARIES[name][1])
+    except PackageNotFoundError:
+        return ""
+
+
+def examine(name: str, with_runtime: bool = True) -> Examination:
+    expected, seconds = _look(name, "alone", 120.0)
+    (result,) = expected
+    deadline = max(_LEAST_SECONDS, _TIMES * seconds)
+    truth = {state: describe(_look(name, state, deadline), result) for state in ("fresh", "used")}
+    verdicts = _check(name, ["prefork", "plain"] if with_runtime else ["plain"])
+    steps = {step["name"]: step for step in verdicts["plain"]["steps"]}
+    used = [steps["used"], steps["parallel"]]
+    worst = next((step for step in used if step["finding"] in ("unsafe", "cannot tell")), used[0])
+    return Examination(
+        name,
+        verdicts["prefork"]["finding"] if with_runtime else "",
+        {"fresh": steps["fresh"]["finding"], "used": worst["finding"]},
+        {"fresh": steps["fresh"]["text"], "used": worst["text"]},
+        truth,
+        _run(name, result) if with_runtime else "",
+    )
+
+
+def describe(children: list[dict[str, int]], expected: str) -> str:
+    """What was seen of all children: 'right', or what was not, the worst first."""
+    seen = []
+    for child in children:
+        for result, count in child.items():
+            if result != expected:
+                is_fate = result.split()[0] in ("hung", "died", "raised")
+                seen += [result] if is_fate else [f"{count} of {sum(child.values())} wrong"]
+    kinds = dict.fromkeys(sorted(seen))
+    return (
+        ", ".join(kind if " wrong" in kind else f"{seen.count(kind)} of {len(children)} {kind}" for kind in kinds)
+        or "right"
+    )
+
+
+def _look(name: str, state: str, seconds: float) -> Any:
+    reading, writing = os.pipe()
+    command = [sys.executable, str(DATA / "fork_plainly.py"), str(MODELS), name, state, str(seconds)]
+    environment = {**os.environ, "ANSWER": str(writing)}
+    with subprocess.Popen(
+        command, pass_fds=[writing], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writing)
+        with open(reading, "rb") as answer:
+            said = answer.read()
+        process.wait()
+        assert process.stderr is not None
+        if not said:
+            raise RuntimeError(f"{name}, {state}: {process.stderr.read().decode(errors='replace')[-2000:]}")
+    return json.loads(said)
+
+
+def _check(name: str, forks: list[str]) -> dict[str, Any]:
+    options = ["--load", f"{MODELS}:load_{name}", "--infer", f"{MODELS}:infer_{name}", "--json"]
+    fork = [] if len(forks) > 1 else ["--fork", forks[0]]
+    command = [sys.executable, "-m", "prefork", "check", *options, *fork]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    (target,) = json.loads(done.stdout)["targets"]
+    return {verdict["fork"]: verdict for verdict in target["verdicts"]}
+
+
+def _run(name: str, expected: str) -> str:
+    """What a Runtime does."""
+    command = [sys.executable, "-c", RUNTIME, str(DATA), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
+        return f"fails: {done.stderr.strip().splitlines()[-1][:200] if done.stderr.strip() else done.returncode}"
+    strategy, found = json.loads(done.stdout.strip().splitlines()[-1])
+    how = {"fork": "forks", "spawn": "spawns"}[strategy]
+    return f"{how}: {describe([found], expected)}"
+
+
+def main(names: list[str]) -> None:
+    """Adds a table to the results; fails at the end if a verdict was wrong."""
+    wrong = []
+    with Results() as results:
+        table = results.add_table(
+            "library", "version", "plain fork, fresh", "seen", "plain fork, used", "seen", "prefork", "a Runtime"
+        )
+        for name in names or list(LIBRARIES):
+            installed = find_version(name)
+            if not installed:
+                table.add(LIBRARIES[name][0], "not installed", *[""] * 6)
+                continue
+            found = examine(name)
+            told = [part for state in ("fresh", "used") for part in (found.plain[state], found.truth[state])]
+            table.add(LIBRARIES[name][0], installed, *told, found.prefork, found.runtime)
+            if not found.is_true and name not in KNOWN:
+                wrong.append(f"{name}: {found}")
+        for name, why in KNOWN.items():
+            results.note(f"{LIBRARIES[name][0]}: {why}")
+    if wrong:
+        raise SystemExit("\n".join(["verdicts that are not the truth:", *wrong]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
