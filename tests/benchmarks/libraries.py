@@ -5,7 +5,8 @@
 What is there of the libraries in LIBRARIES is examined. The truth is found by tests/data/fork_plainly.py, which shares
 no code with prefork: four children of a plain fork, of a process that has loaded the object (fresh) or has used it too
 (used), use it again and again at once; each result is compared with that of a process that never forked. A Runtime
-with two workers uses it 40 times. Fails if a verdict is not the truth and KNOWN does not say why.
+with two workers uses it 40 times. Fails if a verdict is not the truth and KNOWN does not say why. Without names, the
+table goes into prefork/docs/libraries.md, too.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import Results
+from tests.benchmarks.results import ROOT, Results, Table, describe_machine
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MODELS = DATA / "libraries_to_check.py"
+PAGE = ROOT / "prefork" / "docs" / "libraries.md"
 LIBRARIES = {  # by what the functions are called: what it is called elsewhere, its distribution
     "numpy": ("numpy", "numpy"),
     "scipy": ("scipy", "scipy"),
@@ -174,6 +178,14 @@ def _run(name: str, expected: str) -> str:
     return f"{how}: {describe([found], expected)}"
 
 
+def replace_table(page: str, table: Table, notes: Sequence[str]) -> str:
+    """The page with this table below its last heading."""
+    head, heading, _ = page.partition("## The table\n")
+    machine = describe_machine().partition("; prefork")[0]
+    made = f"Made on {datetime.now(UTC):%Y-%m-%d} by `python tests/benchmarks/libraries.py`, on {machine}."
+    return "\n".join([head + heading, made, "", table.write(), *(f"- {note}" for note in notes)]).rstrip("\n") + "\n"
+
+
 def main(names: list[str]) -> None:
     """Adds a table to the results; fails at the end if a verdict was wrong."""
     wrong = []
@@ -191,8 +203,11 @@ def main(names: list[str]) -> None:
             table.add(LIBRARIES[name][0], installed, *told, found.prefork, found.runtime)
             if not found.is_true and name not in KNOWN:
                 wrong.append(f"{name}: {found}")
-        for name, why in KNOWN.items():
-            results.note(f"{LIBRARIES[name][0]}: {why}")
+        notes = [f"{LIBRARIES[name][0]}: {why}" for name, why in KNOWN.items() if name in (names or LIBRARIES)]
+        for note in notes:
+            results.note(note)
+    if not names:
+        PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8"), table, notes), encoding="utf-8")
     if wrong:
         raise SystemExit("\n".join(["verdicts that are not the truth:", *wrong]))
 
