@@ -222,8 +222,10 @@ def load_transformers() -> Any:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-    return load_tokenizers(), BertModel(BertConfig(vocab_size=100, **size)).eval()
+    config = BertConfig(
+        vocab_size=100, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    return load_tokenizers(), BertModel(config).eval()
 
 
 def infer_transformers(models: Any) -> list[float]:
