@@ -307,6 +307,34 @@ def _compare_lines(shown: Block, path: Path) -> None:
             assert [int(time) for time in here] == pytest.approx([int(time) for time in there], abs=20)
 
 
+COMMANDS = [
+    Block(block.page, block.line, "bash", f"{command[1]}\n")
+    for block in BLOCKS
+    if block.language == "yaml"
+    for command in re.finditer(r"(?:run|entry): (prefork check .+)", block.text)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the pages are for Linux, and for its shell")
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
+def test_the_commands_of_a_workflow_and_of_a_hook_run(block: Block, folder: Path, beginnings: Path) -> None:
+    _run(block, folder, beginnings)
+
+
+def test_every_workflow_of_a_page_is_yaml_and_has_jobs_or_hooks() -> None:
+    for block in BLOCKS:
+        if block.language == "yaml":
+            content = yaml.safe_load(block.text)
+            assert content.get("jobs") or all(repository["hooks"] for repository in content["repos"]), block
+
+
+def test_the_hook_for_other_projects_is_a_command() -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert hook["entry"] == "prefork check"
+    assert (hook["language"], hook["pass_filenames"]) == ("system", False)
+
+
 def test_what_is_written_right_above_a_block_is_known() -> None:
     for page in PAGES:
         for line in page.read_text(encoding="utf-8").splitlines():

@@ -165,6 +165,7 @@ def measure_checks() -> Iterator[Row]:
         options = arguments
         if len(arguments) == 2:
             options = ["--load", f"{MODELS}:{arguments[0]}", "--infer", f"{MODELS}:{arguments[1]}", "--deadline", "5"]
+        options = [*options, "--fork", "prefork"]
         started = time.monotonic()
         done = subprocess.run([*PREFORK, "check", *options], capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
