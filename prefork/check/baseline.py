@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefork.check.steps import FORK_TITLES, Examined, Finding, Fork, sum_up
+from prefork.check.steps import FORK_TITLES, Examined, Finding, Fork, Place, sum_up
 from prefork.engines.base import InputError
 from prefork.platform_matrix.hazards import Severity
 
@@ -30,6 +30,10 @@ class Item:
     step: str
     finding: Finding
     text: str
+
+    @property
+    def place(self) -> Place:
+        return self.target, self.fork, self.step
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ def list_items(examined: Sequence[Examined]) -> list[Item]:
     return found
 
 
-def _list_of_step(place: tuple[str, str, str], finding: Finding, text: str, details: Sequence[str]) -> Iterator[Item]:
+def _list_of_step(place: Place, finding: Finding, text: str, details: Sequence[str]) -> Iterator[Item]:
     if place[2] == "hazards":
         for detail in details:
             severity, _, what = detail.partition(": ")
@@ -125,6 +129,11 @@ def find_new(known: Sequence[Item], found: Sequence[Item]) -> list[Item]:
         if left[item.key] < 0:
             new.append(item)
     return new
+
+
+def list_known(known: Sequence[Item], found: Sequence[Item]) -> set[Place]:
+    """Where there is something, and nothing new."""
+    return {item.place for item in found} - {item.place for item in find_new(known, found)}
 
 
 def judge(new: Sequence[Item]) -> Finding:

@@ -15,7 +15,7 @@ from rich.text import Text
 from prefork.check import device_check
 from prefork.check.device_check import DEVICE_STEPS
 from prefork.check.fork_check import examine, examine_plainly
-from prefork.check.steps import FORK_TITLES, PLAIN_STEPS, STEPS, Examined, Finding, Fork, Step, Verdict, conclude
+from prefork.check.steps import FORK_TITLES, PLAIN_STEPS, STEPS, Examined, Finding, Fork, Place, Step, Verdict, conclude
 from prefork.check.targets import Target
 from prefork.engines.base import InputError
 from prefork.platform_matrix.hazards import Severity
@@ -111,13 +111,13 @@ def show_news(console: Console, path: Path | None, new: Sequence[object], gone: 
         console.print(Text(_printable(f"nothing new since {path}"), "bold green"), soft_wrap=True)
 
 
-def write_junit(path: Path, examined: Sequence[Examined]) -> None:
-    """A test suite for each target and way to fork, a test for each step. What is wrong in one that does not count is a
-    test that was skipped. Raises InputError if it cannot be written."""
+def write_junit(path: Path, examined: Sequence[Examined], known: Collection[Place] = ()) -> None:
+    """A test suite for each target and way to fork, a test for each step. What is wrong where it does not count, or is
+    known, is a test that was skipped. Raises InputError if it cannot be written."""
     root = ElementTree.Element("testsuites", name="prefork check")
     for target in examined:
         for verdict in target.verdicts:
-            _add_suite(root, target.name, verdict)
+            _add_suite(root, target.name, verdict, known)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
@@ -125,22 +125,24 @@ def write_junit(path: Path, examined: Sequence[Examined]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}; give another --junit") from error
 
 
-def _add_suite(root: ElementTree.Element, target: str, verdict: Verdict) -> None:
+def _add_suite(root: ElementTree.Element, target: str, verdict: Verdict, known: Collection[Place]) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name=f"prefork check {target}: {FORK_TITLES[verdict.fork]}")
-    kinds = [_add_case(suite, f"prefork.check.{target}.{verdict.fork}", step, verdict) for step in verdict.steps]
+    kinds = [_add_case(suite, target, step, verdict, known) for step in verdict.steps]
     suite.set("tests", str(len(kinds)))
     for attribute, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(attribute, str(kinds.count(kind)))
     suite.set("time", f"{sum(step.seconds for step in verdict.steps):.3f}")
 
 
-def _add_case(suite: ElementTree.Element, name: str, step: Step, verdict: Verdict) -> str:
+def _add_case(suite: ElementTree.Element, target: str, step: Step, verdict: Verdict, known: Collection[Place]) -> str:
     """The kind of its result; empty for one that has passed."""
+    name = f"prefork.check.{target}.{verdict.fork}"
     case = ElementTree.SubElement(suite, "testcase", classname=name, name=step.name, time=f"{step.seconds:.3f}")
     kind = {Finding.UNSAFE: "failure", Finding.UNKNOWN: "error", Finding.SKIPPED: "skipped"}.get(step.finding, "")
     text = step.text or _TITLES[verdict.fork][step.name]
-    if step.finding in _WRONG and not verdict.counts:
-        kind, text = "skipped", f"{step.finding}, which does not count here: {text}"
+    is_known = (target, verdict.fork.value, step.name) in known
+    if step.finding in _WRONG and (is_known or not verdict.counts):
+        kind, text = "skipped", f"{step.finding}, which {'is known' if is_known else 'does not count here'}: {text}"
     if kind:
         problem = ElementTree.SubElement(case, kind, message=_printable(text))
         problem.text = _printable("\n".join(step.details))
@@ -154,20 +156,23 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def annotate(examined: Sequence[Examined], environment: Mapping[str, str] = os.environ) -> list[str]:
+def annotate(
+    examined: Sequence[Examined], known: Collection[Place] = (), environment: Mapping[str, str] = os.environ
+) -> list[str]:
     """GitHub's workflow commands for what is not safe, or suspect; none if this is not run there."""
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
-    return [line for target in examined for verdict in target.verdicts for line in _annotate(target.name, verdict)]
+    pairs = [(target.name, verdict) for target in examined for verdict in target.verdicts]
+    return [line for name, verdict in pairs for line in _annotate(name, verdict, known)]
 
 
-def _annotate(name: str, verdict: Verdict) -> Iterator[str]:
+def _annotate(name: str, verdict: Verdict, known: Collection[Place]) -> Iterator[str]:
     for step in verdict.steps:
         level = {Finding.UNSAFE: "error", Finding.UNKNOWN: "warning"}.get(step.finding)
         details = _list_details(step)
         if level is None and not details:
             continue
-        if level is None or not verdict.counts:
+        if level is None or not verdict.counts or (name, verdict.fork.value, step.name) in known:
             level = "notice"
         which = f"{verdict.fork}: {step.name}"
         title = _escape(f"prefork check {name}: {which}").replace(":", "%3A").replace(",", "%2C")

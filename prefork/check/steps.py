@@ -27,6 +27,9 @@ class Fork(StrEnum):
 FORK_TITLES = {Fork.PREFORK: "prefork", Fork.PLAIN: "gunicorn --preload, multiprocessing fork"}
 
 
+Place = tuple[str, str, str]  # target, way to fork, step
+
+
 class Finding(StrEnum):
     """The result of a step, and of all steps."""
 

@@ -139,7 +139,7 @@ class Trial(Stepwise):
 
     def _blame(self, outcome: Outcome) -> StepResult:
         """What a canary died of, and what may be behind it."""
-        if outcome.fate is Fate.RAISED:
+        if outcome.fate is Fate.RAISED and not self._inferences:
             self._infer_here()  # if the parent fails, too, forking is not to blame
         details = [f"at {frame}" for frame in _cut(outcome.where)]
         return Finding.UNSAFE, describe_death(outcome), [*details, *self._name_suspects()]

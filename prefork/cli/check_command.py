@@ -58,13 +58,14 @@ def check(context: typer.Context, options: CheckOptions) -> None:
         finding = steps.sum_up([result.finding for result in examined])
         if options.as_json:
             print(baseline.to_json(examined, finding))
+        places: set[steps.Place] = set()
         if known is not None:
             found = baseline.list_items(examined)
             new = baseline.find_new(known, found)
-            finding = baseline.judge(new)
+            finding, places = baseline.judge(new), baseline.list_known(known, found)
             check_report.show_news(console, options.baseline, new, baseline.find_new(found, known))
         if options.junit is not None:
-            check_report.write_junit(options.junit, examined)
-        for line in check_report.annotate(examined):
+            check_report.write_junit(options.junit, examined, places)
+        for line in check_report.annotate(examined, places):
             print(line)
     raise typer.Exit(steps.EXIT_CODES[finding])

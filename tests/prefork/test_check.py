@@ -312,12 +312,14 @@ def test_one_unsafe_step_is_enough_and_engines_that_are_not_there_do_not_count()
 def test_github_gets_annotations_that_keep_to_their_line() -> None:
     steps = (_step("load", Finding.SAFE), _step("canary", Finding.UNSAFE, "hung: 100%", ("at a", "at b")))
     examined = [_examined("my:model", *steps)]
-    assert annotate(examined, {}) == []
-    assert annotate(examined, {"GITHUB_ACTIONS": "true"}) == [
+    assert annotate(examined, environment={}) == []
+    assert annotate(examined, environment={"GITHUB_ACTIONS": "true"}) == [
         "::error title=prefork check my%3Amodel%3A prefork%3A canary::hung: 100%25%0Aat a%0Aat b"
     ]
     unknown = [_examined("x", _step("load", Finding.UNKNOWN, "gone"))]
-    assert annotate(unknown, {"GITHUB_ACTIONS": "true"}) == ["::warning title=prefork check x%3A prefork%3A load::gone"]
+    assert annotate(unknown, environment={"GITHUB_ACTIONS": "true"}) == [
+        "::warning title=prefork check x%3A prefork%3A load::gone"
+    ]
 
 
 def test_junit_counts_each_kind_and_takes_any_text(tmp_path: Path) -> None:

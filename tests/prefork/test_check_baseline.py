@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.check.baseline import find_new, judge, list_items, read, to_json
+from prefork.check.baseline import find_new, judge, list_items, list_known, read, to_json
+from prefork.check.report import annotate, write_junit
 from prefork.check.steps import Examined, Finding, Fork, Step, Verdict
 from prefork.engines.base import InputError
 from tests.prefork.command import run
@@ -63,6 +64,17 @@ def test_what_is_unsafe_or_suspect_fails_and_what_cannot_be_told_says_so() -> No
     assert judge(suspect) is Finding.UNSAFE
     assert judge(unknown) is Finding.UNKNOWN
     assert judge([*unknown, *suspect]) is Finding.UNSAFE
+
+
+def test_what_is_known_is_neither_a_failure_nor_an_error(tmp_path: Path) -> None:
+    known, found = [_examined(_hung(3, 12))], [_examined(_hazards(SUSPECT), _hung(3, 12))]
+    places = list_known(list_items(known), list_items(found))
+    assert places == {("mine", "plain", "used")}
+    write_junit(tmp_path / "report.xml", found, places)
+    assert "unsafe, which is known: the child hung" in (tmp_path / "report.xml").read_text()
+    annotations = annotate(found, places, {"GITHUB_ACTIONS": "true"})
+    assert [line.partition(" ")[0] for line in annotations] == ["::notice", "::notice"]
+    assert annotate(found, (), {"GITHUB_ACTIONS": "true"})[1].startswith("::error ")
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
