@@ -13,8 +13,11 @@ _STANDARD = str(Path(os.__file__).parent)
 
 
 def describe_frame(file: str, line: str, name: str) -> str:
-    """'poll (client.py:12)'."""
-    return f"{name} ({Path(file).name}:{line})"
+    """'poll (client.py:12)'; of a package that is installed, with its name: 'search (faiss/swigfaiss.py:12)'."""
+    parts = Path(file).parts
+    places = [number for number, part in enumerate(parts) if part in _INSTALLED]
+    short = "/".join(parts[places[-1] + 1 :]) if places else Path(file).name
+    return f"{name} ({short}:{line})"
 
 
 def locate(frames: Sequence[Frame]) -> str:

@@ -225,7 +225,8 @@ def load_transformers() -> Any:
     config = BertConfig(
         vocab_size=100, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
     )
-    return load_tokenizers(), BertModel(config).eval()
+    model: torch.nn.Module = BertModel(config)
+    return load_tokenizers(), model.eval()
 
 
 def infer_transformers(models: Any) -> list[float]:

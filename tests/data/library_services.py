@@ -72,7 +72,7 @@ def _serve_grpc() -> int:
     server = grpc.server(ThreadPoolExecutor(8))
     echo = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("words", {"Echo": echo}),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port: int = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return port
 

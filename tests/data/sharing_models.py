@@ -29,7 +29,7 @@ def load_file() -> IO[bytes]:
 
 def infer_from_file(file: IO[bytes]) -> list[int]:
     places = random.Random(0)
-    found = []
+    found: list[int] = []
     for _ in range(20):
         file.seek(places.randrange(1 << 20))
         found += file.read(1)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from prefork.platform_matrix.canary import Canary, Fate
+from prefork.platform_matrix.frames import describe_frame, locate
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Python cannot fork here")
 
@@ -123,3 +124,11 @@ def test_many_at_once_do_not_disturb_each_other() -> None:
     assert outcomes[3].reason.startswith("was killed by SIGKILL")
     others = [outcome.result for number, outcome in enumerate(outcomes) if number != 3]
     assert others == [str(number).encode() for number in range(30) if number != 3]
+
+
+def test_a_place_is_named_by_its_file_and_in_a_package_by_its_path_there() -> None:
+    assert describe_frame("/srv/app/models.py", "7", "infer") == "infer (models.py:7)"
+    assert describe_frame("/v/site-packages/faiss/swig.py", "12", "search") == "search (faiss/swig.py:12)"
+    hung = [("/v/site-packages/a/b.py", "1", "wait"), (os.__file__, "2", "run"), ("/srv/models.py", "3", "infer")]
+    assert locate(hung) == "wait (a/b.py:1), called by infer (models.py:3)"
+    assert locate(hung[2:]) == "infer (models.py:3)"
