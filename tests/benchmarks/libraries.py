@@ -5,8 +5,8 @@
 What is there of the libraries in LIBRARIES is examined. The truth is found by tests/data/fork_plainly.py, which shares
 no code with prefork: four children of a plain fork, of a process that has loaded the object (fresh) or has used it too
 (used), use it again and again at once; each result is compared with that of a process that never forked. A Runtime
-with two workers uses it 40 times. Fails if a verdict is not the truth and KNOWN does not say why. Without names, the
-table goes into prefork/docs/libraries.md, too.
+with two workers uses it 40 times. Fails if a verdict is not the truth and KNOWN does not say why. The
+rows go into prefork/docs/libraries.md, too, in the place of older ones.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import ROOT, Results, Table, describe_machine
+from tests.benchmarks.results import ROOT, Results, describe_machine
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MODELS = DATA / "libraries_to_check.py"
 PAGE = ROOT / "prefork" / "docs" / "libraries.md"
+HEADING = "## The table\n"
+COLUMNS = (
+    *("library", "version", "date", "plain fork, fresh", "seen", "plain fork, used", "seen", "prefork", "a Runtime"),
+)
 LIBRARIES = {  # by what the functions are called: what it is called elsewhere, its distribution
     "numpy": ("numpy", "numpy"),
     "scipy": ("scipy", "scipy"),
@@ -180,36 +184,48 @@ def _run(name: str, expected: str) -> str:
     return f"{how}: {describe([found], expected)}"
 
 
-def replace_table(page: str, table: Table, notes: Sequence[str]) -> str:
-    """The page with this table below its last heading."""
-    head, heading, _ = page.partition("## The table\n")
+def update_page(page: str, rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """The page with these rows in the table below its last heading, in the order of LIBRARIES; others stay."""
+    head, heading, below = page.partition(HEADING)
+    cells = [line.strip("| ").split(" | ") for line in below.splitlines() if line.startswith("| ")]
+    known = {row[0]: row for row in [*cells, *rows]}
+    ordered = [known[title] for title, _ in LIBRARIES.values() if title in known]
+    table = [f"| {' | '.join(row)} |" for row in [COLUMNS, ["---"] * len(COLUMNS), *ordered]]
     machine = describe_machine().partition("; prefork")[0]
-    made = f"Made on {datetime.now(UTC):%Y-%m-%d} by `python tests/benchmarks/libraries.py`, on {machine}."
-    return "\n".join([head + heading, made, "", table.write(), *(f"- {note}" for note in notes)]).rstrip("\n") + "\n"
+    made = f"By `python tests/benchmarks/libraries.py`, last on {machine}:"
+    return (
+        "\n".join([f"{head}{heading}", made, "", *table, *[""][: len(notes)], *(f"- {note}" for note in notes)]) + "\n"
+    )
+
+
+def tell(name: str) -> tuple[list[str], str]:
+    """A row, and what is wrong with it."""
+    title, installed = LIBRARIES[name][0], find_version(name)
+    if not installed:
+        return [title, "not installed", *[""] * (len(COLUMNS) - 2)], ""
+    row = [title, installed, f"{datetime.now(UTC):%Y-%m-%d}"]
+    try:
+        found = examine(name)
+    except Exception as error:  # noqa: BLE001  it costs its own row
+        return [*row, *[""] * (len(COLUMNS) - 4), "could not be examined"], f"{name}: {error}"
+    row += [part for state in ("fresh", "used") for part in (found.plain[state], found.truth[state])]
+    return [*row, found.prefork, found.runtime], "" if found.is_true or name in KNOWN else f"{name}: {found}"
 
 
 def main(names: list[str]) -> None:
-    """Adds a table to the results; fails at the end if a verdict was wrong."""
-    wrong = []
+    """Adds a table to the results and to the page; fails at the end if a verdict was wrong."""
+    wrong, rows = [], []
     with Results() as results:
-        table = results.add_table(
-            "library", "version", "plain fork, fresh", "seen", "plain fork, used", "seen", "prefork", "a Runtime"
-        )
+        table = results.add_table(*COLUMNS)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            examinations = pool.map(lambda name: examine(name) if find_version(name) else None, names or LIBRARIES)
-            for name, found in zip(names or LIBRARIES, examinations, strict=True):
-                if found is None:
-                    table.add(LIBRARIES[name][0], "not installed", *[""] * 6)
-                    continue
-                told = [part for state in ("fresh", "used") for part in (found.plain[state], found.truth[state])]
-                table.add(LIBRARIES[name][0], find_version(name), *told, found.prefork, found.runtime)
-                if not found.is_true and name not in KNOWN:
-                    wrong.append(f"{name}: {found}")
-        notes = [f"{LIBRARIES[name][0]}: {why}" for name, why in KNOWN.items() if name in (names or LIBRARIES)]
+            for row, error in pool.map(tell, names or LIBRARIES):
+                table.add(*row)
+                rows += [row] if row[2] else []
+                wrong += [error] if error else []
+        notes = [f"{LIBRARIES[name][0]}: {why}" for name, why in KNOWN.items()]
         for note in notes:
             results.note(note)
-    if not names:
-        PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8"), table, notes), encoding="utf-8")
+    PAGE.write_text(update_page(PAGE.read_text(encoding="utf-8"), rows, notes), encoding="utf-8")
     if wrong:
         raise SystemExit("\n".join(["verdicts that are not the truth:", *wrong]))
 

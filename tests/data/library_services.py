@@ -66,7 +66,8 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 64
 
 
-def _serve_grpc() -> int:
+def _serve_grpc() -> tuple[object, int]:
+    """The server, which serves as long as somebody has it, and its port."""
     import grpc
 
     server = grpc.server(ThreadPoolExecutor(8))
@@ -74,12 +75,12 @@ def _serve_grpc() -> int:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("words", {"Echo": echo}),))
     port: int = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    return port
+    return server, port
 
 
 def main(service: str) -> None:
     if service == "grpc":
-        port = _serve_grpc()
+        _kept, port = _serve_grpc()
     else:
         server = _Server(("127.0.0.1", 0), _HTTP if service == "http" else _Redis)
         threading.Thread(target=server.serve_forever, daemon=True).start()

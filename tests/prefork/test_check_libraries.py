@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from tests.benchmarks.libraries import KNOWN, LIBRARIES, PAGE, describe, examine, find_version, replace_table
-from tests.benchmarks.results import Table
+from tests.benchmarks.libraries import HEADING, KNOWN, LIBRARIES, PAGE, describe, examine, find_version, update_page
 
 CHEAP = ("numpy", "sqlite", "tokenizers", "torch")
 
@@ -35,12 +34,16 @@ def test_what_children_did_is_said_with_the_worst_first() -> None:
     assert describe([{"7": 97, "8": 3}, {"raised OSError": 1}], "7") == "3 of 100 wrong, 1 of 2 raised OSError"
 
 
-def test_the_page_has_the_script_s_table_below_its_last_heading() -> None:
-    table = Table(("library", "version"))
-    table.add("numpy", "1.0")
-    page = replace_table("# Title\n\nText.\n\n## The table\n\nolder\n", table, ["jax: why"])
-    assert page.startswith("# Title\n\nText.\n\n## The table\n\nMade on 20")
-    assert page.endswith("| library | version |\n| --- | --- |\n| numpy | 1.0 |\n\n- jax: why\n")
-    assert "older" not in page
-    shown = PAGE.read_text(encoding="utf-8").partition("## The table\n")[2]
-    assert all(f"| {title} |" in shown for title, _ in LIBRARIES.values())
+def test_the_page_gets_the_script_s_rows_below_its_last_heading_and_keeps_others() -> None:
+    first = update_page("# Title\n\nText.\n\n## The table\n\nolder\n", [["numpy", "1.0"], ["jax", "3.0"]], ["jax: why"])
+    assert first.startswith("# Title\n\nText.\n\n## The table\n\nBy `python tests/benchmarks/libraries.py`, last on ")
+    assert first.endswith("| --- |\n| numpy | 1.0 |\n| jax | 3.0 |\n\n- jax: why\n")
+    assert "older" not in first
+    assert update_page(first, [["polars", "2.0"], ["numpy", "1.1"]]).endswith(
+        "| --- |\n| numpy | 1.1 |\n| polars | 2.0 |\n| jax | 3.0 |\n"
+    )
+
+
+def test_the_page_has_a_row_for_each_library() -> None:
+    shown = PAGE.read_text(encoding="utf-8").partition(HEADING)[2]
+    assert [title for title, _ in LIBRARIES.values() if f"\n| {title} | " not in shown] == []

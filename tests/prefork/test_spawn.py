@@ -56,7 +56,7 @@ def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it
         before = runtime.submit(functions.score, 1.0).result()
         pid = runtime.submit(functions.describe, 0.0).result()["pid"]
         assert runtime.submit(functions.die_once, str(tmp_path / "marker")).result() != pid
-        with pytest.raises(WorkerDied, match=r"load wrote to shared weights \(weight\)"):
+        with pytest.raises(WorkerDied, match=r"the model wrote to shared weights \(weight\)"):
             runtime.submit(functions.train).result()
         os.kill(runtime.supervisor.status()[0].pid, signal.SIGKILL)
         assert [runtime.submit(functions.score, 1.0).result() for _ in range(4)] == [before] * 4
