@@ -52,7 +52,7 @@ _EACH = "open it in each worker"
 class Shared:
     """Something that a child shares. kind: a file, a pipe, and so on. what: a sentence. harmless: it is made for this.
 
-    identity: None of memory and processes. position: in bytes, of a file that can be read.
+    identity: None of memory and processes. has_position: it is a file that can be read.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Shared:
     remedy: str = _EACH
     harmless: bool = False
     identity: Identity | None = None
-    position: int | None = None
+    has_position: bool = False
 
 
 def identify() -> frozenset[Identity]:
@@ -85,15 +85,14 @@ def list_connections(ours: Collection[int] = ()) -> list[Shared]:
     return [shared for shared in map(look.describe_socket, sockets) if shared is not None and shared.kind == CONNECTION]
 
 
-def find_moved(before: Collection[Shared]) -> list[Shared]:
-    """Files of which somebody has moved the position since."""
-    moved = []
-    for shared in before:
-        if shared.position is not None and shared.identity is not None:
+def read_positions(found: Collection[Shared]) -> dict[Shared, int]:
+    """The positions, in bytes, in those files that can be read: who moves one shares it."""
+    positions = {}
+    for shared in found:
+        if shared.has_position and shared.identity is not None:
             with suppress(OSError):  # closed meanwhile
-                if os.lseek(shared.identity[0], 0, os.SEEK_CUR) != shared.position:
-                    moved.append(shared)
-    return moved
+                positions[shared] = os.lseek(shared.identity[0], 0, os.SEEK_CUR)
+    return positions
 
 
 def _list_descriptors() -> Iterator[tuple[Identity, int]]:
@@ -141,13 +140,12 @@ class _Look:
         access = flags & os.O_ACCMODE
         reads, writes, appends = access != os.O_WRONLY, access != os.O_RDONLY, flags & os.O_APPEND
         where = self._find_place(fd, self._openings.find_file(name, access), self._openings.find_file(database))
-        position = os.lseek(fd, 0, os.SEEK_CUR) if reads else None
         if (reads and os.pread(fd, len(_SQLITE), 0) == _SQLITE) or (database != name and Path(database).exists()):
             what = f"the SQLite database {database} is open{where}; no connection to it may be used across a fork"
-            return Shared("database", what, "connect to it in each worker", identity=identity, position=position)
+            return Shared("database", what, "connect to it in each worker", identity=identity, has_position=reads)
         mode = " and ".join(["reading"] * reads + ["appending" if appends else "writing"] * writes)
         shared = "all processes write to it" if appends and not reads else "all processes share its position"
-        return Shared("file", f"file {name} is open for {mode}{where}; {shared}", identity=identity, position=position)
+        return Shared("file", f"file {name} is open for {mode}{where}; {shared}", identity=identity, has_position=reads)
 
     def _describe_pipe(self, identity: Identity, name: str) -> Shared:
         tracker = sys.modules.get("multiprocessing.resource_tracker")

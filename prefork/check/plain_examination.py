@@ -20,7 +20,7 @@ from prefork.check.trial import Trial
 from prefork.engines import registry
 from prefork.platform_matrix.canary import Canary, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
-from prefork.platform_matrix.inherited import Shared, find_moved, identify, list_shared
+from prefork.platform_matrix.inherited import Shared, identify, list_shared, read_positions
 from prefork.wire import process
 from prefork.wire.child import open_channel
 from prefork.wire.specification import LOADED
@@ -50,7 +50,7 @@ class PlainExamination(Trial):
             "fresh": self._fork_fresh,
             "hazards": self._look_for_hazards,
             "used": self._fork_used,
-            "parallel": partial(self._infer_at_once, self._fork),
+            "parallel": self._fork_many,
         }
         for name, step in steps.items():
             finding = self.take(name, step, self._limit() + SLACK_SECONDS)
@@ -85,7 +85,7 @@ class PlainExamination(Trial):
 
     def _fork_fresh(self) -> StepResult:
         """Whatever becomes of the child: what the parent computes is known from here on."""
-        outcome, moved = self._fork_one()
+        outcome, moved = self._fork_one(list_shared(self._ours, self._openings))
         self._find_expected()
         return self._judge_one(outcome, moved)
 
@@ -95,13 +95,21 @@ class PlainExamination(Trial):
         return Finding.SAFE, count_suspects(hazards), describe_hazards(hazards)
 
     def _fork_used(self) -> StepResult:
-        return self._judge_one(*self._fork_one())
+        """Right after the parent has used it: threads that it has for that may not have come to rest."""
+        shared = list_shared(self._ours, self._openings)
+        self._infer_here()
+        return self._judge_one(*self._fork_one(shared))
 
-    def _fork_one(self) -> tuple[Outcome, list[Shared]]:
+    def _fork_many(self) -> StepResult:
+        self._infer_here()
+        return self._infer_at_once(self._fork)
+
+    def _fork_one(self, shared: Sequence[Shared]) -> tuple[Outcome, list[Shared]]:
         """What becomes of a child, and the files of which it has moved the position."""
-        before, inferences = list_shared(self._ours, self._openings), self._inferences
+        before, inferences = read_positions(shared), self._inferences
         outcome = self._wait(self._fork(self._infer_there))
-        return outcome, find_moved(before) if self._inferences == inferences else []  # else the parent has, perhaps
+        after = read_positions(shared) if self._inferences == inferences else before  # else the parent has, perhaps
+        return outcome, [one for one, position in after.items() if position != before.get(one)]
 
     def _judge_one(self, outcome: Outcome, moved: Sequence[Shared]) -> StepResult:
         finding, text, details = self._judge([outcome])

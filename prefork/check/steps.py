@@ -13,7 +13,7 @@ PARENT_SECONDS = 600.0  # for one inference, if nobody has given a deadline
 LEAST_SECONDS = 3.0  # for an inference in a child,
 PATIENCE = 20  # and as many times as long as the parent took
 PARALLEL = 8  # children at once
-REPEAT_SECONDS = 1.0  # for which each of them infers again and again,
+REPEAT_SECONDS = 1.2  # for which each of them infers again and again,
 REPEATS = 2, 1000  # at least and at most as often
 
 

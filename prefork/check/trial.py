@@ -33,7 +33,6 @@ from prefork.work.comparison import NotComparable, encode
 _MOST_FRAMES = 12
 _OWN = ("_infer_with (", "_infer_there (", "_repeat (", "_live (")  # what calls the code that is examined
 _AGAIN_SECONDS, _MOST_AGAIN = 0.1, 20  # for the parent to get the same result again
-_START_SECONDS = 0.2  # for children that are to begin at once
 
 
 class Trial(Stepwise):
@@ -104,9 +103,10 @@ class Trial(Stepwise):
             raise ParentFailed(text, where[:_MOST_FRAMES]) from error
 
     def _infer_at_once(self, fork: Callable[[Callable[[], bytes]], Canary]) -> StepResult:
-        """Children that infer again and again at the same time. fork: makes one that does something."""
-        begin = time.monotonic() + _START_SECONDS
-        canaries = [fork(lambda: _repeat(self._infer, self._expected, begin)) for _ in range(PARALLEL)]
+        """Children that infer again and again at the same time, each from its first moment on: what a library does in a
+        child after a fork may still be under way. fork: makes one that does something."""
+        until = time.monotonic() + REPEAT_SECONDS
+        canaries = [fork(lambda: _repeat(self._infer, self._expected, until)) for _ in range(PARALLEL)]
         share = math.ceil(PARALLEL * REPEATS[0] / (os.cpu_count() or 1))
         outcomes = [self._wait(canary, share) for canary in canaries]
         for outcome in outcomes:
@@ -153,10 +153,8 @@ class Trial(Stepwise):
         ]
 
 
-def _repeat(infer: Callable[[], Any], expected: bytes, begin: float) -> bytes:
+def _repeat(infer: Callable[[], Any], expected: bytes, until: float) -> bytes:
     """In a child: how often it has inferred, and how often with another result."""
-    time.sleep(max(0.0, begin - time.monotonic()))
-    until = begin + REPEAT_SECONDS
     least, most = REPEATS
     done = wrong = 0
     while done < least or (done < most and time.monotonic() < until):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 REPORT = """
 import json, os, sys
 from pathlib import Path
-from prefork.platform_matrix.inherited import find_moved, identify, list_connections, list_shared
+from prefork.platform_matrix.inherited import identify, list_shared, read_positions
 from prefork.platform_matrix.openings import Openings
 ours, openings = identify(), Openings()
 openings.watch()
@@ -106,7 +106,8 @@ def test_a_clean_process_shares_nothing_and_what_was_open_before_is_left_out(tmp
 MOVED = """
 files = [open(__file__, "rb", buffering=0) for _ in range(3)]
 writing = open("log.txt", "w")
-before = list_shared(ours)
+shared = list_shared(ours)
+before = read_positions(shared)
 
 def act():
     files[1].read(1)
@@ -118,7 +119,7 @@ if (pid := os.fork()) == 0:
     act()
     os._exit(0)
 os.waitpid(pid, 0)
-moved = [shared.identity[0] for shared in find_moved(before)]
+moved = [shared.identity[0] for shared, position in read_positions(shared).items() if position != before[shared]]
 assert moved == [files[1].fileno()], moved
 """
 
