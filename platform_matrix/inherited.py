@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -45,6 +46,7 @@ _OBJECTS = {  # the kernel's, as Linux calls them
     "userfaultfd": "it serves the parent's memory, and no child's",
 }
 CONNECTION = "connection"
+_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120  # of struct tcp_info in linux/tcp.h; where tcpi_bytes_acked is
 _EACH = "open it in each worker"
 
 
@@ -85,14 +87,20 @@ def list_connections(ours: Collection[int] = ()) -> list[Shared]:
     return [shared for shared in map(look.describe_socket, sockets) if shared is not None and shared.kind == CONNECTION]
 
 
-def read_positions(found: Collection[Shared]) -> dict[Shared, int]:
-    """The positions, in bytes, in those files that can be read: who moves one shares it."""
-    positions = {}
+def read_uses(found: Collection[Shared]) -> dict[Shared, int]:
+    """What changes if somebody uses it, in bytes: the position in a file, what was sent over a TCP connection (Linux)."""
+    uses = {}
     for shared in found:
-        if shared.has_position and shared.identity is not None:
-            with suppress(OSError):  # closed meanwhile
-                positions[shared] = os.lseek(shared.identity[0], 0, os.SEEK_CUR)
-    return positions
+        if shared.identity is None:
+            continue
+        with suppress(OSError):  # closed meanwhile
+            if shared.has_position:
+                uses[shared] = os.lseek(shared.identity[0], 0, os.SEEK_CUR)
+            elif shared.kind == CONNECTION and sys.platform == "linux":
+                with socket.socket(fileno=os.dup(shared.identity[0])) as own:
+                    information = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                (uses[shared],) = struct.unpack_from("=Q", information, _BYTES_ACKED)
+    return uses
 
 
 def _list_descriptors() -> Iterator[tuple[Identity, int]]:

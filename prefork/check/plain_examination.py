@@ -20,7 +20,7 @@ from prefork.check.trial import Trial
 from prefork.engines import registry
 from prefork.platform_matrix.canary import Canary, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
-from prefork.platform_matrix.inherited import Shared, identify, list_shared, read_positions
+from prefork.platform_matrix.inherited import CONNECTION, Shared, identify, list_shared, read_uses
 from prefork.wire import process
 from prefork.wire.child import open_channel
 from prefork.wire.specification import LOADED
@@ -85,9 +85,9 @@ class PlainExamination(Trial):
 
     def _fork_fresh(self) -> StepResult:
         """Whatever becomes of the child: what the parent computes is known from here on."""
-        outcome, moved = self._fork_one(list_shared(self._ours, self._openings))
+        outcome, used = self._fork_one(list_shared(self._ours, self._openings))
         self._find_expected()
-        return self._judge_one(outcome, moved)
+        return self._judge_one(outcome, used)
 
     def _look_for_hazards(self) -> StepResult:
         self._note_hazards()
@@ -105,17 +105,20 @@ class PlainExamination(Trial):
         return self._infer_at_once(self._fork)
 
     def _fork_one(self, shared: Sequence[Shared]) -> tuple[Outcome, list[Shared]]:
-        """What becomes of a child, and the files of which it has moved the position."""
-        before, inferences = read_positions(shared), self._inferences
+        """What becomes of a child, and what it has used that it shares: files, of which it has moved the position, and
+        connections."""
+        before, inferences = read_uses(shared), self._inferences
         outcome = self._wait(self._fork(self._infer_there))
-        after = read_positions(shared) if self._inferences == inferences else before  # else the parent has, perhaps
-        return outcome, [one for one, position in after.items() if position != before.get(one)]
+        after = read_uses(shared) if self._inferences == inferences else before  # else the parent has, perhaps
+        return outcome, [one for one, use in after.items() if use != before.get(one)]
 
-    def _judge_one(self, outcome: Outcome, moved: Sequence[Shared]) -> StepResult:
+    def _judge_one(self, outcome: Outcome, used: Sequence[Shared]) -> StepResult:
         finding, text, details = self._judge([outcome])
-        if finding is Finding.SAFE and moved:
+        if finding is Finding.SAFE and used:
             text = "the child moved a position in a file that all processes share: two at once read each other's data"
-            return Finding.UNSAFE, text, list(dict.fromkeys(shared.what for shared in moved))
+            if all(shared.kind == CONNECTION for shared in used):
+                text = "the child used a connection that all processes share: two at once get each other's answers"
+            return Finding.UNSAFE, text, list(dict.fromkeys(shared.what for shared in used))
         return finding, text or f"it took {outcome.seconds * 1000:.0f} ms", details
 
     def _fork(self, act: Callable[[], bytes]) -> Canary:

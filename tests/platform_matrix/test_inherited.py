@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 REPORT = """
 import json, os, sys
 from pathlib import Path
-from prefork.platform_matrix.inherited import identify, list_shared, read_positions
+from prefork.platform_matrix.inherited import identify, list_shared, read_uses
 from prefork.platform_matrix.openings import Openings
 ours, openings = identify(), Openings()
 openings.watch()
@@ -103,15 +103,19 @@ def test_a_clean_process_shares_nothing_and_what_was_open_before_is_left_out(tmp
     assert json.loads(_run(before, tmp_path)) == []
 
 
-MOVED = """
+USED = """
+import socket
 files = [open(__file__, "rb", buffering=0) for _ in range(3)]
 writing = open("log.txt", "w")
+listening = socket.create_server(("127.0.0.1", 0))
+talking, silent = [socket.create_connection(listening.getsockname()) for _ in range(2)]
 shared = list_shared(ours)
-before = read_positions(shared)
+before = read_uses(shared)
 
 def act():
     files[1].read(1)
     os.pread(files[2].fileno(), 1, 5)
+    talking.sendall(b"word")
     writing.write("line")
     writing.flush()
 
@@ -119,12 +123,12 @@ if (pid := os.fork()) == 0:
     act()
     os._exit(0)
 os.waitpid(pid, 0)
-moved = [shared.identity[0] for shared, position in read_positions(shared).items() if position != before[shared]]
-assert moved == [files[1].fileno()], moved
+used = {shared.identity[0] for shared, use in read_uses(shared).items() if use != before[shared]}
+assert used == {files[1].fileno(), talking.fileno()}, used
 """
 
 
-def test_a_child_that_reads_from_a_shared_file_is_found_and_one_that_appends_or_names_its_place_is_not(
+def test_what_a_child_has_read_or_sent_is_found_and_what_it_has_only_appended_or_read_at_a_place_is_not(
     tmp_path: Path,
 ) -> None:
-    _run(MOVED, tmp_path)
+    _run(USED, tmp_path)
