@@ -88,7 +88,7 @@ def list_connections(ours: Collection[int] = ()) -> list[Shared]:
 
 
 def read_uses(found: Collection[Shared]) -> dict[Shared, int]:
-    """What changes if somebody uses it, in bytes: the position in a file, what was sent over a TCP connection (Linux)."""
+    """What changes when somebody uses it, in bytes: the position in a file, what was sent over a TCP connection."""
     uses = {}
     for shared in found:
         if shared.identity is None:
