@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import sqlite3
@@ -89,6 +90,21 @@ class Queue:
 
 def infer_by_thread(queue: Queue) -> int:
     return queue.ask()
+
+
+# A connection that the first inference opens, and every other one keeps using.
+def load_connection() -> http.client.HTTPConnection:
+    services = Path(__file__).with_name("library_services.py")
+    command = [sys.executable, str(services), "http"]
+    service = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
+    _kept.append(service)
+    return http.client.HTTPConnection("127.0.0.1", int(service.stdout.readline()))
+
+
+def infer_over_connection(connection: http.client.HTTPConnection) -> bytes:
+    connection.request("GET", "/words/word")
+    return connection.getresponse().read()
 
 
 # Slow everywhere, and fast with a hang in children alone.

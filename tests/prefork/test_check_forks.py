@@ -41,6 +41,12 @@ PLAIN = {
         r"moved a position in a file that all processes share",
     ),
     "asks a program": ("load_program", "infer_by_program", "parallel", r"hung|differ|raised"),
+    "keeps a connection": (
+        "load_connection",
+        "infer_over_connection",
+        "used",
+        "the child used a connection that all processes share",
+    ),
     "asks a thread": ("Queue", "infer_by_thread", "used", r"the child hung: .*ask \(sharing_models.py:\d+\)"),
 }
 
@@ -53,7 +59,12 @@ def test_what_a_plain_fork_breaks_is_unsafe_and_what_may_be_behind_it_is_named(k
     assert list(steps) == list(PLAIN_STEPS)
     assert steps[name].finding is Finding.UNSAFE, steps
     assert re.search(reason, steps[name].text), steps[name]
-    named = {"seeks and reads": "file ", "asks a program": "process ", "asks a thread": "Python thread server"}[kind]
+    named = {
+        "seeks and reads": "file ",
+        "asks a program": "process ",
+        "keeps a connection": "is connected to 127.0.0.1 port ",
+        "asks a thread": "Python thread server",
+    }[kind]
     assert any(named in detail for detail in steps[name].details), steps[name]
     assert any(named in detail for detail in steps["hazards"].details), steps["hazards"]
 
