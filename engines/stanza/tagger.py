@@ -31,7 +31,7 @@ from prefork.engines.errors import InputError, LoadError
 from prefork.engines.stanza.models import MissingModel, StanzaPackage
 from prefork.engines.stanza.retokenization import WHOLE, Analysis, RawToken, Recut, fill, merge
 from prefork.engines.text.document import Document, Token, TokenKind, Utterance
-from prefork.engines.text.formats.chat import find_uncountable
+from prefork.engines.text.formats.chat_output import find_uncountable
 from prefork.engines.text.formats.chat_grammar import TAG_MARKERS, is_analysed
 from prefork.engines.text.languages import get_long_code
 from prefork.engines.text.mor import PARTS_OF_SPEECH, RELATIONS
@@ -141,7 +141,8 @@ class StanzaTagger(Engine):
     def split(self, job: Job, document: Document) -> Sequence[Segment]:
         languages = self._find_languages(document)
         requests = [
-            self._make_request(number, utterance, languages) for number, utterance in enumerate(document.utterances)
+            self._make_request(number, utterance, languages, document.format)
+            for number, utterance in enumerate(document.utterances)
         ]
         if languages[0] not in self._packages and not any(requests):
             raise InputError(f"{job.source.name}: {self._explain_missing(languages[0])}")
@@ -155,16 +156,20 @@ class StanzaTagger(Engine):
             f"no model for language {language!r} was loaded, because @Languages does not name it; add it there"
         )
 
-    def _make_request(self, number: int, utterance: Utterance, languages: Sequence[str]) -> TaggingRequest | None:
+    def _make_request(
+        self, number: int, utterance: Utterance, languages: Sequence[str], format: str
+    ) -> TaggingRequest | None:
         """The request for an utterance; None if there is nothing to tag. languages: of
-        the file, the only ones that count: what comes out does not depend on what other files there are."""
+        the file, the only ones that count: what comes out does not depend on what other files there are. format: the
+        document's; a plain text has no tokens yet."""
         language = get_long_code(utterance.language or languages[0])
         if language not in self._packages or language not in languages or (self._keep and utterance.analysed):
             return None
-        tokens = utterance.tokens or tuple(Token(text, run=1) for text in utterance.text.split())
+        plain = format == "text"
+        tokens = tuple(Token(text, run=1) for text in utterance.text.split()) if plain else utterance.tokens
         if not any(token.kind is TokenKind.WORD for token in tokens):
             return None
-        free = self._retokenize or not utterance.tokens
+        free = self._retokenize or plain
         runs = (WHOLE if token.marker else token.run * free for token in tokens)
         return TaggingRequest(number, language, tuple(map(_spell, tokens)), tuple(runs))
 
@@ -191,10 +196,8 @@ class StanzaTagger(Engine):
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
         answers = {number: answer for piece in pieces for number, answer in piece}
         found = {number: answer for number, answer in answers.items() if answer}
-        utterances = tuple(  # with --keep, old tiers stay where nothing takes their place
-            replace(utterance, tokens=fill(utterance.tokens, found[number]), analysed=False)
-            if number in found
-            else replace(utterance, analysed=utterance.analysed and self._keep)
+        utterances = tuple(
+            replace(utterance, tokens=fill(utterance.tokens, found[number])) if number in found else utterance
             for number, utterance in enumerate(document.utterances)
         )
         made = replace(document, utterances=utterances, languages=self._find_languages(document))
@@ -256,7 +259,7 @@ def _warn_of_lines(document: Document) -> Iterator[str]:
     if places:
         named = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
         yield (
-            f"no %mor for {len(places)} utterance{'s' * (len(places) != 1)} ({named}): programs that read CHAT "
+            f"no new %mor for {len(places)} utterance{'s' * (len(places) != 1)} ({named}): programs that read CHAT "
             "disagree on the number of their words; attach marks such as ↗ ≈ ° to a word, and put spaces around „ and ‡"
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefork.engines.base import InputError
+from prefork.engines.text.formats.chat_lines import split_media
 
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
 _LANGUAGES_HEADER = re.compile(rb"^@Languages:[ \t]*([^\r\n]*)", re.MULTILINE)
@@ -38,8 +39,7 @@ def read_media_header(transcript: Path) -> MediaHeader:
         content = match.group(1).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError("its @Media is not UTF-8; save the file as UTF-8") from error
-    fields = [part.strip().strip('"') or None for part in content.split(",")]
-    header = MediaHeader(*fields[:3])
+    header = MediaHeader(*split_media(content))
     name = header.name or ""
     if "/" in name or "\\" in name or name in (".", ".."):
         raise InputError(f"@Media names a path ({name}); it must be the recording's name alone: use --media DIR")

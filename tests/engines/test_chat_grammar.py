@@ -16,7 +16,7 @@ from rustling.chat import CHAT
 from prefork.engines.stanza.retokenization import Analysis, RawToken, fill, merge
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
-from prefork.engines.text.formats import FORMATS, chat
+from prefork.engines.text.formats import FORMATS, chat, chat_output
 from prefork.engines.text.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
 from tests.engines.chat_files import HEAD, B, make
 
@@ -184,7 +184,7 @@ def test_strict_reader_takes_a_tier_for_every_main_line() -> None:
     assert len(MAIN_LINES) >= 60
     source = make("\n".join(f"*CHI:\t{main}" for main, _ in MAIN_LINES))
     document = chat.parse(source, "a.cha")
-    result = chat.render(tag(document))
+    result = chat_output.render(tag(document))
     assert strip_tiers(result) == source
     read = read_strictly(result).utterances()
     assert len(read) == len(MAIN_LINES)
@@ -214,11 +214,11 @@ def test_strict_reader_takes_a_tier_for_every_main_line() -> None:
 )
 def test_a_line_that_the_strict_reader_counts_otherwise_gets_no_tiers(main: str) -> None:
     source = make(f"*CHI:\t{main}\n*MOT:\tno .")
-    result = chat.render(tag(chat.parse(source, "a.cha")))
+    result = chat_output.render(tag(chat.parse(source, "a.cha")))
     read_strictly(result)
     assert strip_tiers(result) == source
     assert get_tier(result, "mor") == ["noun|no ."]
-    assert chat.find_uncountable(chat.parse(source, "a.cha")) == {0}
+    assert chat_output.find_uncountable(chat.parse(source, "a.cha")) == {0}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_conversation_analysis_needs_no_terminator() -> None:
     source = make("*CHI:\twell (ja) no").replace("@ID:\teng|x|CHI", "@Options:\tCA\n@ID:\teng|x|CHI", 1)
     document = chat.parse(source, "a.cha")
     assert [token.text for token in document.utterances[0].tokens] == ["well", "no"]
-    assert read_strictly(chat.render(tag(document)))
+    assert read_strictly(chat_output.render(tag(document)))
 
 
 ODDITIES = make(
@@ -268,7 +268,7 @@ ODDITIES = make(
 @pytest.mark.parametrize("cut", [0, 1, 6])
 def test_only_tiers_are_added(newline: str, mark: str, cut: int) -> None:
     source = (mark + ODDITIES[: len(ODDITIES) - cut]).replace("\n", newline)
-    result = chat.render(tag(chat.parse(source, "a.cha")))
+    result = chat_output.render(tag(chat.parse(source, "a.cha")))
     read_strictly(result)
     lines = result.split(newline)
     assert newline.join(line for line in lines if not line.startswith(("%mor:", "%gra:"))) == source
@@ -282,34 +282,26 @@ def test_old_tiers_are_replaced_or_kept() -> None:
     source = make(f"*CHI:\tgo .\n{tiers}\n*MOT:\tno .")
     document = chat.parse(source, "a.cha")
     assert [utterance.analysed for utterance in document.utterances] == [True, False]
-    replaced = chat.render(tag(document))
+    replaced = chat_output.render(tag(document))
     assert "*CHI:\tgo .\n%mor:\tnoun|go .\n%gra:\t1|0|ROOT 2|1|DEP\n%com:\tx\n*MOT:" in replaced
-    kept = chat.render(replace(document, utterances=(document.utterances[0], tag(document).utterances[1])))
+    kept = chat_output.render(replace(document, utterances=(document.utterances[0], tag(document).utterances[1])))
     assert f"*CHI:\tgo .\n{tiers}\n*MOT:\tno .\n%mor:" in kept
-    assert chat.render(document) == source
-
-
-def test_old_tier_of_an_utterance_without_words_goes_when_it_is_taken_back() -> None:
-    source = make("*CHI:\txxx .\n%mor:\tunk|xxx .\n%com:\tx\n*MOT:\tno .")
-    document = chat.parse(source, "a.cha")
-    first, second = document.utterances
-    result = chat.render(replace(document, utterances=(replace(first, analysed=False), second)))
-    assert result == source.replace("%mor:\tunk|xxx .\n", "")
+    assert chat_output.render(document) == source
 
 
 def test_tiers_at_the_very_end_of_a_file_without_a_last_line_end() -> None:
     source = (HEAD + "*CHI:\tgo .\n%com:\tx\n%mor:\tv|go .").replace("\n", "\r\n")
-    result = chat.render(tag(chat.parse(source, "a.cha")))
+    result = chat_output.render(tag(chat.parse(source, "a.cha")))
     assert result.endswith("*CHI:\tgo .\r\n%mor:\tnoun|go .\r\n%gra:\t1|0|ROOT 2|1|DEP\r\n%com:\tx")
 
 
 def test_writing_twice_changes_nothing_more() -> None:
-    once = chat.render(tag(chat.parse(ODDITIES, "a.cha")))
-    assert chat.render(tag(chat.parse(once, "a.cha"))) == once
+    once = chat_output.render(tag(chat.parse(ODDITIES, "a.cha")))
+    assert chat_output.render(tag(chat.parse(once, "a.cha"))) == once
 
 
 def test_a_clitic_has_one_item_and_two_relations() -> None:
-    result = chat.render(tag(chat.parse(make("*CHI:\tI don't ."), "a.cha")))
+    result = chat_output.render(tag(chat.parse(make("*CHI:\tI don't ."), "a.cha")))
     assert [item.count("~") for item in get_tier(result, "mor")[0].split()] == [0, 1, 0]
     assert [relation.partition("|")[0] for relation in get_tier(result, "gra")[0].split()] == ["1", "2", "3", "4"]
 
@@ -344,7 +336,7 @@ def test_any_transcript_gets_tiers_that_the_strict_reader_takes(
 ) -> None:
     body = "\n".join(f"*CHI:\t{text} {terminator}{end}{tiers}" for text, terminator, end, tiers in lines)
     source = make(body).replace("\n", newline)
-    result = chat.render(tag(chat.parse(source, "a.cha")))
+    result = chat_output.render(tag(chat.parse(source, "a.cha")))
     assert get_tier(result, "mor")
     assert len(get_tier(result, "mor")) == len(get_tier(result, "gra"))
     read_strictly(result)
@@ -356,7 +348,7 @@ def test_transcripts_of_real_recordings_get_tiers_and_nothing_else(shared: Path)
     assert paths
     for path in paths:
         source = path.read_bytes().decode()
-        result = chat.render(tag(chat.parse(source, path.name)))
+        result = chat_output.render(tag(chat.parse(source, path.name)))
         assert strip_tiers(result) == source
         read = read_strictly(result).utterances()
         assert all(token.gra for utterance in read for token in utterance.tokens or ())
@@ -397,7 +389,7 @@ def test_words_are_cut_where_the_main_line_can_follow(main: str, parts: str, wri
     document = chat.parse(source, "a.cha")
     utterance = document.utterances[0]
     tokens = regroup(utterance.tokens, find(" ".join(token.text for token in utterance.tokens), *parts.split()))
-    result = chat.render(replace(document, utterances=(replace(utterance, tokens=analyse(tokens)),)))
+    result = chat_output.render(replace(document, utterances=(replace(utterance, tokens=analyse(tokens)),)))
     read_strictly(result)
     assert strip_tiers(result) == make(f"*CHI:\t{written}")
     again = chat.parse(result, "a.cha").utterances[0].tokens
@@ -417,7 +409,7 @@ def test_words_are_joined_where_nothing_stands_between_them() -> None:
     text = " ".join(token.text for token in utterance.tokens)
     tokens = regroup(utterance.tokens, find(text, "ice cream", "and", "ice cream", "and", "ice cream", "."))
     assert [(token.text, token.source) for token in tokens[:2]] == [("ice_cream", (0, 2)), ("and", (2, 3))]
-    result = chat.render(replace(document, utterances=(replace(utterance, tokens=analyse(tokens)),)))
+    result = chat_output.render(replace(document, utterances=(replace(utterance, tokens=analyse(tokens)),)))
     assert "*CHI:\tice_cream and ice [?] cream and ice_cream .\n%mor:" in result
     read_strictly(result)
 
@@ -440,7 +432,7 @@ def test_pieces_that_are_no_words_of_a_main_line_become_parts_of_one(
         for text, first, last in pieces
     ]
     utterance = replace(document.utterances[0], tokens=analyse(tokens))
-    result = chat.render(replace(document, utterances=(utterance,)))
+    result = chat_output.render(replace(document, utterances=(utterance,)))
     read_strictly(result)
     assert f"*CHI:\t{written}\n%mor" in result
     assert len(get_tier(result, "mor")[0].split()) == items + 1

@@ -129,13 +129,15 @@ def test_bullet_is_set_behind_the_terminator_or_where_one_was(tmp_path: Path, ma
     assert f"*CHI:\t{written}\n%wor:" in result
 
 
-def test_bullets_between_words_give_the_time_and_stay(tmp_path: Path) -> None:
-    source = make(f"*CHI:\tgo {B}100_200{B} on {B}200_300{B} .")
+def test_bullets_between_words_give_the_time_and_follow_the_words(tmp_path: Path) -> None:
+    source = make(f"*CHI:\tgo {B}100_200{B} on &-um {B}200_300{B} . [+ bch]\n*MOT:\tno {B}9_8{B} (.) {B}1_2{B} yes .")
     document = read(tmp_path, source)
     assert (document.utterances[0].start, document.utterances[0].end) == (0.1, 0.3)
+    assert formats.render(document, "chat") == source
     result = rewrite(tmp_path, source)
-    assert f"*CHI:\tgo {B}100_200{B} on {B}200_300{B} . {B}0_900{B}\n" in result
-    assert read(tmp_path, result).utterances[0].end == 0.9
+    assert f"*CHI:\tgo {B}0_400{B} on &-um {B}500_1400{B} . [+ bch] {B}0_1400{B}\n" in result
+    assert f"*MOT:\tno {B}1500_1900{B} (.) yes . {B}1500_2400{B}\n" in result  # a pause has no time
+    assert read(tmp_path, result).utterances[0].end == 1.4
 
 
 def test_wor_tier_is_replaced_where_it_stands_and_otherwise_comes_last(tmp_path: Path) -> None:
@@ -224,8 +226,6 @@ def test_any_transcript_is_accepted_again_with_the_same_words(
         (make(f'*CHI:\tgo . {B}%snd:"a"_1_2{B}'), "line 8: a bullet in the old format", "FIXBULLETS"),
         (make("*CHI:\tgo .\n  *MOT:\tno ."), "line 9: a turn begins with white space", "remove"),
         (make("*CHI:\tgo .\n*MOT\tno ."), "line 9: a turn without a colon", "add it"),
-        (HEAD, "has no words", "nothing to do"),
-        (make("*CHI:\t0 ."), "has no words", "nothing to do"),
         (make("*CHI:\tpâté .").encode("latin-1"), "not UTF-8 (line 8, byte 173)", "save it as UTF-8"),
     ],
 )

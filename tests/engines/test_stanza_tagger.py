@@ -108,7 +108,7 @@ def test_what_chat_marks_as_not_counting_is_not_analysed() -> None:
 def test_rendering_changes_neither_tree_nor_tags(shared: Path) -> None:
     document = Document(formats.read(shared / "data" / "ud-english-ewt" / "en_ewt-ud-test.conllu").utterances[:300:3])
     made = analyse(chat.parse(formats.render(replace(document, languages=("eng",), media="a"), "chat"), "a.cha"))
-    read = CHAT.from_strs([chat.render(made)], strict=True).utterances()
+    read = CHAT.from_strs([formats.render(made, "chat")], strict=True).utterances()
     pairs = [(u, r) for u, r in zip(made.utterances, read, strict=True) if any(t.words for t in u.tokens)]
     assert len(pairs) > 90
     for utterance, found in pairs:
@@ -140,9 +140,9 @@ def test_plain_text_is_tokenised() -> None:
 
 def test_words_are_cut_anew_only_if_that_is_wanted() -> None:
     source = make("he said no-one's here .", "a@l no-one's@c .")
-    kept = chat.render(analyse(source))
+    kept = formats.render(analyse(source), "chat")
     assert "*CHI:\the said no-one's here .\n%mor:" in kept
-    cut = chat.render(analyse(source, retokenize=True))
+    cut = formats.render(analyse(source, retokenize=True), "chat")
     CHAT.from_strs([cut], strict=True)
     assert "*CHI:\ta@l no-one's@c .\n%mor:" in cut
 
@@ -151,9 +151,9 @@ def test_utterances_in_a_language_without_a_model_are_left(tmp_path: Path) -> No
     document = analyse(make("I see [= text] .", "[- spa] quiero agua .", languages="eng, spa"))
     (warning,) = document.warnings
     assert "1 utterance in 'spa' not analysed" in warning
-    lines = chat.render(document).splitlines()
+    lines = formats.render(document, "chat").splitlines()
     assert lines[lines.index("*CHI:\t[- spa] quiero agua .") + 1] == "@End"
-    assert len(get_tier(chat.render(document), "mor")) == 1
+    assert len(get_tier(formats.render(document, "chat"), "mor")) == 1
 
 
 def test_marked_words_are_not_told_apart() -> None:
@@ -186,15 +186,15 @@ def test_long_utterances_are_analysed_and_too_long_ones_refused() -> None:
     assert document.warnings == ("utterance 2 has more than 1000 words and is not analysed; split it up",)
 
 
-def test_utterances_without_words_get_no_tiers() -> None:
-    text = chat.render(analyse(make("0 .", "xxx .", "&=laughs .", "%mor:\tco|okay .", "okay .")))
-    assert len(get_tier(text, "mor")) == 1
+def test_utterances_without_words_get_no_tiers_and_keep_those_they_have() -> None:
+    text = formats.render(analyse(make("0 .", "xxx .", "&=laughs .", "%mor:\tco|okay .", "okay .")), "chat")
+    assert get_tier(text, "mor") == ["co|okay .", "intj|okay ."]
     assert text.index("*CHI:\tokay .") < text.index("%mor")  # that of nothing but laughter is gone
 
 
 @pytest.mark.parametrize("line", ["שלום עולם .", "مرحبا بالعالم !", "我 要 饼干 .", "eñe ﬁn e\u0301 .", "👍 okay ."])
 def test_any_script_gets_an_analysis(line: str) -> None:
-    text = chat.render(analyse(make(line)))
+    text = formats.render(analyse(make(line)), "chat")
     CHAT.from_strs([text], strict=True)
     assert len(get_tier(text, "mor")) == len(get_tier(text, "gra")) == 1
 
@@ -204,22 +204,22 @@ def test_words_longer_than_models_are_shown_are_not_changed() -> None:
     document = analyse(formats.FORMATS["text"].parse(f"see {address} now .\n", "a.txt"))  # type: ignore[misc]
     token = document.utterances[0].tokens[1]
     assert [token.text, token.words[0].form, token.words[0].lemma] == [address] * 3
-    (tier,) = get_tier(chat.render(analyse(make(f"see {'ab' * 300} now ."))), "mor")
+    (tier,) = get_tier(formats.render(analyse(make(f"see {'ab' * 300} now .")), "chat"), "mor")
     assert f"|{'ab' * 300}" in tier
 
 
 def test_tiers_that_are_there_are_kept_or_replaced() -> None:
     document = make("okay .", "%mor:\tco|okay .", "%gra:\t1|0|ROOT 2|1|PUNCT", "hello .")
-    assert get_tier(chat.render(analyse(document)), "mor") == ["intj|okay .", "intj|hello ."]
-    assert get_tier(chat.render(analyse(document, keep=True)), "mor") == ["co|okay .", "intj|hello ."]
+    assert get_tier(formats.render(analyse(document), "chat"), "mor") == ["intj|okay .", "intj|hello ."]
+    assert get_tier(formats.render(analyse(document, keep=True), "chat"), "mor") == ["co|okay .", "intj|hello ."]
 
 
 def test_lines_whose_words_readers_count_differently_are_named() -> None:
     job = replace(JOB, outputs=(Output("chat", Path("a.cha")),))
     (warning,) = analyse(make("okay .", "I see °xxx° it ."), job).warnings
-    assert "no %mor for 1 utterance (2)" in warning
+    assert "no new %mor for 1 utterance (2)" in warning
     old = make("I see °xxx° it .", "%mor:\tpro|I v|see pro|it .")
-    assert [len(get_tier(chat.render(analyse(old, keep=keep)), "mor")) for keep in (False, True)] == [0, 1]
+    assert [len(get_tier(formats.render(analyse(old, keep=keep), "chat"), "mor")) for keep in (False, True)] == [1, 1]
 
 
 # models

@@ -23,7 +23,7 @@ from pathlib import Path
 from prefork.engines.audio.media import is_video
 from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document
-from prefork.engines.text.formats import chat, conllu, rttm, subtitles, tables, text, textgrid
+from prefork.engines.text.formats import chat, chat_output, conllu, rttm, subtitles, tables, text, textgrid
 from prefork.engines.text.formats.chat_file import compose
 
 
@@ -39,7 +39,7 @@ class Format:
 
 
 def _render_chat(document: Document) -> str:
-    return chat.render(document if document.format == "chat" else compose(document))
+    return chat_output.render(document if document.format == "chat" else compose(document))
 
 
 FORMATS = {
@@ -65,10 +65,12 @@ def find_suffix(name: str) -> str:
     return FORMATS[name].suffixes[0]
 
 
-def read(path: Path, *, empty: bool = False) -> Document:
-    """Reads a transcript; one that does not name its recording shares its name. empty: CHAT may be without words.
+def read(path: Path, media: Path | None = None) -> Document:
+    """Reads a transcript. media: its recording, whose name the document has if the transcript does not name it; without
+    a recording, the transcript's own.
 
-    Raises InputError if it cannot be read, is not UTF-8, is not what its suffix says, or has no words.
+    Raises InputError if it cannot be read, is not UTF-8, is not what its suffix says, or has no words. CHAT may be
+    without: it comes out as it is, with a warning.
     """
     format = READABLE.get(path.suffix.lower())
     if format is None or format.parse is None:
@@ -83,9 +85,11 @@ def read(path: Path, *, empty: bool = False) -> Document:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name}: is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
     document = format.parse(content, path.name)
-    if not (empty and document.format == "chat") and not any(utterance.words for utterance in document.utterances):
-        raise InputError(f"{path.name}: has no words; there is nothing to do")
-    return document if document.media else replace(document, media=_name_media(path))
+    if not any(utterance.words for utterance in document.utterances):
+        if document.format != "chat":
+            raise InputError(f"{path.name}: has no words; there is nothing to do")
+        document = replace(document, warnings=(*document.warnings, "has no words; it stays as it is"))
+    return document if document.media else replace(document, media=_name_media(media or path))
 
 
 def open_document(source: Path, media: Path | None = None, seconds: float = 0.0) -> Document:
@@ -95,7 +99,7 @@ def open_document(source: Path, media: Path | None = None, seconds: float = 0.0)
     unknown.
     """
     if source.suffix.lower() in READABLE:
-        document = read(source, empty=media is None)  # there may be nothing to tag, but is it to get lost?
+        document = read(source, media)
     else:
         document = Document((), media=_name_media(source), seconds=seconds or None)
     return replace(document, video=is_video(media))

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from prefork.engines.text.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
 from prefork.engines.text.formats.chat_grammar import TAG_MARKERS, UNTRANSCRIBED, is_analysed, list_tokens
+from prefork.engines.text.formats.chat_lines import make_media_header
 from prefork.engines.text.spoken_numbers import spell_numbers, spell_sign
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
@@ -74,10 +75,8 @@ def _list_headers(document: Document, codes: Sequence[str], utterances: Sequence
     headers += [f"@ID:\t{languages[0]}|prefork|{code}|||||{role}|||" for code, role in roles.items()]
     timed = any(utterance.start is not None and utterance.end is not None for utterance in utterances)
     tagged = not (timed or document.heard) and any(is_analysed(utterance.tokens) for utterance in utterances)
-    if document.media and not tagged and not re.search(r"[,\"\x00-\x1f\ufffd]", document.media):
-        kind = "video" if document.video else "audio"
-        headers.append(f"@Media:\t{document.media}, {kind}{'' if timed else ', unlinked'}")
-    return headers
+    media = "" if tagged else make_media_header(document.media, video=document.video, linked=timed)
+    return [*headers, media] if media else headers
 
 
 def _name_speakers(utterances: Sequence[Utterance]) -> dict[str | None, str]:

@@ -51,6 +51,7 @@ _LEXEME = re.compile(
     """,
     re.VERBOSE,
 )
+STRESS_MARKS = frozenset("ˈˌ")
 _LETTER_MARKS = "ˈˌἩΫ"  # marks that are letters to Unicode
 _PLAIN_WORD = rf"[^\W\d_{_LETTER_MARKS}]+(?:['-][^\W\d_{_LETTER_MARKS}]+)*"
 _PLAIN_MAIN = re.compile(rf"[^:]*:\s*({_PLAIN_WORD}(?: {_PLAIN_WORD})*) ([.?!]) *(?:\x15\d+_\d+\x15)?\s*")
@@ -60,7 +61,8 @@ _REPLACEMENT = re.compile(r"\[:\s(.*)\]", re.DOTALL)
 _PRECODE = re.compile(r"\[- ([a-z]{2,8})[^\]]*\]")
 _LANGUAGE = re.compile(r"s:([a-z]{2,8})")
 _OMITTED = re.compile(r"0(?!\d).*|\([^()]*\)")
-_GLUED_END = re.compile(r"(.*[^.?!+])([.?!])", re.DOTALL)
+_TAIL = re.compile(r"(?:\s|\x15[^\x15]*\x15|\[\+[^\]]*\])*$")  # bullets, and postcodes
+_GLUED_END = re.compile(rf"(?<=[^\s.?!+/\"])(?!\.\.\.)(?:{_ENDS})(?={_TAIL.pattern})")
 _PART_OF_SPEECH = re.compile(r"(?<=.)\$[a-z:]+$")
 
 _REPEATED_SOUNDS = re.compile("↫[^↫]*↫")
@@ -113,6 +115,36 @@ def list_tokens(main: str, languages: Sequence[str], *, fixed: bool = False) -> 
 
 def place_tokens(main: str, languages: Sequence[str]) -> tuple[list[Placed], str]:
     """The same tokens with their places."""
+    glued = find_glued_terminator(main)
+    if glued is None:
+        return _place(main, languages)
+    placed, language = _place(f"{main[:glued]} {main[glued:]}", languages)
+    return [
+        replace(one, start=one.start - (one.start > glued), end=one.end - (one.end > glued)) for one in placed
+    ], language
+
+
+def find_glued_terminator(main: str) -> int | None:
+    """Where the terminator of a main line begins, if it touches what stands before it; else None.
+
+    >>> find_glued_terminator("*CHI:\\tto+..."), find_glued_terminator("*CHI:\\tno .")
+    (8, None)
+    """
+    glued = _GLUED_END.search(main, main.find(":") + 1)
+    return glued.start() if glued else None
+
+
+def find_terminator(main: str) -> str:
+    """What ends a main line; empty if nothing does, as in conversation analysis."""
+    body = _TAIL.sub("", main)
+    glued = find_glued_terminator(main)
+    if glued is not None:
+        return body[glued:]
+    last = body.rsplit(None, 1)[-1]
+    return last if re.fullmatch(_ENDS, last) else ""
+
+
+def _place(main: str, languages: Sequence[str]) -> tuple[list[Placed], str]:
     start = main.find(":") + 1
     language = _find_language(main, start, languages)
     items = [item for item in _read(main, start, len(main), language, languages) if item.token is not None]
@@ -207,18 +239,11 @@ def _find_word_language(marker: str, language: str, languages: Sequence[str]) ->
 
 
 def _end(items: Sequence[_LineItem]) -> Iterator[_LineItem]:
-    """Only the last item ends the utterance, and may touch the word before it."""
+    """Only the last item ends the utterance."""
     for item in items[:-1]:
         if item.token is not None and item.token.kind is TokenKind.TERMINATOR:  # within a quotation
             item.token = replace(item.token, kind=TokenKind.SEPARATOR)
-        yield item
-    for item in items[-1:]:
-        glued = _GLUED_END.fullmatch(item.token.text) if item.token and item.token.kind is TokenKind.WORD else None
-        if glued and item.token and item.plain:
-            yield _LineItem(replace(item.token, text=glued[1]), item.start, item.end - 1)
-            yield _LineItem(_make_terminator(glued[2]), item.end - 1, item.end)
-        else:
-            yield item
+    yield from items
 
 
 def _number_runs(main: str, items: Sequence[_LineItem]) -> Iterator[Placed]:
