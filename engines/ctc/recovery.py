@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefork.engines.alignment.forced_aligner import measure
-from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions
+from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions, plan_roomy_regions
 from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, UnitSpan, find_units
 from prefork.engines.alignment.viterbi import WILDCARD
 from prefork.engines.base import Engine, Job, Segment, Tensors
@@ -59,7 +59,8 @@ class _Unit:
 
 
 class CTCRecovery(Engine):
-    """Looks for the utterances without times in the whole recording, or between those that have times.
+    """Looks for the utterances without times in the whole recording, or between those that have times; and within its
+    times for an utterance whose words take little of them.
 
     What is not there gets no times: it is `missing`, and the document's warnings say so. Options as of CTCAligner.
     """
@@ -115,9 +116,9 @@ class CTCRecovery(Engine):
 
     def _plan(self, document: Document, seconds: float) -> list[SearchRegion]:
         words = [[word.text for word in utterance.words] for utterance in document.utterances]
-        return plan_regions(
-            document.utterances, [self._aligner.count_seconds_needed(w) if w else 0 for w in words], seconds
-        )
+        least = [self._aligner.count_seconds_needed(w) if w else 0 for w in words]
+        untimed = plan_regions(document.utterances, least, seconds)
+        return [*untimed, *plan_roomy_regions(document.utterances, seconds)]
 
     def _list_columns(self, document: Document, regions: Sequence[SearchRegion]) -> tuple[int, ...]:
         texts = {word.text for r in regions for index in r.utterances for word in document.utterances[index].words}

@@ -70,7 +70,7 @@ def test_text_has_an_utterance_a_line(tmp_path: Path) -> None:
     path = tmp_path / "talk.txt"
     path.write_bytes("\ufeffHello, world!\r\n\r\n  \u2014  \r\nnaïve café\r\n".encode())
     document = formats.read(path)
-    assert [[word.text for word in u.words] for u in document.utterances] == [["Hello,", "world!"], ["naïve", "café"]]
+    assert [[word.text for word in u.words] for u in document.utterances] == [["Hello", "world"], ["naïve", "café"]]
     assert [utterance.text for utterance in document.utterances] == ["Hello, world!", "naïve café"]
     assert document.media == "talk"
 

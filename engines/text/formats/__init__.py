@@ -16,34 +16,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefork.engines.audio.media import is_video
 from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document
-from prefork.engines.text.formats import chat, chat_output, conllu, rttm, subtitles, tables, text, textgrid
-from prefork.engines.text.formats.chat_file import compose
+from prefork.engines.text.formats import chat, chat_file, chat_output, conllu, rttm, subtitles, tables, text, textgrid
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """suffixes: the first is the one that outputs get. parse: text of a file, and its name, to a document. spoken: a
-    file in this format may be what is said in a recording, and be aligned with it."""
+    file in this format may be what is said in a recording, and be aligned with it. find_losses: what a document has and
+    its file will not have, for its user."""
 
     suffixes: tuple[str, ...]
     render: Callable[[Document], str] | None = None
     parse: Callable[[str, str], Document] | None = None
     spoken: bool = True
+    find_losses: Callable[[Document], Iterable[str]] | None = None
 
 
 def _render_chat(document: Document) -> str:
-    return chat_output.render(document if document.format == "chat" else compose(document))
+    return chat_output.render(document if document.format == "chat" else chat_file.compose(document))
+
+
+def _find_losses_in_chat(document: Document) -> Iterable[str]:
+    return (chat_output if document.format == "chat" else chat_file).find_losses(document)
 
 
 FORMATS = {
-    "chat": Format((".cha",), _render_chat, chat.parse),
+    "chat": Format((".cha",), _render_chat, chat.parse, find_losses=_find_losses_in_chat),
     "text": Format((".txt", ".lab"), None, text.parse),
     "conllu": Format((".conllu",), conllu.render, conllu.parse, spoken=False),
     "textgrid": Format((".TextGrid",), textgrid.render),
@@ -115,3 +120,9 @@ def render(document: Document, format: str) -> str:
     renderer = FORMATS[format].render
     assert renderer is not None
     return renderer(document)
+
+
+def warn_of_losses(document: Document, names: Sequence[str]) -> Document:
+    """The document with what its user should know of what files in these formats will lack."""
+    found = [loss for name in names if (find := FORMATS[name].find_losses) for loss in find(document)]
+    return replace(document, warnings=(*document.warnings, *found))

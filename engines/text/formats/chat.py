@@ -218,11 +218,11 @@ def _make_utterance(tier: Tier, dependents: set[str], parsed: Parsed, languages:
     analysed = "%mor" in dependents
     if _OBSOLETE.search(tier.text):
         return Utterance(text, (), parsed.participant, start, end, analysed=analysed)
-    words = tuple(Word(token.text) for token in list_chat_tokens(parsed) if token.kind in (ChatKind.WORD, ChatKind.SOUND))
-    tokens, language = list_tokens(tier.text, languages, fixed=not dependents.isdisjoint(WORD_TIERS))
-    return Utterance(
-        text, words, parsed.participant, start, end, tokens=tokens, language=language, analysed=analysed
+    words = tuple(
+        Word(token.text) for token in list_chat_tokens(parsed) if token.kind in (ChatKind.WORD, ChatKind.SOUND)
     )
+    tokens, language = list_tokens(tier.text, languages, fixed=not dependents.isdisjoint(WORD_TIERS))
+    return Utterance(text, words, parsed.participant, start, end, tokens=tokens, language=language, analysed=analysed)
 
 
 def list_chat_tokens(parsed: Parsed) -> list[ChatToken]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from prefork.engines.text.document import Document, SyntacticWord, Timing, Token, TokenKind, Utterance, Word
 from prefork.engines.text.formats.chat_grammar import TAG_MARKERS, UNTRANSCRIBED, is_analysed, list_tokens
 from prefork.engines.text.formats.chat_lines import make_media_header
-from prefork.engines.text.spoken_numbers import spell_numbers, spell_sign
+from prefork.engines.text.normalization import say
 
 _NOBODY = "SPK"  # the code of a speaker of whom nothing is known
 _CODE = re.compile(r"[A-Z][A-Z0-9]{2,6}")
@@ -24,9 +24,6 @@ _TERMINATORS = {
 }  # what is none of these ends with a full stop
 _COMMAS = ",\uff0c\u3001\u060c"
 _OBSOLETE = frozenset({"xx", "yy"})  # CHAT's old codes for speech that could not be understood
-_LETTERS = re.compile(r"(?:[^\W\d_]\.){2,}|(?:[^\W\d_]\.)+[^\W\d_]")  # p.m., U.S.A
-_TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint", "vs": "versus",
-           "etc": "etcetera"}  # fmt: skip
 
 
 def compose(document: Document) -> Document:
@@ -34,8 +31,9 @@ def compose(document: Document) -> Document:
 
     Speakers whose names are no codes of CHAT get PAR0, PAR1, in the order in which they speak; who is not known is SPK.
     CHAT words have letters, digits, hyphens, apostrophes and decimal points; other characters are left out, and so
-    are words that mean something else to CHAT: those that begin with 0 are words that were not said. Numbers are spelt
-    out where the language is known, and has words for them here; the words of one number share its time.
+    are words that mean something else to CHAT: those that begin with 0 are words that were not said (`find_losses`
+    names them). Numbers are spelt out where the language is known, and has words for them here; the words of one number
+    share its time.
 
     Of an analysed utterance the tokens are the words, so that %mor has an item for each of the main line: what the
     line cannot hold leaves the tree, and what depended on it goes to its head; the words of a number are `flat`.
@@ -49,7 +47,7 @@ def compose(document: Document) -> Document:
         else _make_utterance(u, codes[u.speaker], language, heard=heard)
         for u in document.utterances
     ]
-    utterances = [utterance for utterance in utterances if utterance.words]
+    utterances = [utterance for utterance in utterances if utterance.words or utterance.events]
     used = list(dict.fromkeys(u.speaker for u in utterances if u.speaker)) or [_NOBODY]
     languages = document.languages or ("eng",)
     spoken = [u.language or languages[0] for u in utterances if is_analysed(u.tokens)]
@@ -87,22 +85,59 @@ def _name_speakers(utterances: Sequence[Utterance]) -> dict[str | None, str]:
     return {None: _NOBODY, **{u.speaker: _NOBODY for u in utterances}, **{n: codes.get(n) or next(free) for n in names}}
 
 
+def find_losses(document: Document) -> Iterator[str]:
+    """What the document holds and its main lines do not, for its user."""
+    language = document.languages[0] if document.languages else ""
+    words = [
+        text
+        for u in document.utterances
+        for text in (
+            [t.text for t in u.tokens if t.kind is TokenKind.WORD]
+            if is_analysed(u.tokens)
+            else [w.text for w in u.words]
+        )
+    ]
+    lost = [word for word in dict.fromkeys(words) if not _holds(word, language)]
+    events = sum(len(u.events) for u in document.utterances if is_analysed(u.tokens))
+    if events:
+        yield f"{events} event{'s' * (events != 1)} of the text are left out: the words are the analysis's"
+    if lost:
+        named = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+        yield f"CHAT cannot hold all of {len(lost)} word{'s' * (len(lost) != 1)}, whose rest is left out: {named}"
+
+
+def _holds(word: str, language: str) -> bool:
+    """Whether a main line can hold all that is spoken of a word."""
+    for said in say(word, language):
+        kept = _spell(said, "-_")
+        wanted = [c for c in said if c.isalnum() or unicodedata.category(c)[0] == "S" or c in "@#&*/"]
+        if not kept or any(c.lower() not in kept.lower() for c in wanted):
+            return False
+    return True
+
+
 def _make_utterance(utterance: Utterance, code: str, language: str, *, heard: bool) -> Utterance:
     """heard: by a recogniser, whose commas are kept."""
     words: list[Word] = []
     parts: list[str] = []
-    for word, comma in zip(
-        utterance.words, _find_commas(utterance) if heard else [False] * len(utterance.words), strict=True
-    ):
-        spoken = _speak(word, language, heard=heard)
+    commas = _find_commas(utterance) if heard else [False] * len(utterance.words)
+    for place, (word, comma) in enumerate(zip(utterance.words, commas, strict=True)):
+        parts += _list_events(utterance, place)
+        spoken = _speak(word, language)
         words += spoken
         parts += [part.text for part in spoken]
         if comma and spoken:
             parts.append(",")
     while parts and parts[-1] == ",":
         parts.pop()
+    parts += _list_events(utterance, len(utterance.words))
     text = " ".join([*parts, _find_terminator(utterance.text, heard=heard)])
     return replace(utterance, text=text, words=tuple(words), speaker=code)
+
+
+def _list_events(utterance: Utterance, place: int) -> list[str]:
+    """CHAT's, for what is heard behind so many words."""
+    return [f"&={name}" for position, name in utterance.events if position == place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +187,7 @@ def _list_pieces(tokens: Sequence[Token], language: str) -> Iterator[_LinePart]:
 
 
 def _spell_token(token: Token, numbers: tuple[int, ...], language: str) -> Iterator[_LinePart]:
-    said = _say(token.text, language)
+    said = say(token.text, language)
     texts = [text for part in said if (text := _spell(part, "-_"))]
     begun = False
     for text in texts:
@@ -233,10 +268,9 @@ def _find_terminator(text: str, *, heard: bool) -> str:
     return found if heard or found in (".", "?", "!") else "."
 
 
-def _speak(word: Word, language: str, *, heard: bool) -> list[Word]:
+def _speak(word: Word, language: str) -> list[Word]:
     """The words of CHAT for a word; none if CHAT cannot hold it."""
-    bounds = "-_" if heard else "-_'"  # what was heard has lost its quotation marks, but not goin'
-    texts = [text for said in _say(word.text, language) if (text := _spell(said, bounds))]
+    texts = [text for said in say(word.text, language) if (text := _spell(said, "-_"))]
     if len(texts) < 2:
         return [replace(word, text=text) for text in texts]
     if word.start is None or word.end is None:
@@ -249,25 +283,6 @@ def _speak(word: Word, language: str, *, heard: bool) -> list[Word]:
         replace(word, text=text, start=start, end=end, timing=Timing.INTERPOLATED, characters=())
         for text, (start, end) in zip(texts, pairwise(edges), strict=True)
     ]
-
-
-def _say(text: str, language: str) -> Sequence[str]:
-    """A token as it is spoken: numbers and signs in words; letters that are named, such as p.m., joined as p_m."""
-    if not language:
-        return [text]
-    if text in ("&", "+", "=", "@"):
-        return [spell_sign(text, language)]
-    if any(character.isdigit() or character == "%" for character in text):
-        return spell_numbers(text, language) or ["xxx" if text.startswith("0") else text]
-    if _LETTERS.fullmatch(text):
-        return [text.strip(".").replace(".", "_")]
-    if "&" in text.strip("&"):  # R&B
-        parts = [part for part in text.split("&") if part]
-        return [
-            said for index, part in enumerate(parts) for said in ([spell_sign("&", language)] if index else []) + [part]
-        ]
-    title = _TITLES.get(text.rstrip(".").lower()) if language == "eng" else None
-    return [title] if (title and text[:1].isupper()) or title in ("etcetera", "versus") else [text]
 
 
 def _spell(text: str, edges: str) -> str:

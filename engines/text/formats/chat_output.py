@@ -1,9 +1,10 @@
 """CHAT as it is written: the source itself, with nothing touched but what was asked for.
 
-Who has new times gets them: the bullet of the main line and those between its words, and %wor. A file that gets its
-first times gets an @Media too, or loses its `unlinked`: without, TalkBank's parser and CHECK refuse the bullets. Who has
-a new analysis gets %mor and %gra, each in one line, right behind the main line, and words of it that were cut anew.
-Where no new tier is written, the old one stays.
+An utterance with new times gets them: the bullet of its main line, those between its words, and %wor. A file that
+gets times gets an @Media too, or loses its `unlinked`: otherwise TalkBank's parser and CHECK refuse the bullets. An
+utterance with a new analysis gets %mor and %gra, each in one line, right behind the main line, and words of it that
+were cut anew; both end with a terminator, even where the main line has none, as TalkBank's parser wants it. Where no
+new tier is written, the old one stays.
 
 %wor holds fewer words than are aligned, by the rule of TalkBank's own aligner (https://github.com/TalkBank/chatter,
 talkbank-model/src/alignment/helpers/rules.rs): no fragments, no nonwords, nothing untranscribed. Words stand in it
@@ -24,7 +25,6 @@ from prefork.engines.text.document import Document, Token, TokenKind, Utterance,
 from prefork.engines.text.formats.chat import (
     ChatKind,
     ChatToken,
-    is_ca,
     list_chat_tokens,
     list_utterances,
     make_countable,
@@ -65,9 +65,7 @@ def render(document: Document) -> str:
     retimed = [_has_new_times(u, main) for u, main in zip(document.utterances, mains, strict=True)]
     if any(retimed):
         tiers = _link(tiers, document)
-    utterances = zip(
-        document.utterances, read_utterances(tiers), _list_grammar(document, tiers), retimed, strict=True
-    )
+    utterances = zip(document.utterances, read_utterances(tiers), _list_grammar(document, tiers), retimed, strict=True)
     result: list[str] = []
     newline = get_line_end(tiers[0].text) if tiers else ""
     block: list[Tier] = []  # a main line, its dependent tiers, and empty lines among them
@@ -99,11 +97,17 @@ def _link(tiers: Sequence[Tier], document: Document) -> list[Tier]:
             for tier in tiers
         ]
     header = make_media_header(document.media, video=document.video, linked=True)
-    places = [place for name in _BEFORE_MEDIA for place, tier in enumerate(tiers) if tier.name == name]
-    first = [name for name in _BEFORE_MEDIA if any(tier.name == name for tier in tiers)][0]
-    place = max(p for p in places if tiers[p].name == first) + 1
-    before = tiers[place - 1].text
-    return [*tiers[:place], Tier("@Media", header + get_line_end(before), 0), *tiers[place:]] if header else [*tiers]
+    if not header:
+        return list(tiers)
+    place = max(place for place, tier in enumerate(tiers) if tier.name == _choose(tiers)) + 1
+    media = Tier("@Media", header + get_line_end(tiers[place - 1].text), 0)
+    return [*tiers[:place], media, *tiers[place:]]
+
+
+def _choose(tiers: Sequence[Tier]) -> str:
+    """The header that @Media stands behind."""
+    names = {tier.name for tier in tiers}
+    return next(name for name in _BEFORE_MEDIA if name in names)
 
 
 def find_losses(document: Document) -> Iterator[str]:
