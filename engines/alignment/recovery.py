@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from prefork.engines.text.document import Document, RecoveryCounts, Utterance
 
 _MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, may be off
-# Times as long as its words usually take, and seconds beyond that, from which an utterance is roomy. With the bullets of
-# 52 words of ../shared/data/speech 4 s wider at both ends (8 s; 30 s), 51 are within 0.1 s of where they are with the right
-# ones (51; 51); with (4, 4) 48 (51; 51), without the search 45 (28; 9).
+# Times as long as its words usually take, and seconds beyond that, from which an utterance is roomy. Of 52 words of
+# ../shared/data/speech in bullets 4 s too wide at both ends (8 s; 30 s), 51 (51; 51) are within 0.1 s of where they are
+# in the right ones; with (4, 4) 48 (51; 51), without the search 45 (28; 9).
 _ROOMY = (3.0, 2.0)
 _USUAL = (0.4, 0.06)  # seconds that a word, and a character, usually takes
 _LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less

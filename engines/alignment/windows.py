@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from prefork.engines.text.document import Utterance
 
 MARGIN = 0.5  # seconds that a window reaches beyond its utterances' times, which people set by hand
-# Edges of windows in a second; a multiple of them is a frame of every model, so that transcripts whose times differ a
-# little have the same frames. Of 178 words of ../shared/data/speech that were aligned again and again, 70, 12 and 1 moved
-# the first, second and third time; without a grid, 164 each time. With 2 it is 52, 14 and 6, with 50 68, 29 and 11.
+# Edges of windows in a second; each is a frame of every model, so that transcripts whose times differ a little have the
+# same frames. Of 178 words of ../shared/data/speech that were aligned again and again, 70, 12 and 1 moved the first,
+# second and third time; without a grid, 164 each time. With 2 it is 52, 14 and 6, with 50 68, 29 and 11.
 _GRID = 10
 OVERLAP = 0.1  # seconds by which neighbours' times may overlap and still be taken as following one another
 _COMFORT = 2.0  # times as long as the fewest frames that can hold the words, before a stretch is not cramped

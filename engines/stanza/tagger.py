@@ -31,8 +31,8 @@ from prefork.engines.errors import InputError, LoadError
 from prefork.engines.stanza.models import MissingModel, StanzaPackage
 from prefork.engines.stanza.retokenization import WHOLE, Analysis, RawToken, Recut, fill, merge
 from prefork.engines.text.document import Document, Token, TokenKind, Utterance
-from prefork.engines.text.formats.chat_output import find_uncountable
 from prefork.engines.text.formats.chat_grammar import TAG_MARKERS, is_analysed
+from prefork.engines.text.formats.chat_output import find_uncountable
 from prefork.engines.text.languages import get_long_code
 from prefork.engines.text.mor import PARTS_OF_SPEECH, RELATIONS
 

@@ -18,39 +18,7 @@ from prefork.engines.text import formats
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
 from prefork.engines.text.formats import FORMATS, chat, chat_output
 from prefork.engines.text.formats.chat_grammar import list_tokens, place_tokens, retokenize_main, settle
-from tests.engines.chat_files import HEAD, B, make
-
-
-def analyse(tokens: Sequence[Token]) -> tuple[Token, ...]:
-    """A tree in which everything depends on the first word; `n't` words hold two."""
-    result: list[Token] = []
-    count = 0
-    root = 0
-    for token in tokens:
-        forms = [token.text[:-3], "n't"] if token.text.endswith("n't") and len(token.text) > 3 else [token.text]
-        words = []
-        for form in forms:
-            count += 1
-            punctuation = token.kind is not TokenKind.WORD
-            first = root == 0 and not punctuation
-            root = root or (0 if punctuation else count)
-            upos = "PUNCT" if punctuation else "NOUN"
-            words.append(SyntacticWord(form, form, upos, head=0 if first else -1, deprel="root" if first else "dep"))
-        result.append(replace(token, words=tuple(words)))
-    return tuple(
-        replace(token, words=tuple(replace(word, head=root) if word.head < 0 else word for word in token.words))
-        for token in result
-    )
-
-
-def tag(document: Document) -> Document:
-    utterances = [
-        replace(u, tokens=analyse(u.tokens), analysed=False)
-        if any(token.kind is TokenKind.WORD for token in u.tokens)
-        else u
-        for u in document.utterances
-    ]
-    return replace(document, utterances=tuple(utterances))
+from tests.engines.chat_files import HEAD, B, analyse, make, tag
 
 
 def strip_tiers(text: str) -> str:

@@ -12,29 +12,14 @@ from rustling.chat import CHAT
 
 from prefork.engines.base import InputError
 from prefork.engines.text import formats
-from prefork.engines.text.document import Document, Timing, Utterance, Word
-from tests.engines.chat_files import HEAD, B, make
+from prefork.engines.text.document import Document, Utterance, Word
+from tests.engines.chat_files import HEAD, B, make, time
 
 
 def read(tmp_path: Path, source: str | bytes, name: str = "a.cha") -> Document:
     path = tmp_path / name
     path.write_bytes(source if isinstance(source, bytes) else source.encode())
     return formats.read(path)
-
-
-def time(document: Document, step: float = 0.5) -> Document:
-    """Every word gets a time: word n of the file from n * step, for 0.4 s."""
-    count = 0
-    utterances = []
-    for utterance in document.utterances:
-        words = []
-        for word in utterance.words:
-            start = count * step
-            words.append(replace(word, start=start, end=start + 0.4, score=0.5, timing=Timing.ALIGNED))
-            count += 1
-        timed = replace(utterance, words=tuple(words), start=words[0].start, end=words[-1].end) if words else utterance
-        utterances.append(timed)
-    return replace(document, utterances=tuple(utterances), seconds=count * step)
 
 
 def rewrite(tmp_path: Path, source: str, name: str = "a.cha") -> str:

@@ -43,6 +43,11 @@ from prefork.engines.text.formats.chat_lines import (
 
 _OLD_BULLET = re.compile(rf"{BULLET}%(?:snd|mov|txt|pic):")
 _OBSOLETE = re.compile(r"(?<![^\s<“\"])(xx|yy)(?![^\s>.?!,”\"])")  # what xxx and yyy were called
+_ETHNICITIES = "White|Black|Asian|Latino|Pacific|Native|Multiple|Unknown"
+_CLASSES = "UC|MC|WC|LI"
+_SES = re.compile(  # of an @ID, as chatter has it; rustling knows a few of these, and one of them
+    rf"^((?:[^|]*\|){{6}})\s*(?:(?:{_ETHNICITIES})(?:\s*[ ,]\s*(?:{_CLASSES}))?|{_CLASSES})\s*(?=\|)"
+)
 _SOUND = "\ufdd0"  # a character that no text has; marks what is a sound, but no word of %wor
 _INNER_BULLET = "&=\ufdd1"
 _IN_WORDS = frozenset("'\u2019-_.·\u200c\u200d")  # besides letters, their marks, and digits
@@ -197,7 +202,11 @@ def _find_culprit(tiers: Sequence[Tier]) -> tuple[int, str] | None:
 
 def _warn_of_headers(tiers: Sequence[Tier]) -> Iterator[str]:
     """What rustling has against them."""
-    headers = [tier.text.lstrip("\ufeff") for tier in tiers if tier.name.startswith("@") and tier.name != "@End"]
+    headers = [
+        _SES.sub(r"\1", tier.text.lstrip("\ufeff"))
+        for tier in tiers
+        if tier.name.startswith("@") and tier.name != "@End"
+    ]
     try:
         read_chat("".join([*headers, "" if headers[-1].endswith("\n") else "\n", "@End\n"]))
     except ValueError as error:
