@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefork.engines.alignment.recovery import is_roomy
 from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, QUIET, find_units
 from prefork.engines.base import Job, Segment
 from prefork.engines.ctc.aligner import CTCAligner
@@ -245,3 +246,37 @@ def test_too_much_text_for_too_much_speech_with_nothing_in_common_is_given_up() 
     scores[heard, FIRST + chance.integers(0, 26, len(heard))] = 0
     units = [list(FIRST + chance.integers(0, 26, 40)) for _ in range(250)]
     assert find_units(scores, units) == [None] * 250
+
+
+def test_an_utterance_is_found_within_times_that_are_much_wider_than_it(adult: Heard) -> None:
+    for margin in (6.0, 15.0, 60.0):
+        wide = [
+            replace(u, start=max(0.0, a - margin), end=b + margin) if n % 3 == 1 else replace(u, start=a, end=b)
+            for n, (u, (a, b)) in enumerate(zip(adult.document.utterances, adult.truth, strict=True))
+        ]
+        document = adult.recover(*wide)
+        for number, (utterance, truth) in enumerate(zip(document.utterances, adult.truth, strict=True)):
+            assert_within(utterance, truth)
+            assert number % 3 == 1 or utterance == wide[number]
+        assert document.recovery == RecoveryCounts(timed=len(wide))
+        assert document.warnings == ()
+
+
+def test_utterances_that_share_wide_times_are_found_in_their_order(adult: Heard) -> None:
+    shared = [replace(u, start=0.0, end=63.0) for u in adult.document.utterances]
+    for utterance, truth in zip(adult.recover(*shared).utterances, adult.truth, strict=True):
+        assert_within(utterance, truth)
+
+
+def test_wide_times_stay_where_their_words_are_not_found(adult: Heard) -> None:
+    false = make_utterance("quarterly figures disappointed most investors", 10.0, 40.0)
+    document = adult.recover(false)
+    assert document.utterances == (false,)
+    assert document.recovery == RecoveryCounts(timed=1)
+    assert "its times are much wider than its words" in document.warnings[0]
+
+
+@pytest.mark.parametrize(("seconds", "roomy"), [(2.0, False), (6.7, False), (6.9, True), (60.0, True)])
+def test_times_are_wide_by_what_words_usually_take(seconds: float, roomy: bool) -> None:
+    assert is_roomy(make_utterance("hello there my friend", 5.0, 5.0 + seconds)) is roomy
+    assert not is_roomy(make_utterance("hello there my friend")) and not is_roomy(make_utterance("", 5.0, 90.0))
