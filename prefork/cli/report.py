@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,8 @@ from prefork.run.summary import GPULoad, Progress, Report, Summary
 from prefork.wording import format_duration, make_printable
 
 MEGABYTE = 1e6
+_MANY = 200  # files, from which there is not a line for each, but one every so many
+_SECONDS_PER_LINE = 10.0
 
 
 class QuietReport(Report):
@@ -53,11 +55,18 @@ class JSONReport(Report):
 
 
 class PlainReport(Report):
-    """One line for each finished file, and a table at the end."""
+    """One line for each finished file, or, of many, for those that failed or have warnings and every ten seconds; and a
+    table at the end."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.started = time.monotonic()
+        self._get_progress: Callable[[], Progress] | None = None
+        self._told = self.started
+
+    def begin(self, get_progress: Callable[[], Progress]) -> None:
+        self._get_progress = get_progress
+        self.started = self._told = time.monotonic()
 
     def print_line(self, text: str, style: str = "") -> None:
         """One line, however long."""
@@ -71,13 +80,23 @@ class PlainReport(Report):
             self.print_line(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
             return
         warnings = len(result.warnings)
+        progress = self._get_progress() if self._get_progress is not None else None
+        if not warnings and progress is not None and progress.files_total >= _MANY:
+            self._tell(progress)
+            return
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
         self.print_line(f"done    {result.job.id}  {_measure(result)}{more}")
 
+    def _tell(self, progress: Progress) -> None:
+        if time.monotonic() - self._told >= _SECONDS_PER_LINE:
+            self._told = time.monotonic()
+            self.print_line(f"done    {progress.files_done} of {progress.files_total} files")
+
     def end(self, summary: Summary) -> None:
-        for job, warnings in summary.warnings.items():
-            for warning in warnings:
-                self.print_line(f"warning {job}: {warning}", "yellow")
+        for warning, jobs in _gather(summary.warnings).items():
+            named = ", ".join(jobs[:3]) + (", ..." if len(jobs) > 3 else "")
+            where = named if len(jobs) == 1 else f"{len(jobs)} files ({named})"
+            self.print_line(f"warning {where}: {warning}", "yellow")
         for name, reason in summary.notices.items():
             self.print_line(f"unused  {name}: {reason}", "dim")
         self.console.print(tabulate(summary))
@@ -90,13 +109,8 @@ class LiveReport(PlainReport):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._get_progress: Callable[[], Progress] | None = None
         self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
         self._live.start()
-
-    def begin(self, get_progress: Callable[[], Progress]) -> None:
-        self._get_progress = get_progress
-        self.started = time.monotonic()
 
     def refresh(self) -> None:
         if self._get_progress is not None:
@@ -108,6 +122,15 @@ class LiveReport(PlainReport):
 
     def close(self) -> None:
         self._live.stop()
+
+
+def _gather(warnings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """For each warning the jobs that have it."""
+    found: dict[str, list[str]] = {}
+    for job, texts in warnings.items():
+        for text in texts:
+            found.setdefault(text, []).append(job)
+    return found
 
 
 def draw(progress: Progress, elapsed: float) -> Group:

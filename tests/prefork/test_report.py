@@ -1,0 +1,68 @@
+"""What a run prints where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from prefork.cli import report
+from prefork.cli.report import PlainReport
+from prefork.engines.base import Job
+from prefork.pool.jobs import JobResult
+from prefork.run.summary import Progress, Summary
+
+SUMMARY = Summary(
+    0, 0, {}, 0, {}, {}, 0.0, 0, 0, 1.0, 0.5, "fork", 1, 1, True, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, "out"
+)  # fmt: skip
+
+
+def make_result(number: int, *warnings: str) -> JobResult:
+    job = Job(f"{number:04}.lab", Path("a.lab"), Path("a.wav"), seconds=2.0, warnings=warnings)
+    return JobResult(job)
+
+
+def print_run(total: int, *warned: int, seconds: float = 0.0, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of a run in which each file takes so many seconds, without the table."""
+    clock, done = [100.0], [0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+    output = io.StringIO()
+    plain = PlainReport(Console(file=output, width=100))
+    plain.begin(lambda: Progress([], 0.0, 0.0, done[0], total))
+    warnings = {}
+    for number in range(total):
+        clock[0] += seconds
+        done[0] += 1
+        texts = ["low"] if number in warned else []
+        plain.finish_job(make_result(number, *texts), None)
+        warnings |= {f"{number:04}.lab": texts} if texts else {}
+    plain.end(replace(SUMMARY, done=total, warnings=warnings))
+    lines = output.getvalue().splitlines()
+    return [line for line in lines if line.startswith(("done", "failed", "warning"))]
+
+
+def test_a_few_files_have_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = print_run(3, 1, monkeypatch=monkeypatch)
+    assert lines == [
+        "done    0000.lab  0:02",
+        "done    0001.lab  0:02  1 warning",
+        "done    0002.lab  0:02",
+        "warning 0001.lab: low",
+    ]
+
+
+def test_of_thousands_there_is_a_line_every_ten_seconds_and_for_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = print_run(2000, 7, seconds=0.25, monkeypatch=monkeypatch)
+    assert lines[0] == "done    0007.lab  0:02  1 warning"
+    assert lines[1] == "done    40 of 2000 files"
+    assert len(lines) == 1 + 50 + 1
+
+
+def test_the_same_warning_of_many_files_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = print_run(2000, *range(0, 2000, 2), monkeypatch=monkeypatch)
+    assert lines[-1] == "warning 1000 files (0000.lab, 0002.lab, 0004.lab, ...): low"
