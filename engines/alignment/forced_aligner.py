@@ -158,20 +158,22 @@ def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
 
 
 def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[Utterance]:
-    """Ends an utterance where the next begins, unless the transcript says that they overlap.
+    """Ends an utterance where the next with times begins, unless the transcript says that they overlap.
 
     before, after: the same utterances as the transcript has them and with their words' times.
     """
     result = list(after)
-    for i, (utterance, following) in enumerate(pairwise(after)):
-        timed = any(word.timing is not Timing.NONE for word in utterance.words)
-        if not timed or utterance.start is None or utterance.end is None or following.start is None:
+    placed = [index for index, u in enumerate(after) if u.start is not None and u.end is not None]
+    for i, j in pairwise(placed):
+        utterance, begin = after[i], after[j].start
+        assert utterance.start is not None and utterance.end is not None and begin is not None
+        if all(word.timing is Timing.NONE for word in utterance.words):
             continue
-        ends, begins = before[i].end, before[i + 1].start
+        ends, begins = before[i].end, before[j].start
         overlap = ends is not None and begins is not None and begins < ends
-        if not overlap and utterance.start < following.start < utterance.end:
-            words = tuple(word.end_by(following.start) for word in utterance.words)
-            result[i] = replace(utterance, words=words, end=following.start)
+        if not overlap and utterance.start < begin < utterance.end:
+            words = tuple(word.end_by(begin) for word in utterance.words)
+            result[i] = replace(utterance, words=words, end=begin)
     return result
 
 

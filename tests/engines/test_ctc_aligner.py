@@ -287,6 +287,8 @@ def test_an_utterance_ends_where_the_next_begins_unless_they_overlap() -> None:
         Utterance("b", (Word("b", 1.1, 1.9, timing=Timing.ALIGNED),), None, 1.1, 1.9),
     ]
     assert keep_apart(before, after)[0].words[0].end == 1.1
+    missing = Utterance("gone", (Word("gone"),), missing=True)
+    assert keep_apart([before[0], missing, *before[1:]], [after[0], missing, *after[1:]])[0].end == 1.1
     overlapping = [before[0], dataclasses.replace(before[1], start=0.9)]
     assert keep_apart(overlapping, after) == after
 

@@ -44,7 +44,7 @@ def _render_chat(document: Document) -> str:
 
 
 def _find_losses_in_chat(document: Document) -> Iterable[str]:
-    return (chat_output if document.format == "chat" else chat_file).find_losses(document)
+    return chat_output.find_losses(document) if document.format == "chat" else chat_file.find_losses(document)
 
 
 FORMATS = {
