@@ -206,6 +206,8 @@ VALID = (
     "*MOT:\tbut what if they +!?",
     "*MOT:\the said \u201cwait (..)\u201d and went .",
     "*MOT:\tab@l is it .",
+    "*MOT:\tb@l, well (.)‡ we've@si, got (.), it .",
+    "*MOT:\t<at the pool> [//] at (.)<and well> [//] it .",
     "*MOT:\txxx.",
     "*MOT:\t0.",
 )

@@ -170,13 +170,14 @@ def _make_readable(main: str) -> str:
 
 def make_countable(main: str) -> str:
     """A main line without what rustling alone refuses or takes for something else: reversed bullets, a terminator that
-    touches a word, `+!?`, a pause that touches a quotation mark, several letters that are spelled (`ab@l`)."""
+    touches a word, `+!?`, a pause or a form marker that touches a mark (`(.)‡`, `b@l,`), several letters that are
+    spelled (`ab@l`)."""
     main = BULLETS.sub(lambda bullet: bullet[0] if int(bullet[1]) < int(bullet[2]) else " ", main)
     glued = find_glued_terminator(main)
     if glued is not None:
         main = f"{main[:glued]} {main[glued:]}"
     main = re.sub(r"\+!\?", "+..?", main)
-    main = re.sub(r"(\([\d:.]*\.[\d:.]*\))(?=[“”])", r"\1 ", main)
+    main = re.sub(r"(\([\d:]*\.[\d:.]*\)|@[a-z]+(?::[a-z]+)?)(?=[,„‡<“”])", r"\1 ", main)
     return re.sub(r"(?<=\w\w)@l\b", "@k", main)
 
 
