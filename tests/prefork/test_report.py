@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prefork.cli import report
 from prefork.cli.report import PlainReport
 from prefork.engines.base import Job
 from prefork.pool.jobs import JobResult
@@ -28,11 +27,11 @@ def make_result(number: int, *warnings: str) -> JobResult:
 def print_run(total: int, *warned: int, seconds: float = 0.0, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines of a run in which each file takes so many seconds, without the table."""
     clock, done = [100.0], [0]
-    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("prefork.cli.report.time.monotonic", lambda: clock[0])
     output = io.StringIO()
     plain = PlainReport(Console(file=output, width=100))
     plain.begin(lambda: Progress([], 0.0, 0.0, done[0], total))
-    warnings = {}
+    warnings: dict[str, list[str]] = {}
     for number in range(total):
         clock[0] += seconds
         done[0] += 1
