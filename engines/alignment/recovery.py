@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from prefork.engines.text.document import Document, RecoveryCounts, Utterance
 
@@ -127,6 +128,8 @@ def give_times(document: Document, found: Mapping[int, FoundPlace | None], secon
     utterances = list(document.utterances)
     untimed = {index: place for index, place in found.items() if not is_roomy(utterances[index])}
     timed = sum(bool(u.words) and is_timed(u) and index not in untimed for index, u in enumerate(utterances))
+    ends = [u.end if u.end is not None and is_timed(u) and not is_roomy(u) else 0.0 for u in utterances]
+    reached = list(accumulate(ends, max, initial=0.0))  # by the timed utterances before each
     warnings = []
     for index, place in found.items():
         utterance = utterances[index]
@@ -143,7 +146,9 @@ def give_times(document: Document, found: Mapping[int, FoundPlace | None], secon
             utterances[index] = replace(utterance, start=None, end=None, missing=True)
             warnings.append(f"{what}: not found in the recording; it has no times")
             continue
-        utterances[index] = replace(utterance, start=round(place.start, 3), end=round(place.end, 3), missing=False)
+        # Within the margin: the next stage is not to take it for an overlap that the transcript states.
+        begin = reached[index] if place.start < reached[index] < place.end else place.start
+        utterances[index] = replace(utterance, start=round(begin, 3), end=round(place.end, 3), missing=False)
         if place.confidence < _LOW:
             warnings.append(f"{what}: found with low confidence ({place.confidence:.2f}); check its times")
     missing = sum(place is None for place in untimed.values())

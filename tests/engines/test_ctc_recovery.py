@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefork.engines.alignment.recovery import is_roomy
+from prefork.engines.alignment.recovery import FoundPlace, give_times, is_roomy
 from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, QUIET, find_units
 from prefork.engines.base import Job, Segment
 from prefork.engines.ctc.aligner import CTCAligner
@@ -280,3 +280,14 @@ def test_wide_times_stay_where_their_words_are_not_found(adult: Heard) -> None:
 def test_times_are_wide_by_what_words_usually_take(seconds: float, roomy: bool) -> None:
     assert is_roomy(make_utterance("hello there my friend", 5.0, 5.0 + seconds)) is roomy
     assert not is_roomy(make_utterance("hello there my friend")) and not is_roomy(make_utterance("", 5.0, 90.0))
+
+
+def test_what_is_found_within_the_margin_of_a_timed_utterance_begins_where_that_ends() -> None:
+    timed, lost = make_utterance("one", 1.0, 2.4), make_utterance("two")
+    document = Document((timed, lost, lost, make_utterance("three", 2.2, 9.0)))
+    found = {1: None, 2: FoundPlace(2.0, 3.0, 0.9)}
+    given = give_times(document, found, 9.0).utterances
+    assert (given[2].start, given[2].end) == (2.4, 3.0)
+    assert given[0] == timed and given[1].missing
+    within = give_times(document, {1: None, 2: FoundPlace(1.2, 2.0, 0.9)}, 9.0).utterances[2]
+    assert (within.start, within.end) == (1.2, 2.0)  # they do overlap
