@@ -3,7 +3,8 @@
 It needs other versions of what prefork needs, so it runs in an environment of its own:
 
     python -m venv judge && judge/bin/pip install batchalign==0.10.7
-    CHAT_JUDGE=judge/bin/python python -m pytest -n 0 tests/engines/test_valid_chat.py
+    CHAT_JUDGE=judge/bin/python python -m pytest -n 0 tests/engines/test_valid_chat.py \\
+        tests/engines/test_normalization.py
 
 That also records its verdicts, by the text's digest, in tests/data/chat_verdicts.json. Without it, these count; a text
 that has none fails its test.
