@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefork.engines.audio.selection import Selection
 from prefork.engines.declaration import INT8, Declaration, LanguageTable, Obstacle, Role
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.files import FileState
@@ -68,7 +69,8 @@ class Job:
     source: the transcript, or the recording where there is no transcript.
     media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
     would take to say what the source holds, roughly. states: of source and media, before anything was read of them;
-    empty if nobody is to notice that they change. warnings: what its user should know of these files.
+    empty if nobody is to notice that they change. warnings: what its user should know of these files. selection: the
+    track and the channels of the recording that are read.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Job:
     seconds: float = 0.0
     states: tuple[FileState, ...] = ()
     warnings: tuple[str, ...] = ()
+    selection: Selection = field(default_factory=Selection)
 
     def note_files(self) -> Job:
         """The same, with its files as they are now. Raises OSError."""

@@ -93,7 +93,7 @@ class ForcedAligner(Engine):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz}."""
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(
@@ -194,4 +194,4 @@ def find_media(job: Job) -> Path:
 
 def measure(job: Job) -> float:
     """Length of the job's recording, seconds."""
-    return job.seconds or probe(find_media(job)).seconds
+    return job.seconds or probe(find_media(job), job.selection).seconds

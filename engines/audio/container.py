@@ -17,13 +17,15 @@ import av
 import av.error
 import av.logging
 from av.container import InputContainer
-from av.stream import Discard
+from av.stream import Discard, Disposition
 
+from prefork.engines.audio.wav import read_wav_data
 from prefork.engines.errors import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.packet import Packet
+    from av.stream import Stream
 
 _PATIENCE = 100  # failures in a row to find another packet
 # FFmpeg's names of them, those of its raw codecs included.
@@ -58,8 +60,7 @@ def open_container(path: Path) -> InputContainer:
     if status.st_size == 0:
         raise AudioError(f"{path} is empty; copy or export it again")
     try:
-        container: InputContainer = av.open(f"file:{path}", options=dict(_OPTIONS), **_TAGS)
-        return container
+        return _open(path)
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not among those above
         raise AudioError(
             f"{path} is not a recording: a playlist, a text, or something with a damaged header; give the recording"
@@ -75,8 +76,21 @@ def open_container(path: Path) -> InputContainer:
         ) from error
 
 
-def find_audio(container: InputContainer, path: Path) -> AudioStream:
-    stream = container.streams.best("audio")
+def _open(path: Path) -> InputContainer:
+    options = {**_OPTIONS}
+    container: InputContainer = av.open(f"file:{path}", options=options, **_TAGS)
+    if container.format.name == "wav" and (data := read_wav_data(path)) is not None and data.goes_on:
+        container.close()
+        container = av.open(f"file:{path}", options={**options, "ignore_length": "1"}, **_TAGS)
+    return container
+
+
+def find_audio(container: InputContainer, path: Path, track: int | None = None) -> AudioStream:
+    """The audio stream of that number, from 1, or the best one. Raises AudioError if none can be decoded."""
+    known = container.streams.audio
+    if track is not None and known and track > len(known):
+        raise AudioError(f"{path} has {len(known)} audio track{'s' * (len(known) != 1)}, not {track}; check --track")
+    stream = container.streams.best("audio") if track is None or not known else known[track - 1]
     if stream is None:
         raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
     assert isinstance(stream, av.AudioStream)
@@ -85,15 +99,34 @@ def find_audio(container: InputContainer, path: Path) -> AudioStream:
     return stream
 
 
-def open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
-    """The file with its best audio stream, ready to be decoded by this thread alone."""
+def open_stream(path: Path, track: int | None = None) -> tuple[InputContainer, AudioStream]:
+    """The file with its audio stream of that number, or its best one, ready to be decoded by this thread alone."""
     container = open_container(path)
-    stream = find_audio(container, path)
+    stream = find_audio(container, path, track)
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
     for other in container.streams:
         other.discard = Discard.default if other is stream else Discard.all
     return container, stream
+
+
+def find_delay(container: InputContainer, stream: AudioStream, first: Fraction) -> Fraction:
+    """Seconds from the beginning of the film to `first`, seconds by the stream's clock; 0 if nothing else begins
+    earlier. The film begins with the first of its streams of pictures and of sound."""
+    others = [
+        other.start_time * base
+        for other in container.streams
+        if other.index != stream.index
+        and is_played(other)
+        and other.start_time is not None
+        and (base := find_time_base(other)) is not None
+    ]
+    return first - min([first, *others])
+
+
+def is_played(stream: Stream) -> bool:
+    """Whether it is sound or moving pictures. The picture of a cover is one of no moment."""
+    return stream.type == "audio" or (stream.type == "video" and not stream.disposition & Disposition.attached_pic)
 
 
 def read_packets(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Packet[AudioStream]]:
@@ -110,7 +143,7 @@ def read_packets(container: InputContainer, stream: AudioStream, path: Path) -> 
             failures += 1
 
 
-def find_time_base(stream: AudioStream) -> Fraction | None:
+def find_time_base(stream: Stream) -> Fraction | None:
     """Seconds from one timestamp to the next; None if the file does not say. PyAV 19 has a type of its own for it."""
     base = stream.time_base
     return Fraction(base.numerator, base.denominator) if base else None

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from prefork.engines.audio.reader import SAMPLE_RATE, AudioReader
 
 if TYPE_CHECKING:
-    from prefork.engines.audio.recording import Samples
+    from prefork.engines.audio.channels import Samples
+    from prefork.engines.audio.selection import Selection
 
 Levels = NDArray[np.float32]  # (frames,) dB relative to full scale
 Marks = NDArray[np.bool_]  # (frames,)
@@ -49,7 +50,7 @@ class SpeechSpan:
     overlaps: bool = False
 
 
-def read_levels(path: Path) -> tuple[Levels, float]:
+def read_levels(path: Path, selection: Selection | None = None) -> tuple[Levels, float]:
     """The recording's energy track, and its length in seconds. It is read once, a block at a time."""
     count = 0
 
@@ -59,7 +60,7 @@ def read_levels(path: Path) -> tuple[Levels, float]:
             count += block.size
             yield block
 
-    with AudioReader(path) as reader:
+    with AudioReader(path, selection) as reader:
         levels = measure_levels(read_blocks(reader))
     return levels, count / SAMPLE_RATE
 

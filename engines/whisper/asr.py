@@ -119,7 +119,7 @@ class _Whisper(Engine):
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 3000), "frames": of the encoder that are no padding, "language": its token or -1,
         "most": tokens, "quiet": (frames,)}."""
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
         return self._make_tensors(waveform, segment.content.language)
 
     def _make_tensors(self, waveform: Tensor, language: str | None) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class _Whisper(Engine):
 
     def _plan(self, job: Job) -> tuple[list[SpeechSpan], Any]:
         media, seconds = find_media(job), measure(job)
-        levels, found = read_levels(media)
+        levels, found = read_levels(media, job.selection)
         if found < seconds - 1.0:
             raise InputError(
                 f"{job.media}: the header says {seconds:.1f} s, but the audio ends at {found:.1f} s; "

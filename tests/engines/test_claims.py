@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from prefork.engines.audio.container import AudioError
 from prefork.engines.audio.reader import AudioReader
-from prefork.engines.audio.recording import SampleStream, probe
+from prefork.engines.audio.recording import probe
+from prefork.engines.audio.sample_stream import SampleStream
 from prefork.engines.base import InputError
 from prefork.pool.pipeline import Intake
 from prefork.pool.tasks import HangLimit
