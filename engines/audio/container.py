@@ -10,6 +10,7 @@ import errno
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import av
 import av.error
 import av.logging
 from av.container import InputContainer
+from av.format import ContainerFormat
 from av.stream import Discard, Disposition
 
 from prefork.engines.audio.wav import read_wav_data
@@ -28,13 +30,17 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 _PATIENCE = 100  # failures in a row to find another packet
-# FFmpeg's names of them, those of its raw codecs included.
+# FFmpeg's names of the formats that it tells by their content, and of those that it tells by a file's suffix, which are
+# allowed to files of such a suffix alone. What is raw PCM, without a header, is in neither.
 _FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,webm,mlp,mov,mp4,m4a,"
-    "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,ogg,oma,rm,sox,tak,truehd,tta,voc,w64,wav,wsd,wv"
+    "3dostr,aa,aac,aax,ac3,act,adx,aiff,amr,amrnb,amrwb,ape,apm,asf,ast,au,avi,avr,bonk,caf,codec2,dsf,dss,dts,dv,eac3,"
+    "epaf,flac,flv,gsm,gxf,iff,ilbc,ircam,kvag,lc3,live_flv,loas,lxf,m4a,matroska,webm,mj2,mlp,mmf,mov,mp3,mp4,mpc,mpc8,"
+    "mpeg,mpegts,mxf,nistsphere,nsv,nut,nuv,ogg,oma,osq,pvf,qcp,qoa,rka,rm,sds,shn,smjpeg,sox,swf,tak,truehd,tta,vag,voc,"
+    "vqf,w64,wav,wavarc,wsaud,wsd,wtv,wv,wve,xwma,3g2,3gp"
 )
+_BY_SUFFIX = "adp,afc,apac,aptx,aptx_hd,daud,dfpwm,dtshd,g722,g723_1,g728,g729,laf,msf,rso,sbc,sln"
 # A name such as "concat:a|b" is kept from being taken for a protocol by the prefix that it gets when it is opened.
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+_OPTIONS = {"protocol_whitelist": "file"}
 # At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
@@ -77,12 +83,46 @@ def open_container(path: Path) -> InputContainer:
 
 
 def _open(path: Path) -> InputContainer:
-    options = {**_OPTIONS}
+    allowed = [_FORMATS, *(name for name in _BY_SUFFIX.split(",") if path.suffix[1:].lower() in _list_suffixes(name))]
+    options = {**_OPTIONS, "format_whitelist": ",".join(allowed)}
     container: InputContainer = av.open(f"file:{path}", options=options, **_TAGS)
     if container.format.name == "wav" and (data := read_wav_data(path)) is not None and data.goes_on:
         container.close()
         container = av.open(f"file:{path}", options={**options, "ignore_length": "1"}, **_TAGS)
     return container
+
+
+@cache
+def _list_suffixes(name: str) -> frozenset[str]:
+    """Of the files that FFmpeg takes to be in a format; none if this FFmpeg does not know it."""
+    try:
+        return frozenset(ContainerFormat(name, "r").extensions)
+    except ValueError:
+        return frozenset()
+
+
+def is_recording(path: Path) -> bool:
+    """Whether FFmpeg finds sound in a file, whatever its name, that it can decode."""
+    try:
+        with open_container(path) as container:
+            return bool(find_audio(container, path).codec_context.sample_rate)
+    except AudioError:
+        return False
+
+
+def is_lossless(path: Path) -> bool:
+    """Whether its sound is as it was before it was compressed, if it was; not so if it cannot be opened."""
+    try:
+        with open_container(path) as container:
+            return bool(find_audio(container, path).codec_context.codec.lossless)
+    except AudioError:
+        return False
+
+
+def has_pictures(path: Path) -> bool:
+    """Whether it is a film. Raises AudioError if it cannot be opened."""
+    with open_container(path) as container:
+        return any(stream.type == "video" and is_played(stream) for stream in container.streams)
 
 
 def find_audio(container: InputContainer, path: Path, track: int | None = None) -> AudioStream:
