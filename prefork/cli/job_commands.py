@@ -23,7 +23,15 @@ from prefork.cli.options import (
     pick,
     set_signature,
 )
-from prefork.cli.parsing import make_batching, parse_count, parse_devices, parse_seconds, parse_size, parse_strategy
+from prefork.cli.parsing import (
+    make_batching,
+    parse_count,
+    parse_devices,
+    parse_seconds,
+    parse_selection,
+    parse_size,
+    parse_strategy,
+)
 from prefork.engines.batching import Batching
 from prefork.installation import require
 from prefork.pool import pipeline as pipelines
@@ -39,7 +47,20 @@ _PLANNED = (
 )
 # As --help lists them, behind the command's own; others follow.
 _ORDER = (
-    *("formats", "media", "workers", "threads", "strategy", "devices", "residency", "memory_limit", "mem_guard"),
+    *(
+        "formats",
+        "media",
+        "track",
+        "channel",
+        "follow_links",
+        "workers",
+        "threads",
+        "strategy",
+        "devices",
+        "residency",
+        "memory_limit",
+        "mem_guard",
+    ),
     *("memory_checkpoints", "hang_limit", "redo", "quiet", "facts", "refresh", "as_json", "force_cpu", "no_mps"),
 )
 
@@ -66,7 +87,11 @@ class JobCommand:
             "source": Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {self.intake}.")],
             "formats": Annotated[list[str] | None, typer.Option("--format", metavar="NAME", help=listed)],
         }
-        unused = {"media"} if self.intake is not Intake.PAIRS else set()
+        unused = {
+            Intake.PAIRS: set[str](),
+            Intake.RECORDINGS: {"media"},
+            Intake.TEXTS: {"media", "track", "channel"},
+        }[self.intake]
         shared = [p for p in list_parameters(options, special) if p.name not in unused]
         required = [p for p in shared if p.default is p.empty]
         others = [p for p in shared if p.default is not p.empty]
@@ -148,6 +173,8 @@ def _run_jobs(
             memory_checkpoints=options.memory_checkpoints,
             hang_limit=HangLimit(parse_seconds("--hang-limit", options.hang_limit), pace),
             redo=options.redo,
+            selection=parse_selection(options.track, options.channel),
+            follow_links=options.follow_links,
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 
@@ -189,6 +216,8 @@ def _plan_jobs(
             options.facts,
             options.refresh,
             job.intake,
+            parse_selection(options.track, options.channel),
+            options.follow_links,
         )
         if options.as_json:
             print(json.dumps(to_dict(plan) | {"batches": describe_batches(batching, plan)}, indent=2))

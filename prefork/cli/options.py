@@ -94,6 +94,26 @@ class JobOptions:
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that all processes together may use: 3GB, 512MiB, 50%.")
     ] = None
+    track: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Number of the audio track to use, of a film with several. Default: the main one."
+        ),
+    ] = None
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|mix",
+            help="Number of the channel to use; mix: the mean of all. Default: the mean of those that do not cancel "
+            "each other out.",
+        ),
+    ] = None
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="Follow symbolic links out of IN, as git-annex, DataLad and DVC make them."
+        ),
+    ] = False
     force_cpu: ForceCPU = False
     no_mps: NoMPS = False
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from prefork.cli.options import BatchingOptions
+from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
 
 
@@ -54,6 +55,23 @@ def parse_size(option: str, value: str | None) -> int | None:
 
         return int(read_memory().limit * number / 100)
     return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def parse_selection(track: int | None, channel: str | None) -> Selection:
+    """What is read of recordings.
+
+    >>> parse_selection(None, "mix"), parse_selection(2, "1")
+    (Selection(track=None, channels=()), Selection(track=2, channels=(1,)))
+    """
+    if track is not None and track < 1:
+        raise typer.BadParameter(f"--track takes a whole number of at least 1, not {track}")
+    if (
+        channel is not None
+        and channel != "mix"
+        and (not channel.isdecimal() or not channel.isascii() or not int(channel))
+    ):
+        raise typer.BadParameter(f"--channel takes mix or a whole number of at least 1, not {channel!r}")
+    return Selection(track, None if channel is None else () if channel == "mix" else (int(channel),))
 
 
 def parse_strategy(value: str) -> str | None:

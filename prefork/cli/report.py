@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefork.pool.jobs import JobResult
+from prefork.run.problems import strip_name
 from prefork.run.summary import GPULoad, Progress, Report, Summary
 from prefork.wording import format_duration, make_printable
 
@@ -77,7 +78,7 @@ class PlainReport(Report):
     def end(self, summary: Summary) -> None:
         for job, warnings in summary.warnings.items():
             for warning in warnings:
-                self.print_line(f"warning {job}: {warning}", "yellow")
+                self.print_line(f"warning {job}: {strip_name(job, warning)}", "yellow")
         for name, reason in summary.notices.items():
             self.print_line(f"unused  {name}: {reason}", "dim")
         self.console.print(tabulate(summary))
@@ -132,8 +133,17 @@ def draw(progress: Progress, elapsed: float) -> Group:
 def tabulate(summary: Summary) -> Table:
     """The table that ends a run."""
     table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
-    rows = [
-        ("files", _count_files(summary)),
+    rows = [("files", _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _list_figures(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values, of a run that had something to do."""
+    if not summary.workers:
+        return []
+    return [
         *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
         *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
         *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
@@ -145,11 +155,7 @@ def tabulate(summary: Summary) -> Table:
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
-        ("results", make_printable(summary.target)),
     ]
-    for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(value))
-    return table
 
 
 def _measure(result: JobResult) -> str:

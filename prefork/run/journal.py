@@ -152,6 +152,13 @@ class Journal:
             return False
         return all(map(self._folder.is_whole, files))
 
+    def may_be_done(self, job: Job) -> bool:
+        """Whether it says that the job is done, of the same inputs, with outputs that are there. Of what they were made
+        with it is not asked."""
+        row = self._find(job)
+        files = read_files(row[2]) if row is not None and row[0] == _describe_inputs(job) else None
+        return bool(files) and all(map(self._folder.has, files))
+
     def _find(self, job: Job) -> tuple[Any, ...] | None:
         """What it says of a job that is done: inputs, fingerprint, files."""
         query = "SELECT inputs, fingerprint, files FROM jobs WHERE id = ? AND error IS NULL"
@@ -244,4 +251,6 @@ def _describe_inputs(job: Job) -> str:
 
 def _describe_settings(job: Job, fingerprint: Mapping[str, Any]) -> str:
     outputs = [[output.format, str(output.path)] for output in job.outputs]
-    return json.dumps({"outputs": outputs, **fingerprint}, sort_keys=True)
+    selected = job.selection.track or job.selection.channels  # as a rule nothing is
+    selection = {"selection": [job.selection.track, job.selection.channels]} if selected else {}
+    return json.dumps({"outputs": outputs, **selection, **fingerprint}, sort_keys=True)
