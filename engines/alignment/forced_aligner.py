@@ -14,6 +14,7 @@ import torch
 
 from prefork.engines.alignment.viterbi import spread_words
 from prefork.engines.alignment.windows import AlignmentWindow, plan_windows
+from prefork.engines.alignment.word_lengths import give_lengths
 from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.errors import InputError
@@ -131,7 +132,7 @@ class ForcedAligner(Engine):
                     warnings.append(
                         f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"
                     )
-        apart = keep_apart(document.utterances, utterances)
+        apart = give_lengths(keep_apart(document.utterances, utterances), seconds)
         warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
 
