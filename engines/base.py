@@ -24,6 +24,7 @@ from prefork.engines.audio.selection import Selection
 from prefork.engines.declaration import INT8, Declaration, LanguageTable, Obstacle, Role
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.files import FileState
+from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the m
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file to write: a format of `prefork.engines.text.formats` and where, below the output folder."""
+    """One file to write: a format of `prefork.engines.text.formats` and where, below the output folder. layout: of
+    subtitles."""
 
     format: str
     path: Path  # relative to the output folder
+    layout: CueLayout = field(default_factory=CueLayout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from prefork.cli.options import (
     Hiding,
     PlanOptions,
     RunOptions,
+    SubtitleOptions,
     list_parameters,
     pick,
     set_signature,
 )
 from prefork.cli.parsing import (
     make_batching,
+    make_layout,
     parse_count,
     parse_devices,
     parse_seconds,
@@ -38,6 +40,7 @@ from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
+    from prefork.engines.text.cues import CueLayout
     from prefork.run.runner import RunRequest
     from prefork.run.summary import Report
 
@@ -96,7 +99,8 @@ class JobCommand:
         required = [p for p in shared if p.default is p.empty]
         others = [p for p in shared if p.default is not p.empty]
         others.sort(key=lambda p: _ORDER.index(p.name) if p.name in _ORDER else len(_ORDER))
-        return [*required, *self.own, *others, *list_parameters(BatchingOptions)]
+        shown = list_parameters(SubtitleOptions) if options is RunOptions and "srt" in self.known else []
+        return [*required, *self.own, *others, *shown, *list_parameters(BatchingOptions)]
 
 
 def make_commands(
@@ -110,7 +114,8 @@ def make_commands(
         doc = inspect.getdoc(declare) or ""
 
         def run_jobs(context: typer.Context, **values: Any) -> None:
-            _run_jobs(context, job, pick(RunOptions, values), *_make_work(job, values))
+            layout = make_layout(pick(SubtitleOptions, values))
+            _run_jobs(context, job, pick(RunOptions, values), layout, *_make_work(job, values))
 
         def plan_jobs(context: typer.Context, **values: Any) -> None:
             _plan_jobs(context, job, pick(PlanOptions, values), *_make_work(job, values))
@@ -134,6 +139,7 @@ def _run_jobs(
     context: typer.Context,
     job: JobCommand,
     options: RunOptions,
+    layout: CueLayout,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
 ) -> None:
@@ -175,6 +181,7 @@ def _run_jobs(
             redo=options.redo,
             selection=parse_selection(options.track, options.channel),
             follow_links=options.follow_links,
+            layout=layout,
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 

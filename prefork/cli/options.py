@@ -152,6 +152,19 @@ class RunOptions(JobOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubtitleOptions:
+    """Of the commands that write subtitles. Names are those of WhisperX's options."""
+
+    max_line_width: Annotated[
+        int, typer.Option(metavar="N", help="Maximum number of characters in a line of subtitles.")
+    ] = 42
+    max_line_count: Annotated[int, typer.Option(metavar="N", help="Maximum number of lines in a subtitle.")] = 2
+    highlight_words: Annotated[
+        bool, typer.Option("--highlight-words", help="Underline each word of a subtitle while it is said.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions(JobOptions):
     """Of `prefork plan align` and its like."""
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import typer
 
-from prefork.cli.options import BatchingOptions
+from prefork.cli.options import BatchingOptions, SubtitleOptions
 from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
+from prefork.engines.text.cues import CueLayout
 
 
 def parse_count(option: str, value: str) -> int | None:
@@ -72,6 +73,14 @@ def parse_selection(track: int | None, channel: str | None) -> Selection:
     ):
         raise typer.BadParameter(f"--channel takes mix or a whole number of at least 1, not {channel!r}")
     return Selection(track, None if channel is None else () if channel == "mix" else (int(channel),))
+
+
+def make_layout(options: SubtitleOptions) -> CueLayout:
+    """How subtitles look."""
+    for option, value, least in (("width", options.max_line_width, 8), ("count", options.max_line_count, 1)):
+        if value < least:
+            raise typer.BadParameter(f"--max-line-{option} takes a whole number of at least {least}, not {value}")
+    return CueLayout(**asdict(options))
 
 
 def parse_strategy(value: str) -> str | None:

@@ -12,6 +12,7 @@ from prefork.engines.audio.media import MEDIA_SUFFIXES
 from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, Output
 from prefork.engines.text import formats
+from prefork.engines.text.cues import CueLayout
 from prefork.pool.pipeline import Intake
 from prefork.run.folder import LOCKED, FoundFiles, Links, explain, fold, may_hide_transcripts, walk
 from prefork.run.headers import read_languages
@@ -42,21 +43,41 @@ def find_jobs(
     *,
     selection: Selection | None = None,
     follow_links: bool = False,
+    layout: CueLayout | None = None,
 ) -> Corpus:
     """The jobs that a folder, or a single file, makes.
 
     target: where the outputs will be, None if there will be none. names: output formats, by default CHAT; of texts,
     CHAT for CHAT and CoNLL-U for all others. media: where recordings are that do not lie beside their transcripts.
     intake: what else lies there is left where it is. selection: what is read of each recording. follow_links: symbolic
-    links out of the folder are followed; that of a single file always is. Raises InputError where nothing can be done
-    at all.
+    links out of the folder are followed; that of a single file always is. layout: of subtitles. Raises InputError
+    where nothing can be done at all.
     """
+    corpus = _find_jobs(source, target, names, media, intake, selection or Selection(), follow_links)
+    if layout is None:
+        return corpus
+    return replace(corpus, jobs=tuple(replace(job, outputs=_lay_out(job.outputs, layout)) for job in corpus.jobs))
+
+
+def _lay_out(outputs: Iterable[Output], layout: CueLayout) -> tuple[Output, ...]:
+    return tuple(replace(output, layout=layout) for output in outputs)
+
+
+def _find_jobs(
+    source: Path,
+    target: Path | None,
+    names: Sequence[str],
+    media: Path | None,
+    intake: Intake,
+    selection: Selection,
+    follow_links: bool,
+) -> Corpus:
     _check_places(source, target, media, intake)
     outputs = _name_outputs(names or ("chat",))
     skip = os.path.realpath(target) if target is not None else ""
     single = not source.is_dir()
     known = formats.READABLE if intake is Intake.TEXTS else formats.TRANSCRIPTS
-    selection, links = selection or Selection(), Links(follow_links, source.name if single else "")
+    links = Links(follow_links, source.name if single else "")
     found = walk(source.parent if single else source, skip, known, not single, links)
     only = PurePath(source.name) if single else None
     if intake is Intake.RECORDINGS:

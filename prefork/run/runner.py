@@ -20,6 +20,7 @@ from prefork.engines import registry
 from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.batching import Batching
+from prefork.engines.text.cues import CueLayout
 from prefork.errors import Stopped
 from prefork.fingerprint import ModelFile, complete, list_files, note_files, summarise
 from prefork.memory import memlog
@@ -71,6 +72,7 @@ class RunRequest:
     redo: bool = False
     selection: Selection = field(default_factory=Selection)
     follow_links: bool = False
+    layout: CueLayout = field(default_factory=CueLayout)
 
 
 class Run:
@@ -146,6 +148,7 @@ class Run:
             request.intake,
             selection=request.selection,
             follow_links=request.follow_links,
+            layout=request.layout,
         )
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)

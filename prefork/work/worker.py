@@ -371,7 +371,7 @@ def _join_job(
     job.check_files()
     folder = OutputFolder(target)
     with context.step(name, "write"):
-        rendered = [(output.path, formats.render(made, output.format)) for output in job.outputs]
+        rendered = [(output.path, formats.render(made, output.format, output.layout)) for output in job.outputs]
         return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 
