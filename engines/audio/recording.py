@@ -88,15 +88,18 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
     with open_container(path) as container:
         stream = find_audio(container, path, selection.track)
         context = stream.codec_context
+        form = container.format.name
         rate, channels, codec = context.sample_rate, context.channels, context.codec.name
         tracks = len(container.streams.audio)
         delay = _find_delay(container, stream)
-        claimed = _stated_seconds(container, stream, path)
+        claimed = _stated_seconds(container, stream)
         seconds = None if claimed is None else _find_end(container, stream, claimed, path)
     if seconds is None:
         seconds = _count_seconds(path, selection.track)
     if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
         seconds = claimed or Fraction(0)
+    if form == "wav" and (data := read_wav_data(path)) is not None and data.there:
+        claimed = seconds * Fraction(data.claimed, data.there)
     if seconds <= 0:
         raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")
     if seconds > _LONGEST:
@@ -137,9 +140,7 @@ def _find_delay(container: InputContainer, stream: AudioStream) -> Fraction:
     return delay if delay <= LONGEST_GAP else Fraction(0)
 
 
-def _stated_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction | None:
-    if container.format.name == "wav" and (data := read_wav_data(path)) is not None:
-        return data.seconds
+def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
     if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
     tick = find_time_base(stream)

@@ -31,7 +31,11 @@ LONGEST = 28.0  # seconds of a span, of the 30 that Whisper hears
 OVERLAP = 5.0  # seconds that two spans share where there is no pause to cut at
 LEFT_OUT = 5.0  # seconds of a pause that no span holds
 _MARGIN = 4.0  # dB above the floor that are quiet still: steady noise varies by less over 0.1 s
-_MUTED = -80.0  # dB; nothing was recorded
+_MUTED = (
+    -80.0
+)  # dB; nothing was recorded, in a recording of the usual loudness. A quiet one of floats has lost nothing:
+_FAINTEST = -105.0  # dB; and below it nothing was recorded in any, as the rounding to 16 bits alone is louder
+_RANGE = 60.0  # dB from the loudest frame to what is nothing beside it
 _REACH = 15.0  # seconds to each side that the floor is found in
 _RARE = 10  # percent of a stretch that lie below its floor
 _SMOOTH = 5  # frames
@@ -82,7 +86,13 @@ def measure_levels(blocks: Iterable[Samples]) -> Levels:
 def find_quiet(levels: Levels) -> Marks:
     """Which frames are no louder than the noise around them."""
     smooth = _smooth(levels)
-    return (smooth < _MUTED) | (smooth < _find_floor(smooth) + _MARGIN)
+    muted = _find_muted(smooth)
+    return (smooth < muted) | (smooth < _find_floor(smooth, muted) + _MARGIN)
+
+
+def _find_muted(levels: Levels) -> float:
+    """The level, dB, below which nothing was recorded."""
+    return float(np.clip(levels.max(initial=-np.inf) - _RANGE, _FAINTEST, _MUTED))
 
 
 def _smooth(levels: Levels) -> Levels:
@@ -90,14 +100,14 @@ def _smooth(levels: Levels) -> Levels:
     return np.convolve(padded, np.full(_SMOOTH, 1 / _SMOOTH, np.float32), "valid").astype(np.float32)
 
 
-def _find_floor(levels: Levels) -> Levels:
+def _find_floor(levels: Levels, muted: float) -> Levels:
     """The level of the noise around each frame: what a tenth of the frames in its reach lie below, muted ones aside."""
     floor = np.empty_like(levels)
     step, reach = (round(seconds / FRAME) for seconds in (1.0, _REACH))
     for first in range(0, len(levels), step):
         around = levels[max(0, first - reach) : first + step + reach]
-        audible = around[around >= _MUTED]
-        floor[first : first + step] = np.percentile(audible, _RARE) if len(audible) else _MUTED
+        audible = around[around >= muted]
+        floor[first : first + step] = np.percentile(audible, _RARE) if len(audible) else muted
     return floor
 
 
@@ -108,10 +118,8 @@ def plan_spans(levels: Levels, seconds: float) -> list[SpeechSpan]:
     long enough. Where there is none, it ends at its quietest place near its end, and the next begins OVERLAP before.
     """
     quiet = find_quiet(levels)
-    if not (levels >= _MUTED).any():
-        return []
-    if quiet.all() and seconds <= LEFT_OUT:
-        return [SpeechSpan(0.0, seconds)]  # too short to tell noise from one long sound
+    if quiet.all():  # noise; or, in a short recording of the usual loudness, one long sound
+        return [SpeechSpan(0.0, seconds)] if seconds <= LEFT_OUT and (levels >= _MUTED).any() else []
     pauses = _list_runs(quiet)
     spans: list[SpeechSpan] = []
     for start, end in _list_stretches(pauses, seconds):

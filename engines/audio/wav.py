@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
@@ -18,10 +17,15 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class WavData:
-    """The data chunk. seconds: as the header has it. goes_on: there is sound behind what the header says."""
+    """The data chunk, in bytes. claimed: by the header. there: in the file, with the sound that goes on behind what the
+    header says."""
 
-    seconds: Fraction
-    goes_on: bool
+    claimed: int
+    there: int
+
+    @property
+    def goes_on(self) -> bool:
+        return self.there > self.claimed
 
 
 def read_wav_data(path: Path) -> WavData | None:
@@ -39,7 +43,7 @@ def read_wav_data(path: Path) -> WavData | None:
                 behind = file.tell() + size
                 rest = end - behind - size % 2
                 goes_on = rest * 10 >= rate and not _is_metadata(file, behind + size % 2, end)
-                return WavData(Fraction(size, rate), goes_on)
+                return WavData(size, end - behind + size if goes_on else min(size, end - behind + size))
             content = file.read(16) if head[:4] == b"fmt " else b""
             rate = int.from_bytes(content[8:12], "little") if content else rate
             file.seek(size + size % 2 - len(content), 1)
