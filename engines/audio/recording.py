@@ -17,6 +17,7 @@ from prefork.engines.audio.container import (
     find_audio,
     find_delay,
     find_time_base,
+    is_played,
     open_container,
     open_stream,
     read_packets,
@@ -94,6 +95,8 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         delay = _find_delay(container, stream)
         claimed = _stated_seconds(container, stream)
         seconds = None if claimed is None else _find_end(container, stream, claimed, path)
+        if claimed is not None and seconds is None and stream.duration is None and _goes_on(container, claimed, path):
+            claimed = None  # it is the film's length, of which there is the end
     if seconds is None:
         seconds = _count_seconds(path, selection.track)
     if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
@@ -167,6 +170,26 @@ def _find_end(container: InputContainer, stream: AudioStream, seconds: Fraction,
     ends = [p.pts + (p.duration or 0) for p in read_packets(container, stream, path) if p.pts is not None]
     found = (max(ends) - start) * tick if ends else Fraction(0)
     return found if found >= seconds - Fraction(_MISSING) else None
+
+
+def _goes_on(container: InputContainer, seconds: Fraction, path: Path) -> bool:
+    """Whether the pictures, or another sound, of a film reach to the end of so many seconds. Moves the container
+    there."""
+    others = [s for s in container.streams if is_played(s) and s.start_time is not None]
+    if len(others) < 2:
+        return False
+    start = min(s.start_time * (find_time_base(s) or 0) for s in others if s.start_time is not None)
+    try:
+        container.seek(int((start + max(Fraction(0), seconds - 1)) * av.time_base))
+        ends = [
+            (packet.pts + (packet.duration or 0)) * (find_time_base(packet.stream) or 0) - start
+            for packet in container.demux(others)
+            if packet.pts is not None
+        ]
+    except av.error.FFmpegError as error:
+        check_damage(error, path)
+        return False
+    return bool(ends) and max(ends) >= seconds - Fraction(_MISSING)
 
 
 def _count_seconds(path: Path, track: int | None) -> Fraction | None:
