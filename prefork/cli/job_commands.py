@@ -104,10 +104,10 @@ class JobCommand:
 
 
 def make_commands(
-    app: typer.Typer, plan_app: typer.Typer, intake: Intake, usual: str, known: Sequence[str]
+    app: typer.Typer, plan_app: typer.Typer, intake: Intake, usual: str, known: Sequence[str], example: str
 ) -> Callable[[Declaration], Declaration]:
     """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
-    which options of its own. usual, known: as JobCommand has them."""
+    which options of its own. usual, known: as JobCommand has them. example: a command line of it, for its help."""
 
     def register(declare: Declaration) -> Declaration:
         job = JobCommand(intake, usual, known, declare)
@@ -122,8 +122,12 @@ def make_commands(
 
         set_signature(run_jobs, job.list_parameters(RunOptions))
         set_signature(plan_jobs, job.list_parameters(PlanOptions))
-        app.command(declare.__name__, help=doc)(run_jobs)
-        plan_app.command(declare.__name__, help=f"{_PLANNED}\n\n{doc.partition(chr(10))[0]}")(plan_jobs)
+        name, summary = declare.__name__, doc.partition(chr(10))[0]
+        app.command(name, help=doc, short_help=summary, epilog=f"Example: {example}")(run_jobs)
+        planned = f"Example: prefork plan {name} {example.split()[2]}"
+        plan_app.command(name, help=f"{_PLANNED}\n\n{summary}", short_help=f"Plan: {summary}", epilog=planned)(
+            plan_jobs
+        )
         return declare
 
     return register
@@ -196,9 +200,8 @@ def _plan_jobs(
     """The same, but nothing is run."""
     import json
 
-    from rich.console import Console
-
     from prefork.cli.machine import show_plan, to_dict
+    from prefork.cli.terminal import make_console
     from prefork.platform_matrix.matrix import Request, Strategy
     from prefork.run.planning import describe_batches, plan_run
 
@@ -229,7 +232,7 @@ def _plan_jobs(
         if options.as_json:
             print(json.dumps(to_dict(plan) | {"batches": describe_batches(batching, plan)}, indent=2))
         else:
-            show_plan(Console(), plan, work, describe_batches(batching, plan))
+            show_plan(make_console(), plan, work, describe_batches(batching, plan))
     raise typer.Exit(2 if plan.refusal else 0)
 
 
@@ -282,13 +285,12 @@ def _give_up_stdout() -> None:
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:
-    from rich.console import Console
-
     from prefork.cli.report import JSONReport, LiveReport, PlainReport, QuietReport
+    from prefork.cli.terminal import make_console, moves_cursor
 
     if as_json:
         return JSONReport()
     if quiet:
         return QuietReport()
-    console = Console()
-    return LiveReport(console) if console.is_terminal else PlainReport(console)
+    console = make_console()
+    return LiveReport(console) if moves_cursor(console.is_terminal, os.environ) else PlainReport(console)

@@ -11,6 +11,18 @@ from prefork.cli.options import BatchingOptions, SubtitleOptions
 from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
 from prefork.engines.text.cues import CueLayout
+from prefork.engines.text.languages import get_short_code, is_language_code
+
+_LEAST_BYTES = 1_000_000  # of memory; fewer without a unit are a mistake
+
+
+def parse_language(value: str | None) -> str | None:
+    """A code of ISO 639, with or without a region."""
+    if value is None or is_language_code(value):
+        return value
+    guess = get_short_code(value[:3].lower())
+    meant = f"; did you mean {guess}?" if len(value) > 3 and len(guess) == 2 else ""
+    raise typer.BadParameter(f"--lang takes a code of ISO 639 such as en, deu or zh, not {value!r}{meant}")
 
 
 def parse_count(option: str, value: str) -> int | None:
@@ -55,6 +67,10 @@ def parse_size(option: str, value: str | None) -> int | None:
         from prefork.platform_matrix.memory import read_memory
 
         return int(read_memory().limit * number / 100)
+    if not found[2] and number < _LEAST_BYTES:
+        raise typer.BadParameter(
+            f"{option} {value} is {value} bytes, in which nothing can run; did you mean {value}GB?"
+        )
     return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 

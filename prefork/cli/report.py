@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,6 +21,7 @@ from prefork.run.summary import GPULoad, Progress, Report, Summary
 from prefork.wording import format_duration, make_printable
 
 MEGABYTE = 1e6
+_TELL_SECONDS = 5.0  # between two lines that say how far it is
 
 
 class QuietReport(Report):
@@ -54,11 +55,27 @@ class JSONReport(Report):
 
 
 class PlainReport(Report):
-    """One line for each finished file, and a table at the end."""
+    """One line for each finished file, and a table at the end; on a terminal that cannot be drawn over, such as that of
+    a notebook's cell, a line now and then that says how far it is."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.started = self._told = time.monotonic()
+        self._get_progress: Callable[[], Progress] | None = None
+
+    def load(self, names: Sequence[str]) -> None:
+        if self.console.is_terminal:
+            self.print_line(describe_loading(names), "dim")
+
+    def begin(self, get_progress: Callable[[], Progress]) -> None:
+        self._get_progress = get_progress
         self.started = time.monotonic()
+
+    def refresh(self) -> None:
+        now = time.monotonic()
+        if self.console.is_terminal and self._get_progress is not None and now - self._told >= _TELL_SECONDS:
+            self._told = now
+            self.print_line(describe_progress(self._get_progress(), now - self.started), "dim")
 
     def print_line(self, text: str, style: str = "") -> None:
         """One line, however long."""
@@ -81,7 +98,11 @@ class PlainReport(Report):
                 self.print_line(f"warning {job}: {strip_name(job, warning)}", "yellow")
         for name, reason in summary.notices.items():
             self.print_line(f"unused  {name}: {reason}", "dim")
-        self.console.print(tabulate(summary))
+        if self.console.is_terminal:
+            self.console.print(tabulate(summary))
+        else:
+            for name, value in list_rows(summary):
+                self.print_line(f"  {name:<9}  {value}")
         for job, reason in summary.failed.items():
             self.print_line(f"failed  {job}: {reason}", "red")
 
@@ -92,23 +113,33 @@ class LiveReport(PlainReport):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._get_progress: Callable[[], Progress] | None = None
-        self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
+        self._doing = "looking for files"
+        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._draw)
         self._live.start()
+
+    def load(self, names: Sequence[str]) -> None:
+        self._get_progress = None
+        self._doing, self.started = describe_loading(names), time.monotonic()
 
     def begin(self, get_progress: Callable[[], Progress]) -> None:
         self._get_progress = get_progress
         self.started = time.monotonic()
 
-    def refresh(self) -> None:
-        if self._get_progress is not None:
-            self._live.update(draw(self._get_progress(), time.monotonic() - self.started))
+    def _draw(self) -> RenderableType:
+        elapsed = time.monotonic() - self.started
+        if self._get_progress is None:
+            return Text(f"{self._doing}, {elapsed:.0f} s")
+        return draw(self._get_progress(), elapsed)
 
-    def finish_job(self, result: JobResult, reason: str | None) -> None:
-        if reason is not None or result.warnings:  # the bar counts the others
-            super().finish_job(result, reason)
+    def refresh(self) -> None:
+        """It draws itself."""
 
     def close(self) -> None:
         self._live.stop()
+
+
+def describe_loading(names: Sequence[str]) -> str:
+    return f"loading the models ({', '.join(names)})" if names else "loading the models"
 
 
 def draw(progress: Progress, elapsed: float) -> Group:
@@ -119,7 +150,7 @@ def draw(progress: Progress, elapsed: float) -> Group:
         position = format_duration(worker.position) if worker.label and progress.timed else ""
         label = Text(make_printable(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
         table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
-    left = elapsed * (progress.audio_total - progress.audio_done) / progress.audio_done if progress.audio_done else None
+    left = _estimate_left(progress, elapsed)
     bar = Table.grid(padding=(0, 2))
     bar.add_row(
         ProgressBar(total=max(progress.audio_total, 1e-9), completed=progress.audio_done, width=40),
@@ -130,13 +161,32 @@ def draw(progress: Progress, elapsed: float) -> Group:
     return Group(table, bar)
 
 
+def _estimate_left(progress: Progress, elapsed: float) -> float | None:
+    """Seconds; None as long as nothing is done."""
+    done, total = progress.audio_done, progress.audio_total
+    return elapsed * (total - done) / done if done else None
+
+
+def describe_progress(progress: Progress, elapsed: float) -> str:
+    """The live view's bar in words."""
+    left = _estimate_left(progress, elapsed)
+    parts = [f"{progress.files_done}/{progress.files_total} files"]
+    if progress.timed:
+        parts.append(f"{format_duration(progress.audio_done)} of {format_duration(progress.audio_total)}")
+    return ", ".join([*parts, *([f"{format_duration(left)} left"] if left is not None else [])])
+
+
 def tabulate(summary: Summary) -> Table:
     """The table that ends a run."""
     table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
-    rows = [("files", _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
-    for name, value in rows:
+    for name, value in list_rows(summary):
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def list_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values of the table."""
+    return [("files", _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
 
 
 def _list_figures(summary: Summary) -> list[tuple[str, str]]:
@@ -182,10 +232,7 @@ def _describe_copies(summary: Summary) -> str:
 
 
 def _describe_private(summary: Summary) -> str:
-    text = f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
-    if not summary.measured:
-        return text
-    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within 20 %"
+    return f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
 
 
 def _describe_gpu(gpu: GPULoad) -> str:

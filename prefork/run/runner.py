@@ -99,6 +99,7 @@ class Run:
     def _make_runtime(self, pipeline: Pipeline) -> Runtime:
         request = self._request
         self._load_started = time.monotonic()
+        self._report.load([stage.engine for stage in pipeline if not stage.is_remote])
         return Runtime(
             pipeline,
             workers=request.workers,
