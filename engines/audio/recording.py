@@ -22,7 +22,7 @@ from prefork.engines.audio.container import (
     open_stream,
     read_packets,
 )
-from prefork.engines.audio.sample_stream import LONGEST_GAP, judge
+from prefork.engines.audio.sample_stream import LONGEST_GAP, SampleStream, judge
 from prefork.engines.audio.selection import Selection
 from prefork.engines.audio.wav import read_wav_data
 
@@ -98,7 +98,7 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         if claimed is not None and seconds is None and stream.duration is None and _goes_on(container, claimed, path):
             claimed = None  # it is the film's length, of which there is the end
     if seconds is None:
-        seconds = _count_seconds(path, selection.track)
+        seconds = _count_seconds(path, selection.track) or _count_samples(path, selection)
     if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
         seconds = claimed or Fraction(0)
     if form == "wav" and (data := read_wav_data(path)) is not None and data.there:
@@ -146,6 +146,8 @@ def _find_delay(container: InputContainer, stream: AudioStream) -> Fraction:
 def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
     if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
+    if container.format.name == "wav" and not stream.codec_context.codec.name.startswith("pcm_"):
+        return None  # the rate in the header of a compressed one is a mean, and often wrong
     tick = find_time_base(stream)
     if stream.duration is not None and tick is not None:
         return stream.duration * tick
@@ -167,8 +169,12 @@ def _find_end(container: InputContainer, stream: AudioStream, seconds: Fraction,
     except av.error.FFmpegError as error:
         check_damage(error, path)
         return None
-    ends = [p.pts + (p.duration or 0) for p in read_packets(container, stream, path) if p.pts is not None]
-    found = (max(ends) - start) * tick if ends else Fraction(0)
+    end, last, step = start, None, 0  # of packets that do not say how long they last, the next one tells
+    for packet in read_packets(container, stream, path):
+        if packet.pts is not None:
+            step = packet.pts - last if last is not None and packet.pts > last else step
+            end, last = max(end, packet.pts + (packet.duration or step)), packet.pts
+    found = (end - start) * tick if last is not None else Fraction(0)
     return found if found >= seconds - Fraction(_MISSING) else None
 
 
@@ -190,6 +196,15 @@ def _goes_on(container: InputContainer, seconds: Fraction, path: Path) -> bool:
         check_damage(error, path)
         return False
     return bool(ends) and max(ends) >= seconds - Fraction(_MISSING)
+
+
+def _count_samples(path: Path, selection: Selection) -> Fraction:
+    """What is decoded of a recording whose packets do not say how long they last."""
+    stream = SampleStream(path, replace(selection, channels=()))
+    try:
+        return Fraction(sum(map(len, stream.read_from(0))), stream.rate)
+    finally:
+        stream.close()
 
 
 def _count_seconds(path: Path, track: int | None) -> Fraction | None:

@@ -226,8 +226,10 @@ def _look_ahead(frames: Iterator[_Placed]) -> Iterator[tuple[AudioFrame, list[in
     """Each frame, with where it begins by its own timestamp and by those of the frames that follow it. Nowhere if it
     has no timestamp."""
     held: deque[_Placed] = deque()
-    for placed in frames:
-        held.append(placed)
+    last: int | None = None
+    for frame, position in frames:
+        held.append((frame, None if position == last else position))  # a clock that stands says nothing
+        last = position
         if len(held) > _CONFIRMING:
             yield held[0][0], _list_starts(held)
             held.popleft()

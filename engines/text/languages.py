@@ -12,9 +12,9 @@ ta tam te tel tg tgk th tha tk tuk tl tgl tr tur tt tat uk ukr ur urd uz uzb vi 
 """
 # The other codes of ISO 639-1, whose languages no model here has.
 _OTHERS = """
-aa ab ae ak an av ay bh bi ce ch co cr cu cv dv dz ee ff fj fy ga gd gn gv ho hz ia ie ig ii ik io iu iw jv kg ki kj kl kr
-ks ku kv kw ky lg li lu mh na nb nd ng nr nv ny oj om os pi qu rm rn rw sc se sg sh sm ss st tn to ts tw ty ug ve vo wa wo
-xh za zu
+aa ab ae ak an av ay bh bi ce ch co cr cu cv dv dz ee ff fj fy ga gd gn gv ho hz ia ie ig ii ik io iu iw jv kg
+ki kj kl kr ks ku kv kw ky lg li lu mh na nb nd ng nr nv ny oj om os pi qu rm rn rw sc se sg sh sm ss st tn to
+ts tw ty ug ve vo wa wo xh za zu
 """
 _LONG = {
     **dict(zip(_PAIRS.split()[::2], _PAIRS.split()[1::2], strict=True)),
