@@ -93,7 +93,7 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         rate, channels, codec = context.sample_rate, context.channels, context.codec.name
         tracks = len(container.streams.audio)
         delay = _find_delay(container, stream)
-        claimed = _stated_seconds(container, stream)
+        claimed = _stated_seconds(container, stream) or None
         seconds = None if claimed is None else _find_end(container, stream, claimed, path)
         if claimed is not None and seconds is None and stream.duration is None and _goes_on(container, claimed, path):
             claimed = None  # it is the film's length, of which there is the end

@@ -35,6 +35,7 @@ _MUTED = (
     -80.0
 )  # dB; nothing was recorded, in a recording of the usual loudness. A quiet one of floats has lost nothing:
 _FAINTEST = -105.0  # dB; and below it nothing was recorded in any, as the rounding to 16 bits alone is louder
+_ZERO = -119.9  # dB; no sample but zeros
 _RANGE = 60.0  # dB from the loudest frame to what is nothing beside it
 _REACH = 15.0  # seconds to each side that the floor is found in
 _RARE = 10  # percent of a stretch that lie below its floor
@@ -117,14 +118,19 @@ def plan_spans(levels: Levels, seconds: float) -> list[SpeechSpan]:
     seconds: length of the recording. A span ends in the longest pause of its second half, the later of two that are
     long enough. Where there is none, it ends at its quietest place near its end, and the next begins OVERLAP before.
     """
+    if len(levels) and levels[0] <= _ZERO and (begin := int(np.argmax(levels > _ZERO))):
+        # The film began, and its sound had not: the spans are those of the sound alone.
+        late = begin * FRAME
+        spans = plan_spans(levels[begin:], seconds - late)
+        return [SpeechSpan(round(s.start + late, 3), round(s.end + late, 3), s.overlaps) for s in spans]
     quiet = find_quiet(levels)
     if quiet.all():  # noise; or, in a short recording of the usual loudness, one long sound
         return [SpeechSpan(0.0, seconds)] if seconds <= LEFT_OUT and (levels >= _MUTED).any() else []
     pauses = _list_runs(quiet)
-    spans: list[SpeechSpan] = []
+    found: list[SpeechSpan] = []
     for start, end in _list_stretches(pauses, seconds):
-        spans += _cut(start, end, pauses, _smooth(levels))
-    return [SpeechSpan(round(span.start, 3), round(span.end, 3), span.overlaps) for span in spans]
+        found += _cut(start, end, pauses, _smooth(levels))
+    return [SpeechSpan(round(span.start, 3), round(span.end, 3), span.overlaps) for span in found]
 
 
 def _list_runs(marks: Marks) -> list[tuple[float, float]]:
