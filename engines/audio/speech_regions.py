@@ -36,6 +36,7 @@ _MUTED = (
 )  # dB; nothing was recorded, in a recording of the usual loudness. A quiet one of floats has lost nothing:
 _FAINTEST = -105.0  # dB; and below it nothing was recorded in any, as the rounding to 16 bits alone is louder
 _ZERO = -119.9  # dB; no sample but zeros
+_LEAD = 0.2  # seconds of zeros that are kept before the first sound
 _RANGE = 60.0  # dB from the loudest frame to what is nothing beside it
 _REACH = 15.0  # seconds to each side that the floor is found in
 _RARE = 10  # percent of a stretch that lie below its floor
@@ -118,8 +119,8 @@ def plan_spans(levels: Levels, seconds: float) -> list[SpeechSpan]:
     seconds: length of the recording. A span ends in the longest pause of its second half, the later of two that are
     long enough. Where there is none, it ends at its quietest place near its end, and the next begins OVERLAP before.
     """
-    if len(levels) and levels[0] <= _ZERO and (begin := int(np.argmax(levels > _ZERO))):
-        # The film began, and its sound had not: the spans are those of the sound alone.
+    begin = int(np.argmax(levels > _ZERO)) - round(_LEAD / FRAME) if len(levels) else 0
+    if begin > 0:  # a film had begun, and its sound had not: the spans are those of the sound alone
         late = begin * FRAME
         spans = plan_spans(levels[begin:], seconds - late)
         return [SpeechSpan(round(s.start + late, 3), round(s.end + late, 3), s.overlaps) for s in spans]
