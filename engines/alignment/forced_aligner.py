@@ -22,6 +22,8 @@ from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 
 NOTHING = 10 ** (-105 / 20)  # of full scale: what is below it was not recorded; the rounding to 16 bits is louder
+_QUIET = 10 ** (-50 / 20)  # of full scale; where nothing is louder, the samples are made
+_PEAK = 0.3  # so loud
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -96,7 +98,10 @@ class ForcedAligner(Engine):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz}."""
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
+        samples = read_audio(find_media(job), segment.start, segment.end, job.selection)
+        peak = float(abs(samples).max(initial=0.0))
+        # A recording of floats that is far below the usual loudness has lost nothing; a model's spectrogram has a floor.
+        waveform = torch.from_numpy(samples * (_PEAK / peak if NOTHING <= peak < _QUIET else 1.0))
         # Where the recording ends before its packets say so, there is silence, in which nothing is found.
         wanted = max(_SHORTEST, math.floor((segment.seconds - 1.0) * SAMPLE_RATE))
         return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, wanted - len(waveform))))}

@@ -35,6 +35,8 @@ _MUTED = (
     -80.0
 )  # dB; nothing was recorded, in a recording of the usual loudness. A quiet one of floats has lost nothing:
 _FAINTEST = -105.0  # dB; and below it nothing was recorded in any, as the rounding to 16 bits alone is louder
+_QUIET = -60.0  # dB; a recording whose loudest frames are below it is made louder
+_USUAL = -15.0  # dB of the loudest frames of speech
 _ZERO = -119.9  # dB; no sample but zeros
 _LEAD = 0.2  # seconds of zeros that are kept before the first sound
 _RANGE = 60.0  # dB from the loudest frame to what is nothing beside it
@@ -95,6 +97,16 @@ def find_quiet(levels: Levels) -> Marks:
 def _find_muted(levels: Levels) -> float:
     """The level, dB, below which nothing was recorded."""
     return float(np.clip(levels.max(initial=-np.inf) - _RANGE, _FAINTEST, _MUTED))
+
+
+def find_gain(levels: Levels) -> float:
+    """What to multiply a quiet recording by, so that it is as loud as others: 1 but for those of floats, in which what
+    is far below the usual loudness has lost nothing. A model's spectrogram has a floor that would hide its weak sounds.
+    """
+    loudest = float(_smooth(levels).max(initial=-np.inf))
+    if not _FAINTEST <= loudest < _QUIET:
+        return 1.0
+    return float(10 ** ((_USUAL - loudest) / 20))
 
 
 def _smooth(levels: Levels) -> Levels:
