@@ -100,7 +100,7 @@ class ForcedAligner(Engine):
         """{"waveform": (samples,) mono at 16 kHz}."""
         samples = read_audio(find_media(job), segment.start, segment.end, job.selection)
         peak = float(abs(samples).max(initial=0.0))
-        # A recording of floats that is far below the usual loudness has lost nothing; a model's spectrogram has a floor.
+        # What is far below the usual loudness has lost nothing in floats; a model's spectrogram has a floor.
         waveform = torch.from_numpy(samples * (_PEAK / peak if NOTHING <= peak < _QUIET else 1.0))
         # Where the recording ends before its packets say so, there is silence, in which nothing is found.
         wanted = max(_SHORTEST, math.floor((segment.seconds - 1.0) * SAMPLE_RATE))
