@@ -84,6 +84,7 @@ def test_a_cell_gets_no_frames_and_a_terminal_keeps_the_lines_of_what_is_done(tm
         assert len(shown) < 3000
 
 
+@pytest.mark.exec  # Python reads PYTHONIOENCODING as it starts
 @pytest.mark.usefixtures("script_engine")
 def test_names_that_an_encoding_lacks_or_that_hold_codes_are_escaped_and_end_nothing(tmp_path: Path) -> None:
     for name in ("你好", "\x1b[31mred\x07", "plain"):
