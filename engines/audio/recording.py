@@ -24,7 +24,7 @@ from prefork.engines.audio.container import (
 )
 from prefork.engines.audio.sample_stream import LONGEST_GAP, SampleStream, judge
 from prefork.engines.audio.selection import Selection
-from prefork.engines.audio.wav import read_wav_data
+from prefork.engines.audio.wav import READERS
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -101,7 +101,7 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         seconds = _count_seconds(path, selection.track) or _count_samples(path, selection)
     if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
         seconds = claimed or Fraction(0)
-    if form == "wav" and (data := read_wav_data(path)) is not None and data.there:
+    if form in READERS and (data := READERS[form](path)) is not None and data.there > 0:
         claimed = seconds * Fraction(data.claimed, data.there)
     if seconds <= 0:
         raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")

@@ -90,7 +90,7 @@ class SampleStream:
         position = self._find_position(frame)
         first = position or 0
         delay = find_delay(self._container, self._stream, Fraction(first, self.rate))
-        self._origin = first - (delay * self.rate if _JITTER < delay <= LONGEST_GAP else 0)
+        self._origin = Fraction(first) - (delay * self.rate if _JITTER < delay <= LONGEST_GAP else 0)
         counts_samples = position is not None and (1 / self._scale).denominator == 1
         self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
         self._channels = choose_channels(path, selection) if frame.layout.nb_channels > 1 else ()

@@ -1,4 +1,4 @@
-"""What the header of a WAV file says of its length, and what is really behind it. FFmpeg tells neither."""
+"""What the header of a WAV, W64 or CAF file says of its length, and what is really behind it. FFmpeg tells neither."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 _UNKNOWN_SIZE = 0x7FFF_F000  # bytes of data, from which on they stand for "to the end"
+_UNKNOWN_64 = 1 << 62
 _BLOCK = 1 << 20  # bytes read at a time
 # Chunks of metadata, as programs and recorders write them behind the data.
 _KNOWN = frozenset(
@@ -48,6 +49,35 @@ def read_wav_data(path: Path) -> WavData | None:
             rate = int.from_bytes(content[8:12], "little") if content else rate
             file.seek(size + size % 2 - len(content), 1)
     return None
+
+
+def read_w64_data(path: Path) -> WavData | None:
+    """The same of Sony's Wave64, whose chunks have 16 bytes of name and 8 of a size that counts these too."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(40)  # RIFF, the size of all, WAVE
+        while len(head := file.read(24)) == 24:
+            size = int.from_bytes(head[16:], "little") - 24
+            if head[:4] == b"data":
+                return WavData(size, min(size, end - file.tell())) if 0 < size < _UNKNOWN_64 else None
+            file.seek(max(size, 0) + -size % 8, 1)
+    return None
+
+
+def read_caf_data(path: Path) -> WavData | None:
+    """The same of Apple's Core Audio Format, whose chunks have 4 bytes of name and 8 of their size."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(8)  # caff, its version
+        while len(head := file.read(12)) == 12:
+            size = int.from_bytes(head[4:], "big", signed=True)
+            if head[:4] == b"data":
+                return WavData(size, min(size, end - file.tell())) if size > 0 else None
+            file.seek(max(size, 0), 1)
+    return None
+
+
+READERS = {"wav": read_wav_data, "w64": read_w64_data, "caf": read_caf_data}  # by FFmpeg's name of the format
 
 
 def _is_metadata(file: IO[bytes], position: int, end: int) -> bool:

@@ -178,9 +178,9 @@ def _wrap(words: Sequence[CueWord], layout: CueLayout, lead: str = "") -> list[S
             size += sizes[begin] + 1
             if size > width and begin < end - 1:
                 break
-            lines, cost, _ = best[begin]
+            above, cost, _ = best[begin]
             cut = _rate_break(words[end - 1], words[end]) if end < len(words) else 0.0
-            found = min(found, (lines + 1, cost + (1 - size / width) ** 2 + cut / 4, begin))
+            found = min(found, (above + 1, cost + (1 - size / width) ** 2 + cut / 4, begin))
         best.append(found)
     if best[-1][0] > count:
         return None

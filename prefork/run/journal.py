@@ -158,7 +158,7 @@ class Journal:
         with it is not asked."""
         row = self._find(job)
         files = read_files(row[2]) if row is not None and row[0] == _describe_inputs(job) else None
-        return bool(files) and all(map(self._folder.has, files))
+        return files is not None and bool(files) and all(map(self._folder.has, files))
 
     def _find(self, job: Job) -> tuple[Any, ...] | None:
         """What it says of a job that is done: inputs, fingerprint, files."""

@@ -37,8 +37,20 @@ FORMATS = [
     ("a.aiff", "pcm_s16be"),
     ("a.ogg", "vorbis"),
     ("a.ts", "aac"),
+    ("a.w64", "pcm_s16le"),
+    ("a.caf", "pcm_s16be"),
 ]
-STATING = {"a.wav", "a.flac", "a.mp3", "a.m4a", "a.mkv", "a.webm", "a.aiff"}  # the length, in their header
+STATING = {
+    "a.w64",
+    "a.caf",
+    "a.wav",
+    "a.flac",
+    "a.mp3",
+    "a.m4a",
+    "a.mkv",
+    "a.webm",
+    "a.aiff",
+}  # the length, in their header
 AGAIN = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -47,7 +47,8 @@ def write_source(path: Path, rate: int, channels: int) -> Path:
 
 def encode(source: Path, target: Path, encoder: str) -> bool:
     """Whether there is such a file."""
-    command = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-i", source, "-c:a", encoder, "-strict", "-2", target]
+    options = ["-c:a", encoder, "-strict", "-2"]
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-i", str(source), *options, str(target)]
     done = subprocess.run(command, capture_output=True, check=False, timeout=60)
     return done.returncode == 0 and target.stat().st_size > 0
 

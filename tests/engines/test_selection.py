@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -18,9 +17,6 @@ from prefork.engines.audio.container import AudioError
 from prefork.engines.audio.reader import SAMPLE_RATE, AudioReader, Selection, probe, read_audio
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 
-if TYPE_CHECKING:
-    from av.video.stream import VideoStream
-
 RATE = 16_000
 
 
@@ -32,7 +28,7 @@ def read(path: Path, selection: Selection | None = None) -> Sound:
 def write_film(path: Path, codec: str, *tracks: tuple[Sound, float], seconds: float = 6.0) -> Path:
     """tracks: each with the time at which it begins."""
     with av.open(str(path), "w") as output:
-        video = cast("VideoStream", output.add_stream("mpeg4", rate=10))
+        video = output.add_stream("mpeg4", rate=10)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         streams = [output.add_stream(codec, rate=RATE, layout="mono") for _ in tracks]
         for number in range(round(10 * seconds)):
@@ -98,7 +94,7 @@ def test_a_channel_and_its_inverse_are_not_mixed(tmp_path: Path, codec: str) -> 
 )
 def test_channels_that_do_not_cancel_each_other_are_averaged(tmp_path: Path, pair: tuple[Sound, Sound]) -> None:
     sound = np.concatenate(pair) / 3
-    path = write_audio(tmp_path / "a.wav", sound, RATE, "pcm_f32le")
+    path = write_audio(tmp_path / "a.wav", sound.astype(np.float32), RATE, "pcm_f32le")
     assert np.abs(read(path) - sound.mean(axis=0)).max() < 1e-6
     assert probe(path).warnings == ()
 
