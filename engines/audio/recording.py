@@ -95,7 +95,7 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         delay = _find_delay(container, stream)
         claimed = _stated_seconds(container, stream) or None
         seconds = None if claimed is None else _find_end(container, stream, claimed, path)
-        if claimed is not None and seconds is None and stream.duration is None and _goes_on(container, claimed, path):
+        if claimed is not None and seconds is None and _goes_on(container, path):
             claimed = None  # it is the film's length, of which there is the end
     if seconds is None:
         seconds = _count_seconds(path, selection.track) or _count_samples(path, selection)
@@ -178,18 +178,21 @@ def _find_end(container: InputContainer, stream: AudioStream, seconds: Fraction,
     return found if found >= seconds - Fraction(_MISSING) else None
 
 
-def _goes_on(container: InputContainer, seconds: Fraction, path: Path) -> bool:
-    """Whether the pictures, or another sound, of a film reach to the end of so many seconds. Moves the container
-    there."""
-    others = [s for s in container.streams if is_played(s) and s.start_time is not None]
-    if len(others) < 2:
+def _goes_on(container: InputContainer, path: Path) -> bool:
+    """Whether the pictures, or another sound, of a film reach to its end. Moves the container there."""
+    played = [s for s in container.streams if is_played(s) and s.start_time is not None]
+    stated = [s.duration * base for s in played if s.duration is not None and (base := find_time_base(s))]
+    lengths = [max(stated)] if stated else []
+    lengths += [Fraction(container.duration, av.time_base)] if container.duration else []
+    if len(played) < 2 or not lengths:
         return False
-    start = min(s.start_time * (find_time_base(s) or 0) for s in others if s.start_time is not None)
+    seconds = min(lengths)
+    start = min(s.start_time * (find_time_base(s) or 0) for s in played if s.start_time is not None)
     try:
         container.seek(int((start + max(Fraction(0), seconds - 1)) * av.time_base))
         ends = [
             (packet.pts + (packet.duration or 0)) * (find_time_base(packet.stream) or 0) - start
-            for packet in container.demux(others)
+            for packet in container.demux(played)
             if packet.pts is not None
         ]
     except av.error.FFmpegError as error:

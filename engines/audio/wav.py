@@ -60,7 +60,9 @@ def read_w64_data(path: Path) -> WavData | None:
             size = int.from_bytes(head[16:], "little") - 24
             if head[:4] == b"data":
                 return WavData(size, min(size, end - file.tell())) if 0 < size < _UNKNOWN_64 else None
-            file.seek(max(size, 0) + -size % 8, 1)
+            if not 0 <= size <= end:
+                return None
+            file.seek(size + -size % 8, 1)
     return None
 
 
@@ -73,7 +75,9 @@ def read_caf_data(path: Path) -> WavData | None:
             size = int.from_bytes(head[4:], "big", signed=True)
             if head[:4] == b"data":
                 return WavData(size, min(size, end - file.tell())) if size > 0 else None
-            file.seek(max(size, 0), 1)
+            if not 0 <= size <= end:
+                return None
+            file.seek(size, 1)
     return None
 
 
