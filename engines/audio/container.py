@@ -101,6 +101,12 @@ def _list_suffixes(name: str) -> frozenset[str]:
         return frozenset()
 
 
+def is_named_as_one(path: Path) -> bool:
+    """Whether FFmpeg knows the suffix as that of a format with sound."""
+    names = [*_FORMATS.split(","), *_BY_SUFFIX.split(",")]
+    return any(path.suffix[1:].lower() in _list_suffixes(name) for name in names)
+
+
 def is_recording(path: Path) -> bool:
     """Whether FFmpeg finds sound in a file, whatever its name, that it can decode."""
     try:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from prefork.engines.audio.container import is_named_as_one, is_recording
 from prefork.engines.audio.media import MEDIA_SUFFIXES
 from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, Output
@@ -235,6 +236,12 @@ def _list_unused(found: FoundFiles, paired: Iterable[Job], problems: Iterable[Pr
         for stem, paths in found.media.items()
         for path in paths
         if used.isdisjoint(paths) and stem not in explained
+    ]
+    others = [path for paths in found.others.values() for path in paths if is_named_as_one(path)]
+    notices += [
+        Problem(path.as_posix(), "has no transcript; add one of the same name")
+        for path in others
+        if found.root / path not in used and is_recording(found.root / path)
     ]
     notices += [explain(path, why) for path, why in found.refused.items() if not may_hide_transcripts(path, why)]
     return notices

@@ -99,6 +99,18 @@ def test_media_header_may_name_a_suffix_that_nobody_knows(tmp_path: Path) -> Non
     assert [job.media for job in find(tmp_path, Intake.PAIRS).jobs] == [tmp_path / "in" / "talk.xyz"]
 
 
+def test_a_recording_of_a_rare_kind_without_a_transcript_is_listed(tmp_path: Path) -> None:
+    write_text(tmp_path / "in" / "a.cha", CHAT.format("a", "audio"))
+    for name in ("a.nut", "lonely.nut"):
+        write_container(tmp_path / "in" / name, "pcm_s16le", "nut")
+    (tmp_path / "in" / "none.nut").write_bytes(b"nothing to hear")
+    corpus = find(tmp_path, Intake.PAIRS)
+    assert get_ids(corpus) == ["a.cha"]
+    assert [(notice.id, notice.reason) for notice in corpus.notices] == [
+        ("lonely.nut", "has no transcript; add one of the same name")
+    ]
+
+
 def test_of_two_recordings_the_one_that_has_lost_nothing_is_aligned_and_the_other_named(tmp_path: Path) -> None:
     write_text(tmp_path / "in" / "talk.txt")
     write_container(tmp_path / "in" / "talk.mp3", "libmp3lame", "mp3")
