@@ -31,7 +31,7 @@ ENCODERS = {
     "pcm_s16be": "aiff au caf mov sox", "pcm_s24be": "aiff caf", "pcm_f32be": "au aiff", "pcm_s8": "aiff",
     "adpcm_ima_wav": "wav", "adpcm_ms": "wav", "adpcm_yamaha": "wav mmf", "adpcm_ima_qt": "mov", "adpcm_swf": "flv",
     "nellymoser": "flv", "real_144": "rm", "dca": "dts mka", "mlp": "mlp", "truehd": "thd", "sbc": "sbc",
-    "libcodec2": "c2", "s302m": "ts", "adpcm_adx": "adx", "dfpwm": "dfpwm",
+    "s302m": "ts", "adpcm_adx": "adx", "dfpwm": "dfpwm",
     "aptx": "aptx", "pcm_bluray": "m2ts", "pcm_s64le": "nut", "pcm_u16le": "nut", "pcm_u24be": "nut",
     "pcm_s16le_planar": "nut", "pcm_vidc": "nut",
 }  # fmt: skip
