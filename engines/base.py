@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefork.engines.audio.selection import Selection
 from prefork.engines.declaration import INT8, Declaration, LanguageTable, Obstacle, Role
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.files import FileState
+from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
@@ -54,10 +56,12 @@ BYTES_PER_SECOND = 20_000_000  # of audio, as a wav2vec2 takes in float32: the m
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file to write: a format of `prefork.engines.text.formats` and where, below the output folder."""
+    """One file to write: a format of `prefork.engines.text.formats` and where, below the output folder. layout: of
+    subtitles."""
 
     format: str
     path: Path  # relative to the output folder
+    layout: CueLayout = field(default_factory=CueLayout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ class Job:
     source: the transcript, or the recording where there is no transcript.
     media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
     would take to say what the source holds, roughly. states: of source and media, before anything was read of them;
-    empty if nobody is to notice that they change. warnings: what its user should know of these files.
+    empty if nobody is to notice that they change. warnings: what its user should know of these files. selection: the
+    track and the channels of the recording that are read.
     """
 
     id: str
@@ -78,6 +83,7 @@ class Job:
     seconds: float = 0.0
     states: tuple[FileState, ...] = ()
     warnings: tuple[str, ...] = ()
+    selection: Selection = field(default_factory=Selection)
 
     def note_files(self) -> Job:
         """The same, with its files as they are now. Raises OSError."""

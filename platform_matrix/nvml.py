@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefork.platform_matrix.versions import find_requirement
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -38,7 +40,7 @@ class LoadMeter:
         try:
             import pynvml  # type: ignore[import-not-found]
         except ImportError:
-            self.missing = "GPU utilisation needs nvidia-ml-py: pip install 'prefork[gpu]'"
+            self.missing = f"GPU utilisation needs nvidia-ml-py: pip install {find_requirement('nvidia-ml-py')}"
             return
         try:
             pynvml.nvmlInit()

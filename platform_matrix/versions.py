@@ -197,8 +197,7 @@ def _find_range_conflict(versions: Versions, packages: Sequence[Package]) -> Con
 
 
 def _describe_missing(versions: Versions, missing: Sequence[Package]) -> Conflict:
-    remedies = [package.requirement for package in missing if package.name not in PAIRED and not package.extra]
-    remedies += [f'"prefork[{extra}]"' for extra in dict.fromkeys(p.extra for p in missing if p.extra)]
+    remedies = [package.requirement for package in missing if package.name not in PAIRED]
     lost = [package.name for package in missing if package.name in PAIRED]
     pair = describe_pair(versions, [name for name in PAIRED if name not in lost]) if lost else ""
     typed = [*([pair] if pair else []), *([f"pip install {' '.join(remedies)}"] if remedies else [])]
@@ -333,6 +332,12 @@ def _read_own_version(name: str, place: str) -> str:
         return ""
     found = re.search(r"""__version__\s*(?::\s*str\s*)?=\s*['"](.+?)['"]""", text)
     return found[1] if found else ""
+
+
+def find_requirement(name: str) -> str:
+    """What to type behind `pip install` for one of the packages that prefork or an extra of it needs."""
+    package = read_versions().find(name)
+    return package.requirement if package is not None else name
 
 
 def read_requirements(distribution: Distribution) -> list[Package]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefork.engines.audio.selection import Selection
     from prefork.engines.base import (
         Declaration,
         Engine,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from prefork.engines.batching import Batching, BatchingStrategy
     from prefork.engines.files import FileState
+    from prefork.engines.text.cues import CueLayout
     from prefork.engines.text.document import (
         Character,
         Document,
@@ -57,6 +59,7 @@ _HOMES = {
     "Batching": "prefork.engines.batching",
     "BatchingStrategy": "prefork.engines.batching",
     "Character": "prefork.engines.text.document",
+    "CueLayout": "prefork.engines.text.cues",
     "Declaration": "prefork.engines.base",
     "Document": "prefork.engines.text.document",
     "Engine": "prefork.engines.base",
@@ -78,6 +81,7 @@ _HOMES = {
     "Role": "prefork.engines.base",
     "Runtime": "prefork.pool.runtime",
     "Segment": "prefork.engines.base",
+    "Selection": "prefork.engines.audio.selection",
     "Stage": "prefork.pool.pipeline",
     "Stopped": "prefork.errors",
     "Strategy": "prefork.platform_matrix.matrix",
@@ -96,6 +100,7 @@ __all__ = [
     "Batching",
     "BatchingStrategy",
     "Character",
+    "CueLayout",
     "Declaration",
     "Document",
     "Engine",
@@ -117,6 +122,7 @@ __all__ = [
     "Role",
     "Runtime",
     "Segment",
+    "Selection",
     "Stage",
     "Stopped",
     "Strategy",

@@ -154,6 +154,7 @@ def explain(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if names[0] != names[1]:
         return f"{' and '.join(map(str, names[0]))} made them"
     reasons = [] if old.get("outputs") == new.get("outputs") else ["other outputs are wanted"]
+    reasons += [] if old.get("selection") == new.get("selection") else ["another track or other channels are read"]
     for stages in zip(before, now, strict=True):
         reasons += [_explain_value(*difference) for difference in _find_differences("", *stages)]
     return ", ".join(dict.fromkeys(reasons))

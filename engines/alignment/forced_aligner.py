@@ -3,6 +3,7 @@ words' times back into the transcript."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,15 @@ import torch
 
 from prefork.engines.alignment.viterbi import spread_words
 from prefork.engines.alignment.windows import AlignmentWindow, plan_windows
+from prefork.engines.alignment.word_lengths import give_lengths
 from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.errors import InputError
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 
+NOTHING = 10 ** (-105 / 20)  # of full scale: what is below it was not recorded; the rounding to 16 bits is louder
+_QUIET = 10 ** (-50 / 20)  # of full scale; where nothing is louder, the samples are made
+_PEAK = 0.3  # so loud
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -93,14 +98,13 @@ class ForcedAligner(Engine):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz}."""
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
-        if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
-            end = segment.start + len(waveform) / SAMPLE_RATE
-            raise InputError(
-                f"{job.media}: the header says {measure(job):.1f} s, but the audio ends at {end:.1f} s; "
-                "the file is truncated, copy it again"
-            )
-        return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, _SHORTEST - len(waveform))))}
+        samples = read_audio(find_media(job), segment.start, segment.end, job.selection)
+        peak = float(abs(samples).max(initial=0.0))
+        # What is far below the usual loudness has lost nothing in floats; a model's spectrogram has a floor.
+        waveform = torch.from_numpy(samples * (_PEAK / peak if NOTHING <= peak < _QUIET else 1.0))
+        # Where the recording ends before its packets say so, there is silence, in which nothing is found.
+        wanted = max(_SHORTEST, math.floor((segment.seconds - 1.0) * SAMPLE_RATE))
+        return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, wanted - len(waveform))))}
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
         lines: tuple[TranscriptLine, ...] = segment.content
@@ -114,7 +118,18 @@ class ForcedAligner(Engine):
                 tuple(tuple(spread_words(line.words, line.start, line.end)) for line in lines), guessed=True
             )
         rest = iter(timed)
-        return AlignedLines(tuple(tuple(next(rest) for _ in line.words) for line in lines))
+        found = [tuple(next(rest) for _ in line.words) for line in lines]
+        return AlignedLines(tuple(self._forget_silence(job, words) for words in found))
+
+    def _forget_silence(self, job: Job, words: tuple[Word, ...]) -> tuple[Word, ...]:
+        """The words of a line; without times if they are doubtful, and nothing was recorded where they are."""
+        if (_rate(words) or 0.0) >= self.low or not words:
+            return words
+        start, end = words[0].start or 0.0, words[-1].end or 0.0
+        samples = read_audio(find_media(job), start, max(start, end), job.selection)
+        if samples.size and abs(samples).max() >= NOTHING:
+            return words
+        return tuple(Word(word.text) for word in words)
 
     def join(
         self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[AlignedLines]
@@ -125,13 +140,18 @@ class ForcedAligner(Engine):
         for segment, piece in zip(segments, pieces, strict=True):
             for line, words in zip(segment.content, piece.words, strict=True):
                 utterance = utterances[line.index]
+                if words and words[0].timing is Timing.NONE:
+                    utterances[line.index] = _leave_out(utterance, words)
+                    what = f"utterance {line.index + 1} ({utterance.text[:40].strip()})"
+                    warnings.append(f"{what}: not found in the recording, which is silent there")
+                    continue
                 utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
                 if piece.guessed:
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
                     warnings.append(
                         f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"
                     )
-        apart = keep_apart(document.utterances, utterances)
+        apart = give_lengths(keep_apart(document.utterances, utterances), seconds)
         warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
 
@@ -142,10 +162,22 @@ def make_tone(seconds: float) -> torch.Tensor:
     return 0.1 * torch.sin(2 * torch.pi * (100 + 500 * times) * times)
 
 
+def _leave_out(utterance: Utterance, words: tuple[Word, ...]) -> Utterance:
+    """An utterance that is not in the recording. Times that the transcript gives it, it keeps."""
+    timed = utterance.start is not None and utterance.end is not None
+    return replace(utterance, words=words, missing=not timed)
+
+
+def _rate(words: Sequence[Word]) -> float | None:
+    """Their mean score; None if no word has one."""
+    scores = [word.score for word in words if word.score is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
 def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
     """What there is to say about utterances whose words' mean score is low."""
-    scores = {i: [w.score for w in u.words if w.score is not None] for i, u in enumerate(utterances)}
-    means = {index: sum(found) / len(found) for index, found in scores.items() if found}
+    rated = {index: _rate(utterance.words) for index, utterance in enumerate(utterances)}
+    means = {index: mean for index, mean in rated.items() if mean is not None}
     warnings = [
         f"utterance {index + 1} ({utterances[index].text[:40].strip()}): low confidence ({mean:.2f}); check its times"
         for index, mean in means.items()
@@ -196,4 +228,4 @@ def find_media(job: Job) -> Path:
 
 def measure(job: Job) -> float:
     """Length of the job's recording, seconds."""
-    return job.seconds or probe(find_media(job)).seconds
+    return job.seconds or probe(find_media(job), job.selection).seconds

@@ -10,6 +10,7 @@ import errno
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +18,29 @@ import av
 import av.error
 import av.logging
 from av.container import InputContainer
-from av.stream import Discard
+from av.format import ContainerFormat
+from av.stream import Discard, Disposition
 
+from prefork.engines.audio.wav import read_wav_data
 from prefork.engines.errors import InputError
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.packet import Packet
+    from av.stream import Stream
 
 _PATIENCE = 100  # failures in a row to find another packet
-# FFmpeg's names of them, those of its raw codecs included.
+# FFmpeg's names of the formats that it tells by their content, and of those that it tells by a file's suffix, which are
+# allowed to files of such a suffix alone. What is raw PCM, without a header, is in neither.
 _FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,webm,mlp,mov,mp4,m4a,"
-    "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,ogg,oma,rm,sox,tak,truehd,tta,voc,w64,wav,wsd,wv"
+    "3dostr,aa,aac,aax,ac3,act,adx,aiff,amr,amrnb,amrwb,ape,apm,asf,ast,au,avi,avr,bonk,caf,codec2,dsf,dss,dts,dv,eac3,"
+    "epaf,flac,flv,gsm,gxf,iff,ilbc,ircam,kvag,lc3,live_flv,loas,lxf,m4a,matroska,webm,mj2,mlp,mmf,mov,mp3,mp4,mpc,mpc8,"
+    "mpeg,mpegts,mxf,nistsphere,nsv,nut,nuv,ogg,oma,osq,pvf,qcp,qoa,rka,rm,sds,shn,smjpeg,sox,swf,tak,truehd,tta,vag,voc,"
+    "vqf,w64,wav,wavarc,wsaud,wsd,wtv,wv,wve,xwma,3g2,3gp"
 )
+_BY_SUFFIX = "adp,afc,apac,aptx,aptx_hd,daud,dfpwm,dtshd,g722,g723_1,g728,g729,laf,msf,rso,sbc,sln"
 # A name such as "concat:a|b" is kept from being taken for a protocol by the prefix that it gets when it is opened.
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+_OPTIONS = {"protocol_whitelist": "file"}
 # At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
@@ -58,8 +66,7 @@ def open_container(path: Path) -> InputContainer:
     if status.st_size == 0:
         raise AudioError(f"{path} is empty; copy or export it again")
     try:
-        container: InputContainer = av.open(f"file:{path}", options=dict(_OPTIONS), **_TAGS)
-        return container
+        return _open(path)
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not among those above
         raise AudioError(
             f"{path} is not a recording: a playlist, a text, or something with a damaged header; give the recording"
@@ -75,8 +82,61 @@ def open_container(path: Path) -> InputContainer:
         ) from error
 
 
-def find_audio(container: InputContainer, path: Path) -> AudioStream:
-    stream = container.streams.best("audio")
+def _open(path: Path) -> InputContainer:
+    allowed = [_FORMATS, *(name for name in _BY_SUFFIX.split(",") if path.suffix[1:].lower() in _list_suffixes(name))]
+    options = {**_OPTIONS, "format_whitelist": ",".join(allowed)}
+    container: InputContainer = av.open(f"file:{path}", options=options, **_TAGS)
+    if container.format.name == "wav" and (data := read_wav_data(path)) is not None and data.goes_on:
+        container.close()
+        container = av.open(f"file:{path}", options={**options, "ignore_length": "1"}, **_TAGS)
+    return container
+
+
+@cache
+def _list_suffixes(name: str) -> frozenset[str]:
+    """Of the files that FFmpeg takes to be in a format; none if this FFmpeg does not know it."""
+    try:
+        return frozenset(ContainerFormat(name, "r").extensions)
+    except ValueError:
+        return frozenset()
+
+
+def is_named_as_one(path: Path) -> bool:
+    """Whether FFmpeg knows the suffix as that of a format with sound."""
+    names = [*_FORMATS.split(","), *_BY_SUFFIX.split(",")]
+    return any(path.suffix[1:].lower() in _list_suffixes(name) for name in names)
+
+
+def is_recording(path: Path) -> bool:
+    """Whether FFmpeg finds sound in a file, whatever its name, that it can decode."""
+    try:
+        with open_container(path) as container:
+            return bool(find_audio(container, path).codec_context.sample_rate)
+    except AudioError:
+        return False
+
+
+def is_lossless(path: Path) -> bool:
+    """Whether its sound is as it was before it was compressed, if it was; not so if it cannot be opened."""
+    try:
+        with open_container(path) as container:
+            return bool(find_audio(container, path).codec_context.codec.lossless)
+    except AudioError:
+        return False
+
+
+def has_pictures(path: Path) -> bool:
+    """Whether it is a film. Raises AudioError if it cannot be opened."""
+    with open_container(path) as container:
+        return any(stream.type == "video" and is_played(stream) for stream in container.streams)
+
+
+def find_audio(container: InputContainer, path: Path, track: int | None = None) -> AudioStream:
+    """The audio stream of that number, from 1, or the best one. Raises AudioError if none can be decoded."""
+    known = container.streams.audio
+    if track is not None and known and track > len(known):
+        raise AudioError(f"{path} has {len(known)} audio track{'s' * (len(known) != 1)}, not {track}; check --track")
+    stream = container.streams.best("audio") if track is None or not known else known[track - 1]
     if stream is None:
         raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
     assert isinstance(stream, av.AudioStream)
@@ -85,15 +145,34 @@ def find_audio(container: InputContainer, path: Path) -> AudioStream:
     return stream
 
 
-def open_stream(path: Path) -> tuple[InputContainer, AudioStream]:
-    """The file with its best audio stream, ready to be decoded by this thread alone."""
+def open_stream(path: Path, track: int | None = None) -> tuple[InputContainer, AudioStream]:
+    """The file with its audio stream of that number, or its best one, ready to be decoded by this thread alone."""
     container = open_container(path)
-    stream = find_audio(container, path)
+    stream = find_audio(container, path, track)
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
     for other in container.streams:
         other.discard = Discard.default if other is stream else Discard.all
     return container, stream
+
+
+def find_delay(container: InputContainer, stream: AudioStream, first: Fraction) -> Fraction:
+    """Seconds from the beginning of the film to `first`, seconds by the stream's clock; 0 if nothing else begins
+    earlier. The film begins with the first of its streams of pictures and of sound."""
+    others = [
+        other.start_time * base
+        for other in container.streams
+        if other.index != stream.index
+        and is_played(other)
+        and other.start_time is not None
+        and (base := find_time_base(other)) is not None
+    ]
+    return first - min([first, *others])
+
+
+def is_played(stream: Stream) -> bool:
+    """Whether it is sound or moving pictures. The picture of a cover is one of no moment."""
+    return stream.type == "audio" or (stream.type == "video" and not stream.disposition & Disposition.attached_pic)
 
 
 def read_packets(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Packet[AudioStream]]:
@@ -110,7 +189,7 @@ def read_packets(container: InputContainer, stream: AudioStream, path: Path) -> 
             failures += 1
 
 
-def find_time_base(stream: AudioStream) -> Fraction | None:
+def find_time_base(stream: Stream) -> Fraction | None:
     """Seconds from one timestamp to the next; None if the file does not say. PyAV 19 has a type of its own for it."""
     base = stream.time_base
     return Fraction(base.numerator, base.denominator) if base else None

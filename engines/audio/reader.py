@@ -26,14 +26,16 @@ import numpy as np
 from av.audio.frame import AudioFrame
 
 from prefork.engines.audio.container import ABSURD, AudioError
-from prefork.engines.audio.recording import Recording, SampleStream, probe
+from prefork.engines.audio.recording import Recording, probe
+from prefork.engines.audio.sample_stream import SampleStream
+from prefork.engines.audio.selection import Selection
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from prefork.engines.audio.recording import Samples
+    from prefork.engines.audio.channels import Samples
 
-__all__ = ["SAMPLE_RATE", "AudioError", "AudioReader", "Recording", "probe", "read_audio"]
+__all__ = ["SAMPLE_RATE", "AudioError", "AudioReader", "Recording", "Selection", "probe", "read_audio"]
 
 SAMPLE_RATE = 16_000  # Hz
 
@@ -42,17 +44,18 @@ _FILTER_REACH = 64  # output samples; FFmpeg's resampling filter reaches 16 of t
 
 
 class AudioReader:
-    """An open recording. Holds no more than one decoded frame between reads.
+    """An open recording. Holds no more than a few decoded frames between reads.
 
-    Times are seconds from the first sample of the audio stream, whatever its timestamps start with. Where
-    data is damaged or missing in the middle there is silence, so that what follows keeps its time; only raw
-    MP3 and AAC streams (.mp3, .aac) have no timestamps to tell how much is missing.
+    Times are seconds from the beginning of the film, if it has pictures or other sound that begin before; otherwise
+    from the first sample of the audio stream, whatever its timestamps start with. Where data is damaged or
+    missing in the middle there is silence, so that what follows keeps its time; only raw MP3 and AAC streams (.mp3,
+    .aac) have no timestamps to tell how much is missing.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, selection: Selection | None = None) -> None:
         """Opens the recording. Raises AudioError as `probe` does, and if nothing in it can be decoded."""
         self.path = Path(path)
-        self._stream = SampleStream(self.path)
+        self._stream = SampleStream(self.path, selection)
         self._start(0)
 
     def __enter__(self) -> AudioReader:
@@ -148,26 +151,26 @@ class _OpenReader:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._key: tuple[Path, int, int] | None = None
+        self._key: tuple[Path, Selection | None, int, int] | None = None
         self._reader: AudioReader | None = None
 
-    def read(self, path: Path, start: float, end: float) -> Samples:
+    def read(self, path: Path, start: float, end: float, selection: Selection | None) -> Samples:
         with self._lock:
             try:
-                return self._get(path).read(start, end)
+                return self._get(path, selection).read(start, end)
             except AudioError:
                 self._drop()  # what a failed reader reads next would look like the recording's end
                 raise
 
-    def _get(self, path: Path) -> AudioReader:
+    def _get(self, path: Path, selection: Selection | None) -> AudioReader:
         try:
             status = path.stat()
-            key = (path, status.st_mtime_ns, status.st_size)
+            key = (path, selection, status.st_mtime_ns, status.st_size)
         except OSError:
             key = None  # opening it will say what is wrong
         if self._reader is None or key is None or key != self._key:
             self._drop()
-            self._reader, self._key = AudioReader(path), key
+            self._reader, self._key = AudioReader(path, selection), key
         return self._reader
 
     def _drop(self) -> None:
@@ -188,9 +191,12 @@ def _forget_reader() -> None:
 os.register_at_fork(after_in_child=_forget_reader)
 
 
-def read_audio(path: Path | str, start: float, end: float) -> Samples:
+def read_audio(path: Path | str, start: float, end: float, selection: Selection | None = None) -> Samples:
     """`AudioReader.read` through the one reader the process keeps open, as long as the file stays the same.
+
+    selection: the track and the channels, as a job has them; by default the best track, without channels that cancel
+    others.
 
     Raises AudioError if the file cannot be opened or read.
     """
-    return _open_reader.read(Path(path), start, end)
+    return _open_reader.read(Path(path), start, end, selection)

@@ -1,70 +1,51 @@
-"""The recording: what a media file says about its sound, and its sound as one stream of samples.
-
-    file -> packets -> frames -> mono samples, each frame at the position its timestamp says
-
-Anything FFmpeg decodes, through PyAV; decoded as it is read, never whole.
-"""
+"""The recording: what a media file says about its sound, compared with what is there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import av
 import av.error
-import av.filter
-import numpy as np
-from av.audio.frame import AudioFrame, format_dtypes
 
+from prefork.engines.audio.channels import ChannelSurvey, survey
 from prefork.engines.audio.container import (
     AudioError,
     check_damage,
     find_audio,
+    find_delay,
     find_time_base,
+    is_played,
     open_container,
     open_stream,
     read_packets,
 )
+from prefork.engines.audio.sample_stream import LONGEST_GAP, SampleStream, judge
+from prefork.engines.audio.selection import Selection
+from prefork.engines.audio.wav import READERS
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
-    from numpy.typing import NDArray
 
-    Samples = NDArray[np.float32]
-
-# Seconds decoded and thrown away before the first sample wanted. The slowest to forget are Opus, which predicts
-# energies from frame to frame, and MP3, whose bit reservoir reaches 511 bytes (8 frames at 32 kbit/s) back.
-_PREROLL = Fraction(1)
-# Codecs whose decoders then give the same samples as from the start, bit for bit (tests/engines/test_audio.py).
-_FORGETFUL = frozenset({"flac", "alac", "mp3", "mp3float", "vorbis", "opus", "libopus"})
-_SKIP_AHEAD = 4.0  # seconds; up to here decoding on is cheaper than seeking with its pre-roll
-# Seconds by which timestamps may disagree with the number of samples decoded before they are believed: half
-# of the shortest frame that is commonly lost (20 ms), and more than the jitter of a recorder's clock.
-_JITTER = 0.01
-_RESTART = 1.0  # seconds; a timestamp that far back is a clock set anew, as in files joined end to end
-_LONGEST_GAP = 3600.0  # seconds; a timestamp beyond it is broken, not a pause in the recording
 # Formats without a length in the header: FFmpeg's figure is the file's size over its first frames' bit rate.
 # An MP3 with a Xing header does state it; FFmpeg shows that by the encoder's delay, which is in the same header.
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
-_MISSING = 1.0  # seconds by which a recording may be shorter than its header says; encoders count their padding
+_MISSING = 0.3  # seconds by which a recording may differ from what its header says; encoders count their padding
 _LEAST_BYTES = 50  # for a second; what is longer for its size is counted: silence in FLAC takes as little as that
-_UNKNOWN_SIZE = 0x7FFF_F000  # bytes of a WAV file's data, from which on they stand for "to the end"
 _LONGEST = 7 * 24 * 3600.0  # seconds; a recording that is longer is none
-_LOUDEST = 2.0**32  # times full scale; above any whole numbers that a file of floats may hold unscaled
-_FULL_SCALE = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
     """What a media file holds of sound.
 
-    seconds: length of the audio stream. claimed: the one that its header states, 0 if none. sample_rate: Hz, in the
-    file. codec: FFmpeg's name of the decoder.
+    seconds: from the beginning of the recording, or of the film, to the end of its sound. claimed: as the header
+    has it, 0 if it does not say. sample_rate: Hz, in the file. codec: FFmpeg's name of the decoder. selection: the
+    track and the channels that are read. cancels: some channels are left out because they cancel the others. tracks:
+    audio streams of the file. silent: nothing was recorded on this one.
     """
 
     path: Path
@@ -73,250 +54,100 @@ class Recording:
     channels: int
     codec: str
     claimed: float = 0.0
+    selection: Selection = field(default_factory=Selection)
+    cancels: bool = False
+    tracks: int = 1
+    silent: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What its user should know."""
-        if self.claimed - self.seconds <= _MISSING:
-            return ()
-        missing = f"{self.claimed - self.seconds:.1f} s of {self.claimed:.1f} s are missing at its end"
-        return (f"{self.path.name}: {missing}: it is cut off, copy it again",)
+        found = []
+        if self.claimed - self.seconds > _MISSING:
+            missing = f"{self.claimed - self.seconds:.1f} s of {self.claimed:.1f} s are missing at its end"
+            found.append(f"{missing}: it is cut off, copy it again")
+        elif self.claimed and self.seconds - self.claimed > _MISSING:
+            found.append(
+                f"its header says {self.claimed:.1f} s, but there are {self.seconds:.1f} s: all of them were used"
+            )
+        mixed = self.selection.channels
+        if self.cancels and mixed:
+            listed = f"channel{'s' * (len(mixed) != 1)} {', '.join(map(str, mixed))}"
+            found.append(f"its channels cancel each other out: {listed} of {self.channels} used (--channel chooses)")
+        if self.silent and self.tracks > 1:
+            found.append(f"its track is silent, and it has {self.tracks} audio tracks: choose one with --track")
+        return tuple(f"{self.path.name}: {text}" for text in found)
 
 
-def probe(path: Path | str) -> Recording:
-    """The recording's header, without decoding. What that states of its length is compared with the last packets;
-    where they are elsewhere, or it states none, all are counted.
+def probe(path: Path | str, selection: Selection | None = None) -> Recording:
+    """The recording's header, what it states of its length compared with the last packets; where they are elsewhere,
+    or it states none, all are counted. Of several channels or tracks, a few seconds are decoded.
 
-    Raises AudioError if there is no such file, or no sound in it.
+    Raises AudioError if there is no such file, no sound in it, or nothing that was selected.
     """
-    path = Path(path)
+    path, selection = Path(path), selection or Selection()
     with open_container(path) as container:
-        stream = find_audio(container, path)
+        stream = find_audio(container, path, selection.track)
         context = stream.codec_context
+        form = container.format.name
         rate, channels, codec = context.sample_rate, context.channels, context.codec.name
-        claimed = _stated_seconds(container, stream, path)
-        there = claimed is not None and _reaches(container, stream, claimed, path)
-    seconds = claimed if there else _count_seconds(path)
+        tracks = len(container.streams.audio)
+        delay = _find_delay(container, stream)
+        claimed = _stated_seconds(container, stream) or None
+        seconds = None if claimed is None else _find_end(container, stream, claimed, path)
+        if claimed is not None and seconds is None and _goes_on(container, path):
+            claimed = None  # it is the film's length, of which there is the end
+    if seconds is None:
+        seconds = _count_seconds(path, selection.track) or _count_samples(path, selection)
     if seconds is None or (claimed is not None and abs(claimed - seconds) <= _MISSING):
         seconds = claimed or Fraction(0)
+    if form in READERS and (data := READERS[form](path)) is not None and data.there > 0:
+        claimed = seconds * Fraction(data.claimed, data.there)
     if seconds <= 0:
         raise AudioError(f"{path} holds no audio: its length is 0 s; record or export it again")
     if seconds > _LONGEST:
         raise AudioError(
             f"{path} would last {float(seconds) / 3600:.0f} h by its timestamps; cut it, or export it again"
         )
-    return Recording(path, float(seconds), rate, channels, codec, float(claimed or 0))
-
-
-class _SampleBlock(NamedTuple):
-    """A stretch of the stream: the frame's samples from `cut` on, or silence; made only when they are wanted."""
-
-    start: int
-    end: int
-    frame: AudioFrame | None = None
-    cut: int = 0
-
-    def samples_from(self, position: int) -> Samples:
-        first = max(self.start, position)
-        if self.frame is None:
-            return np.zeros(self.end - first, np.float32)
-        return _mix(self.frame)[self.cut + first - self.start :]
-
-
-class SampleStream:
-    """An open recording as one stream of mono samples at its own rate; position 0 is the first one decoded.
-
-    rate: Hz. seekable: a seek gives the same samples as decoding from the start.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Raises AudioError as `probe` does, and if nothing in the recording can be decoded."""
-        self._path = path
-        self._container, self._stream = open_stream(path)
-        frame = next(self._frames(), None)
-        if frame is None:
-            self.close()
-            raise AudioError(f"{path} has an audio stream but no audio in it; copy or export it again")
-        self.rate = frame.sample_rate
-        self._tick = find_time_base(self._stream) or Fraction(1, self.rate)  # seconds
-        self._origin = Fraction(0) if frame.pts is None else frame.pts * self._tick  # seconds
-        counts_samples = frame.pts is not None and (1 / (self._tick * self.rate)).denominator == 1
-        self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
-        self._reopen()
-
-    def close(self) -> None:
-        self._container.close()
-
-    def read_from(self, position: int) -> Iterator[Samples]:
-        """The samples from `position` to the end, in pieces of a frame or a second; one call at a time."""
-        self._move_before(position)
-        yield from self._decode_from(position)
-        if self._sought and self._at <= position:
-            # Past the end, or past a clock set anew, which a seek does not see.
-            self._reopen()
-            yield from self._decode_from(position)
-
-    def _decode_from(self, position: int) -> Iterator[Samples]:
-        for block in self._blocks:
-            self._at = block.end
-            if block.end > position:
-                yield self._check(block.samples_from(position), max(block.start, position))
-        self._ended = True
-
-    def _check(self, samples: Samples, position: int) -> Samples:
-        """The samples, if a model can compute with them. A file of floats that holds others is refused; what a decoder
-        makes of damaged data is silence, as everywhere."""
-        if np.abs(samples).max() <= _LOUDEST:  # also false for NaN
-            return samples
-        sound = np.abs(samples) <= _LOUDEST
-        if not self._stream.codec_context.codec.name.startswith("pcm_f"):
-            return np.where(sound, samples, np.float32(0))
-        first = int(np.argmin(sound))
-        value = float(samples[first])
-        what = f"is {value:g}, where full scale is 1" if np.isfinite(value) else "is no number, or too large for one"
+    if selection.channels and max(selection.channels) > channels:
         raise AudioError(
-            f"{self._path} holds a sample, at {(position + first) / self.rate:.3f} s, that {what}; "
-            "export it again, as 16-bit for example"
+            f"{path} has {channels} channel{'s' * (channels != 1)}, not {max(selection.channels)}; check --channel"
         )
-
-    def _move_before(self, position: int) -> None:
-        """Makes the next block one from which decoding on gives the true samples at `position`."""
-        ahead = position - self._at
-        if ahead >= 0 and (self._ended or not self.seekable or ahead <= _SKIP_AHEAD * self.rate):
-            return
-        preroll = int(_PREROLL * self.rate)
-        target = position - preroll - preroll // 2
-        if self.seekable and target > 0 and self._seek(target) and self._at <= position - preroll:
-            return
-        self._reopen()
-
-    def _reopen(self) -> None:
-        """Goes back to the first packet, to which a seek to 0 does not take every demuxer."""
-        self.close()
-        self._container, self._stream = open_stream(self._path)
-        self._blocks, self._at = self._place(0), 0
-        self._ended = self._sought = False
-
-    def _seek(self, position: int) -> bool:
-        """Makes a block near `position` the next one; False if there is none."""
-        time = self._origin + Fraction(position, self.rate)
-        try:
-            self._container.seek(int(time / self._tick), stream=self._stream)
-        except av.error.FFmpegError as error:
-            check_damage(error, self._path)
-            return False
-        blocks = self._place(None)
-        first = next(blocks, None)
-        if first is None:
-            return False
-        self._blocks, self._at = chain([first], blocks), first.start
-        self._ended, self._sought = False, True
-        return True
-
-    def _place(self, expected: int | None) -> Iterator[_SampleBlock]:
-        """Puts each frame where its timestamp says. Gapless: fills holes with silence, cuts what overlaps.
-
-        expected: position of the first frame; None after a seek, then the first timestamp decides.
-        """
-        shift = 0  # from the timestamps' positions to those of the stream
-        for frame in self._frames():
-            position = self._position(frame, shift)
-            if position is None:
-                position = expected
-            if position is None:
-                continue
-            if expected is None:
-                expected = position
-            cut = 0
-            match _judge((position - expected) / self.rate):
-                case "late":
-                    yield from _silence(expected, position, self.rate)
-                    expected = position
-                case "early":
-                    cut = min(expected - position, frame.samples)
-                case "broken":
-                    shift += expected - position
-            end = expected + frame.samples - cut
-            if cut < frame.samples:  # FFmpeg's filters refuse a frame without samples
-                yield _SampleBlock(expected, end, frame, cut)
-            expected = end
-
-    def _position(self, frame: AudioFrame, shift: int) -> int | None:
-        if frame.sample_rate != self.rate:
-            raise AudioError(
-                f"{self._path} changes its sample rate midway, from {self.rate} to {frame.sample_rate} Hz; "
-                "convert it to one rate throughout"
-            )
-        if frame.pts is None:
-            return None
-        return round((frame.pts * self._tick - self._origin) * self.rate) + shift
-
-    def _frames(self) -> Iterator[AudioFrame]:
-        """The frames from here to the end of what can be read; a damaged packet yields none."""
-        for packet in chain(read_packets(self._container, self._stream, self._path), [None]):
-            try:
-                yield from self._stream.decode(packet)  # None: what the decoder still holds
-            except av.error.FFmpegError as error:
-                check_damage(error, self._path)
-
-
-def _forgets(codec: str) -> bool:
-    """Whether the decoder's state is gone after the pre-roll. AAC's and AC-3's noise generators run on."""
-    return codec in _FORGETFUL or codec.startswith("pcm_")
-
-
-def _judge(drift: float) -> Literal["in time", "late", "early", "broken"]:
-    """What a timestamp means that is `drift` seconds after the end of the samples before it."""
-    if not -_RESTART <= drift <= _LONGEST_GAP:
-        return "broken"
-    if abs(drift) <= _JITTER:
-        return "in time"
-    return "late" if drift > 0 else "early"
-
-
-def _silence(start: int, end: int, rate: int) -> Iterator[_SampleBlock]:
-    """In blocks of a second: a gap may be an hour long."""
-    for position in range(start, end, rate):
-        yield _SampleBlock(position, min(position + rate, end))
-
-
-def _mix(frame: AudioFrame) -> Samples:
-    """(n,) float32 in [-1, 1]: the mean of the frame's channels."""
-    # PyAV takes what lies behind the eighth plane for more planes, and reads them.
-    if frame.format.name not in format_dtypes or (frame.format.is_planar and frame.layout.nb_channels >= 8):
-        frame = _pack(frame)
-    data = frame.to_ndarray()
-    channels = data if frame.format.is_planar else data.reshape(frame.samples, -1).T
-    zero, one = _FULL_SCALE[channels.dtype.str[1:]]
-    # Double precision: the sum of 16-bit channels is exact, so equal channels mix to either of them.
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of numbers that are none is looked at later
-        total = channels.sum(axis=0, dtype=np.float64)
-        return np.asarray((total / len(channels) - zero) / one, np.float32)
-
-
-def _pack(frame: AudioFrame) -> AudioFrame:
-    """The same samples as float32, the channels of a moment side by side."""
-    graph = av.filter.Graph()
-    graph.threads = 1  # the default starts a thread per core
-    source = graph.add_abuffer(
-        sample_rate=frame.sample_rate,
-        format=frame.format,
-        layout=frame.layout,
-        time_base=Fraction(1, frame.sample_rate),
+    found = (
+        survey(path, selection.track)
+        if tracks > 1 or (channels > 1 and selection.channels is None)
+        else ChannelSurvey()
     )
-    pack = graph.add("aformat", "sample_fmts=flt")
-    graph.link_nodes(source, pack, graph.add("abuffersink")).configure()
-    graph.push(frame)
-    packed = graph.pull()
-    assert isinstance(packed, AudioFrame)
-    return packed
+    cancels = selection.channels is None and bool(found.mixed)
+    chosen = replace(selection, channels=found.mixed if selection.channels is None else selection.channels)
+    return Recording(
+        path,
+        float(seconds + delay),
+        rate,
+        channels,
+        codec,
+        float(claimed + delay if claimed else 0),
+        chosen,
+        cancels,
+        tracks,
+        found.silent,
+    )
 
 
-def _stated_seconds(container: InputContainer, stream: AudioStream, path: Path) -> Fraction | None:
-    if container.format.name == "wav" and (seconds := _read_wav_length(path)) is not None:
-        return seconds
+def _find_delay(container: InputContainer, stream: AudioStream) -> Fraction:
+    """Seconds of the film before its sound begins."""
+    tick = find_time_base(stream)
+    if tick is None or stream.start_time is None:
+        return Fraction(0)
+    delay = find_delay(container, stream, stream.start_time * tick)
+    return delay if delay <= LONGEST_GAP else Fraction(0)
+
+
+def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction | None:
     if container.format.name in _GUESSED_LENGTH and not stream.start_time:
         return None
+    if container.format.name == "wav" and not stream.codec_context.codec.name.startswith("pcm_"):
+        return None  # the rate in the header of a compressed one is a mean, and often wrong
     tick = find_time_base(stream)
     if stream.duration is not None and tick is not None:
         return stream.duration * tick
@@ -326,41 +157,62 @@ def _stated_seconds(container: InputContainer, stream: AudioStream, path: Path) 
     return Fraction(container.duration, av.time_base) - max(start, Fraction(0))
 
 
-def _read_wav_length(path: Path) -> Fraction | None:
-    """What the header of a WAV file says, which FFmpeg does not tell where the file ends before; None if it is written
-    by a program that did not know it."""
-    with path.open("rb") as file:
-        if file.read(12)[:4] != b"RIFF":
-            return None
-        rate = 0  # bytes per second
-        while len(head := file.read(8)) == 8:
-            size = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                return Fraction(size, rate) if rate and 0 < size < _UNKNOWN_SIZE else None
-            content = file.read(16) if head[:4] == b"fmt " else b""
-            rate = int.from_bytes(content[8:12], "little") if content else rate
-            file.seek(size + size % 2 - len(content), 1)
-    return None
-
-
-def _reaches(container: InputContainer, stream: AudioStream, seconds: Fraction, path: Path) -> bool:
-    """Whether there are packets at the end of so many seconds. Moves the container there."""
+def _find_end(container: InputContainer, stream: AudioStream, seconds: Fraction, path: Path) -> Fraction | None:
+    """Seconds to the end of the last packet, if there are some where the stated seconds end; else None. Moves the
+    container there."""
     tick = find_time_base(stream)
     if tick is None or seconds * _LEAST_BYTES > path.stat().st_size:
-        return False
+        return None
     start = stream.start_time or 0
     try:
         container.seek(start + int(max(Fraction(0), seconds - 1) / tick), stream=stream)
     except av.error.FFmpegError as error:
         check_damage(error, path)
+        return None
+    end, last, step = start, None, 0  # of packets that do not say how long they last, the next one tells
+    for packet in read_packets(container, stream, path):
+        if packet.pts is not None:
+            step = packet.pts - last if last is not None and packet.pts > last else step
+            end, last = max(end, packet.pts + (packet.duration or step)), packet.pts
+    found = (end - start) * tick if last is not None else Fraction(0)
+    return found if found >= seconds - Fraction(_MISSING) else None
+
+
+def _goes_on(container: InputContainer, path: Path) -> bool:
+    """Whether the pictures, or another sound, of a film reach to its end. Moves the container there."""
+    played = [s for s in container.streams if is_played(s) and s.start_time is not None]
+    stated = [s.duration * base for s in played if s.duration is not None and (base := find_time_base(s))]
+    lengths = [max(stated)] if stated else []
+    lengths += [Fraction(container.duration, av.time_base)] if container.duration else []
+    if len(played) < 2 or not lengths:
         return False
-    ends = [p.pts + (p.duration or 0) for p in read_packets(container, stream, path) if p.pts is not None]
-    return bool(ends) and (max(ends) - start) * tick >= seconds - Fraction(_MISSING)
+    seconds = min(lengths)
+    start = min(s.start_time * (find_time_base(s) or 0) for s in played if s.start_time is not None)
+    try:
+        container.seek(int((start + max(Fraction(0), seconds - 1)) * av.time_base))
+        ends = [
+            (packet.pts + (packet.duration or 0)) * (find_time_base(packet.stream) or 0) - start
+            for packet in container.demux(played)
+            if packet.pts is not None
+        ]
+    except av.error.FFmpegError as error:
+        check_damage(error, path)
+        return False
+    return bool(ends) and max(ends) >= seconds - Fraction(_MISSING)
 
 
-def _count_seconds(path: Path) -> Fraction | None:
+def _count_samples(path: Path, selection: Selection) -> Fraction:
+    """What is decoded of a recording whose packets do not say how long they last."""
+    stream = SampleStream(path, replace(selection, channels=()))
+    try:
+        return Fraction(sum(map(len, stream.read_from(0))), stream.rate)
+    finally:
+        stream.close()
+
+
+def _count_seconds(path: Path, track: int | None) -> Fraction | None:
     """The packets' own time, with the gaps between them; None if they have none."""
-    container, stream = open_stream(path)
+    container, stream = open_stream(path, track)
     with container:
         tick = find_time_base(stream)
         first = expected = None
@@ -371,7 +223,7 @@ def _count_seconds(path: Path) -> Fraction | None:
             at = packet.pts + shift
             if expected is None:
                 first = at
-            elif _judge(float((at - expected) * tick)) == "broken":
+            elif judge(float((at - expected) * tick)) == "broken":
                 shift += expected - at
                 at = expected
             end = at + (packet.duration or 0)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from prefork.engines.audio.reader import SAMPLE_RATE, AudioReader
 
 if TYPE_CHECKING:
-    from prefork.engines.audio.recording import Samples
+    from prefork.engines.audio.channels import Samples
+    from prefork.engines.audio.selection import Selection
 
 Levels = NDArray[np.float32]  # (frames,) dB relative to full scale
 Marks = NDArray[np.bool_]  # (frames,)
@@ -30,7 +31,15 @@ LONGEST = 28.0  # seconds of a span, of the 30 that Whisper hears
 OVERLAP = 5.0  # seconds that two spans share where there is no pause to cut at
 LEFT_OUT = 5.0  # seconds of a pause that no span holds
 _MARGIN = 4.0  # dB above the floor that are quiet still: steady noise varies by less over 0.1 s
-_MUTED = -80.0  # dB; nothing was recorded
+_MUTED = (
+    -80.0
+)  # dB; nothing was recorded, in a recording of the usual loudness. A quiet one of floats has lost nothing:
+_FAINTEST = -105.0  # dB; and below it nothing was recorded in any, as the rounding to 16 bits alone is louder
+_QUIET = -60.0  # dB; a recording whose loudest frames are below it is made louder
+_USUAL = -15.0  # dB of the loudest frames of speech
+_ZERO = -119.9  # dB; no sample but zeros
+_LEAD = 0.2  # seconds of zeros that are kept before the first sound
+_RANGE = 60.0  # dB from the loudest frame to what is nothing beside it
 _REACH = 15.0  # seconds to each side that the floor is found in
 _RARE = 10  # percent of a stretch that lie below its floor
 _SMOOTH = 5  # frames
@@ -49,7 +58,7 @@ class SpeechSpan:
     overlaps: bool = False
 
 
-def read_levels(path: Path) -> tuple[Levels, float]:
+def read_levels(path: Path, selection: Selection | None = None) -> tuple[Levels, float]:
     """The recording's energy track, and its length in seconds. It is read once, a block at a time."""
     count = 0
 
@@ -59,7 +68,7 @@ def read_levels(path: Path) -> tuple[Levels, float]:
             count += block.size
             yield block
 
-    with AudioReader(path) as reader:
+    with AudioReader(path, selection) as reader:
         levels = measure_levels(read_blocks(reader))
     return levels, count / SAMPLE_RATE
 
@@ -81,7 +90,23 @@ def measure_levels(blocks: Iterable[Samples]) -> Levels:
 def find_quiet(levels: Levels) -> Marks:
     """Which frames are no louder than the noise around them."""
     smooth = _smooth(levels)
-    return (smooth < _MUTED) | (smooth < _find_floor(smooth) + _MARGIN)
+    muted = _find_muted(smooth)
+    return (smooth < muted) | (smooth < _find_floor(smooth, muted) + _MARGIN)
+
+
+def _find_muted(levels: Levels) -> float:
+    """The level, dB, below which nothing was recorded."""
+    return float(np.clip(levels.max(initial=-np.inf) - _RANGE, _FAINTEST, _MUTED))
+
+
+def find_gain(levels: Levels) -> float:
+    """What to multiply a quiet recording by, so that it is as loud as others: 1 but for those of floats, in which what
+    is far below the usual loudness has lost nothing. A model's spectrogram has a floor that would hide its weak sounds.
+    """
+    loudest = float(_smooth(levels).max(initial=-np.inf))
+    if not _FAINTEST <= loudest < _QUIET:
+        return 1.0
+    return float(10 ** ((_USUAL - loudest) / 20))
 
 
 def _smooth(levels: Levels) -> Levels:
@@ -89,14 +114,14 @@ def _smooth(levels: Levels) -> Levels:
     return np.convolve(padded, np.full(_SMOOTH, 1 / _SMOOTH, np.float32), "valid").astype(np.float32)
 
 
-def _find_floor(levels: Levels) -> Levels:
+def _find_floor(levels: Levels, muted: float) -> Levels:
     """The level of the noise around each frame: what a tenth of the frames in its reach lie below, muted ones aside."""
     floor = np.empty_like(levels)
     step, reach = (round(seconds / FRAME) for seconds in (1.0, _REACH))
     for first in range(0, len(levels), step):
         around = levels[max(0, first - reach) : first + step + reach]
-        audible = around[around >= _MUTED]
-        floor[first : first + step] = np.percentile(audible, _RARE) if len(audible) else _MUTED
+        audible = around[around >= muted]
+        floor[first : first + step] = np.percentile(audible, _RARE) if len(audible) else muted
     return floor
 
 
@@ -106,16 +131,19 @@ def plan_spans(levels: Levels, seconds: float) -> list[SpeechSpan]:
     seconds: length of the recording. A span ends in the longest pause of its second half, the later of two that are
     long enough. Where there is none, it ends at its quietest place near its end, and the next begins OVERLAP before.
     """
+    begin = int(np.argmax(levels > _ZERO)) - round(_LEAD / FRAME) if len(levels) else 0
+    if begin > 0:  # a film had begun, and its sound had not: the spans are those of the sound alone
+        late = begin * FRAME
+        spans = plan_spans(levels[begin:], seconds - late)
+        return [SpeechSpan(round(s.start + late, 3), round(s.end + late, 3), s.overlaps) for s in spans]
     quiet = find_quiet(levels)
-    if not (levels >= _MUTED).any():
-        return []
-    if quiet.all() and seconds <= LEFT_OUT:
-        return [SpeechSpan(0.0, seconds)]  # too short to tell noise from one long sound
+    if quiet.all():  # noise; or, in a short recording of the usual loudness, one long sound
+        return [SpeechSpan(0.0, seconds)] if seconds <= LEFT_OUT and (levels >= _MUTED).any() else []
     pauses = _list_runs(quiet)
-    spans: list[SpeechSpan] = []
+    found: list[SpeechSpan] = []
     for start, end in _list_stretches(pauses, seconds):
-        spans += _cut(start, end, pauses, _smooth(levels))
-    return [SpeechSpan(round(span.start, 3), round(span.end, 3), span.overlaps) for span in spans]
+        found += _cut(start, end, pauses, _smooth(levels))
+    return [SpeechSpan(round(span.start, 3), round(span.end, 3), span.overlaps) for span in found]
 
 
 def _list_runs(marks: Marks) -> list[tuple[float, float]]:

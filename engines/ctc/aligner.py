@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import ForcedAligner, make_tone
+from prefork.engines.alignment.forced_aligner import NOTHING, ForcedAligner, make_tone
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import Job, Segment, Tensors
@@ -27,6 +27,8 @@ WINDOW_SECONDS = 20.0  # what the model is given at a time
 CONTEXT_SECONDS = 2.0  # at each end of a window that goes on: heard, but its emissions are the neighbour's
 MOST_BYTES = 512 << 20  # of a segment's emissions and Viterbi table
 _EXAMPLE_SECONDS = 2
+_EDGE_SECONDS = 0.1  # of silence beside sound: a model's frames see some of their neighbours
+_NEVER = -30.0  # log-probability of what cannot be
 
 
 class CTCAligner(ForcedAligner):
@@ -116,7 +118,25 @@ class CTCAligner(ForcedAligner):
         cut = [self._cut(tensors["waveform"]) for tensors in batch]
         windows = [window for parts in cut for window in parts]
         emissions = iter(self._emit(model, windows, len(batch)))
-        return [{"log_probs": self._merge([next(emissions) for _ in parts])} for parts in cut]
+        merged = [self._merge([next(emissions) for _ in parts]) for parts in cut]
+        waveforms = [tensors["waveform"] for tensors in batch]
+        return [{"log_probs": self._mute(rows, samples)} for rows, samples in zip(merged, waveforms, strict=True)]
+
+    def _mute(self, log_probs: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
+        """The emission, with nothing but blanks where nothing was recorded: models hear letters in digital silence.
+
+        log_probs: (frames, vocabulary). waveform: (samples,).
+        """
+        context = round(_EDGE_SECONDS * SAMPLE_RATE / self._hop)
+        loudest = torch.nn.functional.max_pool1d(waveform.abs()[None], self._hop, ceil_mode=True)
+        around = torch.nn.functional.max_pool1d(loudest, 2 * context + 1, stride=1, padding=context)[0]
+        silent = around[: len(log_probs)] < NOTHING
+        if not silent.any():
+            return log_probs
+        muted = torch.full_like(log_probs, _NEVER)
+        muted[:, self._vocabulary.blank] = 0.0
+        beyond = silent.new_zeros(len(log_probs) - len(silent))  # a model may give a frame more
+        return torch.where(torch.cat([silent, beyond])[:, None], muted, log_probs)
 
     def count_window_frames(self) -> tuple[int, int]:
         """Frames of what the model is given at a time, and of the context at each of its ends."""

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 
 from prefork.engines.errors import LoadError
+from prefork.platform_matrix.versions import find_requirement
 
 _BLOCK = 1 << 16  # bytes
 
@@ -26,7 +27,8 @@ def make_client(key: str, url: str | None, timeouts: tuple[float, float]) -> Any
         import requests
         from rev_ai.apiclient import RevAiAPIClient
     except ImportError:
-        raise LoadError("engine rev needs Rev.ai's SDK, rev_ai, which is not installed; install prefork[rev]") from None
+        remedy = f"pip install {find_requirement('rev-ai')}"
+        raise LoadError(f"engine rev needs Rev.ai's SDK, rev_ai, which is not installed; {remedy}") from None
 
     class RevClient(RevAiAPIClient):  # type: ignore[misc]
         def _make_http_request(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prefork.engines.alignment.word_lengths import give_lengths
 from prefork.engines.base import HostEngine, Job, Segment
 from prefork.engines.errors import LoadError
 from prefork.engines.text.document import Document, Turn, Word
@@ -37,7 +38,7 @@ class SpeakerAssigner(HostEngine):
         """The document with utterances instead of those it had; `heard` and `turns` stay."""
         speakers = assign_speakers(document.heard, document.turns, self.reach)
         utterances = compose_utterances(document.heard, speakers, pause=self.pause)
-        return replace(document, utterances=utterances)
+        return replace(document, utterances=tuple(give_lengths(utterances, document.seconds or 0.0)))
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {

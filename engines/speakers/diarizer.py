@@ -172,7 +172,7 @@ class PyannoteDiarizer(Engine):
         """{"waveform": (samples,) mono at 16 kHz, whole chunks}."""
         _, chunks = segment.content
         wanted = self._geometry.chunk + (chunks - 1) * self._geometry.step
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))[:wanted]
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))[:wanted]
         if len(waveform) < (segment.seconds - 1.0) * SAMPLE_RATE:
             end = segment.start + len(waveform) / SAMPLE_RATE
             raise InputError(

@@ -26,6 +26,7 @@ import yaml  # type: ignore[import-untyped]
 from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
 from prefork.engines.errors import LoadError
 from prefork.engines.speakers.ge2e import build_voice_encoder, is_voice_encoder
+from prefork.platform_matrix.versions import find_requirement
 
 DEFAULT = "pyannote/speaker-diarization-community-1"
 CLUSTERINGS = ("AgglomerativeClustering", "VBxClustering", "KMeansClustering")
@@ -98,7 +99,8 @@ def import_pyannote(name: str) -> Any:
             sys.modules.pop("pyannote.audio.telemetry", None)
         if not (error.name or "").startswith("pyannote"):  # it is there, and something that it needs is not
             raise
-        raise LoadError(f"speaker diarization needs pyannote.audio ({error}); install prefork[diarize]") from error
+        remedy = f"pip install {find_requirement('pyannote-audio')}"
+        raise LoadError(f"speaker diarization needs pyannote.audio ({error}); {remedy}") from error
 
 
 def _ignore(*_: Any, **__: Any) -> None:

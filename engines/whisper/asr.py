@@ -14,7 +14,7 @@ from prefork.engines.alignment.forced_aligner import find_media, make_tone, meas
 from prefork.engines.alignment.recovery import is_timed
 from prefork.engines.alignment.seams import join_words
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
-from prefork.engines.audio.speech_regions import SpeechSpan, find_loudest, plan_spans, read_levels
+from prefork.engines.audio.speech_regions import SpeechSpan, find_gain, find_loudest, plan_spans, read_levels
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
@@ -50,10 +50,11 @@ _SPOKEN_MARKS = frozenset("&%@+$€£=")
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
     """What a segment needs to know. language: Whisper's code, None if it is to be detected. overlap: seconds that it
-    shares with the segment before it."""
+    shares with the segment before it. gain: what the samples are multiplied by, the same in the whole recording."""
 
     language: str | None = None
     overlap: float = 0.0
+    gain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,8 @@ class _Whisper(Engine):
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 3000), "frames": of the encoder that are no padding, "language": its token or -1,
         "most": tokens, "quiet": (frames,)}."""
-        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))
-        return self._make_tensors(waveform, segment.content.language)
+        waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
+        return self._make_tensors(waveform * segment.content.gain, segment.content.language)
 
     def _make_tensors(self, waveform: Tensor, language: str | None) -> dict[str, Tensor]:
         frames = min(self._checkpoint.frames, max(1, round(len(waveform) / SAMPLE_RATE / FRAME)))
@@ -134,13 +135,7 @@ class _Whisper(Engine):
         }
 
     def _plan(self, job: Job) -> tuple[list[SpeechSpan], Any]:
-        media, seconds = find_media(job), measure(job)
-        levels, found = read_levels(media)
-        if found < seconds - 1.0:
-            raise InputError(
-                f"{job.media}: the header says {seconds:.1f} s, but the audio ends at {found:.1f} s; "
-                "the file is truncated, copy it again"
-            )
+        levels, found = read_levels(find_media(job), job.selection)
         return plan_spans(levels, found), levels
 
     def _rank_languages(self, probabilities: Tensor) -> tuple[tuple[str, float], ...]:
@@ -183,11 +178,12 @@ class WhisperASR(_Whisper):
         if self._is_done(document):
             return []
         language = self._choose_language(job, document)
-        spans, _ = self._plan(job)
+        spans, levels = self._plan(job)
+        gain = find_gain(levels)
         segments: list[Segment] = []
         for index, span in enumerate(spans):
             overlap = segments[-1].end - span.start if span.overlaps else 0.0
-            segments.append(Segment(index, span.start, span.end, WindowSettings(language, overlap)))
+            segments.append(Segment(index, span.start, span.end, WindowSettings(language, overlap, gain)))
         return segments
 
     def _is_done(self, document: Document) -> bool:
@@ -292,7 +288,8 @@ class LanguageDetector(_Whisper):
             return []
         spans, levels = self._plan(job)
         loudest = find_loudest(levels, spans, _WINDOWS)
-        return [Segment(index, span.start, span.end, WindowSettings()) for index, span in enumerate(loudest)]
+        settings = WindowSettings(gain=find_gain(levels))
+        return [Segment(index, span.start, span.end, settings) for index, span in enumerate(loudest)]
 
     def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"languages": (languages,) probabilities} of each window."""

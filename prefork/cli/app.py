@@ -25,6 +25,8 @@ from prefork.cli.options import (
     Refresh,
     Speakers,
 )
+from prefork.cli.parsing import parse_language
+from prefork.cli.terminal import make_console, prepare_streams
 from prefork.platform_matrix.errors import FactsError
 from prefork.platform_matrix.proc import check_proc
 from prefork.pool import pipeline as pipelines
@@ -37,6 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _TIMED = ("chat", "textgrid", "srt", "vtt", "ctm", "rttm", "json")
@@ -86,11 +89,11 @@ def configure(
 plan_app = typer.Typer(
     help="Show what a command would do on this machine and why, without running it.", no_args_is_help=True
 )
-app.add_typer(plan_app, name="plan")
+app.add_typer(plan_app, name="plan", short_help="Show what a command would do here, and why.")
 _command = partial(make_commands, app, plan_app)
 
 
-@_command(Intake.PAIRS, usual="chat", known=_TIMED)
+@_command(Intake.PAIRS, usual="chat", known=_TIMED, example="prefork align corpus aligned --format chat,textgrid")
 def align(
     engine: Annotated[str, typer.Option(metavar="ctc|whisper|NAME", help="Engine to align with.")] = "ctc",
     model: Model = None,
@@ -124,11 +127,13 @@ def align(
     could run, 3 stopped by --mem-guard, 130 stopped by Ctrl-C.
     """
     return pipelines.align(
-        engine, model, dtype=dtype, max_segment=max_segment, language=lang, utr=utr, utr_model=utr_model
+        engine, model, dtype=dtype, max_segment=max_segment, language=parse_language(lang), utr=utr, utr_model=utr_model
     )
 
 
-@_command(Intake.RECORDINGS, usual="chat", known=_TIMED)
+@_command(
+    Intake.RECORDINGS, usual="chat", known=_TIMED, example="prefork transcribe talks texts --lang en --format srt"
+)
 def transcribe(
     engine: Annotated[str, typer.Option(metavar="whisper|rev|NAME", help="Engine to transcribe with.")] = "whisper",
     model: Annotated[
@@ -146,11 +151,17 @@ def transcribe(
     for align.
     """
     return pipelines.transcribe(
-        engine, model, dtype=dtype, language=lang, diarize=diarize, diarize_model=diarize_model, speakers=speakers
+        engine,
+        model,
+        dtype=dtype,
+        language=parse_language(lang),
+        diarize=diarize,
+        diarize_model=diarize_model,
+        speakers=speakers,
     )
 
 
-@_command(Intake.RECORDINGS, usual="rttm", known=_TIMED)
+@_command(Intake.RECORDINGS, usual="rttm", known=_TIMED, example="prefork diarize talks turns --speakers 2")
 def diarize(
     engine: Annotated[str, typer.Option(metavar="NAME", help="Engine to find speakers with.")] = "diarize",
     model: DiarizeModel = None,
@@ -168,7 +179,7 @@ def diarize(
     )
 
 
-@_command(Intake.TEXTS, usual="", known=_TAGGED)
+@_command(Intake.TEXTS, usual="", known=_TAGGED, example="prefork morphotag corpus tagged --lang eng")
 def morphotag(
     engine: Annotated[str, typer.Option(metavar="NAME", help="Engine to tag with.")] = "stanza",
     lang: Annotated[
@@ -193,18 +204,21 @@ def morphotag(
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Do not change utterances that have a %mor tier.")] = False,
 ) -> Pipeline:
-    """Tag the words of transcripts: parts of speech, lemmas, dependencies.
+    """Tag words with parts of speech, lemmas and dependencies.
 
     Reads CHAT and writes CHAT with %mor and %gra tiers; reads plain text (.txt, .lab: one utterance per line) or
     CoNLL-U and writes CoNLL-U; --format chooses other formats. Repeat the command to continue an interrupted run. Exit
     codes: as for align.
     """
     return pipelines.morphotag(
-        lang, engine=engine, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep
+        parse_language(lang), engine=engine, model_dir=model_dir, package=package, retokenize=retokenize, keep=keep
     )
 
 
-@app.command()
+@app.command(
+    short_help="Show how weights can be shared on which machine.",
+    epilog="Example: prefork matrix --json > machine.json",
+)
 def matrix(
     context: typer.Context,
     facts: FactsFile = None,
@@ -215,8 +229,6 @@ def matrix(
 
     With --json: print the facts of this machine, as --facts reads them.
     """
-    from rich.console import Console
-
     from prefork.cli.machine import show_matrix
     from prefork.engines import registry
     from prefork.installation import describe_installation
@@ -231,13 +243,13 @@ def matrix(
             print(found.to_json())
         else:
             installed = describe_installation() if facts is None else ()
-            show_matrix(Console(), found, decide(found, request), installed)
+            show_matrix(make_console(), found, decide(found, request), installed)
 
 
-app.command()(check)
+app.command(short_help="Test whether forking is safe here.", epilog="Example: prefork check ctc")(check)
 
 
-@app.command()
+@app.command(short_help="Copy sample recordings and transcripts to a folder.", epilog="Example: prefork samples talks")
 def samples(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Target folder. Existing files are not changed.")],
 ) -> None:
@@ -254,7 +266,9 @@ def samples(
         print(f"next: prefork align {make_printable(shlex.quote(str(target)))} aligned")
 
 
-@app.command()
+@app.command(
+    short_help="Show how much memory a run used.", epilog="Example: prefork memlog aligned --picture memory.svg"
+)
 def memlog(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A memory log, or the OUT of a run: then its newest log.")
@@ -268,8 +282,6 @@ def memlog(
 
     Exit code: 0, or 2 if there is no such log or the picture cannot be drawn.
     """
-    from rich.console import Console
-
     from prefork.cli.memlog_picture import check_picture, draw_picture, show_figures, to_json
     from prefork.memory.figures import sum_up
     from prefork.memory.memlog import read_log
@@ -284,10 +296,11 @@ def memlog(
         if as_json:
             print(to_json(log, figures))
         else:
-            show_figures(Console(), log, figures)
+            show_figures(make_console(), log, figures)
 
 
 def main() -> None:
     """Entry point of the command `prefork`."""
+    prepare_streams()
     os.environ.update(find_folders())
     app()

@@ -9,6 +9,7 @@ import typer
 from prefork.cli.job_commands import explain
 from prefork.cli.options import CheckOptions, Hiding, flatten
 from prefork.cli.parsing import parse_devices, parse_forks, parse_seconds
+from prefork.cli.terminal import make_console
 
 
 @flatten(CheckOptions)
@@ -22,8 +23,6 @@ def check(context: typer.Context, options: CheckOptions) -> None:
 
     with explain():
         require((options.engines or None) if options.load is None else ())
-
-    from rich.console import Console
 
     from prefork.check import baseline, steps, targets
     from prefork.check import report as check_report
@@ -53,7 +52,7 @@ def check(context: typer.Context, options: CheckOptions) -> None:
             raise LoadError(plan.refusal.replace("--devices", "--device"))
         if plan.device == "cuda" and not devices:  # a run forks no model that is there: a verdict would be of no use
             plan = decide(plan.facts, replace(plan.request, devices=("cpu",)))
-        console = Console(stderr=options.as_json)
+        console = make_console(stderr=options.as_json)
         examined = check_report.check(chosen, plan, seconds, console, options.verbose, forks, counted)
         finding = steps.sum_up([result.finding for result in examined])
         if options.as_json:

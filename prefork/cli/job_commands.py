@@ -19,17 +19,28 @@ from prefork.cli.options import (
     Hiding,
     PlanOptions,
     RunOptions,
+    SubtitleOptions,
     list_parameters,
     pick,
     set_signature,
 )
-from prefork.cli.parsing import make_batching, parse_count, parse_devices, parse_seconds, parse_size, parse_strategy
+from prefork.cli.parsing import (
+    make_batching,
+    make_layout,
+    parse_count,
+    parse_devices,
+    parse_seconds,
+    parse_selection,
+    parse_size,
+    parse_strategy,
+)
 from prefork.engines.batching import Batching
 from prefork.installation import require
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
+    from prefork.engines.text.cues import CueLayout
     from prefork.run.runner import RunRequest
     from prefork.run.summary import Report
 
@@ -39,7 +50,20 @@ _PLANNED = (
 )
 # As --help lists them, behind the command's own; others follow.
 _ORDER = (
-    *("formats", "media", "workers", "threads", "strategy", "devices", "residency", "memory_limit", "mem_guard"),
+    *(
+        "formats",
+        "media",
+        "track",
+        "channel",
+        "follow_links",
+        "workers",
+        "threads",
+        "strategy",
+        "devices",
+        "residency",
+        "memory_limit",
+        "mem_guard",
+    ),
     *("memory_checkpoints", "hang_limit", "redo", "quiet", "facts", "refresh", "as_json", "force_cpu", "no_mps"),
 )
 
@@ -66,34 +90,44 @@ class JobCommand:
             "source": Annotated[Path, typer.Argument(metavar="IN", help=f"A folder of {self.intake}.")],
             "formats": Annotated[list[str] | None, typer.Option("--format", metavar="NAME", help=listed)],
         }
-        unused = {"media"} if self.intake is not Intake.PAIRS else set()
+        unused = {
+            Intake.PAIRS: set[str](),
+            Intake.RECORDINGS: {"media"},
+            Intake.TEXTS: {"media", "track", "channel"},
+        }[self.intake]
         shared = [p for p in list_parameters(options, special) if p.name not in unused]
         required = [p for p in shared if p.default is p.empty]
         others = [p for p in shared if p.default is not p.empty]
         others.sort(key=lambda p: _ORDER.index(p.name) if p.name in _ORDER else len(_ORDER))
-        return [*required, *self.own, *others, *list_parameters(BatchingOptions)]
+        shown = list_parameters(SubtitleOptions) if options is RunOptions and "srt" in self.known else []
+        return [*required, *self.own, *others, *shown, *list_parameters(BatchingOptions)]
 
 
 def make_commands(
-    app: typer.Typer, plan_app: typer.Typer, intake: Intake, usual: str, known: Sequence[str]
+    app: typer.Typer, plan_app: typer.Typer, intake: Intake, usual: str, known: Sequence[str], example: str
 ) -> Callable[[Declaration], Declaration]:
     """Makes `prefork NAME` and `prefork plan NAME` of a function of that name, which says by which pipeline and with
-    which options of its own. usual, known: as JobCommand has them."""
+    which options of its own. usual, known: as JobCommand has them. example: a command line of it, for its help."""
 
     def register(declare: Declaration) -> Declaration:
         job = JobCommand(intake, usual, known, declare)
         doc = inspect.getdoc(declare) or ""
 
         def run_jobs(context: typer.Context, **values: Any) -> None:
-            _run_jobs(context, job, pick(RunOptions, values), *_make_work(job, values))
+            layout = make_layout(pick(SubtitleOptions, values))
+            _run_jobs(context, job, pick(RunOptions, values), layout, *_make_work(job, values))
 
         def plan_jobs(context: typer.Context, **values: Any) -> None:
             _plan_jobs(context, job, pick(PlanOptions, values), *_make_work(job, values))
 
         set_signature(run_jobs, job.list_parameters(RunOptions))
         set_signature(plan_jobs, job.list_parameters(PlanOptions))
-        app.command(declare.__name__, help=doc)(run_jobs)
-        plan_app.command(declare.__name__, help=f"{_PLANNED}\n\n{doc.partition(chr(10))[0]}")(plan_jobs)
+        name, summary = declare.__name__, doc.partition(chr(10))[0]
+        app.command(name, help=doc, short_help=summary, epilog=f"Example: {example}")(run_jobs)
+        planned = f"Example: prefork plan {name} {example.split()[2]}"
+        plan_app.command(name, help=f"{_PLANNED}\n\n{summary}", short_help=f"Plan: {summary}", epilog=planned)(
+            plan_jobs
+        )
         return declare
 
     return register
@@ -109,6 +143,7 @@ def _run_jobs(
     context: typer.Context,
     job: JobCommand,
     options: RunOptions,
+    layout: CueLayout,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
 ) -> None:
@@ -148,6 +183,9 @@ def _run_jobs(
             memory_checkpoints=options.memory_checkpoints,
             hang_limit=HangLimit(parse_seconds("--hang-limit", options.hang_limit), pace),
             redo=options.redo,
+            selection=parse_selection(options.track, options.channel),
+            follow_links=options.follow_links,
+            layout=layout,
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 
@@ -162,9 +200,8 @@ def _plan_jobs(
     """The same, but nothing is run."""
     import json
 
-    from rich.console import Console
-
     from prefork.cli.machine import show_plan, to_dict
+    from prefork.cli.terminal import make_console
     from prefork.platform_matrix.matrix import Request, Strategy
     from prefork.run.planning import describe_batches, plan_run
 
@@ -189,11 +226,13 @@ def _plan_jobs(
             options.facts,
             options.refresh,
             job.intake,
+            parse_selection(options.track, options.channel),
+            options.follow_links,
         )
         if options.as_json:
             print(json.dumps(to_dict(plan) | {"batches": describe_batches(batching, plan)}, indent=2))
         else:
-            show_plan(Console(), plan, work, describe_batches(batching, plan))
+            show_plan(make_console(), plan, work, describe_batches(batching, plan))
     raise typer.Exit(2 if plan.refusal else 0)
 
 
@@ -246,13 +285,12 @@ def _give_up_stdout() -> None:
 
 
 def _make_report(quiet: bool, as_json: bool) -> Report:
-    from rich.console import Console
-
     from prefork.cli.report import JSONReport, LiveReport, PlainReport, QuietReport
+    from prefork.cli.terminal import make_console, moves_cursor
 
     if as_json:
         return JSONReport()
     if quiet:
         return QuietReport()
-    console = Console()
-    return LiveReport(console) if console.is_terminal else PlainReport(console)
+    console = make_console()
+    return LiveReport(console) if moves_cursor(console.is_terminal, os.environ) else PlainReport(console)

@@ -128,6 +128,11 @@ def _number(claims: Sequence[Reason]) -> dict[Reason, int]:
 
 
 def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    if not console.is_terminal:
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            console.print(Text(f"{name:<{width}}  {value}"), soft_wrap=True)
+        return
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(Text(name, "bold"), Text(value, overflow="fold"))
@@ -135,10 +140,13 @@ def _show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _show_reason(console: Console, mark: str, reason: Reason) -> None:
-    table = Table.grid(padding=(0, 1))
     text = Text(reason.text)
     if reason.source:
         text.append(f" ({reason.source})", "dim")
+    if not console.is_terminal:
+        console.print(Text(f"{mark} ").append_text(text), soft_wrap=True)
+        return
+    table = Table.grid(padding=(0, 1))
     text.overflow = "fold"  # a shortened address cannot be opened
     table.add_row(Text(mark), text)
     console.print(table)

@@ -27,6 +27,7 @@ from prefork.memory.figures import (
     list_throttled,
 )
 from prefork.memory.memlog import Event, Log
+from prefork.platform_matrix.versions import find_requirement
 from prefork.wording import format_duration, make_printable
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def check_picture(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("a picture needs matplotlib: pip install 'prefork[plot]'") from error
+        raise InputError(f"a picture needs matplotlib: pip install {find_requirement('matplotlib')}") from error
 
 
 def draw_picture(log: Log, figures: Figures, path: Path) -> None:

@@ -94,6 +94,26 @@ class JobOptions:
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that all processes together may use: 3GB, 512MiB, 50%.")
     ] = None
+    track: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Number of the audio track to use, of a film with several. Default: the main one."
+        ),
+    ] = None
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|mix",
+            help="Number of the channel to use; mix: the mean of all. Default: the mean of those that do not cancel "
+            "each other out.",
+        ),
+    ] = None
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="Follow symbolic links out of IN, as git-annex, DataLad and DVC make them."
+        ),
+    ] = False
     force_cpu: ForceCPU = False
     no_mps: NoMPS = False
 
@@ -129,6 +149,19 @@ class RunOptions(JobOptions):
     redo: Annotated[bool, typer.Option("--redo", help="Recompute every output.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubtitleOptions:
+    """Of the commands that write subtitles. Names are those of WhisperX's options."""
+
+    max_line_width: Annotated[
+        int, typer.Option(metavar="N", help="Maximum number of characters in a line of subtitles.")
+    ] = 42
+    max_line_count: Annotated[int, typer.Option(metavar="N", help="Maximum number of lines in a subtitle.")] = 2
+    highlight_words: Annotated[
+        bool, typer.Option("--highlight-words", help="Underline each word of a subtitle while it is said.")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,22 @@ from dataclasses import asdict
 
 import typer
 
-from prefork.cli.options import BatchingOptions
+from prefork.cli.options import BatchingOptions, SubtitleOptions
+from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
+from prefork.engines.text.cues import CueLayout
+from prefork.engines.text.languages import get_short_code, is_language_code
+
+_LEAST_BYTES = 1_000_000  # of memory; fewer without a unit are a mistake
+
+
+def parse_language(value: str | None) -> str | None:
+    """A code of ISO 639, with or without a region."""
+    if value is None or is_language_code(value):
+        return value
+    guess = get_short_code(value[:3].lower())
+    meant = f"; did you mean {guess}?" if len(value) > 3 and len(guess) == 2 else ""
+    raise typer.BadParameter(f"--lang takes a code of ISO 639 such as en, deu or zh, not {value!r}{meant}")
 
 
 def parse_count(option: str, value: str) -> int | None:
@@ -53,7 +67,36 @@ def parse_size(option: str, value: str | None) -> int | None:
         from prefork.platform_matrix.memory import read_memory
 
         return int(read_memory().limit * number / 100)
+    if not found[2] and number < _LEAST_BYTES:
+        raise typer.BadParameter(
+            f"{option} {value} is {value} bytes, in which nothing can run; did you mean {value}GB?"
+        )
     return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def parse_selection(track: int | None, channel: str | None) -> Selection:
+    """What is read of recordings.
+
+    >>> parse_selection(None, "mix"), parse_selection(2, "1")
+    (Selection(track=None, channels=()), Selection(track=2, channels=(1,)))
+    """
+    if track is not None and track < 1:
+        raise typer.BadParameter(f"--track takes a whole number of at least 1, not {track}")
+    if (
+        channel is not None
+        and channel != "mix"
+        and (not channel.isdecimal() or not channel.isascii() or not int(channel))
+    ):
+        raise typer.BadParameter(f"--channel takes mix or a whole number of at least 1, not {channel!r}")
+    return Selection(track, None if channel is None else () if channel == "mix" else (int(channel),))
+
+
+def make_layout(options: SubtitleOptions) -> CueLayout:
+    """How subtitles look."""
+    for option, value, least in (("width", options.max_line_width, 8), ("count", options.max_line_count, 1)):
+        if value < least:
+            raise typer.BadParameter(f"--max-line-{option} takes a whole number of at least {least}, not {value}")
+    return CueLayout(**asdict(options))
 
 
 def parse_strategy(value: str) -> str | None:

@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from prefork.pool.jobs import JobResult
+from prefork.run.problems import strip_name
 from prefork.run.summary import GPULoad, Progress, Report, Summary
 from prefork.wording import format_duration, make_printable
 
 MEGABYTE = 1e6
-_MANY = 200  # files, from which there is not a line for each, but one every so many
-_SECONDS_PER_LINE = 10.0
+_MANY = 200  # files, from which there is not a line for each
+_TELL_SECONDS = 10.0  # between two lines that say how far it is
 
 
 class QuietReport(Report):
@@ -55,18 +56,32 @@ class JSONReport(Report):
 
 
 class PlainReport(Report):
-    """One line for each finished file, or, of many, for those that failed or have warnings and every ten seconds; and a
-    table at the end."""
+    """One line for each finished file, or, of many, for those that failed or have warnings; and a table at the end. Of
+    many, or on a terminal that cannot be drawn over, such as that of a notebook's cell, a line now and then that says
+    how far it is."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.started = time.monotonic()
+        self.started = self._told = time.monotonic()
         self._get_progress: Callable[[], Progress] | None = None
-        self._told = self.started
+
+    def load(self, names: Sequence[str]) -> None:
+        if self.console.is_terminal:
+            self.print_line(describe_loading(names), "dim")
 
     def begin(self, get_progress: Callable[[], Progress]) -> None:
         self._get_progress = get_progress
         self.started = self._told = time.monotonic()
+
+    def refresh(self) -> None:
+        if self.console.is_terminal and self._get_progress is not None:
+            self._tell(self._get_progress())
+
+    def _tell(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._told >= _TELL_SECONDS:
+            self._told = now
+            self.print_line(describe_progress(progress, now - self.started), "dim")
 
     def print_line(self, text: str, style: str = "") -> None:
         """One line, however long."""
@@ -87,11 +102,6 @@ class PlainReport(Report):
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
         self.print_line(f"done    {result.job.id}  {_measure(result)}{more}")
 
-    def _tell(self, progress: Progress) -> None:
-        if time.monotonic() - self._told >= _SECONDS_PER_LINE:
-            self._told = time.monotonic()
-            self.print_line(f"done    {progress.files_done} of {progress.files_total} files")
-
     def end(self, summary: Summary) -> None:
         for warning, jobs in _gather(summary.warnings).items():
             named = ", ".join(jobs[:3]) + (", ..." if len(jobs) > 3 else "")
@@ -99,7 +109,11 @@ class PlainReport(Report):
             self.print_line(f"warning {where}: {warning}", "yellow")
         for name, reason in summary.notices.items():
             self.print_line(f"unused  {name}: {reason}", "dim")
-        self.console.print(tabulate(summary))
+        if self.console.is_terminal:
+            self.console.print(tabulate(summary))
+        else:
+            for name, value in list_rows(summary):
+                self.print_line(f"  {name:<9}  {value}")
         for job, reason in summary.failed.items():
             self.print_line(f"failed  {job}: {reason}", "red")
 
@@ -109,16 +123,27 @@ class LiveReport(PlainReport):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._live = Live(Text("loading the models"), console=console, refresh_per_second=8, transient=True)
+        self._get_progress: Callable[[], Progress] | None = None
+        self._doing = "looking for files"
+        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._draw)
         self._live.start()
 
-    def refresh(self) -> None:
-        if self._get_progress is not None:
-            self._live.update(draw(self._get_progress(), time.monotonic() - self.started))
+    def load(self, names: Sequence[str]) -> None:
+        self._get_progress = None
+        self._doing, self.started = describe_loading(names), time.monotonic()
 
-    def finish_job(self, result: JobResult, reason: str | None) -> None:
-        if reason is not None or result.warnings:  # the bar counts the others
-            super().finish_job(result, reason)
+    def begin(self, get_progress: Callable[[], Progress]) -> None:
+        self._get_progress = get_progress
+        self.started = time.monotonic()
+
+    def _draw(self) -> RenderableType:
+        elapsed = time.monotonic() - self.started
+        if self._get_progress is None:
+            return Text(f"{self._doing}, {elapsed:.0f} s")
+        return draw(self._get_progress(), elapsed)
+
+    def _tell(self, progress: Progress) -> None:
+        """It draws itself."""
 
     def close(self) -> None:
         self._live.stop()
@@ -129,8 +154,12 @@ def _gather(warnings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for job, texts in warnings.items():
         for text in texts:
-            found.setdefault(text, []).append(job)
+            found.setdefault(strip_name(job, text), []).append(job)
     return found
+
+
+def describe_loading(names: Sequence[str]) -> str:
+    return f"loading the models ({', '.join(names)})" if names else "loading the models"
 
 
 def draw(progress: Progress, elapsed: float) -> Group:
@@ -141,7 +170,7 @@ def draw(progress: Progress, elapsed: float) -> Group:
         position = format_duration(worker.position) if worker.label and progress.timed else ""
         label = Text(make_printable(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
         table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
-    left = elapsed * (progress.audio_total - progress.audio_done) / progress.audio_done if progress.audio_done else None
+    left = _estimate_left(progress, elapsed)
     bar = Table.grid(padding=(0, 2))
     bar.add_row(
         ProgressBar(total=max(progress.audio_total, 1e-9), completed=progress.audio_done, width=40),
@@ -152,11 +181,39 @@ def draw(progress: Progress, elapsed: float) -> Group:
     return Group(table, bar)
 
 
+def _estimate_left(progress: Progress, elapsed: float) -> float | None:
+    """Seconds; None as long as nothing is done."""
+    done, total = progress.audio_done, progress.audio_total
+    return elapsed * (total - done) / done if done else None
+
+
+def describe_progress(progress: Progress, elapsed: float) -> str:
+    """The live view's bar in words."""
+    left = _estimate_left(progress, elapsed)
+    parts = [f"{progress.files_done}/{progress.files_total} files"]
+    if progress.timed:
+        parts.append(f"{format_duration(progress.audio_done)} of {format_duration(progress.audio_total)}")
+    return ", ".join([*parts, *([f"{format_duration(left)} left"] if left is not None else [])])
+
+
 def tabulate(summary: Summary) -> Table:
     """The table that ends a run."""
     table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
-    rows = [
-        ("files", _count_files(summary)),
+    for name, value in list_rows(summary):
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def list_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values of the table."""
+    return [("files", _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
+
+
+def _list_figures(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values, of a run that had something to do."""
+    if not summary.workers:
+        return []
+    return [
         *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
         *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
         *([("timing", _describe_recovery(summary.recovery))] if summary.recovery else []),
@@ -168,11 +225,7 @@ def tabulate(summary: Summary) -> Table:
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
-        ("results", make_printable(summary.target)),
     ]
-    for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(value))
-    return table
 
 
 def _measure(result: JobResult) -> str:
@@ -199,10 +252,7 @@ def _describe_copies(summary: Summary) -> str:
 
 
 def _describe_private(summary: Summary) -> str:
-    text = f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
-    if not summary.measured:
-        return text
-    return f"{text}; {summary.close / summary.measured:.0%} of {summary.measured} peaks predicted to within 20 %"
+    return f"{summary.private / MEGABYTE:.0f} MB in the largest worker"
 
 
 def _describe_gpu(gpu: GPULoad) -> str:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePath
 
-from prefork.engines.audio.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
-from prefork.engines.audio.reader import Recording, probe
+from prefork.engines.audio.container import is_named_as_one, is_recording
+from prefork.engines.audio.media import MEDIA_SUFFIXES
+from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, Output
 from prefork.engines.text import formats
-from prefork.platform_matrix.facts import count_usable_cores
+from prefork.engines.text.cues import CueLayout
 from prefork.pool.pipeline import Intake
-from prefork.run.folder import LOCKED, FoundFiles, explain, fold, may_hide_transcripts, walk
+from prefork.run.folder import LOCKED, FoundFiles, Links, explain, fold, may_hide_transcripts, walk
 from prefork.run.headers import read_languages
-from prefork.run.known_recordings import KnownRecordings
 from prefork.run.pairing import pair
 from prefork.run.problems import Problem, attempt
+from prefork.run.recordings import find_recordings, measure_recordings
 
-_MEDIA_KNOWN = ", ".join([*sorted(AUDIO_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
-_LEAST_PROBERS = 4  # threads that look at recordings' headers: a disk of the network keeps them waiting
 _BYTES_PER_SECOND = 15  # of text, as it is usually spoken
 _NOTES = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "notes", "0readme"})
 _NOTE = "looks like a note about the other files; if it is a text, rename it or give it alone"
@@ -44,29 +41,56 @@ def find_jobs(
     names: Sequence[str] = (),
     media: Path | None = None,
     intake: Intake = Intake.PAIRS,
+    *,
+    selection: Selection | None = None,
+    follow_links: bool = False,
+    layout: CueLayout | None = None,
 ) -> Corpus:
     """The jobs that a folder, or a single file, makes.
 
     target: where the outputs will be, None if there will be none. names: output formats, by default CHAT; of texts,
     CHAT for CHAT and CoNLL-U for all others. media: where recordings are that do not lie beside their transcripts.
-    intake: what else lies there is left where it is. Raises InputError where nothing can be done at all.
+    intake: what else lies there is left where it is. selection: what is read of each recording. follow_links: symbolic
+    links out of the folder are followed; that of a single file always is. layout: of subtitles. Raises InputError
+    where nothing can be done at all.
     """
+    corpus = _find_jobs(source, target, names, media, intake, selection or Selection(), follow_links)
+    if layout is None:
+        return corpus
+    return replace(corpus, jobs=tuple(replace(job, outputs=_lay_out(job.outputs, layout)) for job in corpus.jobs))
+
+
+def _lay_out(outputs: Iterable[Output], layout: CueLayout) -> tuple[Output, ...]:
+    return tuple(replace(output, layout=layout) for output in outputs)
+
+
+def _find_jobs(
+    source: Path,
+    target: Path | None,
+    names: Sequence[str],
+    media: Path | None,
+    intake: Intake,
+    selection: Selection,
+    follow_links: bool,
+) -> Corpus:
     _check_places(source, target, media, intake)
     outputs = _name_outputs(names or ("chat",))
     skip = os.path.realpath(target) if target is not None else ""
     single = not source.is_dir()
     known = formats.READABLE if intake is Intake.TEXTS else formats.TRANSCRIPTS
-    found = walk(source.parent if single else source, skip, known, deep=not single)
+    links = Links(follow_links, source.name if single else "")
+    found = walk(source.parent if single else source, skip, known, not single, links)
     only = PurePath(source.name) if single else None
     if intake is Intake.RECORDINGS:
-        return _find_recordings(found, only, outputs)
+        return _find_recordings(found, only, outputs, selection)
     if intake is Intake.TEXTS:
         return _find_texts(found, only, outputs if names else None)
-    elsewhere = walk(media, skip, known) if media is not None else None
+    elsewhere = walk(media, skip, known, links=Links(follow_links)) if media is not None else None
     if single:
         found.transcripts = [Path(source.name)]
         found.refused = {path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES}
-    paired, problems, strays = pair(found, elsewhere, outputs)
+    pairs = pair(found, elsewhere, outputs)
+    paired, problems, strays = pairs.jobs, pairs.problems, pairs.strays
     if single:
         problems, strays = [*problems, *strays], []
     problems += [explain(path, why) for path, why in found.refused.items() if may_hide_transcripts(path, why)]
@@ -77,11 +101,11 @@ def find_jobs(
     if not paired and not problems:
         raise InputError(f"{source}: has no transcripts; their names must end in {', '.join(formats.TRANSCRIPTS)}")
     distinct, collisions = _refuse_collisions(paired)
-    jobs, unheard = _probe(distinct)
+    jobs, unheard = measure_recordings(distinct, selection)
     problems += [*collisions, *unheard]
-    notices = [] if single else sorted([*strays, *_list_unused(found, paired, problems)], key=_get_id)
+    notices = [*pairs.notices, *([] if single else [*strays, *_list_unused(found, paired, problems)])]
     jobs.sort(key=lambda job: (-job.seconds, job.id))
-    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(notices))
+    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(sorted(notices, key=_get_id)))
 
 
 def _name_outputs(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -121,7 +145,7 @@ def _is_note(path: PurePath) -> bool:
     return path.suffix.lower() == ".txt" and path.stem.lower() in _NOTES
 
 
-def find_languages(source: Path, target: Path | None = None) -> tuple[str, ...]:
+def find_languages(source: Path, target: Path | None = None, follow_links: bool = False) -> tuple[str, ...]:
     """The languages that the texts of a folder, or a single one, are in: a look at their first lines. An empty one
     stands for those that do not say it.
 
@@ -132,49 +156,44 @@ def find_languages(source: Path, target: Path | None = None) -> tuple[str, ...]:
     paths = [source] if os.path.isfile(source) else []  # noqa: PTH113  unlike Path.is_file it never raises
     if source.is_dir():
         with suppress(InputError):
-            found = walk(source, skip, formats.READABLE)
+            found = walk(source, skip, formats.READABLE, links=Links(follow_links))
             paths = [source / path for path in found.transcripts if not _is_note(path)]
     return tuple(dict.fromkeys(name for path in paths for name in read_languages(path)))
 
 
-def _find_recordings(found: FoundFiles, single: PurePath | None, outputs: Sequence[tuple[str, str]]) -> Corpus:
+def _find_recordings(
+    found: FoundFiles, single: PurePath | None, outputs: Sequence[tuple[str, str]], selection: Selection
+) -> Corpus:
     """A job for each recording, or for a single one."""
-    media = [path.relative_to(found.root) for paths in found.media.values() for path in paths]
-    refused = {
-        path: why for path, why in found.refused.items() if path.suffix.lower() in MEDIA_SUFFIXES or why == LOCKED
-    }
+    refused = found.refused
     if single is not None:
-        media = [path for path in media if path == single]
         refused = {path: why for path, why in refused.items() if path == single}
-    problems = [explain(path, why) for path, why in refused.items()]
-    if not media and not problems:
-        raise InputError(f"{found.root}: has no recordings; their names must end in {_MEDIA_KNOWN}")
-    wanted = [
-        Job(
-            path.as_posix(),
-            found.root / path,
-            found.root / path,
-            tuple(Output(n, path.with_suffix(s)) for n, s in outputs),
-        )
-        for path in sorted(media)
-    ]
-    distinct, collisions = _refuse_collisions(wanted)
-    jobs, unheard = _probe(distinct)
-    problems += [*collisions, *unheard]
+    links = {path: why for path, why in refused.items() if path.suffix.lower() not in MEDIA_SUFFIXES and why != LOCKED}
+    problems = [explain(path, why) for path, why in refused.items() if single is not None or path not in links]
+    wanted, unheard, passed = find_recordings(found, single, outputs, selection)
+    problems += unheard
+    if not wanted and not problems:
+        raise InputError(f"{found.root}: has no recordings that FFmpeg can read; give the folder that has them")
+    jobs, collisions = _refuse_collisions(wanted)
+    problems += collisions
     jobs.sort(key=lambda job: (-job.seconds, job.id))
-    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)))
+    notices = [*passed, *([] if single is not None else [explain(path, why) for path, why in links.items()])]
+    return Corpus(tuple(jobs), tuple(sorted(problems, key=_get_id)), tuple(sorted(notices, key=_get_id)))
 
 
 def _check_places(source: Path, target: Path | None, media: Path | None, intake: Intake) -> None:
-    suffixes, what, known = {
-        Intake.PAIRS: (formats.TRANSCRIPTS.keys(), "transcript", ", ".join(formats.TRANSCRIPTS)),
-        Intake.RECORDINGS: (MEDIA_SUFFIXES, "recording", _MEDIA_KNOWN),
-        Intake.TEXTS: (formats.READABLE.keys(), "transcript or text", ", ".join(formats.READABLE)),
+    what, known = {
+        Intake.PAIRS: ("transcript", f"a file that ends in {', '.join(formats.TRANSCRIPTS)}"),
+        Intake.RECORDINGS: ("recording", "a recording"),
+        Intake.TEXTS: ("transcript or text", f"a file that ends in {', '.join(formats.READABLE)}"),
     }[intake]
+    suffix = source.suffix.lower()
+    takes = {Intake.PAIRS: suffix in formats.TRANSCRIPTS, Intake.TEXTS: suffix in formats.READABLE}
+    fits = takes.get(intake, suffix not in formats.READABLE)  # of anything else FFmpeg says whether it is a recording
     if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
-    if not source.is_dir() and (not source.is_file() or source.suffix.lower() not in suffixes):
-        raise InputError(f"{source}: no {what}; give a folder, or a file that ends in {known}")
+    if not source.is_dir() and not (source.is_file() and fits):
+        raise InputError(f"{source}: no {what}; give a folder, or {known}")
     if media is not None and not media.is_dir():
         raise InputError(f"{media}: no such folder; check --media")
     root = source if source.is_dir() else source.parent
@@ -209,36 +228,6 @@ def _refuse_collisions(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     return kept, problems
 
 
-def _probe(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
-    """The jobs with the lengths of their recordings; those whose recording is none are problems."""
-    known = KnownRecordings()
-
-    def recall(job: Job) -> Job:
-        assert job.media is not None
-        noted = job if job.states else job.note_files()
-        recording = known.find(job.media, noted.states[-1])  # it is the last of a job's files
-        return noted if recording is None else _measure(noted, recording)
-
-    def look(job: Job) -> Job:
-        assert job.media is not None
-        recording = probe(job.media)
-        known.add(job.states[-1], recording)
-        return _measure(job, recording)
-
-    looked = [attempt(job.id, partial(recall, job)) for job in jobs]
-    new = [(number, job) for number, job in enumerate(looked) if isinstance(job, Job) and not job.seconds]
-    with ThreadPoolExecutor(max(_LEAST_PROBERS, count_usable_cores())) as pool:
-        found = pool.map(lambda job: attempt(job.id, partial(look, job)), [job for _, job in new])
-        for (number, _), result in zip(new, found, strict=True):
-            looked[number] = result
-    known.store()
-    return [x for x in looked if isinstance(x, Job)], [x for x in looked if isinstance(x, Problem)]
-
-
-def _measure(job: Job, recording: Recording) -> Job:
-    return replace(job, seconds=recording.seconds, warnings=recording.warnings)
-
-
 def _list_unused(found: FoundFiles, paired: Iterable[Job], problems: Iterable[Problem]) -> list[Problem]:
     used = {job.media for job in paired}
     explained = {fold(PurePath(problem.id).with_suffix("")) for problem in problems}
@@ -247,6 +236,12 @@ def _list_unused(found: FoundFiles, paired: Iterable[Job], problems: Iterable[Pr
         for stem, paths in found.media.items()
         for path in paths
         if used.isdisjoint(paths) and stem not in explained
+    ]
+    others = [path for paths in found.others.values() for path in paths if is_named_as_one(path)]
+    notices += [
+        Problem(path.as_posix(), "has no transcript; add one of the same name")
+        for path in others
+        if found.root / path not in used and is_recording(found.root / path)
     ]
     notices += [explain(path, why) for path, why in found.refused.items() if not may_hide_transcripts(path, why)]
     return notices

@@ -12,11 +12,12 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefork.engines.base import InputError, Job
+from prefork.engines.base import InputError, Job, Output
+from prefork.engines.text.cues import CueLayout
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
 from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_files, read_object
@@ -152,6 +153,13 @@ class Journal:
             return False
         return all(map(self._folder.is_whole, files))
 
+    def may_be_done(self, job: Job) -> bool:
+        """Whether it says that the job is done, of the same inputs, with outputs that are there. Of what they were made
+        with it is not asked."""
+        row = self._find(job)
+        files = read_files(row[2]) if row is not None and row[0] == _describe_inputs(job) else None
+        return files is not None and bool(files) and all(map(self._folder.has, files))
+
     def _find(self, job: Job) -> tuple[Any, ...] | None:
         """What it says of a job that is done: inputs, fingerprint, files."""
         query = "SELECT inputs, fingerprint, files FROM jobs WHERE id = ? AND error IS NULL"
@@ -242,6 +250,13 @@ def _describe_inputs(job: Job) -> str:
     return json.dumps([(Path(state.path).name, state.size, state.changed[0]) for state in job.states])
 
 
+def _describe_output(output: Output) -> list[Any]:
+    plain = output.layout == CueLayout() or output.format not in ("srt", "vtt")
+    return [output.format, str(output.path), *([] if plain else [asdict(output.layout)])]
+
+
 def _describe_settings(job: Job, fingerprint: Mapping[str, Any]) -> str:
-    outputs = [[output.format, str(output.path)] for output in job.outputs]
-    return json.dumps({"outputs": outputs, **fingerprint}, sort_keys=True)
+    outputs = [_describe_output(output) for output in job.outputs]
+    selected = job.selection.track or job.selection.channels  # as a rule nothing is
+    selection = {"selection": [job.selection.track, job.selection.channels]} if selected else {}
+    return json.dumps({"outputs": outputs, **selection, **fingerprint}, sort_keys=True)

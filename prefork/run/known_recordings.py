@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
-from prefork.engines.audio.reader import Recording
+from prefork.engines.audio.reader import Recording, Selection
 from prefork.engines.files import FileState
 from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.versions import find_version
 
 _MOST = 100_000
-_LOOK = 1  # raised when another look would find something else
+_LOOK = 2  # raised when another look would find something else
 
 
 class KnownRecordings:
@@ -23,22 +24,37 @@ class KnownRecordings:
         self._new: dict[str, object] = {}
         self._version = f"{_LOOK} {find_version('av')}"
 
-    def find(self, path: Path, state: FileState) -> Recording | None:
-        match self._known.get(self._name(path, state)):
-            case [float(seconds), int(rate), int(channels), str(codec), float(claimed)]:
-                if 0 < seconds < math.inf and 0 <= claimed < math.inf:
-                    return Recording(path, seconds, rate, channels, codec, claimed)
+    def find(self, path: Path, state: FileState, selection: Selection) -> Recording | None:
+        match self._known.get(self._name(path, state, selection)):
+            case [
+                float(seconds),
+                int(rate),
+                int(channels),
+                str(codec),
+                float(claimed),
+                list(mixed),
+                bool(cancels),
+                int(tracks),
+                bool(silent),
+            ]:
+                if 0 < seconds < math.inf and 0 <= claimed < math.inf and all(isinstance(n, int) for n in mixed):
+                    chosen = replace(selection, channels=tuple(mixed))
+                    return Recording(path, seconds, rate, channels, codec, claimed, chosen, cancels, tracks, silent)
         return None
 
-    def add(self, state: FileState, recording: Recording) -> None:
+    def add(self, state: FileState, selection: Selection, recording: Recording) -> None:
+        """selection: what was asked for; the recording's own is what came of it."""
         r = recording
-        self._new[self._name(r.path, state)] = [r.seconds, r.sample_rate, r.channels, r.codec, r.claimed]
+        length = [r.seconds, r.sample_rate, r.channels, r.codec, r.claimed]
+        chosen = [r.selection.channels or (), r.cancels, r.tracks, r.silent]
+        self._new[self._name(r.path, state, selection)] = [*length, *chosen]
 
     def store(self) -> None:
         """Those that were added."""
         if self._new:
             self._cache.store_all(self._new)
 
-    def _name(self, path: Path, state: FileState) -> str:
+    def _name(self, path: Path, state: FileState, selection: Selection) -> str:
         """The path is the recording's own, whole: another folder's is another recording."""
-        return f"{path.absolute()}|{state.size}|{state.changed}|{state.inode}|{self._version}"
+        asked = f"{selection.track} {selection.channels}"
+        return f"{path.absolute()}|{state.size}|{state.changed}|{state.inode}|{asked}|{self._version}"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from prefork.engines import registry
+from prefork.engines.audio.selection import Selection
 from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
 from prefork.engines.batching import Batching, BatchingStrategy
 from prefork.installation import find_obstacle
@@ -34,13 +35,15 @@ def plan_run(
     facts: Path | None,
     refresh: bool,
     intake: Intake = Intake.PAIRS,
+    selection: Selection | None = None,
+    follow_links: bool = False,
 ) -> tuple[Plan, list[tuple[str, str]]]:
     """The plan, and what it would be for: names and values. Raises InputError, LoadError."""
     for stage in pipeline:
         if not stage.is_remote:
             registry.find(stage.engine)
-    corpus = find_jobs(source, None, media=media, intake=intake)
-    pipeline = choose_languages(pipeline, partial(find_languages, source))
+    corpus = find_jobs(source, None, media=media, intake=intake, selection=selection, follow_links=follow_links)
+    pipeline = choose_languages(pipeline, partial(find_languages, source, follow_links=follow_links))
     engines = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
     seconds = [job.seconds for job in corpus.jobs]
     work = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TypeVar
 
 from prefork.engines.base import InputError, LoadError
@@ -31,6 +32,17 @@ def find_reason(error: BaseException) -> str:
     ('a.cha: is empty; write something', "KeyError: 'x'")
     """
     return str(error) if isinstance(error, InputError) else describe_error(error).removesuffix(": ")
+
+
+def strip_name(job: str, reason: str) -> str:
+    """The reason without the job's name before it, which stands there already wherever it is shown.
+
+    >>> strip_name("a/b.cha", "b.cha: is not UTF-8")
+    'is not UTF-8'
+    """
+    for name in (job, PurePath(job).name):
+        reason = reason.removeprefix(f"{name}: ")
+    return reason
 
 
 def attempt(id: str, work: Callable[[], _T]) -> _T | Problem:

@@ -8,25 +8,28 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
+from prefork.engines import registry
+from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.batching import Batching
+from prefork.engines.text.cues import CueLayout
 from prefork.errors import Stopped
-from prefork.fingerprint import ModelFile, complete, list_files, summarise
+from prefork.fingerprint import ModelFile, complete, list_files, note_files, summarise
 from prefork.memory import memlog
 from prefork.memory.tally import describe_subjects
 from prefork.outputs import OutputFolder
-from prefork.platform_matrix.matrix import Strategy
+from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
-from prefork.pool.runtime import Runtime, run_jobs
+from prefork.pool.runtime import Runtime, make_plan, run_jobs
 from prefork.pool.tasks import HangLimit
 from prefork.run import performance
 from prefork.run.account import Account
@@ -34,7 +37,7 @@ from prefork.run.corpus import Corpus, find_jobs, find_languages
 from prefork.run.headers import read_languages
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
-from prefork.run.problems import find_reason
+from prefork.run.problems import find_reason, strip_name
 from prefork.run.summary import Progress, Report, Summary
 from prefork.wire.specification import Specification
 
@@ -67,13 +70,17 @@ class RunRequest:
     memory_checkpoints: bool = False
     hang_limit: HangLimit = field(default_factory=HangLimit)
     redo: bool = False
+    selection: Selection = field(default_factory=Selection)
+    follow_links: bool = False
+    layout: CueLayout = field(default_factory=CueLayout)
 
 
 class Run:
     """One command's work, from finding the jobs to the summary. Lives in the main thread, which gets the signals."""
 
     def __init__(self, request: RunRequest, report: Report) -> None:
-        pipeline = choose_languages(request.pipeline, partial(find_languages, request.source, request.target))
+        look = partial(find_languages, request.source, request.target, request.follow_links)
+        pipeline = choose_languages(request.pipeline, look)
         request = self._request = replace(request, pipeline=pipeline)
         self._report = report
         self._started = time.monotonic()
@@ -87,10 +94,12 @@ class Run:
         self._account = Account()
         self._model_files: set[ModelFile] = set()  # as they were when the run began
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
-        self._runtime: Runtime | None = self._make_runtime(self._phases[0])  # loads while the jobs are looked for
+        self._runtime: Runtime | None = None
 
     def _make_runtime(self, pipeline: Pipeline) -> Runtime:
         request = self._request
+        self._load_started = time.monotonic()
+        self._report.load([stage.engine for stage in pipeline if not stage.is_remote])
         return Runtime(
             pipeline,
             workers=request.workers,
@@ -132,13 +141,22 @@ class Run:
 
     def _execute(self) -> Summary:
         request = self._request
-        corpus = find_jobs(request.source, request.target, request.formats, request.media, request.intake)
+        corpus = find_jobs(
+            request.source,
+            request.target,
+            request.formats,
+            request.media,
+            request.intake,
+            selection=request.selection,
+            follow_links=request.follow_links,
+            layout=request.layout,
+        )
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)
         journal = Journal(folder, self._report.note)
         try:
             with self._catch_signals():
-                skipped = self._work(corpus, folder, journal) if self._wait_until_loaded() else 0
+                skipped = self._work(corpus, folder, journal)
             lost = sum(not all(map(folder.has, result.files)) for result in self._account.done)
             if lost or not journal.path.exists():
                 raise InputError(f"{folder.root}: {lost} of its outputs were removed while this run wrote; start again")
@@ -151,10 +169,9 @@ class Run:
     def _wait_until_loaded(self) -> bool:
         """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
         assert self._runtime is not None
-        started = time.monotonic()
         while not self._runtime.supervisor.loaded.wait(_POLL_SECONDS):
             self._handle_signals()
-        self._account.load_seconds += time.monotonic() - (self._started if not self._account.load_seconds else started)
+        self._account.load_seconds += time.monotonic() - self._load_started
         if self._signals:
             return False
         self._runtime.wait_until_loaded()
@@ -179,14 +196,19 @@ class Run:
             self._account.add_runtime(runtime)
 
     def _find_fingerprint(self) -> Future[Mapping[str, Any]]:
-        """What outputs depend on besides the inputs: the settings of every stage, of later phases too. A thread
-        digests models that are new here; a run into a new folder does not wait for it."""
+        """What outputs depend on besides the inputs: the settings of every stage, of later phases too. Models that are
+        not loaded yet are opened by a process of their own. A thread digests those that are new here; a run into a new
+        folder does not wait for it."""
         runtime = self._runtime
-        assert runtime is not None and runtime.supervisor.plan is not None
-        known = runtime.fingerprints
-        later = {stage.engine: stage.options for phase in self._phases[1:] for stage in phase if not stage.is_remote}
-        if later:
-            known = {**known, **survey(Specification(later, plan=runtime.supervisor.plan)).fingerprints}
+        stages = [stage for phase in self._phases for stage in phase]
+        known = dict(runtime.fingerprints) if runtime is not None else {}
+        for stage in stages:
+            if stage.is_remote and stage.engine not in known:
+                known[stage.engine] = note_files(registry.create_service(stage.engine, stage.options).fingerprint())
+        others = {s.engine: s.options for s in stages if s.engine not in known}
+        if others:
+            plan = runtime.plan if runtime is not None else self._make_plan(others)
+            known |= survey(Specification(others, plan=plan)).fingerprints
         self._model_files = list_files(known)
         future: Future[Mapping[str, Any]] = Future()
 
@@ -200,14 +222,30 @@ class Run:
         threading.Thread(target=digest, name="prefork-digest", daemon=True).start()
         return future
 
+    def _make_plan(self, engines: Iterable[str]) -> Plan:
+        """For looking at models without loading them. Raises LoadError if nothing can be run here."""
+        request = self._request
+        plan = make_plan(Request(tuple(engines), force_cpu=request.force_cpu, no_mps=request.no_mps))
+        if plan.refusal:
+            raise LoadError(plan.refusal)
+        return plan
+
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
-        """Runs what is still to do; the number of jobs that an earlier run has done.
+        """Runs what is still to do; the number of jobs that an earlier run has done. Where nothing is, no model is
+        loaded.
 
         Where models take turns, so many jobs go through all phases before others begin that little is lost if the run
         ends in between.
         """
+        if not corpus.jobs:
+            return 0
+        idle = not self._request.redo and all(map(journal.may_be_done, corpus.jobs))
+        if not idle and not self._load_phase(self._phases[0]):
+            return 0
         fingerprint = self._find_fingerprint()
         jobs = self._find_undone(corpus, journal, fingerprint)
+        if not jobs:
+            return len(corpus.jobs)
         self._report.begin(lambda: self._measure_progress(jobs))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
@@ -256,7 +294,7 @@ class Run:
             return False
         self._runtime = self._make_runtime(phase)
         loaded = self._wait_until_loaded()
-        if loaded and (changed := list_files(self._runtime.fingerprints) - self._model_files):
+        if loaded and self._model_files and (changed := list_files(self._runtime.fingerprints) - self._model_files):
             raise LoadError(f"{min(file.path for file in changed)}: has changed since this run began; start again")
         return loaded
 
@@ -352,17 +390,6 @@ class Run:
         names = {"command": request.command, **describe_subjects(engines)}
         content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
         performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
-
-
-def strip_name(job: str, reason: str) -> str:
-    """The reason without the job's name before it, which stands there already wherever it is shown.
-
-    >>> strip_name("a/b.cha", "b.cha: is not UTF-8")
-    'is not UTF-8'
-    """
-    for name in (job, PurePath(job).name):
-        reason = reason.removeprefix(f"{name}: ")
-    return reason
 
 
 def narrow(fingerprint: Mapping[str, Any], pipeline: Pipeline, job: Job) -> Mapping[str, Any]:

@@ -78,6 +78,9 @@ class Report:
     def note(self, text: str) -> None:
         """Something that happened on the way, such as the death of a worker."""
 
+    def load(self, names: Sequence[str]) -> None:
+        """The models of these engines begin to be loaded."""
+
     def begin(self, get_progress: Callable[[], Progress]) -> None:
         """The models are loaded and the jobs known."""
 

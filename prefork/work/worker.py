@@ -372,7 +372,7 @@ def _join_job(
     folder = OutputFolder(target)
     with context.step(name, "write"):
         made = formats.warn_of_losses(made, [output.format for output in job.outputs])
-        rendered = [(output.path, formats.render(made, output.format)) for output in job.outputs]
+        rendered = [(output.path, formats.render(made, output.format, output.layout)) for output in job.outputs]
         return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 

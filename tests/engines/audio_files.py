@@ -44,12 +44,14 @@ def write_audio(
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
+    container: str | None = None,
 ) -> Path:
     """Encodes `sound`. start: first timestamp, samples. gap: (position, length) of samples left out.
 
-    options: of the container's format. codec_options: of the encoder.
+    options: of the container's format. codec_options: of the encoder. container: FFmpeg's name of the format, by
+    default what the path's suffix says.
     """
-    with av.open(str(path), "w", options=options or {}) as output:
+    with av.open(str(path), "w", format=container, options=options or {}) as output:
         output.metadata.update(tags or {})
         stream = cast("AudioStream", output.add_stream(codec, rate=rate))
         stream.codec_context.layout = LAYOUTS[len(sound)]

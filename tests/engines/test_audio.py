@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from prefork.engines.audio import reader as audio
-from prefork.engines.audio.reader import SAMPLE_RATE, AudioError, AudioReader, probe, read_audio
+from prefork.engines.audio.reader import SAMPLE_RATE, AudioError, AudioReader, Selection, probe, read_audio
 from tests.engines.audio_files import Sound, make_sound, write_audio
 
 if TYPE_CHECKING:
@@ -248,10 +248,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     count = 0
 
     class Counted(AudioReader):
-        def __init__(self, path: Path | str) -> None:
+        def __init__(self, path: Path | str, selection: Selection | None = None) -> None:
             nonlocal count
             count += 1
-            super().__init__(path)
+            super().__init__(path, selection)
 
     monkeypatch.setattr(audio, "AudioReader", Counted)
     return lambda: count

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from prefork.engines.audio.container import AudioError
 from prefork.engines.audio.reader import AudioReader
-from prefork.engines.audio.recording import SampleStream, probe
+from prefork.engines.audio.recording import probe
+from prefork.engines.audio.sample_stream import SampleStream
 from prefork.engines.base import InputError
 from prefork.pool.pipeline import Intake
 from prefork.pool.tasks import HangLimit
@@ -36,8 +37,20 @@ FORMATS = [
     ("a.aiff", "pcm_s16be"),
     ("a.ogg", "vorbis"),
     ("a.ts", "aac"),
+    ("a.w64", "pcm_s16le"),
+    ("a.caf", "pcm_s16be"),
 ]
-STATING = {"a.wav", "a.flac", "a.mp3", "a.m4a", "a.mkv", "a.webm", "a.aiff"}  # the length, in their header
+STATING = {
+    "a.w64",
+    "a.caf",
+    "a.wav",
+    "a.flac",
+    "a.mp3",
+    "a.m4a",
+    "a.mkv",
+    "a.webm",
+    "a.aiff",
+}  # the length, in their header
 AGAIN = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -62,6 +75,41 @@ def test_what_a_header_claims_is_compared_with_what_is_there(
         assert cut.claimed == pytest.approx(40, abs=0.2)
         (warning,) = cut.warnings
         assert f"{cut.claimed - cut.seconds:.1f} s of {cut.claimed:.1f} s are missing at its end" in warning
+
+
+LESS = {  # where a header says how long the sound is: behind these bytes, so many further, in this form
+    "a.wav": ("pcm_s16le", b"data", 4, "<I"),
+    "a.au": ("pcm_s16be", b".snd", 8, ">I"),
+    "a.aiff": ("pcm_s16be", b"COMM", 10, ">I"),
+    "a.mp3": ("libmp3lame", b"Info", 8, ">I"),
+    "a.mka": ("flac", b"\x44\x89\x88", 3, ">d"),
+}
+
+
+@pytest.mark.parametrize("name", LESS)
+def test_a_header_that_promises_less_than_there_is_is_not_believed_either(tmp_path: Path, name: str) -> None:
+    codec, mark, place, form = LESS[name]
+    path = write_audio(tmp_path / name, make_sound(10, RATE), RATE, codec, codec_options={"b": "32k"})
+    data = bytearray(path.read_bytes().replace(b"Xing", b"Info"))
+    at = data.index(mark) + place
+    (claim,) = struct.unpack_from(form, data, at)
+    struct.pack_into(form, data, at, claim / 2 if form == ">d" else claim // 2)
+    path.write_bytes(data)
+    found = probe(path)
+    assert found.claimed == pytest.approx(5, abs=0.1)
+    assert found.seconds == pytest.approx(10, abs=0.1)
+    assert _measure(path) == pytest.approx(10, abs=0.1)
+    assert found.warnings == (
+        f"{name}: its header says {found.claimed:.1f} s, but there are {found.seconds:.1f} s: all of them were used",
+    )
+
+
+@pytest.mark.parametrize("behind", [b"LIST\x04\0\0\0abcd", b"levl\xff\xff\0\0" + bytes(9000), bytes(9000), b"xyz"])
+def test_what_stands_behind_the_sound_of_a_wav_is_no_sound(tmp_path: Path, behind: bytes) -> None:
+    path = write_audio(tmp_path / "a.wav", make_sound(1, RATE), RATE, "pcm_s16le")
+    path.write_bytes(path.read_bytes() + behind)
+    assert probe(path).seconds == _measure(path) == 1.0
+    assert probe(path).warnings == ()
 
 
 @AGAIN

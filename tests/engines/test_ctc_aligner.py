@@ -266,8 +266,9 @@ def test_a_transcript_without_a_recording_names_the_remedy(aligner: CTCAligner, 
 def test_a_truncated_recording_is_not_aligned_to_what_is_left(aligner: CTCAligner, speech: Any, folder: Path) -> None:
     job = dataclasses.replace(write_job(folder, speech, " ".join(WORDS)), seconds=30.0)
     (segment,) = split(aligner, job)
-    with pytest.raises(InputError, match=r"says 30\.0 s, but the audio ends at 3\.0 s; the file is truncated"):
-        aligner.prepare(job, segment)
+    waveform = aligner.prepare(job, segment)["waveform"]
+    assert len(waveform) >= 29 * 16_000  # so that the words are not drawn to what is left
+    assert not waveform[3 * 16_000 :].any()
 
 
 def test_an_utterance_beyond_the_recording_keeps_its_text_and_gets_no_word_times(

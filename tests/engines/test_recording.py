@@ -16,7 +16,8 @@ import pytest
 from av.stream import Disposition
 
 from prefork.engines.audio.container import AudioError
-from prefork.engines.audio.recording import SampleStream, _judge, probe
+from prefork.engines.audio.recording import probe
+from prefork.engines.audio.sample_stream import SampleStream, judge
 from prefork.engines.base import InputError
 from tests.engines.audio_files import Sound, encode, make_sound, write_audio
 from tests.prefork.command import SAMPLES
@@ -237,7 +238,7 @@ def test_recording_that_changes_its_rate_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_timestamp_is_believed_beyond_jitter_and_up_to_an_hour(drift: float, verdict: str) -> None:
-    assert _judge(drift) == verdict
+    assert judge(drift) == verdict
 
 
 def test_video_without_sound_is_refused(tmp_path: Path) -> None:

@@ -542,9 +542,9 @@ def test_a_service_that_cannot_be_used_is_said_before_anything_is_sent(
     assert value is None or variable == URL_VARIABLE or not value.strip() or value not in str(error.value)
 
 
-def test_a_missing_sdk_names_the_extra(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sdk_is_named_with_what_to_type(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rev_ai.apiclient", None)
-    with pytest.raises(LoadError, match=r"install prefork\[rev\]"):
+    with pytest.raises(LoadError, match=r'pip install "rev-ai'):
         start()
 
 

@@ -107,6 +107,29 @@ def test_muted_stretches_do_not_make_noise_of_the_rest_speech() -> None:
     assert quiet.all()
 
 
+@pytest.mark.parametrize("level", [-70.0, -80.0, -90.0])
+@pytest.mark.parametrize("seconds", [2.0, 8.0])
+def test_quiet_recording_of_floats_is_speech(level: float, seconds: float) -> None:
+    levels = make_levels((4.0, level - 30), (seconds, level), (4.0, level - 30))
+    levels[100:-100] += np.where(np.arange(len(levels) - 200) % 25 < 15, 8, -8)
+    [span] = plan(levels)
+    assert span.start <= 4.0 and span.end >= 4.0 + seconds
+
+
+@pytest.mark.parametrize("seconds", [3.0, 60.0])
+@pytest.mark.parametrize("level", [-98.0, -110.0, -120.0])
+def test_rounding_is_no_speech(seconds: float, level: float) -> None:
+    assert plan(make_levels((seconds, level))) == []
+
+
+def test_spans_of_late_sound_are_those_of_the_sound_alone() -> None:
+    levels = make_levels((0.4, QUIET), (6.0, LOUD), (30.0, QUIET), (5.0, LOUD))
+    levels[:10] = -120
+    late = np.concatenate([np.full(500, -120, np.float32), levels])
+    moved = [(round(span.start + 10, 3), round(span.end + 10, 3)) for span in plan(levels)]
+    assert [(span.start, span.end) for span in plan(late)] == moved
+
+
 def test_levels_are_those_of_the_whole_recording(shared: Path) -> None:
     path = shared / "data" / "speech" / "adult00.flac"  # 64 s: three blocks
     levels, seconds = read_levels(path)

@@ -230,10 +230,12 @@ def test_bad_options_are_refused() -> None:
         WhisperASR(dtype="float8")
 
 
-def test_truncated_recording_is_refused(engine: WhisperASR, speech: Any, tmp_path: Path) -> None:
+def test_a_recording_that_ends_before_it_says_so_is_heard_to_its_end(
+    engine: WhisperASR, speech: Any, tmp_path: Path
+) -> None:
     job = dataclasses.replace(write_job(tmp_path, speech), seconds=60.0)
-    with pytest.raises(InputError, match=r"the audio ends at 11\.0 s"):
-        engine.split(job, Document(()))
+    segments = engine.split(job, Document(()))
+    assert segments and segments[-1].end <= 11.0
 
 
 def test_example_is_computed_and_looked_at(engine: WhisperASR, model: Any) -> None:

@@ -78,11 +78,11 @@ def test_a_driver_without_gpus_has_no_load(library: Library) -> None:
     assert LoadMeter().read() == []
 
 
-def test_without_the_package_nothing_is_read_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_nothing_is_read_and_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     meter = LoadMeter()
     assert meter.read() == []
-    assert "pip install 'prefork[gpu]'" in meter.missing
+    assert 'pip install "nvidia-ml-py' in meter.missing
 
 
 @pytest.mark.parametrize("failing", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])

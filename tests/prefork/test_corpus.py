@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.engines.audio.reader import Recording, probe
+from prefork.engines.audio.reader import Recording, Selection, probe
 from prefork.engines.base import InputError, Output
 from prefork.platform_matrix.cache import Cache
 from prefork.pool.pipeline import Intake
@@ -256,7 +256,7 @@ def test_hidden_files_and_folders_are_left_alone(tmp_path: Path) -> None:
     assert not corpus.notices
 
 
-def test_links_out_of_the_folder_are_never_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_not_followed_unless_the_user_says_so(tmp_path: Path) -> None:
     write_pair(tmp_path / "secret", "s")
     write_pair(tmp_path / "in", "a")
     write_text(tmp_path / "in" / "m.txt")
@@ -266,11 +266,11 @@ def test_links_out_of_the_folder_are_never_followed(tmp_path: Path) -> None:
     corpus = find(tmp_path)
     assert get_ids(corpus) == ["a.txt"]
     assert "symbolic link" in get_reason(corpus, "t.txt")
-    assert "copy its target here" in get_reason(corpus, "m.txt")
+    assert "give --follow-links" in get_reason(corpus, "m.txt")
     assert "folder" in [notice.id for notice in corpus.notices]
 
 
-def test_links_out_of_the_media_folder_are_never_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_media_folder_are_not_followed_either(tmp_path: Path) -> None:
     recording = write_recording(tmp_path / "secret" / "s.wav")
     write_text(tmp_path / "in" / "a.txt")
     (tmp_path / "media").mkdir()
@@ -380,14 +380,6 @@ def test_a_single_recording_is_a_corpus_of_one(tmp_path: Path) -> None:
     assert get_ids(find_jobs(tmp_path / "b.wav", tmp_path / "out", intake=Intake.RECORDINGS)) == ["b.wav"]
 
 
-def test_two_recordings_for_one_output_are_told_apart(tmp_path: Path) -> None:
-    source = write_recording(tmp_path / "in" / "a.wav")
-    (tmp_path / "in" / "a.WAV").write_bytes(source.read_bytes())
-    corpus = find_jobs(tmp_path / "in", tmp_path / "out", intake=Intake.RECORDINGS)
-    assert get_ids(corpus) == ["a.WAV"]
-    assert "its output a.cha is also the output of a.WAV" in get_reason(corpus, "a.wav")
-
-
 @pytest.mark.parametrize(
     ("name", "reason"), [("a.cha", "no recording; give"), ("empty", "has no recordings"), ("gone", "no such file")]
 )
@@ -440,12 +432,12 @@ def test_finding_jobs_leaves_torch_alone() -> None:
 def test_a_recording_is_opened_again_only_if_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def look(path: Path) -> Recording:
+    def look(path: Path, selection: Selection) -> Recording:
         opened.append(path.name)
-        return probe(path)
+        return probe(path, selection)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("prefork.run.corpus.probe", look)
+    monkeypatch.setattr("prefork.run.recordings.probe", look)
     folder = tmp_path / "in"
     for name in ("a", "b", "c"):
         write_pair(folder, name)

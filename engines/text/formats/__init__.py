@@ -6,7 +6,7 @@
     text      .txt .lab   in           one utterance a line
     conllu    .conllu     in and out   Universal Dependencies: a sentence is an utterance; nothing to align
     textgrid  .TextGrid   out          Praat: per speaker a tier of utterances, of words, of characters
-    srt       .srt        out          subtitles, one for each utterance
+    srt       .srt        out          subtitles
     vtt       .vtt        out          the same, with word times
     ctm       .ctm        out          NIST: file, channel, start, duration, word, confidence
     rttm      .rttm       out          NIST: who speaks when
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from prefork.engines.audio.media import is_video
 from prefork.engines.errors import InputError
+from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.document import Document
 from prefork.engines.text.formats import chat, chat_file, chat_output, conllu, rttm, subtitles, tables, text, textgrid
 
@@ -30,13 +31,14 @@ from prefork.engines.text.formats import chat, chat_file, chat_output, conllu, r
 class Format:
     """suffixes: the first is the one that outputs get. parse: text of a file, and its name, to a document. spoken: a
     file in this format may be what is said in a recording, and be aligned with it. find_losses: what a document has and
-    its file will not have, for its user."""
+    its file will not have, for its user. show: in place of render, with a layout of subtitles."""
 
     suffixes: tuple[str, ...]
     render: Callable[[Document], str] | None = None
     parse: Callable[[str, str], Document] | None = None
     spoken: bool = True
     find_losses: Callable[[Document], Iterable[str]] | None = None
+    show: Callable[[Document, CueLayout], str] | None = None
 
 
 def _render_chat(document: Document) -> str:
@@ -52,13 +54,13 @@ FORMATS = {
     "text": Format((".txt", ".lab"), None, text.parse),
     "conllu": Format((".conllu",), conllu.render, conllu.parse, spoken=False),
     "textgrid": Format((".TextGrid",), textgrid.render),
-    "srt": Format((".srt",), subtitles.render_srt),
-    "vtt": Format((".vtt",), subtitles.render_vtt),
+    "srt": Format((".srt",), show=subtitles.render_srt),
+    "vtt": Format((".vtt",), show=subtitles.render_vtt),
     "ctm": Format((".ctm",), tables.render_ctm),
     "rttm": Format((".rttm",), rttm.render_rttm),
     "json": Format((".json",), tables.render_json),
 }
-OUTPUTS = tuple(name for name, format in FORMATS.items() if format.render)
+OUTPUTS = tuple(name for name, format in FORMATS.items() if format.render or format.show)
 READABLE = {suffix: format for format in FORMATS.values() if format.parse for suffix in format.suffixes}
 TRANSCRIPTS = {suffix: format for suffix, format in READABLE.items() if format.spoken}  # of recordings
 
@@ -114,10 +116,12 @@ def _name_media(path: Path) -> str:
     return os.fsencode(path.stem).decode("utf-8", "replace")
 
 
-def render(document: Document, format: str) -> str:
-    """The document as a file's text. Raises InputError if there is no such output format."""
+def render(document: Document, format: str, layout: CueLayout | None = None) -> str:
+    """The document as a file's text. layout: of subtitles. Raises InputError if there is no such output format."""
     find_suffix(format)
-    renderer = FORMATS[format].render
+    renderer, show = FORMATS[format].render, FORMATS[format].show
+    if show is not None:
+        return show(document, layout or CueLayout())
     assert renderer is not None
     return renderer(document)
 

@@ -6,20 +6,22 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from prefork.engines.text.cues import UNTRANSCRIBED
 from prefork.engines.text.document import Document, Token, Utterance, Word
 
 
 def render_ctm(document: Document) -> str:
     """NIST's CTM, in the order of time: file, channel, start, duration (seconds), word, confidence.
 
-    The confidence is 0 where the word was not aligned; words without a time are left out.
+    The confidence is 0 where the word was not aligned; words without a time are left out, and so is what CHAT writes
+    for speech that could not be made out.
     """
     name = "_".join((document.media or "recording").split())
     timed = [
         (round(word.start * 1000), round(word.end * 1000), word)
         for utterance in document.utterances
         for word in utterance.words
-        if word.start is not None and word.end is not None
+        if word.start is not None and word.end is not None and word.text not in UNTRANSCRIBED
     ]
     timed.sort(key=lambda entry: entry[0])
     lines = (

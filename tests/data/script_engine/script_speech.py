@@ -38,7 +38,7 @@ class _Hearing(Engine):
         return [Segment(n, float(n), min(n + 1.0, seconds)) for n in starts if n < seconds]
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        return {"waveform": torch.from_numpy(read_audio(find_media(job), segment.start, segment.end))}
+        return {"waveform": torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))}
 
     def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
         return [{"loudness": tensors["waveform"].abs().mean() * model["gain"][0]} for tensors in batch]
