@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from prefork.engines.base import InputError
+from prefork.engines.base import InputError, Job
 from prefork.engines.text.formats.chat_lines import split_media
+from prefork.pool.pipeline import Pipeline
 
 _MEDIA_HEADER = re.compile(rb"^@Media:[ \t]*([^\r\n]*)", re.MULTILINE)
 _LANGUAGES_HEADER = re.compile(rb"^@Languages:[ \t]*([^\r\n]*)", re.MULTILINE)
@@ -56,3 +58,13 @@ def read_languages(path: Path) -> Sequence[str]:
     except OSError:
         return []
     return (header[1].decode("utf-8", "replace").replace(",", " ").split() if header else []) or [""]
+
+
+def narrow(fingerprint: Mapping[str, Any], pipeline: Pipeline, job: Job) -> Mapping[str, Any]:
+    """Without the models of languages that the job is not in: a corpus may come to have more of them. Raises LoadError
+    if the fingerprint of an engine does not have what that engine declares."""
+    stages = list(fingerprint["stages"])
+    for place, stage in enumerate(pipeline):
+        if (table := stage.declaration.languages) is not None:
+            stages[place] = table.narrow(stage.engine, stages[place], read_languages(job.source))
+    return {**fingerprint, "stages": stages}

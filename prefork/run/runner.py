@@ -34,7 +34,7 @@ from prefork.pool.tasks import HangLimit
 from prefork.run import performance
 from prefork.run.account import Account
 from prefork.run.corpus import Corpus, find_jobs, find_languages
-from prefork.run.headers import read_languages
+from prefork.run.headers import narrow
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
 from prefork.run.problems import find_reason, strip_name
@@ -390,16 +390,6 @@ class Run:
         names = {"command": request.command, **describe_subjects(engines)}
         content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
         performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
-
-
-def narrow(fingerprint: Mapping[str, Any], pipeline: Pipeline, job: Job) -> Mapping[str, Any]:
-    """Without the models of languages that the job is not in: a corpus may come to have more of them. Raises LoadError
-    if the fingerprint of an engine does not have what that engine declares."""
-    stages = list(fingerprint["stages"])
-    for place, stage in enumerate(pipeline):
-        if (table := stage.declaration.languages) is not None:
-            stages[place] = table.narrow(stage.engine, stages[place], read_languages(job.source))
-    return {**fingerprint, "stages": stages}
 
 
 def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
