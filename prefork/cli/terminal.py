@@ -17,9 +17,13 @@ _NOTEBOOKS = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "COLAB_RELEASE_TAG", "COLAB_
 
 
 def prepare_streams() -> None:
-    """What the encoding of stdout or stderr lacks is escaped there, and ends nothing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """What the encoding of stdout or stderr lacks is escaped there, and ends nothing. What is closed (`>&-`) takes all,
+    as /dev/null does."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for the whole program
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

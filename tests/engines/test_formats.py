@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,6 +92,30 @@ def test_unreadable_transcript_names_reason_and_remedy(tmp_path: Path, name: str
     with pytest.raises(InputError, match=re.escape(reason)) as error:
         formats.read(tmp_path / name)
     assert str(error.value).startswith(f"{name}: ")
+
+
+def test_what_would_be_waited_for_or_take_all_memory_is_no_transcript(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.cha")
+    with pytest.raises(InputError, match="is not a file"):
+        formats.read(tmp_path / "pipe.cha")
+    with (tmp_path / "large.txt").open("wb") as file:
+        os.ftruncate(file.fileno(), 10_000_000_000)  # takes no room on the disk
+    with pytest.raises(InputError, match="has 10,000 MB, and no transcript has more than 64 MB; split it"):
+        formats.read(tmp_path / "large.txt")
+
+
+@pytest.mark.parametrize("join", [" ", "\n\t"])
+def test_groups_nested_as_nobody_nests_them_are_refused_before_they_are_parsed(tmp_path: Path, join: str) -> None:
+    head = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tCHI Child\n@ID:\teng|x|CHI|||||Child|||\n"
+    for depth, refused in ((20, False), (20_000, True)):
+        groups = join.join(["<" * depth + "a", *["[//] >"] * (depth - 1), "[//]"])
+        (tmp_path / "a.cha").write_text(f"{head}*CHI:\tb {groups} .\n@End\n")
+        try:
+            formats.read(tmp_path / "a.cha")
+        except InputError as error:
+            assert ("nested more than 50 deep" in str(error)) == refused
+        else:
+            assert not refused
 
 
 def test_missing_transcript_is_an_input_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -32,6 +33,16 @@ def test_a_full_stdout_is_named(arguments: list[str], tmp_path: Path) -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "prefork: stdout cannot be written: No space left on device; make room there\n"
+
+
+@pytest.mark.exec  # a launcher has all streams
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["plain", "json"])
+def test_a_closed_stdout_costs_no_output(arguments: list[str], tmp_path: Path) -> None:
+    copy_sample(tmp_path / "in", "child14")
+    command = shlex.join([*PREFORK, "align", str(tmp_path / "in"), str(tmp_path / "out"), *arguments])
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "child14.cha").is_file()
 
 
 def test_a_limit_on_the_size_of_files_is_named(tmp_path: Path) -> None:

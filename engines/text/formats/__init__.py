@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,10 @@ from prefork.engines.errors import InputError
 from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.document import Document
 from prefork.engines.text.formats import chat, chat_file, chat_output, conllu, rttm, subtitles, tables, text, textgrid
+
+_MOST_BYTES = 64_000_000  # a transcript of a week's speech has less
+_MOST_NESTED = 50
+_BRACKETS = re.compile(rb"[<>]|\n[*%@]")  # a line begins anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,9 @@ def read(path: Path, media: Path | None = None) -> Document:
     format = READABLE.get(path.suffix.lower())
     if format is None or format.parse is None:
         raise InputError(f"{path.name}: not a transcript that can be read; use one of {', '.join(READABLE)}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path.name}: cannot be read: {error.strerror}; check the file") from error
+    data = _read_bytes(path)
+    if format is FORMATS["chat"] and _is_nested(data):
+        raise InputError(f"{path.name}: has groups (<...>) nested more than {_MOST_NESTED} deep; correct it")
     try:
         content = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -97,6 +102,32 @@ def read(path: Path, media: Path | None = None) -> Document:
             raise InputError(f"{path.name}: has no words; there is nothing to do")
         document = replace(document, warnings=(*document.warnings, "has no words; it stays as it is"))
     return document if document.media else replace(document, media=_name_media(media or path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Raises InputError for what would be waited for, or is too large to be a transcript: it is read whole."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path.name}: is not a file; give a transcript")
+        if status.st_size > _MOST_BYTES:
+            size, most = status.st_size / 1e6, _MOST_BYTES / 1e6
+            raise InputError(
+                f"{path.name}: has {size:,.0f} MB, and no transcript has more than {most:.0f} MB; split it"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read: {error.strerror}; check the file") from error
+
+
+def _is_nested(data: bytes) -> bool:
+    """Whether groups are nested more deeply than anybody nests them: parsers take memory with the square of that."""
+    depth = 0
+    for match in _BRACKETS.finditer(data):
+        depth = {b"<": depth + 1, b">": max(0, depth - 1)}.get(match[0], 0)
+        if depth > _MOST_NESTED:
+            return True
+    return False
 
 
 def open_document(source: Path, media: Path | None = None, seconds: float = 0.0) -> Document:
