@@ -8,15 +8,19 @@ a row, its job is not done.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from prefork.engines.base import InputError, Job, Output
+from prefork.engines.files import FileState
+from prefork.engines.text import formats
 from prefork.engines.text.cues import CueLayout
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
@@ -27,7 +31,7 @@ _VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
-    inputs TEXT NOT NULL,       -- JSON: size and time of change of every file the job reads
+    inputs TEXT NOT NULL,       -- JSON: size, time of change and, of transcripts, SHA-256 of every file the job reads
     fingerprint TEXT NOT NULL,  -- JSON: outputs asked for, and of each stage what prefork/fingerprint.py makes
     files TEXT NOT NULL,        -- JSON: path, size, SHA-256 of every file it wrote
     error TEXT,                 -- why it was set aside; NULL when it is done
@@ -245,9 +249,23 @@ def _key(job: Job) -> str:
 
 
 def _describe_inputs(job: Job) -> str:
-    """Size and time of change, as they were before the job began: a recording of hours is not read through to learn
-    that nothing has changed. Where a file lies on the disk is left out: a corpus may be copied to another."""
-    return json.dumps([(Path(state.path).name, state.size, state.changed[0]) for state in job.states])
+    """Size and time of change, as they were before the job began, and of a transcript its digest: who edits it
+    may set the time back. A recording of hours is not read through to learn that nothing has changed. Where a file lies
+    on the disk is left out: a corpus may be copied to another."""
+    return json.dumps([(Path(s.path).name, s.size, s.changed[0], _digest(s)) for s in job.states])
+
+
+@lru_cache(maxsize=4096)
+def _digest(state: FileState) -> str:
+    """SHA-256 of a transcript, in hexadecimal; empty for others, and for one that is no more what it was."""
+    path = Path(state.path)
+    if path.suffix.lower() not in formats.READABLE:
+        return ""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+    return digest if state.is_current() else ""
 
 
 def _describe_output(output: Output) -> list[Any]:

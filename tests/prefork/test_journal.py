@@ -69,6 +69,21 @@ def test_a_touched_input_is_done_again(journal: Journal, job: Job) -> None:
     assert not journal.is_done(job.note_files(), SETTINGS)
 
 
+def test_an_input_that_was_edited_and_got_its_old_time_back_is_done_again(journal: Journal, job: Job) -> None:
+    status = job.source.stat()
+    job.source.write_text("TRANSCRIPT")
+    os.utime(job.source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not journal.is_done(job.note_files(), SETTINGS)
+
+
+def test_an_input_that_was_edited_before_its_job_was_recorded_is_done_again(journal: Journal, job: Job) -> None:
+    status = job.source.stat()
+    job.source.write_text("TRANSCRIPT")
+    os.utime(job.source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    journal.record(job, SETTINGS)
+    assert not journal.is_done(job.note_files(), SETTINGS)
+
+
 def test_what_is_recorded_is_what_the_inputs_were_before_they_were_read(journal: Journal, job: Job) -> None:
     os.utime(job.source, (1, 1))
     journal.record(job, SETTINGS)
