@@ -531,7 +531,7 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_pyannote_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyannote.audio.pipelines.clustering", None)
-    with pytest.raises(LoadError, match=r"install prefork\[diarize\]"):
+    with pytest.raises(LoadError, match=r"pip install \"pyannote-audio<5,>=4"):
         PyannoteDiarizer().setup()
 
 
