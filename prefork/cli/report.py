@@ -64,6 +64,7 @@ class PlainReport(Report):
         self.console = console
         self.started = self._told = time.monotonic()
         self._get_progress: Callable[[], Progress] | None = None
+        self._is_many = False  # files
 
     def load(self, names: Sequence[str]) -> None:
         if self.console.is_terminal:
@@ -71,17 +72,19 @@ class PlainReport(Report):
 
     def begin(self, get_progress: Callable[[], Progress]) -> None:
         self._get_progress = get_progress
+        self._is_many = get_progress().files_total >= _MANY
         self.started = self._told = time.monotonic()
 
     def refresh(self) -> None:
-        if self.console.is_terminal and self._get_progress is not None:
-            self._tell(self._get_progress())
+        if self.console.is_terminal:
+            self._tell()
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self) -> None:
+        """How far it is, if it is time to; to find that out takes longer the more files there are."""
         now = time.monotonic()
-        if now - self._told >= _TELL_SECONDS:
+        if self._get_progress is not None and now - self._told >= _TELL_SECONDS:
             self._told = now
-            self.print_line(describe_progress(progress, now - self.started), "dim")
+            self.print_line(describe_progress(self._get_progress(), now - self.started), "dim")
 
     def print_line(self, text: str, style: str = "") -> None:
         """One line, however long."""
@@ -95,9 +98,8 @@ class PlainReport(Report):
             self.print_line(f"failed  {result.job.id}", "red")  # the reason stands at the end, where it is found
             return
         warnings = len(result.warnings)
-        progress = self._get_progress() if self._get_progress is not None else None
-        if not warnings and progress is not None and progress.files_total >= _MANY:
-            self._tell(progress)
+        if self._is_many and not warnings:
+            self._tell()
             return
         more = f"  {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
         self.print_line(f"done    {result.job.id}  {_measure(result)}{more}")
@@ -123,7 +125,6 @@ class LiveReport(PlainReport):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._get_progress: Callable[[], Progress] | None = None
         self._doing = "looking for files"
         self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._draw)
         self._live.start()
@@ -132,17 +133,13 @@ class LiveReport(PlainReport):
         self._get_progress = None
         self._doing, self.started = describe_loading(names), time.monotonic()
 
-    def begin(self, get_progress: Callable[[], Progress]) -> None:
-        self._get_progress = get_progress
-        self.started = time.monotonic()
-
     def _draw(self) -> RenderableType:
         elapsed = time.monotonic() - self.started
         if self._get_progress is None:
             return Text(f"{self._doing}, {elapsed:.0f} s")
         return draw(self._get_progress(), elapsed)
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self) -> None:
         """It draws itself."""
 
     def close(self) -> None:
