@@ -10,5 +10,5 @@ Imports go down only. Where to add what:
 - a format: a module in text/formats, and its line in `FORMATS` there;
 - an engine: a subclass of `base.Engine`, its declaration in its room's `declaration`, and the name of both among the
   entry points in pyproject.toml;
-- a model family: a room beside whisper; an architecture that transformers lacks: beside checkpoints/whisper_ctc.py.
+- a model family: a room beside whisper; an architecture that transformers lacks: as ctc/whisper_ctc.py.
 """

@@ -5,15 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
 
 class NotAvailable(Exception):
     """A model that the hub does not give. Says why, and what to do."""
@@ -22,6 +13,15 @@ class NotAvailable(Exception):
 def fetch(repository: str, patterns: Sequence[str] = (), revision: str | None = None, file: str = "") -> Path:
     """The folder of a repository with the files that match the patterns, or one file of it; from the hub's cache, if it
     is there. The user's token is where the hub's own tools look for it. Raises NotAvailable."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         if file:
             return Path(hf_hub_download(repository, file, revision=revision))

@@ -8,26 +8,24 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, AutoConfig
 
-import prefork.engines.checkpoints.whisper_ctc  # noqa: F401  makes its model type known to transformers
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.checkpoints.fields import EXTRACTOR, Rule, find_wrong, make_rules
+from prefork.engines.checkpoints.fields import EXTRACTOR, Rule, find_wrong, make_rules, show
 from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
-from prefork.engines.checkpoints.quantization import quantize_linears
+from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.checkpoints.whisper_layers import ACTIVATIONS
 from prefork.engines.errors import LoadError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # What any model needs here. The hub's folders hold more: pickles, other frameworks, a gigabyte of language adapters.
 FILES = (
@@ -48,21 +46,40 @@ DTYPES = {
     "float16": torch.float16,
     "int8": torch.float32,
 }
+WHISPER, WHISPER_CTC = "whisper", "whisper-ctc"  # model types that are computed here, and not by transformers
 _MOST_BYTES = 4 << 20  # of a file with settings
 _MOST_VOCABULARY = 64 << 20  # bytes of a file with tokens; those of 250,000 tokens have 17 MB
 _VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json")
 # Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
 _TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
+_TIED = ("proj_out.weight",)  # an output that is the embedding's
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
 
 Quantize = Callable[["nn.Module"], None]
 
 
+def import_transformers() -> Any:
+    """The library, told to keep quiet. It takes a second to import, and what has models in it another two: only what
+    needs it does."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
 def check_dtype(dtype: str) -> None:
     """Raises LoadError if weights cannot be held in it."""
     if dtype not in DTYPES:
         raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class OtherConfig:
+    """Of a model that another engine computes."""
+
+    model_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +95,6 @@ class ModelFolder:
     @classmethod
     def find(cls, name: str, files: tuple[str, ...], remedy: str) -> ModelFolder:
         """name: a folder, or a hub id, which is fetched if it is not here yet. Raises LoadError."""
-        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         return cls(name, _find_path(name, files, remedy), files, remedy)
 
     def refuse(self, reason: str, cause: BaseException | None = None, *, engine: str | None = None) -> NoReturn:
@@ -111,8 +126,9 @@ class ModelFolder:
         if wrong := find_wrong(settings, rules):
             self.refuse(f"{file}: {wrong}")
 
-    def read_config(self) -> PreTrainedConfig:
-        """What config.json says, once all that a library reads of the folder beside the weights has been looked at."""
+    def read_config(self, own: type[Any]) -> Any:
+        """What config.json says, once all that a library reads of the folder beside the weights has been looked at: as
+        own, a dataclass, if it is of that model_type, else as transformers has it. Raises LoadError."""
         if not (self.path / "config.json").is_file():
             self.refuse("it has no config.json")
         for name, path in self.list_files().items():
@@ -123,13 +139,30 @@ class ModelFolder:
             elif not name.endswith(".safetensors"):
                 self._check_size(path)
         settings = self.read_json("config.json")
-        self.check_fields("config.json", settings, make_rules(_find_defaults(settings.get("model_type"))))
+        model_type = settings.get("model_type")
+        if model_type == own.model_type:
+            return self._make_config(own, settings)
+        if model_type in (WHISPER, WHISPER_CTC):
+            return OtherConfig(str(model_type))
+        transformers = import_transformers()
+        self.check_fields("config.json", settings, make_rules(_find_defaults(model_type)))
         try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                self.path, local_files_only=True, trust_remote_code=False
-            )
+            return transformers.AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"transformers {transformers.__version__} cannot read its config.json", error)
+
+    def _make_config(self, kind: type[Any], settings: Mapping[str, Any]) -> Any:
+        defaults = asdict(kind())
+        aliases: Mapping[str, str] = kind.ALIASES
+        rules = make_rules({**{alias: defaults[name] for alias, name in aliases.items()}, **defaults})
+        self.check_fields("config.json", settings, rules)
+        named = {aliases.get(name, name): value for name, value in settings.items() if value is not None}
+        config = kind(**{name: value for name, value in named.items() if name in defaults})
+        if config.activation_function not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            self.refuse(
+                f"config.json: activation_function is {show(config.activation_function)}; it has to be one of {known}"
+            )
         return config
 
     def read_extractor_settings(self) -> dict[str, Any]:
@@ -179,8 +212,38 @@ class ModelFolder:
             model.float()
         return model.eval()  # type: ignore[no-any-return]
 
+    def fill(self, model: nn.Module, dtype: str, list_sources: Callable[[str], Sequence[str | None]]) -> None:
+        """Reads the weights of a model that was built on the meta device. Raises LoadError unless every weight is in
+        the folder and has its place in the model.
+
+        dtype: one of DTYPES; for int8, layers are quantised one at a time. list_sources: the names that the parts of a
+        parameter have in the files, without "model." before them, one below the other; None for zeros.
+        """
+        stored = _StoredTensors(self)
+        parameters = dict(model.named_parameters())
+        needed = {name: list(list_sources(name)) for name in parameters}
+        shapes = {
+            source: (parameters[name].shape[0] // len(sources), *parameters[name].shape[1:])
+            for name, sources in needed.items()
+            for source in sources
+            if source is not None
+        }
+        missing = [name for name, shape in shapes.items() if stored.shapes.get(name) != shape]
+        self._check_keys(missing, [name for name in stored.shapes if name not in shapes and name not in _TIED])
+        for path, module in list(model.named_modules()):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                sources = needed[f"{path}.{name}"]
+                shape = (parameter.shape[0] // len(sources), *parameter.shape[1:])
+                parts = [torch.zeros(shape) if source is None else stored.read(source) for source in sources]
+                whole = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(DTYPES[dtype])
+                setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
+            if dtype == "int8" and type(module) is torch.nn.Linear:
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, QuantizedLinear(module))
+        model.eval()
+
     def count_weights(
-        self, build: Callable[..., Any], config: PreTrainedConfig, dtype: str, quantize: Quantize = quantize_linears
+        self, build: Callable[..., Any], config: Any, dtype: str, quantize: Quantize = quantize_linears
     ) -> int:
         """Bytes that the model will take once it is loaded in this dtype; of the weights, only the files' headers are
         read. build: makes the model of its configuration. Raises LoadError if there is no such model, or if a file is
@@ -210,15 +273,15 @@ class ModelFolder:
 
     def _check_loaded(self, report: Mapping[str, Any]) -> None:
         """report: what transformers says about a model that it has loaded."""
-        keys = {
-            "missing": [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])],
-            "unexpected": list(report["unexpected_keys"]),
-        }
-        for fault, found in keys.items():
-            if found := sorted(key for key in found if not _TRAINING_ONLY.search(key)):
-                self.refuse(f"its weights do not fit its config.json: {len(found)} {fault} ({', '.join(found[:3])})")
+        missing = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+        self._check_keys(missing, report["unexpected_keys"])
         if report["error_msgs"]:
             self.refuse(f"its weights cannot be loaded ({shorten(report['error_msgs'][0])})")
+
+    def _check_keys(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+        for fault, names in (("missing", missing), ("unexpected", unexpected)):
+            if found := sorted(name for name in names if not _TRAINING_ONLY.search(name)):
+                self.refuse(f"its weights do not fit its config.json: {len(found)} {fault} ({', '.join(found[:3])})")
 
     def identify(self) -> dict[str, str]:
         """Where the model comes from: the hub's id and commit; empty for another folder."""
@@ -231,17 +294,51 @@ class ModelFolder:
         return {path.name: path for pattern in self.files for path in sorted(self.path.glob(pattern))}
 
 
+class _StoredTensors:
+    """The tensors of a folder's safetensors files, by name. shapes: of each, as the files' headers say. A model that was
+    saved without its output has no "model." before the names."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        self._files: dict[str, tuple[Any, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        whole = folder.path / "model.safetensors"
+        for path in [whole] if whole.is_file() else sorted(folder.path.glob("model*.safetensors")):
+            try:
+                file: Any = safe_open(path, framework="pt")
+                for name in file.keys():  # noqa: SIM118
+                    self._files[name.removeprefix("model.")] = (file, name)
+                    self.shapes[name.removeprefix("model.")] = tuple(file.get_slice(name).get_shape())
+            except (OSError, SafetensorError) as error:
+                folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
+
+    def read(self, name: str) -> torch.Tensor:
+        file, own = self._files[name]
+        try:
+            return file.get_tensor(own)  # type: ignore[no-any-return]
+        except (OSError, SafetensorError) as error:
+            self._folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
+
+
 def _find_defaults(model_type: Any) -> dict[str, Any]:
     """What a configuration of this type is if nothing is said, by all names that a field has; nothing if transformers
     does not know the type, which it says itself."""
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+    known = import_transformers().CONFIG_MAPPING
+    if not isinstance(model_type, str) or model_type not in known:
         return {}
     try:
-        config = CONFIG_MAPPING[model_type]()
+        config = known[model_type]()
     except Exception:  # noqa: BLE001  a type that has no defaults: transformers says itself what is wrong with this one
         return {}
     defaults = dict(config.to_dict())
     return {**{name: defaults[meant] for name, meant in config.attribute_map.items() if meant in defaults}, **defaults}
+
+
+def is_ctc(config: Any) -> bool:
+    """Whether there is a model with a CTC head for it. config: what `ModelFolder.read_config` gives."""
+    return config.model_type == WHISPER_CTC or (
+        config.model_type != WHISPER and type(config) in import_transformers().MODEL_FOR_CTC_MAPPING
+    )
 
 
 def compose_refusal(name: str, reason: str, remedy: str, engine: str | None = None) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_WEIGHT_LIMIT = 64  # see QuantizedLinear
-_ACTIVATION_LIMIT = 127
+_LIMIT = 127
+_EXACT_LIMIT = 64  # see find_weight_limit
 _SMALLEST = 1e-12  # a scale is never 0
 
 
@@ -21,43 +21,47 @@ class QuantizedLinear(nn.Module):
 
     A row's result does not depend on the rows beside it: its scale is its own, and sums of integers are exact.
 
-    columns: (inputs, outputs) int8. scales: (outputs,) float32. bias: (outputs,) float32 or None.
+    rows: (outputs, inputs) int8. scales: (outputs,) float32. bias: (outputs,) float32 or None.
 
-    The product is torch._int_mm, which calls oneDNN. On one thread of an AMD EPYC with AVX-512 VNNI, torch 2.11, 1000
-    rows of 1024 to 4096: F.linear in float32 94 ms, in bfloat16 23, in float16 388; this way of multiplying 14, the
-    deprecated quantize_dynamic 13, torch's _weight_int8pack_mm 3,290, making the float32 weights anew each time 95.
+    The product is torch._int_mm, which calls oneDNN. On one thread of an AMD EPYC with AVX-512 VNNI, torch 2.14, ms:
+
+    | rows | inputs x outputs | int8 | float32 | bfloat16 | torch._weight_int8pack_mm |
+    | --- | --- | --- | --- | --- | --- |
+    | 1500 | 384 x 1536 | 4.0 | 18.6 | | |
+    | 1 | 384 x 1536 | 0.010 | 0.054 | 0.064 | 0.48 |
+    | 1 | 384 x 51864 | 0.6 | 7.8 | 4.7 | 32 |
 
     torch.ops.onednn.qlinear_pointwise wants weights that it has packed itself, in memory of its own, and crashes on
-    others. Weights stored as (inputs, outputs) need not be transposed for each product.
-
-    Weights use 7 bits, -64 to 64. Without VNNI, oneDNN adds pairs of products in 16 bits, and says nothing when they
-    overflow: with 8 bits, sums were off by up to 23 % (ONEDNN_MAX_CPU_ISA=AVX2, random numbers), with 7, 255 * 64 * 2
-    fits, and all processors give the same.
+    others.
     """
 
-    columns: Tensor
+    rows: Tensor
     scales: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        scales = _measure_rows(weight).float() / _WEIGHT_LIMIT
-        self.register_buffer("columns", (weight / scales).round_().to(torch.int8).t().contiguous())
+        scales = _measure_rows(weight).float() / find_weight_limit()
+        self.register_buffer("rows", (weight / scales).round_().to(torch.int8))
         self.register_buffer("scales", scales.squeeze(1))
         self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:
         """(outputs, inputs) float32, made anew each time: for models that multiply with a layer's weight themselves."""
-        return (self.columns * self.scales).t()
+        return self.rows * self.scales[:, None]
+
+    def select(self, outputs: Tensor) -> Tensor:
+        """Rows of the weight, (..., inputs) float32: the vectors of an embedding. outputs: (...) indices."""
+        return self.rows[outputs] * self.scales[outputs, None]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., inputs) float32 to (..., outputs) float32."""
         if not _multiplies_int8():
             return F.linear(hidden, self.weight, self.bias)
         rows = hidden.flatten(0, -2)
-        scales = _measure_rows(rows) / _ACTIVATION_LIMIT
-        product = torch._int_mm((rows * (1 / scales)).round_().to(torch.int8), self.columns)
+        scales = _measure_rows(rows) / _LIMIT
+        product = torch._int_mm((rows * (1 / scales)).round_().to(torch.int8), self.rows.t())
         output = product.float().mul_(scales).mul_(self.scales)
         if self.bias is not None:
             output.add_(self.bias)
@@ -86,3 +90,22 @@ def _multiplies_int8() -> bool:
     times as long (3.3 s instead of 3.5 ms). Tried on x86 only; elsewhere weights are int8 in memory alone."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+@functools.cache
+def find_weight_limit() -> int:
+    """The largest integer that a weight may be.
+
+    Without VNNI, oneDNN adds pairs of products in 16 bits, and says nothing when they overflow: with 8 bits, sums were
+    off by up to 23 % (ONEDNN_MAX_CPU_ISA=AVX2, random numbers); with 7, 255 * 64 * 2 fits. Of whisper-tiny.en's words,
+    7 bits get 2 % more wrong, and 8 bits none. So the largest sums that there can be are tried.
+    """
+    if not _multiplies_int8():
+        return _LIMIT
+    for count in (1, 64):
+        for sign in (1, -1):
+            rows = torch.full((count, 64), _LIMIT, dtype=torch.int8)
+            product = torch._int_mm(rows, torch.full((64, 64), sign * _LIMIT, dtype=torch.int8))
+            if not bool((product == sign * _LIMIT * _LIMIT * 64).all()):
+                return _EXACT_LIMIT
+    return _LIMIT

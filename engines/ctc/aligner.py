@@ -20,7 +20,7 @@ from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from prefork.engines.ctc.checkpoint import Model
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "ctc-aligner-en"
 WINDOW_SECONDS = 20.0  # what the model is given at a time
@@ -67,7 +67,7 @@ class CTCAligner(ForcedAligner):
     def clock(self) -> Clock:
         return self._clock
 
-    def load(self) -> PreTrainedModel:
+    def load(self) -> Model:
         return load_model(self._checkpoint, self._dtype)
 
     def count_weights(self) -> int:
@@ -109,7 +109,7 @@ class CTCAligner(ForcedAligner):
                 "set frame_seconds in its config.json to the length of a frame"
             )
 
-    def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:
+    def infer(self, model: Model, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"log_probs": (frames, vocabulary)} of each waveform.
 
         A waveform goes through the model in windows, as many of them at once as the batch has waveforms: what the model
@@ -158,7 +158,7 @@ class CTCAligner(ForcedAligner):
             [e[context if i else 0 : None if i == last else size - context] for i, e in enumerate(emissions)]
         )
 
-    def _emit(self, model: PreTrainedModel, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
+    def _emit(self, model: Model, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
         """(frames, vocabulary) log-probabilities of each window. together: how many go through the model at once."""
         dtype = getattr(model, "input_dtype", DTYPES[self._dtype])
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))  # the least padding

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoFeatureExtractor, AutoModelForCTC
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
+import torch
 
 from prefork.engines.alignment.viterbi import Clock, Vocabulary
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import Rule, find_wrong_token, show
 from prefork.engines.checkpoints.hub import shorten
-from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder
+from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, import_transformers, is_ctc
+from prefork.engines.checkpoints.whisper_layers import list_sources
+from prefork.engines.ctc.whisper_ctc import WhisperCTC, WhisperCTCConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    Config = WhisperCTCConfig | PreTrainedConfig
+    Model = WhisperCTC | PreTrainedModel
 
 __all__ = ["DTYPES", "Checkpoint", "count_weights", "identify", "load_model", "open_checkpoint"]
 
@@ -33,7 +37,7 @@ class Checkpoint:
     """
 
     source: ModelFolder
-    config: PreTrainedConfig
+    config: Config
     vocabulary: Vocabulary
     clock: Clock
     extractor: Any | None
@@ -54,14 +58,13 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises LoadError if it cannot be had, or is not a CTC model of characters for 16 kHz.
     """
     source = ModelFolder.find(name, FILES, _REMEDY)
-    config = source.read_config()
-    if type(config) not in MODEL_FOR_CTC_MAPPING:
+    config: Config = source.read_config(WhisperCTCConfig)
+    if not is_ctc(config):
         engine = "whisper" if config.model_type == "whisper" else None
         source.refuse(f"a {config.model_type} model is not a CTC model", engine=engine)
     source.check_weights()
     settings = source.read_extractor_settings()
-    kind: Any = MODEL_FOR_CTC_MAPPING[type(config)]
-    waveform = kind.main_input_name == "input_values"
+    waveform = _takes_waveform(config)
     return Checkpoint(
         source=source,
         config=config,
@@ -72,15 +75,32 @@ def open_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> PreTrainedModel:
+def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> Model:
     """The model for inference, with every weight. dtype: one of DTYPES. Raises LoadError."""
-    return checkpoint.source.load(AutoModelForCTC, dtype)
+    if isinstance(checkpoint.config, WhisperCTCConfig):
+        with torch.device("meta"):
+            model = WhisperCTC(checkpoint.config)
+        checkpoint.source.fill(model, dtype, list_sources)
+        return model
+    return checkpoint.source.load(import_transformers().AutoModelForCTC, dtype)
 
 
 def count_weights(checkpoint: Checkpoint, dtype: str = "float32") -> int:
     """Bytes that the model will take once `load_model` has it in this dtype. Raises LoadError."""
-    kind: Any = AutoModelForCTC
-    return checkpoint.source.count_weights(kind.from_config, checkpoint.config, dtype)
+    build = _build if isinstance(checkpoint.config, WhisperCTCConfig) else import_transformers().AutoModelForCTC.from_config
+    return checkpoint.source.count_weights(build, checkpoint.config, dtype)
+
+
+def _build(config: WhisperCTCConfig, dtype: torch.dtype) -> WhisperCTC:
+    return WhisperCTC(config).to(dtype)
+
+
+def _takes_waveform(config: Config) -> bool:
+    """Or else features, which the extractor that comes with the model makes."""
+    if isinstance(config, WhisperCTCConfig):
+        return True
+    kind: Any = import_transformers().MODEL_FOR_CTC_MAPPING[type(config)]
+    return bool(kind.main_input_name == "input_values")
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str]:
@@ -89,14 +109,14 @@ def identify(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _load_extractor(source: ModelFolder) -> Any:
-    kind: Any = AutoFeatureExtractor
+    kind: Any = import_transformers().AutoFeatureExtractor
     try:
         return kind.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  it raises what its parts raise
         source.refuse(f"its feature extractor cannot be loaded ({shorten(error)})", error)
 
 
-def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabulary:
+def _read_vocabulary(source: ModelFolder, config: Config) -> Vocabulary:
     file = "vocab.json"
     columns: Mapping[str, Any] = source.read_json(file)
     if not columns:
@@ -132,7 +152,7 @@ def _read_vocabulary(source: ModelFolder, config: PreTrainedConfig) -> Vocabular
     return Vocabulary(characters, blank, columns.get(separator))
 
 
-def _read_clock(source: ModelFolder, config: PreTrainedConfig, settings: Mapping[str, Any], waveform: bool) -> Clock:
+def _read_clock(source: ModelFolder, config: Config, settings: Mapping[str, Any], waveform: bool) -> Clock:
     """The length of a frame: as config.json says, or as the strides of what makes the frames multiply to."""
     ratio = getattr(config, "inputs_to_logits_ratio", None)
     frame = getattr(config, "frame_seconds", None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from prefork.engines.ctc.checkpoint import Config, Model
 
 # Encoders whose convolution for positions sees zeros after a masked row's last frame, as it does after the end.
 _WAV2VEC2_KIND = frozenset({"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"})
@@ -35,7 +35,7 @@ class Padding(Enum):
     NEVER = "never"  # only inputs of one length go together
 
 
-def choose_padding(config: PreTrainedConfig) -> Padding:
+def choose_padding(config: Config) -> Padding:
     """The way that gives each input of a batch what it gets alone.
 
     wav2vec2 and its kind with feat_extract_norm "group" normalise over the whole of an input, padding included, and
@@ -50,7 +50,7 @@ def choose_padding(config: PreTrainedConfig) -> Padding:
     return Padding.MASKED if kind in _MASKED_KIND else Padding.NEVER
 
 
-def compute_logits(model: PreTrainedModel, inputs: Sequence[Tensor], padding: Padding) -> list[Tensor]:
+def compute_logits(model: Model, inputs: Sequence[Tensor], padding: Padding) -> list[Tensor]:
     """(frames, vocabulary) of each input: samples, (samples,), or features, (frames, size)."""
     together = _COMPUTE[padding]
     if len({len(values) for values in inputs}) == 1:
@@ -63,11 +63,11 @@ def make_mask(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
-def _compute_equal(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _compute_equal(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
     return list(model(**{model.main_input_name: torch.stack(list(inputs))}).logits)
 
 
-def _compute_masked(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _compute_masked(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
     lengths = torch.tensor([len(values) for values in inputs])
     padded = pad_sequence(list(inputs), batch_first=True)
     mask = make_mask(lengths, padded.shape[1]).long().to(padded.device)
@@ -78,7 +78,7 @@ def _compute_masked(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[Te
     return [row[:length] for row, length in zip(logits, frames.tolist(), strict=True)]
 
 
-def _compute_encoded(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _compute_encoded(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
     """As the models' own forward methods do it, with the padding in another place."""
     base: Any = model.base_model
     head: Any = model.lm_head
@@ -93,7 +93,7 @@ def _compute_encoded(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[T
     return [row[:length] for row, length in zip(logits, lengths.tolist(), strict=True)]
 
 
-def _compute_apart(model: PreTrainedModel, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _compute_apart(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
     logits: dict[int, Tensor] = {}
     for _, group in groupby(order, key=lambda index: len(inputs[index])):

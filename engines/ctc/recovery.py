@@ -20,7 +20,7 @@ from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from prefork.engines.ctc.checkpoint import Model
 
 _STEPS = 8  # of a nat, in which scores go from worker to worker
 _UNIT = 40  # characters after which a longer utterance is cut at a word, so that a part of it can be found
@@ -73,7 +73,7 @@ class CTCRecovery(Engine):
     def setup(self) -> None:
         self._aligner.setup()
 
-    def load(self) -> PreTrainedModel:
+    def load(self) -> Model:
         return self._aligner.load()
 
     def count_weights(self) -> int:
@@ -128,7 +128,7 @@ class CTCRecovery(Engine):
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         return self._aligner.prepare(job, segment)
 
-    def infer(self, model: PreTrainedModel, batch: Sequence[Tensors]) -> list[Tensors]:
+    def infer(self, model: Model, batch: Sequence[Tensors]) -> list[Tensors]:
         return self._aligner.infer(model, batch)
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Emission:  # noqa: ARG002

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,11 +18,10 @@ from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Word
 from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import FRAME, compose_prompt, doubt_heads, find_language, identify, open_whisper
+from prefork.engines.whisper.decoding import WindowDecoder
 from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.network import WhisperNetwork
 from prefork.engines.whisper.timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
-
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
 
 DEFAULT = "openai/whisper-large-v3-turbo"
 LONGEST = 28.0  # seconds of a segment: Whisper hears 30, and the margins are in them
@@ -70,7 +69,7 @@ class WhisperAligner(ForcedAligner):
                 "give one of these with --lang, or another model with --model"
             )
 
-    def load(self) -> WhisperForConditionalGeneration:
+    def load(self) -> WhisperNetwork:
         return load_whisper(self._checkpoint, self._dtype)
 
     def count_weights(self) -> int:
@@ -155,12 +154,9 @@ class WhisperAligner(ForcedAligner):
     def _spell(self, words: Sequence[str], language: str | None) -> list[list[int]]:
         """Each word's tokens, at least one, and none that is not text."""
         space = "" if language in SPACELESS else " "
-        encode_text = self._checkpoint.tokenizer
-        return [
-            encode_text(space + word, add_special_tokens=False, split_special_tokens=True).input_ids for word in words
-        ]
+        return [self._checkpoint.tokenizer.encode(space + word) for word in words]
 
-    def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
+    def infer(self, model: WhisperNetwork, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "quiet": (frames,)} of each
         segment; the first two are empty for one with more tokens than the decoder takes."""
         texts: list[list[int]] = [tensors["tokens"].tolist() for tensors in batch]
@@ -169,7 +165,7 @@ class WhisperAligner(ForcedAligner):
         if chosen:
             states = encode(model, torch.stack([batch[index]["features"] for index in chosen]))
             frames = [len(batch[index]["quiet"]) for index in chosen]
-            attended = attend(model, self._checkpoint, states, [texts[index] for index in chosen], frames)
+            attended = attend(WindowDecoder(model, states), self._checkpoint, [texts[index] for index in chosen], frames)
             found = dict(zip(chosen, attended, strict=True))
         outputs: list[Tensors] = []
         for index, tensors in enumerate(batch):

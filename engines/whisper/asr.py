@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +30,11 @@ from prefork.engines.whisper.checkpoint import (
     identify,
     open_whisper,
 )
-from prefork.engines.whisper.decoding import MOST_TOKENS, Decoder, listen
+from prefork.engines.whisper.decoding import MOST_TOKENS, WindowDecoder, listen
 from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.network import WhisperNetwork
 from prefork.engines.whisper.timing import find_quiet, list_pauses, time_words
 from prefork.engines.whisper.windows import DETECT, NEVER, transcribe
-
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
 
 DEFAULT = "openai/whisper-large-v3-turbo"
 UNTRANSCRIBED = "xxx"  # CHAT: speech that could not be made out
@@ -93,7 +91,7 @@ class _Whisper(Engine):
         known = ", ".join(sorted(self._checkpoint.languages))
         raise ValueError(f"it does not know the language {language!r}; it knows {known}")
 
-    def load(self) -> WhisperForConditionalGeneration:
+    def load(self) -> WhisperNetwork:
         return load_whisper(self._checkpoint, self._dtype)
 
     def count_weights(self) -> int:
@@ -205,16 +203,16 @@ class WhisperASR(_Whisper):
             raise InputError(f"{job.id}: {self._model}: {problem}")
         return None if self._checkpoint.multilingual else "en"
 
-    def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
+    def infer(self, model: WhisperNetwork, batch: Sequence[Tensors]) -> list[Tensors]:
         """Of each window: {"text": (tokens,), "failed": the frame from which on nothing could be made out, or -1,
         "attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
         (languages,) probabilities, "quiet": (frames,)}."""
         checkpoint = self._checkpoint
         features = torch.stack([tensors["features"] for tensors in batch])
         languages, frames, most = (_read(batch, name) for name in ("language", "frames", "most"))
-        encoded = encode(model, features)
-        windows = transcribe(model, checkpoint, features, encoded, languages, frames, most)
-        attended = attend(model, checkpoint, encoded, [window.compose(checkpoint) for window in windows], frames)
+        decoder = WindowDecoder(model, encode(model, features))
+        windows = transcribe(model, checkpoint, features, decoder, languages, frames, most)
+        attended = attend(decoder, checkpoint, [window.compose(checkpoint) for window in windows], frames)
         codes = list(checkpoint.languages)
         return [
             {
@@ -291,9 +289,9 @@ class LanguageDetector(_Whisper):
         settings = WindowSettings(gain=find_gain(levels))
         return [Segment(index, span.start, span.end, settings) for index, span in enumerate(loudest)]
 
-    def infer(self, model: WhisperForConditionalGeneration, batch: Sequence[Tensors]) -> list[Tensors]:
+    def infer(self, model: WhisperNetwork, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"languages": (languages,) probabilities} of each window."""
-        decoder = Decoder(model, encode(model, torch.stack([tensors["features"] for tensors in batch])))
+        decoder = WindowDecoder(model, encode(model, torch.stack([tensors["features"] for tensors in batch])))
         return [{"languages": opening.languages} for opening in listen(decoder, self._checkpoint)]
 
     def verify(self, output: Tensors) -> None:

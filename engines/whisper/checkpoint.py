@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import WhisperConfig, WhisperTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
-
 from prefork.engines.audio.log_mel import HOP
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import Rule
 from prefork.engines.checkpoints.hub import shorten
-from prefork.engines.checkpoints.model_folder import FILES, ModelFolder
+from prefork.engines.checkpoints.model_folder import FILES, ModelFolder, is_ctc
 from prefork.engines.text.languages import get_short_code
+from prefork.engines.whisper.network import WhisperConfig
+from prefork.engines.whisper.tokenizer import WhisperTokenizer
 
 FRAME = 2 * HOP / SAMPLE_RATE  # seconds of one of the encoder's frames: its second convolution halves
 _FILES = (
@@ -46,7 +45,7 @@ class WhisperCheckpoint:
 
     source: ModelFolder
     config: WhisperConfig
-    tokenizer: Any  # WhisperTokenizer
+    tokenizer: WhisperTokenizer
     alignment_heads: tuple[tuple[int, int], ...]
     derived_heads: bool
     multilingual: bool
@@ -81,7 +80,7 @@ class WhisperCheckpoint:
     @property
     def lag(self) -> int:
         """Frames that its attention is late, as config.json's start_offset_seconds says; 0 where it does not."""
-        return round(-float(getattr(self.config, "start_offset_seconds", None) or 0.0) / FRAME)
+        return round(-self.config.start_offset_seconds / FRAME)
 
     @property
     def most_tokens(self) -> int:
@@ -95,15 +94,15 @@ def open_whisper(name: str) -> WhisperCheckpoint:
     Raises LoadError if it cannot be had, or is not a Whisper model.
     """
     source = ModelFolder.find(name, _FILES, _REMEDY)
-    config = source.read_config()
+    config = source.read_config(WhisperConfig)
     if not isinstance(config, WhisperConfig):
-        engine = "ctc" if type(config) in MODEL_FOR_CTC_MAPPING else None
+        engine = "ctc" if is_ctc(config) else None
         source.refuse(f"a {config.model_type} model is not a Whisper model", engine=engine)
     source.check_weights()
     source.read_extractor_settings()
     generation = source.read_json("generation_config.json")
     source.check_fields("generation_config.json", generation, _make_generation_rules(config))
-    settings = {**config.to_dict(), **generation}
+    settings = {**source.read_json("config.json"), **generation}
     source.check_fields("config.json", settings, _make_generation_rules(config))
     tokenizer = _load_tokenizer(source)
     sot = _find_token(source, config, tokenizer, "<|startoftranscript|>")
@@ -139,22 +138,20 @@ def identify(checkpoint: WhisperCheckpoint) -> dict[str, str]:
     return checkpoint.source.identify()
 
 
-def _load_tokenizer(source: ModelFolder) -> Any:
-    kind: Any = WhisperTokenizer
+def _load_tokenizer(source: ModelFolder) -> WhisperTokenizer:
     if not (source.path / "tokenizer.json").is_file() and not (source.path / "merges.txt").is_file():
         source.refuse("it has no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     try:
-        return kind.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        return WhisperTokenizer.read(source.path)
     except Exception as error:  # noqa: BLE001  the tokenizers library raises bare Exceptions
         source.refuse(f"its tokenizer cannot be loaded ({shorten(error)})", error)
 
 
-def _look_up(tokenizer: Any, *names: str) -> int | None:
-    added = tokenizer.get_added_vocab()
-    return next((added[name] for name in names if name in added), None)
+def _look_up(tokenizer: WhisperTokenizer, *names: str) -> int | None:
+    return next((tokenizer.special[name] for name in names if name in tokenizer.special), None)
 
 
-def _find_token(source: ModelFolder, config: WhisperConfig, tokenizer: Any, name: str) -> int:
+def _find_token(source: ModelFolder, config: WhisperConfig, tokenizer: WhisperTokenizer, name: str) -> int:
     token = _look_up(tokenizer, name)
     if token is None:
         source.refuse(f"its tokenizer has no {name}")
@@ -163,8 +160,8 @@ def _find_token(source: ModelFolder, config: WhisperConfig, tokenizer: Any, name
     return token
 
 
-def _list_languages(tokenizer: Any) -> dict[str, int]:
-    found = ((_LANGUAGE.fullmatch(text), token) for text, token in tokenizer.get_added_vocab().items())
+def _list_languages(tokenizer: WhisperTokenizer) -> dict[str, int]:
+    found = ((_LANGUAGE.fullmatch(text), token) for text, token in tokenizer.special.items())
     return dict(sorted((match[1], token) for match, token in found if match))
 
 

@@ -13,19 +13,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
+from prefork.engines.whisper.network import KeysValues, TokenCache, WhisperNetwork
 from prefork.engines.whisper.rules import TimestampRules, place
-
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_TOKENS = 224  # half of what the decoder holds: more were not trained
@@ -36,9 +30,6 @@ _ROUNDS = 4  # times that a loop goes round, at least
 _LOOP = 16  # tokens of a loop in all, at least: people repeat themselves too
 _MOST_NO_SPEECH = 0.6
 _SEED = 0
-# What the decoder calls the keys and values that it has computed: transformers 5.4 has the second of these names,
-# 5.40 will no longer.
-CACHE = "cache" if "cache" in signature(WhisperDecoder.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,39 +72,36 @@ class Decoded:
         return not (self.silent or self.sound) and not (self.temperature and self.mean_log_prob < _HOPELESS)
 
 
-class Decoder:
+class WindowDecoder:
     """The decoder over encoded windows: its keys and values of the audio are computed once.
 
     Its rows are those of the windows that are being written. A window that leaves changes places with the last one, and
     the rows before it stay as they are: none is copied but these two, and all of them can be started anew.
 
-    encoded: (windows, frames, hidden).
+    encoded: (windows, frames, size).
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, encoded: Tensor) -> None:
-        self._decoder: Any = model.model.decoder
-        self._project: Any = model.proj_out
-        self._encoded = encoded
-        self._cross_cache: Any = DynamicCache()  # of the rows
-        self._memory: list[tuple[Tensor, Tensor]] = []  # of all windows, keys and values of each layer
-        self._self_cache: Any = DynamicCache()
+    def __init__(self, network: WhisperNetwork, encoded: Tensor) -> None:
+        self.decoder = network.decoder
+        self.device = encoded.device
+        self._sound = self.decoder.remember(encoded)  # of all windows
+        self._cache = TokenCache()
         self._order = list(range(len(encoded)))
         self._rows = len(encoded)
-
-    @property
-    def device(self) -> torch.device:
-        return self._encoded.device
 
     @property
     def windows(self) -> list[int]:
         """The window of each row."""
         return self._order[: self._rows]
 
+    @property
+    def memory(self) -> list[KeysValues]:
+        """What each layer looks at, of the rows."""
+        return [KeysValues(own.keys[: self._rows], own.values[: self._rows]) for own in self._sound]
+
     def start(self, windows: Collection[int] | None = None) -> None:
-        """Begins to write the windows anew; all of them by default, as it has to be for the first time."""
-        if windows is not None and not self._memory:
-            raise ValueError("all windows must be decoded first, before some of them are decoded again")
-        self._self_cache = DynamicCache()
+        """Begins to write the windows anew; all of them by default."""
+        self._cache = TokenCache()
         self._rows = len(self._order)
         self._keep(self._order if windows is None else windows)
 
@@ -122,30 +110,18 @@ class Decoder:
         self._keep(set(self.windows).difference(windows))
 
     def feed(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, vocabulary) logits of what follows the tokens, which follow those fed since `start`. tokens: of each
-        row, as many of all."""
-        output = self._decoder(
-            input_ids=place(tokens, self.device),
-            encoder_hidden_states=self._encoded,
-            use_cache=True,
-            **{CACHE: EncoderDecoderCache(self._self_cache, self._cross_cache)},
-        )
-        if not self._memory:
-            self._memory = [(layer.keys, layer.values) for layer in self._cross_cache.layers]
-        logits: Tensor = self._project(output.last_hidden_state[:, -1])
-        return logits.float()
+        """(rows, vocabulary) float32 logits of what follows the tokens, which follow those fed since `start`. tokens:
+        of each row, as many of all."""
+        hidden, _ = self.decoder(place(tokens, self.device), self.memory, self._cache)
+        return self.decoder.project(hidden[:, -1]).float()
 
     def _keep(self, windows: Collection[int]) -> None:
-        own = [tensor for layer in self._self_cache.layers for tensor in (layer.keys, layer.values)]
-        tensors = [tensor for pair in self._memory for tensor in pair] + own
+        tensors = [part for own in (*self._sound, *self._cache.layers) for part in (own.keys, own.values)]
         for row in reversed(range(self._rows)):
             if self._order[row] not in windows:
                 self._rows -= 1
                 self._exchange(tensors, row, self._rows)
-        for layer, (keys, values) in zip(self._cross_cache.layers, self._memory, strict=True):
-            layer.keys, layer.values = keys[: self._rows], values[: self._rows]
-        for layer in self._self_cache.layers:
-            layer.keys, layer.values = layer.keys[: self._rows], layer.values[: self._rows]
+        self._cache.cut(self._rows)
 
     def _exchange(self, tensors: Sequence[Tensor], row: int, other: int) -> None:
         if row == other:
@@ -166,7 +142,7 @@ class Opening:
     languages: Tensor
 
 
-def listen(decoder: Decoder, checkpoint: WhisperCheckpoint) -> list[Opening]:
+def listen(decoder: WindowDecoder, checkpoint: WhisperCheckpoint) -> list[Opening]:
     """What each window begins with."""
     decoder.start()
     logits = decoder.feed([[checkpoint.sot]] * len(decoder.windows))
@@ -180,7 +156,7 @@ def listen(decoder: Decoder, checkpoint: WhisperCheckpoint) -> list[Opening]:
 
 
 def decode(
-    decoder: Decoder,
+    decoder: WindowDecoder,
     checkpoint: WhisperCheckpoint,
     no_speech: Sequence[float],
     languages: Sequence[str | None] | None = None,
@@ -251,7 +227,7 @@ class _Draft:
 
 
 def _write(
-    decoder: Decoder,
+    decoder: WindowDecoder,
     rules: TimestampRules,
     prompts: Mapping[int, Sequence[int]],
     temperature: float,

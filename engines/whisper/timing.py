@@ -225,7 +225,7 @@ def _split_characters(checkpoint: WhisperCheckpoint, tokens: Sequence[int]) -> l
     pending: list[int] = []
     for token in tokens:
         pending.append(token)
-        text = checkpoint.tokenizer.decode(pending, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = checkpoint.tokenizer.decode(pending)
         if "\N{REPLACEMENT CHARACTER}" not in text:
             found.append((text, pending))
             pending = []

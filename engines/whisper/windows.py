@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prefork.engines.whisper.checkpoint import FRAME, WhisperCheckpoint, compose_prompt
-from prefork.engines.whisper.decoding import Decoded, Decoder, decode, listen
+from prefork.engines.whisper.decoding import Decoded, WindowDecoder, decode, listen
 from prefork.engines.whisper.model import encode
-
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+from prefork.engines.whisper.network import WhisperNetwork
 
 NEVER = -1  # in place of a frame
 DETECT = -1  # in place of a language's token
@@ -66,20 +63,19 @@ class TranscriptionWindow:
 
 
 def transcribe(
-    model: WhisperForConditionalGeneration,
+    network: WhisperNetwork,
     checkpoint: WhisperCheckpoint,
     features: Tensor,
-    encoded: Tensor,
+    decoder: WindowDecoder,
     languages: Sequence[int],
     frames: Sequence[int],
     most: Sequence[int],
 ) -> list[TranscriptionWindow]:
     """The windows with their texts.
 
-    features: (windows, mel bins, 3000). encoded: what the encoder makes of them. languages: their tokens, or DETECT.
+    features: (windows, mel bins, 3000). decoder: over what the encoder makes of them. languages: their tokens, or DETECT.
     frames, most: as in `TranscriptionWindow`.
     """
-    decoder = Decoder(model, encoded)
     openings = listen(decoder, checkpoint)
     told = tell_languages(checkpoint, languages, [opening.languages for opening in openings])
     windows = [
@@ -100,9 +96,8 @@ def transcribe(
         pending = [index for index, more in zip(pending, goes_on, strict=True) if more]
         if not pending:
             return windows
-        del decoder  # what it holds of the audio is freed before the next one's is made
         rest = torch.stack([shift(features[index], windows[index].first) for index in pending])
-        decoder = Decoder(model, encode(model, rest))
+        decoder = WindowDecoder(network, encode(network, rest))
         openings = listen(decoder, checkpoint)
 
 

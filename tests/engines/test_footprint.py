@@ -23,7 +23,7 @@ from transformers import (
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import BYTES_PER_SECOND
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.engines.checkpoints.whisper_ctc import WhisperCTCConfig
+from prefork.engines.ctc.whisper_ctc import WhisperCTCConfig
 from prefork.memory.forecast import BASE
 
 MB = 1_000_000

@@ -94,7 +94,7 @@ def test_quantised_weights_are_shared_sealed_and_still_multiply() -> None:
     pid = os.fork()
     if pid == 0:
         faulthandler.disable()  # its report is expected, and no news
-        weights: Any = model[0].columns
+        weights: Any = model[0].rows
         weights[0, 0] = 1
         os._exit(0)
     _, status = os.waitpid(pid, 0)

@@ -18,7 +18,7 @@ from prefork.engines.whisper.aligner import WhisperAligner
 from prefork.engines.whisper.asr import LanguageDetector, WhisperASR, WindowSettings
 from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
-from prefork.engines.whisper.decoding import Decoded, Decoder, _write, decode, listen
+from prefork.engines.whisper.decoding import Decoded, WindowDecoder, _write, decode, listen
 from prefork.engines.whisper.model import encode
 from prefork.engines.whisper.rules import TimestampRules
 from prefork.engines.whisper.windows import DETECT, tell_languages
@@ -96,7 +96,7 @@ def test_samples_do_not_depend_on_company(checkpoint: WhisperCheckpoint, model: 
     rules, prompt = TimestampRules(checkpoint), compose_prompt(checkpoint, timestamps=True)
 
     def sample(states: torch.Tensor) -> list[list[int]]:
-        decoder = Decoder(model, states)
+        decoder = WindowDecoder(model, states)
         listen(decoder, checkpoint)
         drafts = _write(decoder, rules, dict.fromkeys(range(len(states)), prompt), 0.8, [12] * len(states))
         return [[token for token, _ in drafts[window]] for window in range(len(states))]
@@ -115,12 +115,12 @@ def test_windows_leave_and_start_anew_in_any_order(
     told = {0: [843, 523], 1: [770, 11], 2: [407, 644]}
     alone = {}
     for window, tokens in told.items():
-        decoder = Decoder(model, encoded[window : window + 1])
+        decoder = WindowDecoder(model, encoded[window : window + 1])
         listen(decoder, checkpoint)
         decoder.start()
         decoder.feed([[checkpoint.sot, begin]])
         alone[window] = [decoder.feed([[token]])[0] for token in tokens]
-    decoder = Decoder(model, encoded)
+    decoder = WindowDecoder(model, encoded)
     listen(decoder, checkpoint)
     for started, left in (([0, 1, 2], [0]), ([2, 0], [2]), ([1, 2], [1]), ([0, 1, 2], [0, 1]), ([0], [0])):
         decoder.start(started)
@@ -136,25 +136,20 @@ def test_windows_leave_and_start_anew_in_any_order(
                 break
 
 
-def test_no_window_is_written_before_all_are_heard(model: Any, encoded: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="all windows must be decoded first"):
-        Decoder(model, encoded).start([1])
-
-
 @torch.inference_mode()
 def test_only_windows_that_do_not_hold_up_are_written_again(
     checkpoint: WhisperCheckpoint, model: Any, encoded: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds: list[tuple[float, list[int]]] = []
 
-    def write(decoder: Decoder, rules: Any, prompts: Any, temperature: float, most: Any) -> Any:
+    def write(decoder: WindowDecoder, rules: Any, prompts: Any, temperature: float, most: Any) -> Any:
         rounds.append((temperature, sorted(prompts)))
         return _write(decoder, rules, prompts, temperature, most)
 
     monkeypatch.setattr("prefork.engines.whisper.decoding._write", write)
     monkeypatch.setattr(Decoded, "sound", property(lambda said: said.temperature >= 0.4 or len(said.tokens) > 20))
     monkeypatch.setattr(Decoded, "silent", property(lambda _: False))
-    decoder = Decoder(model, encoded[[2, 0]])
+    decoder = WindowDecoder(model, encoded[[2, 0]])
     listen(decoder, checkpoint)
     decoded = decode(decoder, checkpoint, [0.0] * 2)
     assert len(decoded[0].tokens) < 20 < len(decoded[1].tokens)
@@ -181,7 +176,7 @@ def test_windows_whose_text_stops_early_are_looked_at_again_together(
     sounds = [(speech, 16), (speech[3200:], 18)]
     windows = [engine._make_tensors(torch.from_numpy(s), None) | {"most": torch.tensor(most)} for s, most in sounds]
     sizes: list[int] = []
-    with model.model.encoder.register_forward_hook(lambda *call: sizes.append(len(call[1][0]))):
+    with model.encoder.register_forward_hook(lambda *call: sizes.append(len(call[1][0]))):
         together = engine.infer(model, windows)
         [alone] = engine.infer(model, windows[1:])
     assert sizes == [2, 2, 1, 1]
@@ -200,7 +195,7 @@ def test_languages_are_told_together(
     detector._checkpoint = many
     found = [output["languages"] for output in detector.infer(model, [windows[2], windows[0]])]
     for row, window in zip(found, (2, 0), strict=True):
-        [alone] = listen(Decoder(model, encoded[window : window + 1]), many)
+        [alone] = listen(WindowDecoder(model, encoded[window : window + 1]), many)
         assert torch.allclose(row, alone.languages, atol=1e-4)
     best = list(languages)[int(found[1].argmax())]
     assert tell_languages(many, [50264, DETECT], found) == ["fr", best]
@@ -211,14 +206,14 @@ def test_languages_are_told_together(
 def test_texts_of_different_lengths_are_aligned_alike(
     checkpoint: WhisperCheckpoint, model: Any, encoded: torch.Tensor
 ) -> None:
-    words = checkpoint.tokenizer(" And so my fellow Americans ask not", add_special_tokens=False).input_ids
+    words = checkpoint.tokenizer.encode(" And so my fellow Americans ask not")
     prompt = compose_prompt(checkpoint)
     tokens, frames = [[*prompt, *words], prompt, [*prompt, *words * 10]], [550, 100, 551]
-    together = attend(model, checkpoint, encoded, tokens, frames)
+    together = attend(WindowDecoder(model, encoded), checkpoint, tokens, frames)
     for window, (attention, log_probs) in enumerate(together):
         assert attention.shape == (len(tokens[window]), frames[window])
         assert log_probs.shape == (len(tokens[window]) - 1,)
-        [alone] = attend(model, checkpoint, encoded[window : window + 1], [tokens[window]], [frames[window]])
+        [alone] = attend(WindowDecoder(model, encoded[window : window + 1]), checkpoint, [tokens[window]], [frames[window]])
         assert torch.allclose(log_probs, alone[1], atol=CLOSE)
         assert torch.allclose(attention, alone[0], atol=CLOSE)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import WhisperForConditionalGeneration
 
 from prefork.engines.audio.reader import read_audio
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, open_whisper
 from prefork.engines.whisper.decoding import (
     Decoded,
-    Decoder,
+    WindowDecoder,
     _write,
     decode,
     goes_round,
@@ -49,17 +50,18 @@ def features(shared: Path, checkpoint: WhisperCheckpoint) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def decoder(model: Any, features: torch.Tensor) -> Decoder:
+def decoder(model: Any, features: torch.Tensor) -> WindowDecoder:
     with torch.inference_mode():
-        return Decoder(model, encode(model, features))
+        return WindowDecoder(model, encode(model, features))
 
 
 @torch.inference_mode()
 def test_tokens_are_those_of_transformers(
-    checkpoint: WhisperCheckpoint, model: Any, features: torch.Tensor, decoder: Decoder
+    checkpoint: WhisperCheckpoint, features: torch.Tensor, decoder: WindowDecoder
 ) -> None:
     [decoded] = decode(decoder, checkpoint, [opening.no_speech for opening in listen(decoder, checkpoint)])
-    expected = model.generate(features[None], return_timestamps=True, max_new_tokens=224)[0].tolist()
+    theirs: Any = WhisperForConditionalGeneration.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    expected = theirs.generate(features[None], return_timestamps=True, max_new_tokens=224)[0].tolist()
     assert decoded.tokens == tuple(token for token in expected if token not in (checkpoint.sot, checkpoint.eot))
     assert decoded.ended
     assert decoded.sound
@@ -69,7 +71,7 @@ def test_tokens_are_those_of_transformers(
 
 
 @torch.inference_mode()
-def test_cached_steps_are_those_of_one_pass(checkpoint: WhisperCheckpoint, decoder: Decoder) -> None:
+def test_cached_steps_are_those_of_one_pass(checkpoint: WhisperCheckpoint, decoder: WindowDecoder) -> None:
     tokens = [checkpoint.sot, checkpoint.timestamp_begin, 843, 523, 616]
     decoder.start()
     steps = [decoder.feed([[token]]) for token in tokens]
@@ -78,7 +80,7 @@ def test_cached_steps_are_those_of_one_pass(checkpoint: WhisperCheckpoint, decod
 
 
 @torch.inference_mode()
-def test_samples_do_not_depend_on_what_was_drawn_before(checkpoint: WhisperCheckpoint, decoder: Decoder) -> None:
+def test_samples_do_not_depend_on_what_was_drawn_before(checkpoint: WhisperCheckpoint, decoder: WindowDecoder) -> None:
     def sample() -> list[tuple[int, float]]:
         return _write(decoder, TimestampRules(checkpoint), {0: [checkpoint.sot]}, 1.0, [12])[0]
 
@@ -92,7 +94,7 @@ def test_samples_do_not_depend_on_what_was_drawn_before(checkpoint: WhisperCheck
 @torch.inference_mode()
 def test_silence_is_silent(checkpoint: WhisperCheckpoint, model: Any) -> None:
     noise = 0.01 * torch.randn(48_000, generator=torch.Generator().manual_seed(0))
-    decoder = Decoder(model, encode(model, compute_features(checkpoint, noise)))
+    decoder = WindowDecoder(model, encode(model, compute_features(checkpoint, noise)))
     [decoded] = decode(decoder, checkpoint, [opening.no_speech for opening in listen(decoder, checkpoint)])
     assert decoded.silent
 

@@ -18,10 +18,11 @@ from prefork.engines.base import LoadError
 from prefork.engines.checkpoints.model_folder import DTYPES
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
-from prefork.engines.whisper.attention import AttentionTap, attend
+from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
-from prefork.engines.whisper.decoding import CACHE
+from prefork.engines.whisper.decoding import WindowDecoder
 from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.network import TokenCache
 from prefork.engines.whisper.timing import (
     TokenSpan,
     find_edges,
@@ -76,7 +77,7 @@ def change(file: Path, **values: Any) -> None:
 
 
 def spell(checkpoint: WhisperCheckpoint, text: str) -> list[int]:
-    return list(checkpoint.tokenizer(text, add_special_tokens=False).input_ids)
+    return checkpoint.tokenizer.encode(text)
 
 
 def test_the_checkpoint_says_what_its_tokens_and_heads_are(checkpoint: WhisperCheckpoint) -> None:
@@ -99,36 +100,43 @@ def test_features_are_those_of_transformers_bit_for_bit(
     assert torch.equal(compute_features(checkpoint, audio), expected)
 
 
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """transformers' model, with the same weights."""
+    model: Any = WhisperForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
 @torch.inference_mode()
-def test_tapped_attention_is_that_of_the_model(checkpoint: WhisperCheckpoint, waveform: torch.Tensor) -> None:
-    """Beside what an eager model gives out, for one run over all tokens, and token by token with a cache."""
-    model: Any = load_whisper(checkpoint)
-    states = encode(model, compute_features(checkpoint, waveform))
-    tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT)]])
-    with AttentionTap(model, checkpoint.alignment_heads) as tap:
-        model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
-    with AttentionTap(model, checkpoint.alignment_heads) as stepwise:
-        cache = None
-        for token in tokens[0]:
-            arguments = {"input_ids": token.view(1, 1), "encoder_hidden_states": states, CACHE: cache}
-            cache = model.model.decoder(**arguments, use_cache=True).past_key_values
-    assert not any(module._forward_hooks for module in model.modules())
-    model.set_attn_implementation("eager")
-    attentions = model.model.decoder(
-        input_ids=tokens, encoder_hidden_states=states, output_attentions=True, use_cache=False
-    ).cross_attentions
-    expected = torch.stack([attentions[layer][0, head] for layer, head in checkpoint.alignment_heads])
-    assert torch.allclose(tap.collect()[0], expected, atol=1e-5)
-    assert torch.allclose(stepwise.collect()[0], expected, atol=1e-5)
-    assert tap.collect(400).shape == (1, 8, len(tokens[0]), 400)
-    assert torch.allclose(tap.collect(400).sum(-1), torch.ones(1))
+def test_encoder_decoder_and_attention_are_those_of_transformers(
+    checkpoint: WhisperCheckpoint, model: Any, theirs: Any, waveform: torch.Tensor
+) -> None:
+    """Over all tokens at once, and token by token with a cache that has to be made longer."""
+    features = compute_features(checkpoint, waveform)
+    states = encode(model, features)
+    expected_states = theirs.model.encoder(features[None]).last_hidden_state
+    assert torch.allclose(states, expected_states, atol=2e-3)
+    tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 5)]])
+    assert tokens.shape[1] > 64
+    expected = theirs(encoder_outputs=(states,), decoder_input_ids=tokens, output_attentions=True)
+    memory = model.decoder.remember(states)
+    layers = range(checkpoint.config.decoder_layers)
+    hidden, queries = model.decoder(tokens, memory, TokenCache(), layers)
+    assert torch.allclose(model.decoder.project(hidden), expected.logits, atol=5e-3)
+    cache = TokenCache()
+    steps = [model.decoder(token.view(1, 1), memory, cache)[0] for token in tokens[0]]
+    assert torch.allclose(torch.cat(steps, dim=1), hidden, atol=1e-3)
+    for layer in layers:
+        products = queries[layer] @ memory[layer].keys.transpose(-1, -2) / 64**0.5
+        assert torch.allclose(products.softmax(-1), expected.cross_attentions[layer], atol=1e-4)
 
 
-def test_a_tap_that_heard_nothing_says_so(checkpoint: WhisperCheckpoint, model: Any) -> None:
-    with AttentionTap(model, checkpoint.alignment_heads) as tap:
-        pass
-    with pytest.raises(ValueError, match="did not run"):
-        tap.collect()
+def test_tokens_after_others_come_one_at_a_time(checkpoint: WhisperCheckpoint, model: Any) -> None:
+    memory = model.decoder.remember(torch.zeros(1, 10, 384))
+    cache = TokenCache()
+    model.decoder(torch.tensor([[checkpoint.sot]]), memory, cache)
+    with pytest.raises(ValueError, match="2 tokens at once, after the 1"):
+        model.decoder(torch.tensor([[5, 6]]), memory, cache)
 
 
 @torch.inference_mode()
@@ -137,7 +145,7 @@ def test_words_of_a_text_are_found_in_real_speech(
 ) -> None:
     states = encode(model, compute_features(checkpoint, waveform))
     tokens = spell(checkpoint, TEXT)
-    [(attention, log_probs)] = attend(model, checkpoint, states, [[*compose_prompt(checkpoint), *tokens]], [400])
+    [(attention, log_probs)] = attend(WindowDecoder(model, states), checkpoint, [[*compose_prompt(checkpoint), *tokens]], [400])
     assert attention.shape == (len(tokens) + 2, 400) and log_probs.shape == (len(tokens) + 1,)
     words = time_words(checkpoint, tokens, attention, log_probs, 10.0, 18.0)
     assert [word.text for word in words] == TEXT.split()
@@ -150,22 +158,22 @@ def test_words_of_a_text_are_found_in_real_speech(
 
 @torch.inference_mode()
 def test_likelihoods_are_those_of_the_models_logits(
-    checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
+    checkpoint: WhisperCheckpoint, model: Any, theirs: Any, waveform: torch.Tensor
 ) -> None:
     states = encode(model, compute_features(checkpoint, waveform))
     tokens = [*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 6)]  # more than are scored at a time
-    [(_, log_probs)] = attend(model, checkpoint, states, [tokens], [400])
-    logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
+    [(_, log_probs)] = attend(WindowDecoder(model, states), checkpoint, [tokens], [400])
+    logits = theirs(encoder_outputs=(states,), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
     expected = logits[1:, : checkpoint.eot].log_softmax(-1).gather(1, torch.tensor(tokens[2:])[:, None])[:, 0]
     assert torch.allclose(log_probs[1:], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_how_large_the_weights_will_be_is_known_and_the_output_shares_the_embedding(
+def test_how_large_the_weights_will_be_is_known_and_the_output_is_the_embedding(
     checkpoint: WhisperCheckpoint, dtype: str
 ) -> None:
     model: Any = load_whisper(checkpoint, dtype)
-    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    assert model.decoder.proj_out is None
     size = Arena.pack({"model": model}).size
     assert size <= count_whisper_weights(checkpoint, dtype) <= 1.05 * size
 
@@ -227,7 +235,7 @@ def test_a_model_with_a_weight_missing_is_not_made_up(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copyfile(TINY / name, tmp_path / name)
     checkpoint = open_whisper(str(tmp_path))
-    assert load_whisper(checkpoint).config.d_model == 16
+    assert load_whisper(checkpoint).encoder.conv2.weight.shape == (16, 16, 3)
     change(tmp_path / "config.json", decoder_layers=3)
     with pytest.raises(LoadError, match="missing"):
         load_whisper(open_whisper(str(tmp_path)))

@@ -1,40 +1,35 @@
 """Whisper's encoder with a character head: the architecture of the embedded aligner, `models/ctc-aligner-en`.
 
-It differs from transformers' own Whisper encoder in what alignment needs: the input is a waveform of any length
-up to 30 s instead of exactly 30 s of features, and each row of a batch is computed as if it were alone.
-
-To import this module makes its model type, `whisper-ctc`, known to transformers.
+It differs from Whisper's own encoder in what alignment needs: the input is a waveform of any length up to 30 s instead
+of exactly 30 s of features, and each row of a batch is computed as if it were alone.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoConfig, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_outputs import CausalLMOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
+from prefork.engines.checkpoints.whisper_layers import EncoderLayer
 
 FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's second convolution halves
-_ATTENTION = "within_rows"
 
 
-class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Sizes as WhisperConfig names them, and what the head and an aligner need.
+@dataclass(frozen=True)
+class WhisperCTCConfig:
+    """Sizes as WhisperConfig names them, and what the head and an aligner need. ALIASES: other names of a field.
 
     tap_layer: the encoder layer whose output the head sees beside the last one. start_offset_seconds,
     end_offset_seconds: what a token's first frame's start and last frame's end are off by.
     """
 
-    model_type = "whisper-ctc"
-    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}  # noqa: RUF012
+    ALIASES: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 
+    model_type: str = "whisper-ctc"
     d_model: int = 384
     encoder_layers: int = 4
     encoder_attention_heads: int = 6
@@ -51,41 +46,38 @@ class WhisperCTCConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     start_offset_seconds: float = 0.0
     end_offset_seconds: float = 0.0
     activation_function: str = "gelu"
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.encoder_attention_heads
 
 
-class LogMel(nn.Module):
+@dataclass(frozen=True, slots=True)
+class CTCOutput:
+    """logits: (batch, frames, vocabulary)."""
+
+    logits: Tensor
+
+
+def compute_log_mel(config: WhisperCTCConfig, waveform: Tensor) -> Tensor:
     """(batch, samples) to Whisper's log-mel spectrogram, (batch, bins, samples // 160); in float32, whatever the
     model's weights are: a spectrum spans more than half precision can tell apart."""
-
-    filters: Tensor
-    window: Tensor
-
-    def __init__(self, config: WhisperCTCConfig) -> None:
-        super().__init__()
-        self.bins = config.num_mel_bins
-        self.sampling_rate = config.sampling_rate
-        for name, table in self.tables().items():
-            self.register_buffer(name, table, persistent=False)
-
-    def tables(self) -> dict[str, Tensor]:
-        """The buffers' values. They are not in the weights' file, so the model's initialisation needs them too."""
-        return make_mel_tables(self.bins, self.sampling_rate)
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = torch.view_as_real(
-            torch.stft(waveform, N_FFT, HOP, window=self.window, center=True, return_complex=True)[..., :-1]
-        )
-        mel = (self.filters @ spectrum.square().sum(-1)).clamp_(min=1e-10).log10_()
-        # The padding of a shorter row is 1e-10 everywhere and cannot be its maximum.
-        loudest = mel.amax(dim=(1, 2), keepdim=True)
-        return (torch.maximum(mel, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
+    tables = make_mel_tables(config.num_mel_bins, config.sampling_rate, str(waveform.device))
+    spectrum = torch.view_as_real(
+        torch.stft(waveform, N_FFT, HOP, window=tables["window"], center=True, return_complex=True)[..., :-1]
+    )
+    mel = (tables["filters"] @ spectrum.square().sum(-1)).clamp_(min=1e-10).log10_()
+    # The padding of a shorter row is 1e-10 everywhere and cannot be its maximum.
+    loudest = mel.amax(dim=(1, 2), keepdim=True)
+    return (torch.maximum(mel, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
 
 
 class Encoder(nn.Module):
-    """transformers' WhisperEncoder, weight for weight, for as many frames as there are."""
+    """Whisper's, for as many frames as there are."""
 
     def __init__(self, config: WhisperCTCConfig) -> None:
         super().__init__()
@@ -93,8 +85,8 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
-        layer_config: Any = config  # the layer asks it for no more than the fields above
-        self.layers = nn.ModuleList(WhisperEncoderLayer(layer_config) for _ in range(config.encoder_layers))
+        sizes = (config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim, config.activation_function)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, mel: Tensor, padded: Tensor, frames: Tensor) -> Tensor:
@@ -135,32 +127,21 @@ class Head(nn.Module):
         return self.classifier(hidden.transpose(1, 2))  # type: ignore[no-any-return]
 
 
-class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[no-untyped-call]
+class WhisperCTC(nn.Module):
     """The aligner. A batch gives each row what the row gives alone: what looks beyond a frame, convolutions and
     attention, is computed for each row by itself, what does not for all rows together. On a CPU, the bits
     are the same."""
 
-    config_class = WhisperCTCConfig
     main_input_name = "input_values"
     input_dtype = torch.float32  # of the waveform, whatever the weights are
-    _supports_sdpa = True
 
     def __init__(self, config: WhisperCTCConfig) -> None:
-        super().__init__(config)
-        self.config._attn_implementation = _ATTENTION
-        self.log_mel = LogMel(config)
+        super().__init__()
+        self.config = config
         self.encoder = Encoder(config)
         self.head = Head(config)
-        self.post_init()  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, LogMel):
-            for name, table in module.tables().items():
-                init.copy_(getattr(module, name), table)
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **_: object) -> CausalLMOutput:
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> CTCOutput:
         """input_values: (batch, samples) at 16 kHz, in -1 to 1. attention_mask: (batch, samples), 1 on a row's
         samples and 0 on the padding to its right.
 
@@ -178,12 +159,12 @@ class WhisperCTCForCTC(PreTrainedModel):  # type: ignore[no-untyped-call]
             seconds = self.config.max_source_positions * self.config.frame_seconds
             raise ValueError(f"the model takes at most {seconds:g} s at once, not {longest} frames; cut the waveform")
         if longest == 0:
-            return CausalLMOutput(logits=input_values.new_zeros(len(samples), 0, self.config.vocab_size))
+            return CTCOutput(logits=input_values.new_zeros(len(samples), 0, self.config.vocab_size))
         padded = (samples + FRAME - 1) // FRAME + 1
         waveform = F.pad(input_values, (0, int(padded.max()) * FRAME - input_values.shape[1]))
         frames = frames.clamp(min=1)  # a row that is too short for a frame takes part all the same
-        features = self.encoder(self.log_mel(waveform), padded, frames)
-        return CausalLMOutput(logits=self.head(features, frames))
+        features = self.encoder(compute_log_mel(self.config, waveform), padded, frames)
+        return CTCOutput(logits=self.head(features, frames))
 
     def _get_feat_extract_output_lengths(self, samples: Tensor) -> Tensor:
         return (samples // HOP + 1) // 2
@@ -202,32 +183,3 @@ def _convolve(convolution: nn.Module, values: Tensor, lengths: Tensor) -> Tensor
     for place, row in zip(convolved, rows, strict=True):
         place[:, : row.shape[1]] = row
     return convolved
-
-
-def attend_within_rows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, (batch, heads, frames, size) to (batch, frames, heads, size), of each row among
-    its own first frames.
-
-    attention_mask: (batch,) how many they are, on the CPU, instead of a mask; None: all. With a mask, sums are rounded
-    otherwise, because zeros are added to them in other places: in bfloat16, 3 % of words came out elsewhere than if the
-    row is alone (60 segments of ../shared/data/speech).
-    """
-    if attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, None, **options)
-    attended = query.new_zeros(query.transpose(1, 2).shape)
-    for row, count in enumerate(attention_mask.tolist()):
-        own = (slice(row, row + 1), slice(None), slice(count))
-        attended[row, :count] = sdpa_attention_forward(module, query[own], key[own], value[own], None, **options)[0][0]
-    return attended, None
-
-
-AttentionInterface.register(_ATTENTION, attend_within_rows)
-AutoConfig.register(WhisperCTCConfig.model_type, WhisperCTCConfig, exist_ok=True)
-AutoModelForCTC.register(WhisperCTCConfig, WhisperCTCForCTC, exist_ok=True)

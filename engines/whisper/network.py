@@ -1,0 +1,210 @@
+"""Whisper's encoder and decoder, for inference alone, on weights that processes share.
+
+What is computed is what transformers' WhisperForConditionalGeneration computes (Radford et al. 2022,
+https://arxiv.org/abs/2212.04356), which copies its cache for each token.
+
+Shapes: windows and rows come first; `size` is the model's, `frames` are those of the encoder, of 20 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prefork.engines.checkpoints.quantization import QuantizedLinear
+from prefork.engines.checkpoints.whisper_layers import EncoderLayer, FeedForward, SelfAttention, check_heads
+
+_ROOM = 64  # tokens that a cache is made longer by
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """What config.json says, with transformers' names and defaults, as far as anything here depends on it. ALIASES:
+    other names of a field."""
+
+    ALIASES: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+
+    model_type: str = "whisper"
+    vocab_size: int = 51865
+    num_mel_bins: int = 80
+    d_model: int = 384
+    encoder_layers: int = 4
+    encoder_attention_heads: int = 6
+    encoder_ffn_dim: int = 1536
+    decoder_layers: int = 4
+    decoder_attention_heads: int = 6
+    decoder_ffn_dim: int = 1536
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+    activation_function: str = "gelu"
+    scale_embedding: bool = False
+    tie_word_embeddings: bool = True
+    start_offset_seconds: float = 0.0
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.encoder_attention_heads
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """What attention looks at, of one layer. keys, values: (rows, heads, tokens or frames, size of a head)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        check_heads(size, heads)
+        self.heads = heads
+        self.q_proj = nn.Linear(size, size)
+        self.kv_proj = nn.Linear(size, 2 * size)
+        self.out_proj = nn.Linear(size, size)
+
+    def remember(self, encoded: Tensor) -> KeysValues:
+        """encoded: (windows, frames, size)."""
+        keys, values = self.kv_proj(encoded).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return KeysValues(keys.contiguous(), values.contiguous())
+
+    def forward(self, hidden: Tensor, memory: KeysValues) -> tuple[Tensor, Tensor]:
+        """(rows, n, size), and the queries, (rows, heads, n, size of a head)."""
+        queries = self.q_proj(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(queries, memory.keys, memory.values)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), queries
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
+        sizes = (config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim, config.activation_function)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(windows, mel bins, 2 * frames) to (windows, frames, size)."""
+        features = features.to(self.conv1.weight.device, self.conv1.weight.dtype)
+        hidden = F.gelu(self.conv2(F.gelu(self.conv1(features)))).transpose(1, 2)
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.layer_norm(hidden)  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class TokenCache:
+    """Keys and values of the tokens that each row was given. layers: of the decoder. count: tokens."""
+
+    layers: list[KeysValues] = field(default_factory=list)
+    count: int = 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """What the layer has been given so far, with these, (rows, heads, n, size of a head), at its end. The last
+        layer's call counts the tokens of all; see `Decoder.forward`."""
+        end = self.count + keys.shape[2]
+        if layer == len(self.layers):
+            self.layers.append(KeysValues(_make_room(keys, end), _make_room(values, end)))
+        own = self.layers[layer]
+        if own.keys.shape[2] < end:
+            own = KeysValues(*(_make_room(part, end) for part in (own.keys, own.values)))
+            self.layers[layer] = own
+        own.keys[:, :, self.count : end] = keys
+        own.values[:, :, self.count : end] = values
+        return KeysValues(own.keys[:, :, :end], own.values[:, :, :end])
+
+    def cut(self, rows: int) -> None:
+        """Keeps the first rows."""
+        self.layers = [KeysValues(own.keys[:rows], own.values[:rows]) for own in self.layers]
+
+
+def _make_room(tensor: Tensor, count: int) -> Tensor:
+    """The same with room for at least so many tokens, (rows, heads, tokens, size of a head)."""
+    rows, heads, has, size = tensor.shape
+    longer = tensor.new_empty(rows, heads, math.ceil(count / _ROOM) * _ROOM, size)
+    longer[:, :, :has] = tensor
+    return longer
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.self_attn = SelfAttention(config.d_model, config.decoder_attention_heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn = CrossAttention(config.d_model, config.decoder_attention_heads)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+        self.feed_forward = FeedForward(config.d_model, config.decoder_ffn_dim, config.activation_function)
+
+
+class Decoder(nn.Module):
+    """The decoder, and the embedding that is its output too unless the checkpoint has another one."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.embed_positions = nn.Embedding(config.max_target_positions, config.d_model)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        tied = config.tie_word_embeddings
+        self.proj_out = None if tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self._scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+
+    def remember(self, encoded: Tensor) -> list[KeysValues]:
+        """What each layer makes of the sound. encoded: (windows, frames, size)."""
+        return [layer.encoder_attn.remember(encoded) for layer in self.layers]
+
+    def forward(
+        self, tokens: Tensor, memory: Sequence[KeysValues], cache: TokenCache, taps: Iterable[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """(rows, n, size), what follows each token, for `project`; and of the layers in taps the queries to the sound,
+        (rows, heads, n, size of a head).
+
+        tokens: (rows, n), which follow those in the cache: several at the beginning, then one at a time. memory: of
+        each layer, the rows' own.
+        """
+        begin, count = cache.count, tokens.shape[1]
+        if begin and count > 1:
+            raise ValueError(f"{count} tokens at once, after the {begin} that were there before")
+        hidden = self._embed(tokens) * self._scale + self.embed_positions.weight[begin : begin + count]
+        queries = {}
+        for index, (layer, sound) in enumerate(zip(self.layers, memory, strict=True)):
+            asked, keys, values = layer.self_attn.project(layer.self_attn_layer_norm(hidden))
+            own = cache.append(index, keys, values)
+            hidden = hidden + layer.self_attn.attend(asked, own.keys, own.values, causal=count > 1)
+            heard, looking = layer.encoder_attn(layer.encoder_attn_layer_norm(hidden), sound)
+            hidden = hidden + heard
+            hidden = hidden + layer.feed_forward(layer.final_layer_norm(hidden))
+            if index in taps:
+                queries[index] = looking
+        cache.count += count
+        return self.layer_norm(hidden), queries
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """(..., vocabulary) logits. hidden: (..., size)."""
+        return (self.proj_out or self.embed_tokens)(hidden)  # type: ignore[no-any-return]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if isinstance(self.embed_tokens, QuantizedLinear):
+            return self.embed_tokens.select(tokens)
+        return F.embedding(tokens, self.embed_tokens.weight)
+
+
+class WhisperNetwork(nn.Module):
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
