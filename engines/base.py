@@ -148,6 +148,11 @@ class Engine(ABC):
     batch_seconds: float = 0.0
     suspicion: ClassVar[str] = ""
 
+    def suggest_dtype(self, dtype: str) -> None:  # noqa: B027  most have but one
+        """What the weights are best held in on this machine: int8 where the model computes on a CPU that multiplies it,
+        float32 elsewhere. Called before `setup`, if at all. For an engine whose user has not chosen, and whose results
+        are as good in this as in float32."""
+
     def setup(self) -> None:  # noqa: B027  not every engine needs it
         """Builds the host-side tables that split, prepare, finish and join need, and keeps them in self.
 

@@ -29,6 +29,7 @@ from prefork.platform_matrix.memory import find_groups, read_memory, read_number
 from prefork.platform_matrix.proc import check_proc
 
 SYSTEMS = ("linux", "darwin", "windows")
+INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # instructions that multiply int8 and add in int32, as Linux names them
 _START_METHODS = ("fork", "spawn", "forkserver")
 _MOST_CORES = 1 << 20  # more than any machine has
 
@@ -39,6 +40,7 @@ class Facts:
 
     cores, memory: those that may be used, of the installed ones. available: what of that memory is still free.
     start_methods: of Python's multiprocessing. initialised: drivers that this process has already initialised.
+    instructions: of the processor, those of INT8; none where they cannot be read (macOS, Windows).
     """
 
     system: str
@@ -54,6 +56,7 @@ class Facts:
     container: str = ""
     wsl: bool = False
     initialised: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
     devices: Devices = Devices()  # noqa: RUF009  frozen, so one may serve all
 
     def to_json(self) -> str:
@@ -78,6 +81,7 @@ class Facts:
             ("system", (self.system,), SYSTEMS),
             ("start_methods", self.start_methods, _START_METHODS),
             ("initialised", self.initialised, KINDS),
+            ("instructions", self.instructions, INT8),
         )
         for name, values, allowed in lists:
             if unknown := [value for value in values if value not in allowed]:
@@ -115,8 +119,14 @@ def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
         container=_find_container(root),
         wsl="microsoft" in read_text(root / "proc/sys/kernel/osrelease").lower(),
         initialised=initialised_drivers(),
+        instructions=_read_instructions(root),
         devices=ask_devices() if devices is None else devices,
     )
+
+
+def _read_instructions(root: Path) -> tuple[str, ...]:
+    flags = next((line for line in read_text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), "")
+    return tuple(name for name in INT8 if name in flags.split())
 
 
 def count_usable_cores(root: Path = Path("/")) -> int:

@@ -69,10 +69,11 @@ def import_transformers() -> Any:
     return transformers
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises LoadError if weights cannot be held in it."""
+def check_dtype(dtype: str) -> str:
+    """The same. Raises LoadError if weights cannot be held in it."""
     if dtype not in DTYPES:
         raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)

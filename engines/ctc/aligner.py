@@ -36,7 +36,8 @@ class CTCAligner(ForcedAligner):
 
     model: a folder with config.json, a vocabulary and model.safetensors, or a hub id; by default the embedded one.
     max_segment: seconds up to which timed utterances that follow one another go through the model together.
-    dtype: float32, bfloat16, float16 or int8, of the weights.
+    dtype: float32, bfloat16, float16 or int8, of the weights; None for float32, and for the embedded model for what is
+    best on this machine.
     """
 
     name = "ctc"
@@ -44,13 +45,17 @@ class CTCAligner(ForcedAligner):
     # another recording, the highest is 0.39.
     low = 0.35
 
-    def __init__(self, model: str | None = None, max_segment: float = 12.0, dtype: str = "float32") -> None:
+    def __init__(self, model: str | None = None, max_segment: float = 12.0, dtype: str | None = None) -> None:
         if not 0 < max_segment < float("inf"):
             raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
-        check_dtype(dtype)
         self._model = str(EMBEDDED) if model is None else model
         self.max_segment = max_segment
-        self._dtype = dtype
+        self._takes_suggestions = dtype is None and model is None
+        self._dtype = check_dtype(dtype or "float32")
+
+    def suggest_dtype(self, dtype: str) -> None:
+        if self._takes_suggestions:
+            self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(self._model)

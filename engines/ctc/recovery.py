@@ -67,8 +67,11 @@ class CTCRecovery(Engine):
 
     name = "ctc-recovery"
 
-    def __init__(self, model: str | None = None, dtype: str = "float32") -> None:
+    def __init__(self, model: str | None = None, dtype: str | None = None) -> None:
         self._aligner = CTCAligner(model=model, dtype=dtype)
+
+    def suggest_dtype(self, dtype: str) -> None:
+        self._aligner.suggest_dtype(dtype)
 
     def setup(self) -> None:
         self._aligner.setup()

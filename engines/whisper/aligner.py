@@ -35,7 +35,7 @@ class WhisperAligner(ForcedAligner):
 
     model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
     timed utterances that follow one another go through the model together. dtype: float32, bfloat16, float16 or int8,
-    of the weights. language: what a multilingual checkpoint is told, as Whisper or ISO 639-3 calls it; by default what
+    of the weights; None for what is best on this machine. language: what a multilingual checkpoint is told, as Whisper or ISO 639-3 calls it; by default what
     the transcript says, and English where it does not.
     """
 
@@ -46,7 +46,7 @@ class WhisperAligner(ForcedAligner):
         self,
         model: str | None = None,
         max_segment: float = 12.0,
-        dtype: str = "float32",
+        dtype: str | None = None,
         language: str | None = None,
     ) -> None:
         if not 0 < max_segment <= LONGEST:
@@ -54,11 +54,15 @@ class WhisperAligner(ForcedAligner):
                 f"max_segment must be a number of seconds above 0 and at most {LONGEST:g}, not {max_segment}: "
                 "Whisper takes 30 s at once"
             )
-        check_dtype(dtype)
         self._model = DEFAULT if model is None else model
         self.max_segment = max_segment
-        self._dtype = dtype
+        self._has_dtype = dtype is not None
+        self._dtype = check_dtype(dtype or "float32")
         self._language = language
+
+    def suggest_dtype(self, dtype: str) -> None:
+        if not self._has_dtype:
+            self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint = open_whisper(self._model)

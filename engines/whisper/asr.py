@@ -65,14 +65,19 @@ class Heard:
 
 
 class _Whisper(Engine):
-    """model: a folder, or a hub id. dtype: float32, bfloat16, float16 or int8, of the weights. language: ISO 639-1 or
-    639-3, None for that of the document, or if there is none, what the model says."""
+    """model: a folder, or a hub id. dtype: float32, bfloat16, float16 or int8, of the weights; None for what is best on
+    this machine. language: ISO 639-1 or 639-3, None for that of the document, or if there is none, what the model
+    says."""
 
-    def __init__(self, model: str | None = None, dtype: str = "float32", language: str | None = None) -> None:
-        check_dtype(dtype)
+    def __init__(self, model: str | None = None, dtype: str | None = None, language: str | None = None) -> None:
         self._model = DEFAULT if model is None else model
-        self._dtype = dtype
+        self._has_dtype = dtype is not None
+        self._dtype = check_dtype(dtype or "float32")
         self._language = language
+
+    def suggest_dtype(self, dtype: str) -> None:
+        if not self._has_dtype:
+            self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint: WhisperCheckpoint = open_whisper(self._model)
@@ -165,7 +170,7 @@ class WhisperASR(_Whisper):
     def __init__(
         self,
         model: str | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         language: str | None = None,
         only_untimed: bool = False,
     ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefork.engines import registry
 from prefork.engines.audio.selection import Selection
@@ -69,8 +71,16 @@ def plan_run(
     plan = Governor(command=command, engines=engines).recall(plan.learn(found.weights, found.private))
     size = "weights whose size is unknown until they are loaded"
     if found.weights is not None:
-        size = f"{found.weights / 1e6:.0f} MB of weights"
+        size = f"{found.weights / 1e6:.0f} MB of weights{_describe_dtypes(engines, found, plan)}"
     return plan, [("engine", f"{names}, {size}"), *work]
+
+
+def _describe_dtypes(engines: Mapping[str, Mapping[str, Any]], found: Surveyed, plan: Plan) -> str:
+    """What the weights are held in that nobody has said it of, if it is not float32."""
+    chosen = [name for name, options in engines.items() if "dtype" not in options]
+    if "int8" not in [found.fingerprints.get(name, {}).get("dtype") for name in chosen]:
+        return ""
+    return f" in int8, which this processor multiplies ({plan.facts.instructions[0]}); --dtype float32 changes that"
 
 
 def describe_batches(batching: Batching, plan: Plan) -> str:

@@ -46,6 +46,7 @@ def open_engines(specification: Specification) -> dict[str, Engine]:
     _silence()
     engines = {name: registry.create(name, options) for name, options in specification.engines.items()}
     for engine in engines.values():
+        engine.suggest_dtype(plan.fast_dtype)
         engine.setup()
     return engines
 

@@ -45,8 +45,8 @@ def _align(source: Path, target: Path, *options: object, group: MemoryGroup) -> 
 @pytest.mark.slow
 def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_set_aside(tmp_path: Path) -> None:
     write_script(tmp_path / "in", "greedy", "say a", "take 3000", "say b")
-    for number in range(4):
-        write_script(tmp_path / "in", f"modest{number}", "say a", "take 20")
+    for number in range(4):  # still there when it dies for the first time, however busy the machine is
+        write_script(tmp_path / "in", f"modest{number}", "say a", "take 20", "pause")
     try:
         group = MemoryGroup(1500 * MB)
     except NotAllowed as error:
@@ -56,7 +56,7 @@ def test_what_the_kernel_ends_for_want_of_memory_runs_again_alone_and_is_then_se
         kills = group.count_kills()
     *_, summary = events
     assert (code, summary["done"], list(summary["failed"])) == (1, 4, ["greedy.txt"])
-    assert kills == summary["deaths"] == 2
+    assert 1 <= kills <= summary["deaths"] == 2  # the first may be ended by the supervisor, which looks now and then
     notes = [event["text"] for event in events if event["event"] == "note"]
     assert any("greedy.txt: worker" in text and "retrying it with no other task running" in text for text in notes)
     reason = summary["failed"]["greedy.txt"]
