@@ -59,6 +59,25 @@ _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are 
 Quantize = Callable[["nn.Module"], None]
 
 
+def build_empty(kind: Callable[[Any], nn.Module], config: Any) -> Any:
+    """A model without its weights, on the meta device, for `ModelFolder.fill`.
+
+    No random weights are made up: on the meta device, symbolic shapes would compute them, whose libraries take a second
+    to import.
+    """
+    init = torch.nn.init
+    names = ("kaiming_uniform_", "uniform_", "normal_", "ones_", "zeros_")
+    kept = {name: getattr(init, name) for name in names}
+    try:
+        for name in names:
+            setattr(init, name, lambda tensor, *_, **__: tensor)
+        with torch.device("meta"):
+            return kind(config)
+    finally:
+        for name, function in kept.items():
+            setattr(init, name, function)
+
+
 def import_transformers() -> Any:
     """The library, told to keep quiet. It takes a second to import, and what has models in it another two: only what
     needs it does."""
@@ -251,8 +270,7 @@ class ModelFolder:
         not whole."""
         self._read_stored_dtype()
         try:
-            with torch.device("meta"):
-                model = build(copy.deepcopy(config), dtype=DTYPES[dtype])
+            model = build_empty(lambda own: build(own, dtype=DTYPES[dtype]), copy.deepcopy(config))
         except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"no model can be built from its config.json ({shorten(error)})", error)
         if dtype == "int8":

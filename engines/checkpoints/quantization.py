@@ -41,8 +41,12 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        scales = _measure_rows(weight).float() / find_weight_limit()
-        self.register_buffer("rows", (weight / scales).round_().to(torch.int8))
+        rows = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        scales = torch.empty((len(weight), 1), device=weight.device)
+        if not weight.is_meta:  # there, symbolic shapes would compute, whose libraries take a second to import
+            scales = _measure_rows(weight).float() / find_weight_limit()
+            rows = (weight / scales).round_().to(torch.int8)
+        self.register_buffer("rows", rows)
         self.register_buffer("scales", scales.squeeze(1))
         self.bias = linear.bias
 
@@ -60,8 +64,8 @@ class QuantizedLinear(nn.Module):
         if not _multiplies_int8():
             return F.linear(hidden, self.weight, self.bias)
         rows = hidden.flatten(0, -2)
-        scales = _measure_rows(rows) / _LIMIT
-        product = torch._int_mm((rows * (1 / scales)).round_().to(torch.int8), self.rows.t())
+        scales = _measure_rows(rows).div_(_LIMIT)
+        product = torch._int_mm((rows / scales).round_().to(torch.int8), self.rows.t())
         output = product.float().mul_(scales).mul_(self.scales)
         if self.bias is not None:
             output.add_(self.bias)
@@ -80,8 +84,7 @@ def quantize_linears(model: nn.Module) -> None:
 
 def _measure_rows(values: Tensor) -> Tensor:
     """(rows, columns) to the largest absolute value of each, (rows, 1)."""
-    largest = torch.maximum(values.amax(1, keepdim=True), -values.amin(1, keepdim=True))
-    return largest.clamp_min(_SMALLEST)
+    return values.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
 
 
 @functools.cache

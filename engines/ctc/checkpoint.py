@@ -13,7 +13,7 @@ from prefork.engines.alignment.viterbi import Clock, Vocabulary
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import Rule, find_wrong_token, show
 from prefork.engines.checkpoints.hub import shorten
-from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, import_transformers, is_ctc
+from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, build_empty, import_transformers, is_ctc
 from prefork.engines.checkpoints.whisper_layers import list_sources
 from prefork.engines.ctc.whisper_ctc import WhisperCTC, WhisperCTCConfig
 
@@ -78,8 +78,7 @@ def open_checkpoint(name: str) -> Checkpoint:
 def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> Model:
     """The model for inference, with every weight. dtype: one of DTYPES. Raises LoadError."""
     if isinstance(checkpoint.config, WhisperCTCConfig):
-        with torch.device("meta"):
-            model = WhisperCTC(checkpoint.config)
+        model: WhisperCTC = build_empty(WhisperCTC, checkpoint.config)
         checkpoint.source.fill(model, dtype, list_sources)
         return model
     return checkpoint.source.load(import_transformers().AutoModelForCTC, dtype)

@@ -134,7 +134,7 @@ class WhisperAligner(ForcedAligner):
             )
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"features": (mel bins, 3000), "quiet": (frames,), no padding, "tokens": (prompt + text,)}."""
+        """{"features": (mel bins, 2 * frames), of its sound and some silence, "quiet": (frames,), no padding, "tokens": (prompt + text,)}."""
         lines: tuple[TranscriptLine, ...] = segment.content
         words = [word for line in lines for word in line.words]
         return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
@@ -167,7 +167,7 @@ class WhisperAligner(ForcedAligner):
         chosen = [index for index, tokens in enumerate(texts) if tokens]
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         if chosen:
-            states = encode(model, torch.stack([batch[index]["features"] for index in chosen]))
+            states = encode(model, [batch[index]["features"] for index in chosen])
             frames = [len(batch[index]["quiet"]) for index in chosen]
             attended = attend(WindowDecoder(model, states), self._checkpoint, [texts[index] for index in chosen], frames)
             found = dict(zip(chosen, attended, strict=True))

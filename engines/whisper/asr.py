@@ -121,7 +121,7 @@ class _Whisper(Engine):
         return self._make_tensors(make_tone(2.0), None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"features": (mel bins, 3000), "frames": of the encoder that are no padding, "language": its token or -1,
+        """{"features": (mel bins, 2 * frames), of its sound and some silence, "frames": of the encoder that are no padding, "language": its token or -1,
         "most": tokens, "quiet": (frames,)}."""
         waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
         return self._make_tensors(waveform * segment.content.gain, segment.content.language)
@@ -213,7 +213,7 @@ class WhisperASR(_Whisper):
         "attention": (prompt + text, frames), "log_probs": (prompt + text - 1,), "language": index, "languages":
         (languages,) probabilities, "quiet": (frames,)}."""
         checkpoint = self._checkpoint
-        features = torch.stack([tensors["features"] for tensors in batch])
+        features = [tensors["features"] for tensors in batch]
         languages, frames, most = (_read(batch, name) for name in ("language", "frames", "most"))
         decoder = WindowDecoder(model, encode(model, features))
         windows = transcribe(model, checkpoint, features, decoder, languages, frames, most)
@@ -296,7 +296,7 @@ class LanguageDetector(_Whisper):
 
     def infer(self, model: WhisperNetwork, batch: Sequence[Tensors]) -> list[Tensors]:
         """{"languages": (languages,) probabilities} of each window."""
-        decoder = WindowDecoder(model, encode(model, torch.stack([tensors["features"] for tensors in batch])))
+        decoder = WindowDecoder(model, encode(model, [tensors["features"] for tensors in batch]))
         return [{"languages": opening.languages} for opening in listen(decoder, self._checkpoint)]
 
     def verify(self, output: Tensors) -> None:

@@ -40,31 +40,32 @@ def attend(
     filled = [[*of_window, *[checkpoint.eot] * (longest - len(of_window))] for of_window in tokens]
     inputs = torch.tensor([filled[window] for window in source.windows], device=source.device)
     taps = {layer for layer, _ in checkpoint.alignment_heads}
-    hidden, queries = source.decoder(inputs, source.memory, TokenCache(), taps)
+    sound = source.sound
+    hidden, queries = source.decoder(inputs, sound, TokenCache(), taps)
     found = {}
     for row, window in enumerate(source.windows):
         length = len(tokens[window])
-        weights = weigh(queries, source.memory, checkpoint.alignment_heads, row, length, frames[window])
+        weights = weigh(queries, sound.layers, checkpoint.alignment_heads, row, length, frames[window])
         found[window] = weights, _score_text(source.decoder, checkpoint, hidden[row, :length], inputs[row, :length])
     return [found[window] for window in range(len(tokens))]
 
 
 def weigh(
     queries: Mapping[int, Tensor],
-    memory: Sequence[KeysValues],
+    sound: Sequence[KeysValues],
     heads: Sequence[tuple[int, int]],
     row: int,
     tokens: int,
     frames: int,
 ) -> Tensor:
     """(tokens, frames) float32: how much more each token of a row looks at a frame than the others do, on the average
-    of the heads. queries, memory: of each layer, as `Decoder` has them. heads: (layer, head). tokens, frames: the first
+    of the heads. queries, sound: of each layer, as `Decoder` has them. heads: (layer, head). tokens, frames: the first
     ones, which alone are looked at. One head is in memory at a time: a checkpoint without alignment heads has hundreds
     of them."""
     total: Tensor | float = 0.0
     for layer, head in heads:
         asked = queries[layer][row, head, :tokens].float()
-        keys = memory[layer].keys[row, head, :frames].float()
+        keys = sound[layer].keys[row, head, :frames].float()
         total = total + weigh_head((asked @ keys.T * keys.shape[1] ** -0.5).softmax(dim=-1))
     assert isinstance(total, Tensor)
     return total / len(heads)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
-from prefork.engines.whisper.network import KeysValues, TokenCache, WhisperNetwork
+from prefork.engines.whisper.network import Sound, TokenCache, WhisperNetwork, list_tensors
 from prefork.engines.whisper.rules import TimestampRules, place
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -78,12 +78,12 @@ class WindowDecoder:
     Its rows are those of the windows that are being written. A window that leaves changes places with the last one, and
     the rows before it stay as they are: none is copied but these two, and all of them can be started anew.
 
-    encoded: (windows, frames, size).
+    encoded: of each window, (frames, size).
     """
 
-    def __init__(self, network: WhisperNetwork, encoded: Tensor) -> None:
+    def __init__(self, network: WhisperNetwork, encoded: Sequence[Tensor]) -> None:
         self.decoder = network.decoder
-        self.device = encoded.device
+        self.device = encoded[0].device
         self._sound = self.decoder.remember(encoded)  # of all windows
         self._cache = TokenCache()
         self._order = list(range(len(encoded)))
@@ -95,9 +95,9 @@ class WindowDecoder:
         return self._order[: self._rows]
 
     @property
-    def memory(self) -> list[KeysValues]:
-        """What each layer looks at, of the rows."""
-        return [KeysValues(own.keys[: self._rows], own.values[: self._rows]) for own in self._sound]
+    def sound(self) -> Sound:
+        """Of the rows."""
+        return self._sound.cut(self._rows)
 
     def start(self, windows: Collection[int] | None = None) -> None:
         """Begins to write the windows anew; all of them by default."""
@@ -112,11 +112,11 @@ class WindowDecoder:
     def feed(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """(rows, vocabulary) float32 logits of what follows the tokens, which follow those fed since `start`. tokens:
         of each row, as many of all."""
-        hidden, _ = self.decoder(place(tokens, self.device), self.memory, self._cache)
+        hidden, _ = self.decoder(place(tokens, self.device), self.sound, self._cache)
         return self.decoder.project(hidden[:, -1]).float()
 
     def _keep(self, windows: Collection[int]) -> None:
-        tensors = [part for own in (*self._sound, *self._cache.layers) for part in (own.keys, own.values)]
+        tensors = [*self._sound.list_tensors(), *list_tensors(self._cache.layers)]
         for row in reversed(range(self._rows)):
             if self._order[row] not in windows:
                 self._rows -= 1

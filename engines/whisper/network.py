@@ -64,6 +64,31 @@ class KeysValues:
     values: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What the decoder looks at. layers: of the decoder. mask: (rows, 1, 1, frames) bool, the frames that are a row's
+    own; None: all."""
+
+    layers: list[KeysValues]
+    mask: Tensor | None = None
+
+    def list_tensors(self) -> list[Tensor]:
+        return [*list_tensors(self.layers), *([] if self.mask is None else [self.mask])]
+
+    def cut(self, rows: int) -> Sound:
+        """Of the first rows."""
+        return Sound(cut(self.layers, rows), None if self.mask is None else self.mask[:rows])
+
+
+def list_tensors(layers: Sequence[KeysValues]) -> list[Tensor]:
+    return [part for own in layers for part in (own.keys, own.values)]
+
+
+def cut(layers: Sequence[KeysValues], rows: int) -> list[KeysValues]:
+    """Of the first rows."""
+    return [KeysValues(own.keys[:rows], own.values[:rows]) for own in layers]
+
+
 class CrossAttention(nn.Module):
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -78,10 +103,11 @@ class CrossAttention(nn.Module):
         keys, values = self.kv_proj(encoded).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return KeysValues(keys.contiguous(), values.contiguous())
 
-    def forward(self, hidden: Tensor, memory: KeysValues) -> tuple[Tensor, Tensor]:
-        """(rows, n, size), and the queries, (rows, heads, n, size of a head)."""
+    def forward(self, hidden: Tensor, memory: KeysValues, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(rows, n, size), and the queries, (rows, heads, n, size of a head). mask: (rows, 1, 1, frames) bool, those
+        that a row may look at; None: all."""
         queries = self.q_proj(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(queries, memory.keys, memory.values)
+        attended = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), queries
 
 
@@ -128,7 +154,7 @@ class TokenCache:
 
     def cut(self, rows: int) -> None:
         """Keeps the first rows."""
-        self.layers = [KeysValues(own.keys[:rows], own.values[:rows]) for own in self.layers]
+        self.layers = cut(self.layers, rows)
 
 
 def _make_room(tensor: Tensor, count: int) -> Tensor:
@@ -137,6 +163,16 @@ def _make_room(tensor: Tensor, count: int) -> Tensor:
     longer = tensor.new_empty(rows, heads, math.ceil(count / _ROOM) * _ROOM, size)
     longer[:, :, :has] = tensor
     return longer
+
+
+def _join(tensors: Sequence[Tensor], longest: int) -> Tensor:
+    """(rows, heads, longest, size of a head), zeros after the shorter ones. tensors: (1, heads, frames, the same)."""
+    if all(tensor.shape[2] == longest for tensor in tensors):
+        return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+    joined = tensors[0].new_zeros(len(tensors), tensors[0].shape[1], longest, tensors[0].shape[3])
+    for row, tensor in zip(joined, tensors, strict=True):
+        row[:, : tensor.shape[2]] = tensor[0]
+    return joined
 
 
 class DecoderLayer(nn.Module):
@@ -163,30 +199,39 @@ class Decoder(nn.Module):
         self.proj_out = None if tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
 
-    def remember(self, encoded: Tensor) -> list[KeysValues]:
-        """What each layer makes of the sound. encoded: (windows, frames, size)."""
-        return [layer.encoder_attn.remember(encoded) for layer in self.layers]
+    def remember(self, encoded: Sequence[Tensor]) -> Sound:
+        """What the layers make of windows. encoded: of each, (frames, size)."""
+        longest = max(map(len, encoded))
+        layers = []
+        for layer in self.layers:
+            parts = [layer.encoder_attn.remember(states[None]) for states in encoded]
+            keys, values = ([getattr(part, name) for part in parts] for name in ("keys", "values"))
+            layers.append(KeysValues(_join(keys, longest), _join(values, longest)))
+        if all(len(states) == longest for states in encoded):
+            return Sound(layers)
+        lengths = torch.tensor([len(states) for states in encoded])
+        return Sound(layers, (torch.arange(longest) < lengths[:, None])[:, None, None].to(encoded[0].device))
 
     def forward(
-        self, tokens: Tensor, memory: Sequence[KeysValues], cache: TokenCache, taps: Iterable[int] = ()
+        self, tokens: Tensor, sound: Sound, cache: TokenCache, taps: Iterable[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """(rows, n, size), what follows each token, for `project`; and of the layers in taps the queries to the sound,
         (rows, heads, n, size of a head).
 
-        tokens: (rows, n), which follow those in the cache: several at the beginning, then one at a time. memory: of
-        each layer, the rows' own.
+        tokens: (rows, n), which follow those in the cache: several at the beginning, then one at a time. sound: of
+        the rows.
         """
         begin, count = cache.count, tokens.shape[1]
         if begin and count > 1:
             raise ValueError(f"{count} tokens at once, after the {begin} that were there before")
         hidden = self._embed(tokens) * self._scale + self.embed_positions.weight[begin : begin + count]
         queries = {}
-        for index, (layer, sound) in enumerate(zip(self.layers, memory, strict=True)):
+        for index, (layer, heard) in enumerate(zip(self.layers, sound.layers, strict=True)):
             asked, keys, values = layer.self_attn.project(layer.self_attn_layer_norm(hidden))
             own = cache.append(index, keys, values)
             hidden = hidden + layer.self_attn.attend(asked, own.keys, own.values, causal=count > 1)
-            heard, looking = layer.encoder_attn(layer.encoder_attn_layer_norm(hidden), sound)
-            hidden = hidden + heard
+            found, looking = layer.encoder_attn(layer.encoder_attn_layer_norm(hidden), heard, sound.mask)
+            hidden = hidden + found
             hidden = hidden + layer.feed_forward(layer.final_layer_norm(hidden))
             if index in taps:
                 queries[index] = looking

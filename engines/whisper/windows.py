@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefork.engines.whisper.checkpoint import FRAME, WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.decoding import Decoded, WindowDecoder, decode, listen
-from prefork.engines.whisper.model import encode
+from prefork.engines.whisper.model import count_context, encode
 from prefork.engines.whisper.network import WhisperNetwork
 
 NEVER = -1  # in place of a frame
@@ -65,7 +65,7 @@ class TranscriptionWindow:
 def transcribe(
     network: WhisperNetwork,
     checkpoint: WhisperCheckpoint,
-    features: Tensor,
+    features: Sequence[Tensor],
     decoder: WindowDecoder,
     languages: Sequence[int],
     frames: Sequence[int],
@@ -73,7 +73,7 @@ def transcribe(
 ) -> list[TranscriptionWindow]:
     """The windows with their texts.
 
-    features: (windows, mel bins, 3000). decoder: over what the encoder makes of them. languages: their tokens, or DETECT.
+    features: of each window, (mel bins, 2 * frames). decoder: over what the encoder makes of them. languages: their tokens, or DETECT.
     frames, most: as in `TranscriptionWindow`.
     """
     openings = listen(decoder, checkpoint)
@@ -96,7 +96,7 @@ def transcribe(
         pending = [index for index, more in zip(pending, goes_on, strict=True) if more]
         if not pending:
             return windows
-        rest = torch.stack([shift(features[index], windows[index].first) for index in pending])
+        rest = [cut(features[index], windows[index].first, windows[index].frames, checkpoint) for index in pending]
         decoder = WindowDecoder(network, encode(network, rest))
         openings = listen(decoder, checkpoint)
 
@@ -113,8 +113,10 @@ def tell_languages(
     return [codes[i] if token == DETECT else by_token[token] for token, i in zip(tokens, best, strict=True)]
 
 
-def shift(features: Tensor, frames: int) -> Tensor:
-    """A window's features from a frame of the encoder on, with silence after them. features: (mel bins, 3000)."""
-    rest = features[:, 2 * frames :]
-    silence = features.min().expand(features.shape[0], features.shape[1] - rest.shape[1])
+def cut(features: Tensor, first: int, frames: int, checkpoint: WhisperCheckpoint) -> Tensor:
+    """A window's features from a frame of the encoder on, with silence after them. features: (mel bins, 2 * frames or
+    more); what is after these is silence too."""
+    size = 2 * count_context(checkpoint, frames - first)
+    rest = features[:, 2 * first : 2 * first + size]
+    silence = features.min().expand(features.shape[0], size - rest.shape[1])
     return torch.cat([rest, silence], dim=1)
