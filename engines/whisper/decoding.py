@@ -258,11 +258,11 @@ def _pick(logits: Tensor, drafts: Sequence[_Draft], temperature: float) -> tuple
     if temperature == 0:
         tokens = logits.argmax(dim=-1, keepdim=True)
     else:
-        shares = (logits / temperature).softmax(dim=-1).cpu()
-        drawn = [
-            torch.multinomial(share, 1, generator=draft.generator) for share, draft in zip(shares, drafts, strict=True)
-        ]
-        tokens = torch.stack(drawn).to(logits.device, non_blocking=True)
+        # One number for each row, and where it falls among the sums: torch.multinomial draws one for each token.
+        sums = (logits / temperature).softmax(dim=-1).double().cumsum(dim=-1)
+        drawn = [torch.rand(1, generator=draft.generator, dtype=torch.float64) for draft in drafts]
+        reached = torch.stack(drawn).to(logits.device, non_blocking=True) * sums[:, -1:]
+        tokens = torch.searchsorted(sums, reached, right=True)
     log_probs = logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
     # Both at once, in the one copy of a step that the device is waited for; a float32 holds any token's number.
     numbers = torch.stack([tokens[:, 0].to(log_probs.dtype), log_probs]).tolist()

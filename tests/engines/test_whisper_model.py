@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from prefork.engines.audio.reader import read_audio
@@ -21,7 +22,7 @@ from prefork.engines.ctc.checkpoint import open_checkpoint
 from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
 from prefork.engines.whisper.decoding import WindowDecoder
-from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.model import compute_features, count_context, count_frames, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.network import TokenCache
 from prefork.engines.whisper.timing import (
     TokenSpan,
@@ -97,7 +98,30 @@ def test_features_are_those_of_transformers_bit_for_bit(
     audio = waveform.repeat(5)[:samples]
     extractor: Any = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
     expected = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
-    assert torch.equal(compute_features(checkpoint, audio), expected)
+    found = compute_features(checkpoint, audio)
+    assert torch.equal(found, expected[:, : found.shape[1]])
+    assert found.shape[1] == 2 * count_context(checkpoint, count_frames(checkpoint, samples))
+
+
+def test_silence_follows_the_sound_and_steps_are_few(checkpoint: WhisperCheckpoint) -> None:
+    contexts = [count_context(checkpoint, frames) for frames in range(1, 1501)]
+    assert all(1500 >= context >= min(1500, frames + 100) for frames, context in enumerate(contexts, 1))
+    assert contexts == sorted(contexts) and set(contexts) == set(range(750, 1501, 125))
+
+
+@torch.inference_mode()
+def test_windows_of_different_lengths_are_encoded_and_attended_to_as_if_alone(
+    checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
+) -> None:
+    features = [compute_features(checkpoint, waveform.repeat(3)[:samples]) for samples in (260_000, 30_000, 270_000, 200_000)]
+    states = encode(model, features)
+    tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT)]] * len(states))
+    hidden, _ = model.decoder(tokens, model.decoder.remember(states), TokenCache())
+    for row, own in enumerate(features):
+        [alone] = encode(model, [own])
+        assert torch.allclose(states[row], alone, atol=1e-4)
+        expected, _ = model.decoder(tokens[:1], model.decoder.remember([alone]), TokenCache())
+        assert torch.allclose(hidden[row], expected[0], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -113,37 +137,38 @@ def test_encoder_decoder_and_attention_are_those_of_transformers(
 ) -> None:
     """Over all tokens at once, and token by token with a cache that has to be made longer."""
     features = compute_features(checkpoint, waveform)
-    states = encode(model, features)
+    features = F.pad(features, (0, 3000 - features.shape[1]), value=float(features.min()))  # theirs takes 30 s alone
+    [states] = encode(model, [features])
     expected_states = theirs.model.encoder(features[None]).last_hidden_state
-    assert torch.allclose(states, expected_states, atol=2e-3)
+    assert torch.allclose(states[None], expected_states, atol=2e-3)
     tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 5)]])
     assert tokens.shape[1] > 64
-    expected = theirs(encoder_outputs=(states,), decoder_input_ids=tokens, output_attentions=True)
-    memory = model.decoder.remember(states)
+    expected = theirs(encoder_outputs=(states[None],), decoder_input_ids=tokens, output_attentions=True)
+    sound = model.decoder.remember([states])
     layers = range(checkpoint.config.decoder_layers)
-    hidden, queries = model.decoder(tokens, memory, TokenCache(), layers)
+    hidden, queries = model.decoder(tokens, sound, TokenCache(), layers)
     assert torch.allclose(model.decoder.project(hidden), expected.logits, atol=5e-3)
     cache = TokenCache()
-    steps = [model.decoder(token.view(1, 1), memory, cache)[0] for token in tokens[0]]
+    steps = [model.decoder(token.view(1, 1), sound, cache)[0] for token in tokens[0]]
     assert torch.allclose(torch.cat(steps, dim=1), hidden, atol=1e-3)
     for layer in layers:
-        products = queries[layer] @ memory[layer].keys.transpose(-1, -2) / 64**0.5
+        products = queries[layer] @ sound.layers[layer].keys.transpose(-1, -2) / 64**0.5
         assert torch.allclose(products.softmax(-1), expected.cross_attentions[layer], atol=1e-4)
 
 
 def test_tokens_after_others_come_one_at_a_time(checkpoint: WhisperCheckpoint, model: Any) -> None:
-    memory = model.decoder.remember(torch.zeros(1, 10, 384))
+    sound = model.decoder.remember([torch.zeros(10, 384)])
     cache = TokenCache()
-    model.decoder(torch.tensor([[checkpoint.sot]]), memory, cache)
+    model.decoder(torch.tensor([[checkpoint.sot]]), sound, cache)
     with pytest.raises(ValueError, match="2 tokens at once, after the 1"):
-        model.decoder(torch.tensor([[5, 6]]), memory, cache)
+        model.decoder(torch.tensor([[5, 6]]), sound, cache)
 
 
 @torch.inference_mode()
 def test_words_of_a_text_are_found_in_real_speech(
     checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
 ) -> None:
-    states = encode(model, compute_features(checkpoint, waveform))
+    states = encode(model, [compute_features(checkpoint, waveform)])
     tokens = spell(checkpoint, TEXT)
     [(attention, log_probs)] = attend(WindowDecoder(model, states), checkpoint, [[*compose_prompt(checkpoint), *tokens]], [400])
     assert attention.shape == (len(tokens) + 2, 400) and log_probs.shape == (len(tokens) + 1,)
@@ -160,10 +185,10 @@ def test_words_of_a_text_are_found_in_real_speech(
 def test_likelihoods_are_those_of_the_models_logits(
     checkpoint: WhisperCheckpoint, model: Any, theirs: Any, waveform: torch.Tensor
 ) -> None:
-    states = encode(model, compute_features(checkpoint, waveform))
+    states = encode(model, [compute_features(checkpoint, waveform)])
     tokens = [*compose_prompt(checkpoint), *spell(checkpoint, TEXT * 6)]  # more than are scored at a time
     [(_, log_probs)] = attend(WindowDecoder(model, states), checkpoint, [tokens], [400])
-    logits = theirs(encoder_outputs=(states,), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
+    logits = theirs(encoder_outputs=(states[0][None],), decoder_input_ids=torch.tensor([tokens])).logits[0, :-1]
     expected = logits[1:, : checkpoint.eot].log_softmax(-1).gather(1, torch.tensor(tokens[2:])[:, None])[:, 0]
     assert torch.allclose(log_probs[1:], expected, atol=1e-3)
 
