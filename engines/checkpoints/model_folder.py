@@ -52,6 +52,7 @@ _MOST_VOCABULARY = 64 << 20  # bytes of a file with tokens; those of 250,000 tok
 _VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json")
 # Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
 _TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
+_SCALE = "_scale"
 _TIED = ("proj_out.weight",)  # an output that is the embedding's
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
@@ -113,9 +114,13 @@ class ModelFolder:
     remedy: str
 
     @classmethod
-    def find(cls, name: str, files: tuple[str, ...], remedy: str) -> ModelFolder:
-        """name: a folder, or a hub id, which is fetched if it is not here yet. Raises LoadError."""
-        return cls(name, _find_path(name, files, remedy), files, remedy)
+    def find(
+        cls, name: str, files: tuple[str, ...], remedy: str, included: Mapping[str, Path] | None = None
+    ) -> ModelFolder:
+        """name: a folder, one of those that come with this package, or a hub id, which is fetched if it is not here
+        yet. Raises LoadError."""
+        known = {} if Path(name).expanduser().is_dir() else (included or {})
+        return cls(name, known[name] if name in known else _find_path(name, files, remedy), files, remedy)
 
     def refuse(self, reason: str, cause: BaseException | None = None, *, engine: str | None = None) -> NoReturn:
         """Raises LoadError. engine: the one that can use the model."""
@@ -315,7 +320,8 @@ class ModelFolder:
 
 class _StoredTensors:
     """The tensors of a folder's safetensors files, by name. shapes: of each, as the files' headers say. A model that was
-    saved without its output has no "model." before the names."""
+    saved without its output has no "model." before the names. A matrix in int8 has a scale for each row beside it, as
+    NAME_scale."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
@@ -325,16 +331,26 @@ class _StoredTensors:
         for path in [whole] if whole.is_file() else sorted(folder.path.glob("model*.safetensors")):
             try:
                 file: Any = safe_open(path, framework="pt")
-                for name in file.keys():  # noqa: SIM118
-                    self._files[name.removeprefix("model.")] = (file, name)
-                    self.shapes[name.removeprefix("model.")] = tuple(file.get_slice(name).get_shape())
+                for stored in file.keys():  # noqa: SIM118
+                    name = stored.removeprefix("model.")
+                    self._files[name] = (file, stored)
+                    if not name.endswith(_SCALE):
+                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
             except (OSError, SafetensorError) as error:
                 folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
 
     def read(self, name: str) -> torch.Tensor:
-        file, own = self._files[name]
+        tensor = self._read(name)
+        if tensor.dtype != torch.int8:
+            return tensor
+        if name + _SCALE not in self._files:
+            self._folder.refuse(f"its weights cannot be loaded ({name} is int8, and there is no {name}{_SCALE})")
+        return tensor * self._read(name + _SCALE)[:, None]
+
+    def _read(self, name: str) -> torch.Tensor:
+        file, stored = self._files[name]
         try:
-            return file.get_tensor(own)  # type: ignore[no-any-return]
+            return file.get_tensor(stored)  # type: ignore[no-any-return]
         except (OSError, SafetensorError) as error:
             self._folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
 

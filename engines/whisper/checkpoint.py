@@ -26,8 +26,9 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 _REMEDY = (
-    "give a folder with a Whisper model's config.json, preprocessor_config.json, tokenizer and safetensors weights "
+    "take --model tiny.en, which is included (English, the smallest), or give a folder with a Whisper model's config.json, preprocessor_config.json, tokenizer and safetensors weights "
     "with --model PATH"
 )
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
@@ -89,11 +90,12 @@ class WhisperCheckpoint:
 
 
 def open_whisper(name: str) -> WhisperCheckpoint:
-    """Reads everything but the weights. name: a folder, or a hub id, which is fetched if it is not here yet.
+    """Reads everything but the weights. name: a folder, one of INCLUDED, or a hub id, which is fetched if it is not
+    here yet.
 
     Raises LoadError if it cannot be had, or is not a Whisper model.
     """
-    source = ModelFolder.find(name, _FILES, _REMEDY)
+    source = ModelFolder.find(name, _FILES, _REMEDY, INCLUDED)
     config = source.read_config(WhisperConfig)
     if not isinstance(config, WhisperConfig):
         engine = "ctc" if is_ctc(config) else None
