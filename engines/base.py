@@ -73,7 +73,8 @@ class Job:
     media: the recording that belongs to `source`. seconds: its length, 0 if unknown; without a recording, how long it
     would take to say what the source holds, roughly. states: of source and media, before anything was read of them;
     empty if nobody is to notice that they change. warnings: what its user should know of these files. selection: the
-    track and the channels of the recording that are read.
+    track and the channels of the recording that are read. language: ISO 639-3, of a plain text that is not English;
+    transcripts in CHAT say theirs.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Job:
     states: tuple[FileState, ...] = ()
     warnings: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
+    language: str = ""
 
     def note_files(self) -> Job:
         """The same, with its files as they are now. Raises OSError."""

@@ -78,6 +78,12 @@ def normalize(lines: Sequence[str], language: str) -> list[SpokenLine]:
     return result
 
 
+def list_unread(text: str, language: str) -> list[str]:
+    """The tokens of a line's text with figures or signs of which it is not known how they are read."""
+    tokens = [token for token in _BETWEEN_WORDS.sub(" ", text).split() if any(c.isdigit() or c == "%" for c in token)]
+    return [strip_punctuation(token) for token in tokens if not spell_numbers(token, language)]
+
+
 def _normalize_line(line: str, speaker: str | None, language: str) -> SpokenLine:
     words: list[str] = []
     kept: list[str] = []

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from prefork.engines.text.languages import get_short_code
 
 _MOST_DIGITS = 9  # in a row without separators; more are read one by one, as telephone numbers are
-_WITH_YEARS = frozenset({"en", "de", "nl", "sv", "da", "no"})  # that say 1961 otherwise than 1,961
+_WITH_YEARS = frozenset({"en", "de", "nl", "da", "no"})  # that say 1961 otherwise than 1,961
 _POINTS = {
     "en": "point", "de": "Komma", "nl": "komma", "fr": "virgule", "es": "coma", "it": "virgola", "pt": "vírgula",
     "ca": "coma", "ro": "virgulă", "da": "komma", "no": "komma", "sv": "komma", "fi": "pilkku", "is": "komma",
@@ -57,6 +57,8 @@ _SCALES = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b
 _FRACTIONS = {"1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter", "3/4": "three quarters"}
 _DIGITS_OF_CHINESE = "零一二三四五六七八九"
 _SIGN = "".join(_CURRENCIES)
+_ENDLESS = frozenset({"am"})  # num2words 0.5.14 does not come back from 123,456,789
+_NUM2WORDS = {"kk": "kz"}  # its codes that are not ISO 639's
 
 
 class _Unspeakable(Exception):
@@ -183,11 +185,11 @@ def _spell_number(text: str, language: str) -> str:
     if re.fullmatch(rf"[1-9]\d{{0,2}}({re.escape(group)}\d{{3}})+({re.escape(point)}\d+)?", text):
         whole, _, decimals = text.replace(group, "").partition(point)
         said = _call(int(whole), language)
-        return f"{said} {_look_up(_POINTS, language)} {_spell_digits(decimals, language)}" if decimals else said
+        return f"{said} {_name_point(language)} {_spell_digits(decimals, language)}" if decimals else said
     parts = [part for part in re.split(r"[.,]+", text) if part]
     if re.fullmatch(r"\d+[.,]\d+", text):  # also 3.5 where 3,5 is usual
         whole, decimals = _spell_whole(parts[0], language), _spell_digits(parts[1], language)
-        return f"{whole} {_look_up(_POINTS, language)} {decimals}"
+        return f"{whole} {_name_point(language)} {decimals}"
     return " ".join(_spell_whole(part, language) for part in parts)  # 192.168.0.1, 24.12.2020
 
 
@@ -220,6 +222,18 @@ def _look_up(table: dict[str, str], language: str) -> str:
     return table[language]
 
 
+def _name_point(language: str) -> str:
+    """What the decimal sign is called: num2words knows it of some languages more. Raises _Unspeakable."""
+    if language in _POINTS:
+        return _POINTS[language]
+    from num2words import CONVERTER_CLASSES
+
+    named = getattr(CONVERTER_CLASSES.get(_NUM2WORDS.get(language, language)), "pointword", "")
+    if not isinstance(named, str) or not any(character.isalpha() for character in named):
+        raise _Unspeakable
+    return named
+
+
 @functools.lru_cache(maxsize=4096)
 def _call(number: int, language: str, kind: str = "cardinal") -> str:
     """What a whole number is called. Raises _Unspeakable."""
@@ -227,8 +241,8 @@ def _call(number: int, language: str, kind: str = "cardinal") -> str:
         return _call_in_chinese(number)
     from num2words import CONVERTER_CLASSES, num2words
 
-    code = {"kk": "kz"}.get(language, language)
-    if code not in CONVERTER_CLASSES:
+    code = _NUM2WORDS.get(language, language)
+    if code not in CONVERTER_CLASSES or code in _ENDLESS:
         raise _Unspeakable
     try:
         said = num2words(number, lang=code, to=kind)

@@ -29,6 +29,7 @@ from prefork.cli.parsing import (
     make_layout,
     parse_count,
     parse_devices,
+    parse_language,
     parse_seconds,
     parse_selection,
     parse_size,
@@ -115,7 +116,8 @@ def make_commands(
 
         def run_jobs(context: typer.Context, **values: Any) -> None:
             layout = make_layout(pick(SubtitleOptions, values))
-            _run_jobs(context, job, pick(RunOptions, values), layout, *_make_work(job, values))
+            language = parse_language(values.get("lang"))
+            _run_jobs(context, job, pick(RunOptions, values), layout, language, *_make_work(job, values))
 
         def plan_jobs(context: typer.Context, **values: Any) -> None:
             _plan_jobs(context, job, pick(PlanOptions, values), *_make_work(job, values))
@@ -144,6 +146,7 @@ def _run_jobs(
     job: JobCommand,
     options: RunOptions,
     layout: CueLayout,
+    language: str | None,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
 ) -> None:
@@ -186,6 +189,7 @@ def _run_jobs(
             selection=parse_selection(options.track, options.channel),
             follow_links=options.follow_links,
             layout=layout,
+            language=language,
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 

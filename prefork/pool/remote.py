@@ -86,4 +86,4 @@ class Remote:
 def _open(job: Job) -> Document:
     from prefork.engines.text import formats  # who has no service needs none of them
 
-    return formats.open_document(job.source, job.media, job.seconds)
+    return formats.open_document(job.source, job.media, job.seconds, job.language)

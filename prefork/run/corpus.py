@@ -14,6 +14,8 @@ from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, Output
 from prefork.engines.text import formats
 from prefork.engines.text.cues import CueLayout
+from prefork.engines.text.formats import text
+from prefork.engines.text.languages import get_long_code
 from prefork.pool.pipeline import Intake
 from prefork.run.folder import LOCKED, FoundFiles, Links, explain, fold, may_hide_transcripts, walk
 from prefork.run.headers import read_languages
@@ -45,23 +47,31 @@ def find_jobs(
     selection: Selection | None = None,
     follow_links: bool = False,
     layout: CueLayout | None = None,
+    language: str | None = None,
 ) -> Corpus:
     """The jobs that a folder, or a single file, makes.
 
     target: where the outputs will be, None if there will be none. names: output formats, by default CHAT; of texts,
     CHAT for CHAT and CoNLL-U for all others. media: where recordings are that do not lie beside their transcripts.
     intake: what else lies there is left where it is. selection: what is read of each recording. follow_links: symbolic
-    links out of the folder are followed; that of a single file always is. layout: of subtitles. Raises InputError
-    where nothing can be done at all.
+    links out of the folder are followed; that of a single file always is. layout: of subtitles. language: ISO 639,
+    of plain texts. Raises InputError where nothing can be done at all.
     """
     corpus = _find_jobs(source, target, names, media, intake, selection or Selection(), follow_links)
-    if layout is None:
-        return corpus
-    return replace(corpus, jobs=tuple(replace(job, outputs=_lay_out(job.outputs, layout)) for job in corpus.jobs))
+    jobs = corpus.jobs
+    if layout is not None:
+        jobs = tuple(replace(job, outputs=_lay_out(job.outputs, layout)) for job in jobs)
+    if language and (spoken := get_long_code(language)) != text.LANGUAGE:
+        jobs = tuple(replace(job, language=spoken) if _is_plain(job.source) else job for job in jobs)
+    return replace(corpus, jobs=jobs)
 
 
 def _lay_out(outputs: Iterable[Output], layout: CueLayout) -> tuple[Output, ...]:
     return tuple(replace(output, layout=layout) for output in outputs)
+
+
+def _is_plain(source: Path) -> bool:
+    return source.suffix.lower() in formats.FORMATS["text"].suffixes
 
 
 def _find_jobs(

@@ -277,4 +277,5 @@ def _describe_settings(job: Job, fingerprint: Mapping[str, Any]) -> str:
     outputs = [_describe_output(output) for output in job.outputs]
     selected = job.selection.track or job.selection.channels  # as a rule nothing is
     selection = {"selection": [job.selection.track, job.selection.channels]} if selected else {}
-    return json.dumps({"outputs": outputs, **selection, **fingerprint}, sort_keys=True)
+    language = {"language": job.language} if job.language else {}
+    return json.dumps({"outputs": outputs, **selection, **language, **fingerprint}, sort_keys=True)

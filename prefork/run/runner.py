@@ -73,6 +73,7 @@ class RunRequest:
     selection: Selection = field(default_factory=Selection)
     follow_links: bool = False
     layout: CueLayout = field(default_factory=CueLayout)
+    language: str | None = None
 
 
 class Run:
@@ -150,6 +151,7 @@ class Run:
             selection=request.selection,
             follow_links=request.follow_links,
             layout=request.layout,
+            language=request.language,
         )
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
         folder = OutputFolder(request.target)

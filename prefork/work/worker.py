@@ -237,10 +237,10 @@ def _give_up_broken(device: str, error: BaseException) -> None:
 
 def _open(job: Job, document: bytes | None) -> Document:
     """What is known of the job: what the stage before has passed on, or what its source says."""
-    found: Document = (
-        pickle.loads(document) if document is not None else formats.open_document(job.source, job.media, job.seconds)
-    )
-    return found
+    if document is not None:
+        found: Document = pickle.loads(document)
+        return found
+    return formats.open_document(job.source, job.media, job.seconds, job.language)
 
 
 def _split_job(context: Context, name: str, job: Job, document: bytes | None) -> list[tuple[float, int, bytes]]:

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from num2words import CONVERTER_CLASSES
 from rustling.chat import CHAT
 
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.engines.text.formats import text
+from prefork.engines.text.languages import get_long_code
 from prefork.engines.text.normalization import normalize
 from tests.engines.chat_files import time
 from tests.engines.chat_judge import judge
@@ -50,8 +52,36 @@ def test_figures_are_spelled_out_and_apostrophes_stay(written: str, spoken: str)
     assert " ".join(line.words) == spoken
 
 
-def test_numerals_are_those_of_the_language() -> None:
-    assert normalize(["25%"], "deu")[0].words == ("fünfundzwanzig", "Prozent")
+@pytest.mark.parametrize(
+    ("written", "language", "spoken"),
+    [
+        ("25%", "deu", "fünfundzwanzig Prozent"),
+        ("um 5:30 für 12,50€", "de", "um fünf Uhr dreißig für zwölf Euro fünfzig"),
+        ("3,5", "az", "üç nöqtə beş"),  # whose decimal sign num2words alone knows
+        ("43000", "nob", "førtitre tusen"),
+        ("år 2020", "sv", "år tvåtusentjugo"),
+        ("25%", "cmn", "百分之二十五"),
+    ],
+)
+def test_numerals_are_those_of_the_language(written: str, language: str, spoken: str) -> None:
+    document = text.parse(written, "a.txt", language)
+    assert " ".join(word.text for word in document.utterances[0].words) == spoken
+    assert not document.warnings and document.languages == (get_long_code(language),)
+
+
+@given(st.integers(0, 10**9 - 1), st.sampled_from(sorted(CONVERTER_CLASSES)))
+@settings(max_examples=200, deadline=None)
+def test_any_number_is_words_or_is_named(number: int, language: str) -> None:
+    document = text.parse(f"a {number}", "a.txt", language)
+    said = document.utterances[0].words[1].text
+    unread = said == "xxx" or any(map(str.isdigit, said))
+    assert unread == bool(document.warnings)
+
+
+def test_what_no_language_is_known_for_is_said_once() -> None:
+    document = text.parse("Mo 43000, 5:30.\nmo 007 43000!", "a.txt", "mri")
+    named = "43000, 5:30, 007"
+    assert document.warnings == (f"it is not known how {named} is read in the language 'mri'; write it in words",)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ def find_suffix(name: str) -> str:
     return FORMATS[name].suffixes[0]
 
 
-def read(path: Path, media: Path | None = None) -> Document:
+def read(path: Path, media: Path | None = None, language: str = "") -> Document:
     """Reads a transcript. media: its recording, whose name the document has if the transcript does not name it; without
-    a recording, the transcript's own.
+    a recording, the transcript's own. language: ISO 639, of a plain text; English if it is empty.
 
     Raises InputError if it cannot be read, is not UTF-8, is not what its suffix says, or has no words. CHAT may be
     without: it comes out as it is, with a warning.
@@ -96,7 +96,8 @@ def read(path: Path, media: Path | None = None) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name}: is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
-    document = format.parse(content, path.name)
+    plain = format is FORMATS["text"]
+    document = text.parse(content, path.name, language) if plain else format.parse(content, path.name)
     if not any(utterance.words for utterance in document.utterances):
         if document.format != "chat":
             raise InputError(f"{path.name}: has no words; there is nothing to do")
@@ -130,14 +131,14 @@ def _is_nested(data: bytes) -> bool:
     return False
 
 
-def open_document(source: Path, media: Path | None = None, seconds: float = 0.0) -> Document:
+def open_document(source: Path, media: Path | None = None, seconds: float = 0.0, language: str = "") -> Document:
     """What is known of a job before its first stage: its transcript, or that there is none yet. Raises InputError.
 
     source: the transcript, or the recording where there is none. media: the recording. seconds: its length, 0 if
-    unknown.
+    unknown. language: as `read` has it.
     """
     if source.suffix.lower() in READABLE:
-        document = read(source, media)
+        document = read(source, media, language)
     else:
         document = Document((), media=_name_media(source), seconds=seconds or None)
     return replace(document, video=is_video(media))
