@@ -54,7 +54,8 @@ class Cache:
     def load_all(self) -> dict[str, Any]:
         """Every entry, by its key."""
         try:
-            content = json.loads(self._file.read_text(encoding="utf-8")) if self._file else {}
+            plain = self._file is not None and self._file.is_file()  # a pipe would be waited for
+            content = json.loads(self._file.read_text(encoding="utf-8")) if self._file and plain else {}
         except (OSError, ValueError, RecursionError):  # torn, or nothing yet
             return {}
         return content if isinstance(content, dict) else {}

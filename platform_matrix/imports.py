@@ -90,7 +90,9 @@ def _find_top(module: str) -> str:
 def _is_for_memory(error: BaseException) -> bool:
     """Then the package is not to blame."""
     starved = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return starved or isinstance(error, MemoryError) or "annot allocate memory" in str(error)
+    # The loader says `failed to map segment from shared object` where the address space is limited (ulimit -v).
+    said = any(text in str(error) for text in ("annot allocate memory", "failed to map segment"))
+    return starved or isinstance(error, MemoryError) or said
 
 
 def _find_package(versions: Versions, module: str) -> Package | None:

@@ -9,6 +9,8 @@ def main() -> None:
     """Entry point. What the command itself needs may be missing."""
     try:
         from prefork.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ImportError as error:
         from prefork.platform_matrix.imports import explain_import
 

@@ -60,6 +60,8 @@ class OutputFolder:
         except OSError as error:
             with contextlib.suppress(OSError):  # it may not even be there
                 partial.unlink()
+            if isinstance(error, IsADirectoryError):
+                raise InputError(f"{path}: is a folder in {self.root}; remove it, or give another OUT") from error
             raise InputError(
                 f"{path}: cannot be written below {self.root}: {error.strerror}; "
                 "make room or make it writable, then give the same command again"

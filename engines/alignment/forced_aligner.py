@@ -151,7 +151,8 @@ class ForcedAligner(Engine):
                     warnings.append(
                         f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"
                     )
-        apart = give_lengths(keep_apart(document.utterances, utterances), seconds)
+        lasting = give_lengths(keep_apart(document.utterances, utterances), seconds)
+        apart = keep_order(document.utterances, lasting)
         warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
 
@@ -206,6 +207,28 @@ def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[
         if not overlap and utterance.start < begin < utterance.end:
             words = tuple(word.end_by(begin) for word in utterance.words)
             result[i] = replace(utterance, words=words, end=begin)
+    return result
+
+
+def keep_order(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[Utterance]:
+    """Begins an utterance where the next begins, if that is earlier, unless it is so in the transcript: where two speak
+    at once, the first word of the first may turn out to be later, and CHAT wants utterances in order (TalkBank's E362
+    and E701).
+
+    before, after: as `keep_apart` has them.
+    """
+    result = list(after)
+    following: int | None = None
+    for index in reversed(range(len(after))):
+        start, end = result[index].start, result[index].end
+        if start is None or end is None:
+            continue
+        if following is not None:
+            begin, ours, theirs = result[following].start, before[index].start, before[following].start
+            disordered = ours is not None and theirs is not None and theirs < ours
+            if begin is not None and begin < start and not disordered:
+                result[index] = replace(result[index], start=begin)
+        following = index
     return result
 
 

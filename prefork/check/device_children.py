@@ -31,9 +31,10 @@ _WRITTEN = 65_536  # of the weights' bytes, in their middle
 Infer = Callable[[Loaded], Any]
 
 
-def live(loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
-    """A child's life: as a worker's begins, on its device if there is something for it."""
-    process.die_with_parent(os.getppid())
+def live(parent: int, loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
+    """A child's life: as a worker's begins, on its device if there is something for it. parent: the process that
+    forks it."""
+    process.die_with_parent(parent)
     process.restore_signals()
     try:
         return pickle.dumps(ChildResult(action(settle(loaded, threads))))

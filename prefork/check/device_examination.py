@@ -128,11 +128,13 @@ class Computing(DeviceStepwise):
     def _fork(self) -> StepResult:
         if self._loaded.device == "cpu":
             return Finding.SKIPPED, "CUDA has not been initialised", ()
-        return judge_naive(Canary(partial(_infer_again, self._loaded, self._infer)).wait(self._order.deadline))
+        return judge_naive(
+            Canary(partial(_infer_again, os.getpid(), self._loaded, self._infer)).wait(self._order.deadline)
+        )
 
 
-def _infer_again(loaded: Loaded, infer: Infer) -> bytes:
-    process.die_with_parent(os.getppid())
+def _infer_again(parent: int, loaded: Loaded, infer: Infer) -> bytes:
+    process.die_with_parent(parent)
     process.restore_signals()
     return encode(infer(loaded))
 
@@ -224,7 +226,7 @@ class Forking(DeviceStepwise):
     # -- children ----------------------------------------------------------------------------------------------------
 
     def _fork(self, action: Callable[[Loaded], Any], loaded: Loaded | None = None) -> Canary:
-        return Canary(partial(live, loaded or self._loaded, self._order.threads, action))
+        return Canary(partial(live, os.getpid(), loaded or self._loaded, self._order.threads, action))
 
     def _wait(self, canary: Canary) -> Any:
         """What its action has returned. Raises _ChildFailed, NotThere."""

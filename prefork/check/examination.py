@@ -118,7 +118,9 @@ class Examination(Trial):
 
     def _fork(self, act: Callable[[], bytes] | None = None, threads: int = 1, wait: float = 0.0) -> Canary:
         """A child as a worker is; it infers once if it is to do nothing else."""
-        return Canary(partial(_live, self._loaded, act or self._infer_there, threads, wait), _close_inherited)
+        return Canary(
+            partial(_live, os.getpid(), self._loaded, act or self._infer_there, threads, wait), _close_inherited
+        )
 
     def _infer_there(self) -> bytes:
         return encode(self._infer())
@@ -129,11 +131,11 @@ def _close_inherited(kept: set[int]) -> None:
     process.close_inherited(kept | list_descriptors())
 
 
-def _live(loaded: Loaded, act: Callable[[], bytes], threads: int, wait: float) -> bytes:
+def _live(parent: int, loaded: Loaded, act: Callable[[], bytes], threads: int, wait: float) -> bytes:
     """A child's life: as a worker's begins, then what it is to do."""
     from prefork.work.worker import settle
 
-    process.die_with_parent(os.getppid())
+    process.die_with_parent(parent)
     process.restore_signals()
     settle(loaded, threads)
     time.sleep(wait)

@@ -131,7 +131,7 @@ class PlainExamination(Trial):
         return finding, text or f"it took {outcome.seconds * 1000:.0f} ms", details
 
     def _fork(self, act: Callable[[], bytes]) -> Canary:
-        return Canary(partial(_live, act))
+        return Canary(partial(_live, os.getpid(), act))
 
     def _infer_there(self) -> bytes:
         return encode(self._infer())
@@ -142,6 +142,6 @@ def _suspect(hazard: Hazard) -> Hazard:
     return replace(hazard, severity=Severity.SUSPECT) if hazard.severity is Severity.UNSAFE else hazard
 
 
-def _live(act: Callable[[], bytes]) -> bytes:
-    process.die_with_parent(os.getppid())
+def _live(parent: int, act: Callable[[], bytes]) -> bytes:
+    process.die_with_parent(parent)
     return act()

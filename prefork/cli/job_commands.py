@@ -69,6 +69,9 @@ _ORDER = (
 )
 
 
+_PIPE_CLOSED = 141  # 128 + SIGPIPE, as of other programs whose reader has gone
+
+
 @dataclass(frozen=True, slots=True)
 class JobCommand:
     """A command that runs jobs. usual: the output format, empty if that depends on what goes in. known: those that
@@ -263,7 +266,7 @@ def explain() -> Iterator[None]:
         raise typer.Exit(130) from error
     except BrokenPipeError as error:  # whoever read what we print has gone
         _give_up_stdout()
-        raise typer.Exit(1) from error
+        raise typer.Exit(_PIPE_CLOSED) from error
     except OSError as error:
         from prefork.wording import describe_os_error
 

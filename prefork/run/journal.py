@@ -56,19 +56,20 @@ _PARTS = ("", "-journal", "-wal", "-shm")  # of a database, by the ends of their
 
 
 class _DamagedError(Exception):
-    """The file is no journal, or not whole. Says why."""
+    """The file is no journal of this version, or not whole. Says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What became of a damaged journal. path: where it was put. proven: jobs that their outputs prove to be done."""
+    """What became of a damaged journal. path: where it was put. reason: what is the matter with it. proven: jobs that
+    their outputs prove to be done."""
 
     path: Path
     reason: str
     proven: int
 
     def describe(self) -> str:
-        said = f"the journal was damaged ({self.reason}) and is kept as {self.path}"
+        said = f"the journal {self.reason} and is kept as {self.path}"
         proven = f"what the outputs prove to be done, {self.proven} files, stays done; " if self.proven else ""
         return f"{said}; {proven}{'all others are' if self.proven else 'every output is'} computed again"
 
@@ -91,6 +92,11 @@ class Journal:
                 self._connection = self._begin_again(str(damage))
         except (*DATABASE_ERRORS, _DamagedError) as error:
             raise InputError(self._explain(error)) from error
+        except FileExistsError as error:
+            where = self.path.parent
+            raise InputError(
+                f"{where}: is no folder; the journal belongs there: remove it, or give another OUT"
+            ) from error
         except OSError as error:
             raise InputError(f"{folder.root}: cannot write there: {error.strerror}; give another OUT") from error
 
@@ -113,7 +119,7 @@ class Journal:
             connection.close()
             if _find_code(error) in _ELSEWHERE:
                 raise
-            raise _DamagedError(str(error)) from error
+            raise _DamagedError(_name_damage(error)) from error
         return connection
 
     def _begin_again(self, reason: str) -> sqlite3.Connection:
@@ -212,7 +218,7 @@ class Journal:
                 if _find_code(damage) in _ELSEWHERE:
                     raise
                 self._connection.close()
-                self._connection = self._begin_again(str(damage))
+                self._connection = self._begin_again(_name_damage(damage))
                 self._connection.execute(_INSERT, row)
         except (*DATABASE_ERRORS, _DamagedError) as problem:
             raise InputError(self._explain(problem)) from problem
@@ -222,16 +228,20 @@ def _check(connection: sqlite3.Connection) -> None:
     """Raises _DamagedError unless the file is empty, or a whole journal of this version and nothing else."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version not in (0, _VERSION):
-        raise _DamagedError(f"it is of version {version}")
+        raise _DamagedError(f"is of another prefork (version {version}; this one has {_VERSION})")
     objects = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
     if not objects:
         return
     columns = tuple(row[1] for row in connection.execute("PRAGMA table_info(jobs)"))
     if objects != [("table", "jobs")] or columns != COLUMNS:
-        raise _DamagedError("it holds what prefork has not written")
+        raise _DamagedError(_name_damage("it holds what prefork has not written"))
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise _DamagedError(" ".join(str(verdict).split()))
+        raise _DamagedError(_name_damage(" ".join(str(verdict).split())))
+
+
+def _name_damage(reason: object) -> str:
+    return f"was damaged ({reason})"
 
 
 def _find_code(error: Exception) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -40,12 +41,36 @@ def measure_recordings(jobs: Sequence[Job], selection: Selection) -> tuple[list[
 
     looked = [attempt(job.id, partial(recall, job)) for job in jobs]
     new = [(number, job) for number, job in enumerate(looked) if isinstance(job, Job) and not job.seconds]
-    with ThreadPoolExecutor(max(_LEAST_PROBERS, count_usable_cores())) as pool:
-        results = pool.map(lambda job: attempt(job.id, partial(look, job)), [job for _, job in new])
-        for (number, _), result in zip(new, results, strict=True):
-            looked[number] = result
+    probers = max(_LEAST_PROBERS, count_usable_cores())
+    results = _map_in_threads(lambda job: attempt(job.id, partial(look, job)), [job for _, job in new], probers)
+    for (number, _), result in zip(new, results, strict=True):
+        looked[number] = result
     known.store()
     return [x for x in looked if isinstance(x, Job)], [x for x in looked if isinstance(x, Problem)]
+
+
+def _map_in_threads(work: Callable[[Job], Job | Problem], jobs: Sequence[Job], most: int) -> list[Job | Problem]:
+    """What work makes of each job. Ctrl-C does not wait for a thread, nor does the end of the program: one may be
+    reading a file of hundreds of gigabytes."""
+    futures: list[Future[Job | Problem]] = [Future() for _ in jobs]
+    todo = iter(zip(jobs, futures, strict=True))
+    turn = threading.Lock()
+
+    def take() -> tuple[Job, Future[Job | Problem]] | None:
+        with turn:
+            return next(todo, None)
+
+    def run() -> None:
+        while (taken := take()) is not None:
+            job, future = taken
+            try:
+                future.set_result(work(job))
+            except BaseException as error:  # noqa: BLE001  it is raised where the result is wanted
+                future.set_exception(error)
+
+    for _ in range(min(most, len(jobs))):
+        threading.Thread(target=run, name="prefork-look", daemon=True).start()
+    return [future.result() for future in futures]
 
 
 def _measure(job: Job, recording: Recording) -> Job:

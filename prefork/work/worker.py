@@ -184,9 +184,10 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
     return loaded.attach(place)
 
 
-def rehearse(loaded: Loaded, threads: int, place: int = 0) -> bytes:
-    """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device."""
-    process.die_with_parent(os.getppid())
+def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0) -> bytes:
+    """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device.
+    parent: the process that forks it."""
+    process.die_with_parent(parent)
     process.restore_signals()
     outputs = settle(loaded, threads, place).try_examples()
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads

@@ -113,7 +113,7 @@ def _prove(loaded: Loaded, threads: int) -> None:
 
     for place in range(len(loaded.exports) or 1):
         for _ in range(_CANARIES):
-            outcome = Canary(partial(rehearse, loaded, threads, place)).wait(_CANARY_SECONDS)
+            outcome = Canary(partial(rehearse, os.getpid(), loaded, threads, place)).wait(_CANARY_SECONDS)
             if not outcome.was_ended:
                 break
         else:

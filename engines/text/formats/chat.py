@@ -147,7 +147,12 @@ def _read(lines: Sequence[str], ca: bool) -> CHAT:
 
 def read_chat(source: str) -> CHAT:
     """By rustling's strict reader, without threads of its own, which would not survive a fork. Raises ValueError."""
-    return CHAT.from_strs([source], ids=["transcript"], parallel=False, strict=True, mor_tier=None, gra_tier=None)
+    try:
+        return CHAT.from_strs([source], ids=["transcript"], parallel=False, strict=True, mor_tier=None, gra_tier=None)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust: no Exception, and in no module that could be imported
+            raise
+        raise ValueError("the parser of CHAT cannot read it") from error
 
 
 def list_utterances(chat: CHAT) -> list[Parsed]:
