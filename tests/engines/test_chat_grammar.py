@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rustling.chat import CHAT
 
+from prefork.engines.errors import InputError
 from prefork.engines.stanza.retokenization import Analysis, RawToken, fill, merge
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, SyntacticWord, Token, TokenKind, Utterance, Word
@@ -513,3 +514,10 @@ def test_what_means_something_in_small_letters_gets_them() -> None:
     written = FORMATS["chat"].render(replace(document, languages=("eng",), media="a"))  # type: ignore[misc]
     assert "*SPK:\txxx said www ." in written
     CHAT.from_strs([written], strict=True)
+
+
+def test_what_the_parser_panics_at_is_refused_as_other_faults_are() -> None:
+    lines = ["@UTF8", "@Begin", "@Languages:\teng", "@Participants:\tCHI Target_Child"]
+    lines += ["@ID:\teng|x|CHI|||||Target_Child|||", "*CHI:\t<<<<<<<<<<a .", "@End", ""]
+    with pytest.raises(InputError, match=r"a\.cha: is not valid CHAT: line 6: "):
+        chat.parse("\n".join(lines), "a.cha")

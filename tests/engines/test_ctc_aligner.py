@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
 
-from prefork.engines.alignment.forced_aligner import keep_apart
+from prefork.engines.alignment.forced_aligner import keep_apart, keep_order
 from prefork.engines.base import InputError, Job, LoadError, Segment
 from prefork.engines.ctc.aligner import EMBEDDED, MOST_BYTES, CTCAligner
 from prefork.engines.text import formats
@@ -106,6 +108,27 @@ def test_words_that_nobody_says_get_a_low_confidence(
     ]
     assert "low confidence (0." in wrong.warnings[0]
     assert "2 of 2 utterances have a low confidence; check that the transcript is of this recording" in wrong.warnings
+
+
+_TIMES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=8)
+
+
+@given(_TIMES, st.data())
+def test_utterances_that_were_in_order_begin_in_order(times: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Whatever comes out; the ends and the order of the transcript stay."""
+    before = [Utterance("a", (), start=float(a), end=float(a + b)) for a, b in sorted(times)]
+    moved = data.draw(st.lists(st.tuples(*[st.integers(0, 50)] * 2), min_size=len(times), max_size=len(times)))
+    after = [Utterance("a", (), start=float(a), end=float(a + b)) for a, b in moved]
+    ordered = keep_order(before, after)
+    starts = [utterance.start for utterance in ordered]
+    assert starts == sorted(starts, key=lambda start: start or 0.0)
+    assert [utterance.end for utterance in ordered] == [utterance.end for utterance in after]
+    assert all((one.start or 0.0) <= (other.start or 0.0) for one, other in zip(ordered, after, strict=True))
+
+
+def test_an_order_that_the_transcript_has_otherwise_stays() -> None:
+    found = [Utterance("a", (), start=3.0, end=4.0), Utterance("b", (), start=1.0, end=2.0)]
+    assert keep_order(found, found) == found
 
 
 def list_words(document: Document) -> list[Word]:

@@ -174,3 +174,13 @@ def test_without_a_home_folder_nothing_is_kept_and_nothing_written_elsewhere(
     cache.store("key", 1)
     assert cache.load("key") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_in_the_place_of_the_cache_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "prefork").mkdir()
+    os.mkfifo(tmp_path / "prefork" / "a.json")
+    cache = Cache("a.json", 5)
+    assert cache.load("x") is None
+    cache.store("x", 1)
+    assert cache.load("x") == 1

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from prefork.engines.base import Job, Output
+from prefork.engines.base import InputError, Job, Output
 from prefork.outputs import OutputFolder
 from prefork.run.journal import Journal
 from tests.prefork.command import run, write_script
@@ -231,6 +231,23 @@ def test_an_index_that_does_not_fit_its_table_costs_no_run(root: Path) -> None:
     journal.record(make_job(root, 0), SETTINGS, error="worker 0: killed")
     journal.close()
     assert len(notes) == 1 and "was damaged" in notes[0]
+
+
+def test_the_journal_of_another_prefork_is_not_called_damaged(root: Path) -> None:
+    journal = root / "out" / ".prefork" / "journal.sqlite"
+    with closing(sqlite3.connect(journal)) as database:
+        database.execute("PRAGMA user_version = 7")
+    notes: list[str] = []
+    Journal(OutputFolder(root / "out"), notes.append).close()
+    assert len(notes) == 1 and notes[0].startswith(
+        "the journal is of another prefork (version 7; this one has 1) and is"
+    )
+
+
+def test_what_stands_where_the_journal_belongs_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".prefork").write_text("")
+    with pytest.raises(InputError, match=r"\.prefork: is no folder; the journal belongs there: remove it, or give another OUT"):
+        Journal(OutputFolder(tmp_path))
 
 
 def test_a_job_whose_outputs_are_not_those_that_it_names_is_not_done(root: Path) -> None:
