@@ -137,6 +137,11 @@ def find_audio(container: InputContainer, path: Path, track: int | None = None) 
     if track is not None and known and track > len(known):
         raise AudioError(f"{path} has {len(known)} audio track{'s' * (len(known) != 1)}, not {track}; check --track")
     stream = container.streams.best("audio") if track is None or not known else known[track - 1]
+    if stream is None and any(s.codec_context is not None and s.codec_context.sample_rate for s in known):
+        raise AudioError(
+            f"{path} has audio of which FFmpeg cannot tell how many channels it has, or has too many (at most 64); "
+            "export it with fewer"
+        )
     if stream is None:
         raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
     assert isinstance(stream, av.AudioStream)

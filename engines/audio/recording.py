@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _GUESSED_LENGTH = frozenset({"mp3", "aac", "ac3", "eac3", "loas"})
 _MISSING = 0.3  # seconds by which a recording may differ from what its header says; encoders count their padding
 _LEAST_BYTES = 50  # for a second; what is longer for its size is counted: silence in FLAC takes as little as that
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_LIE = 10  # times by which a clock that can be believed differs from the sound at most
 _LONGEST = 7 * 24 * 3600.0  # seconds; a recording that is longer is none
 
 
@@ -92,9 +94,10 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
         form = container.format.name
         rate, channels, codec = context.sample_rate, context.channels, context.codec.name
         tracks = len(container.streams.audio)
-        delay = _find_delay(container, stream)
+        start = _find_start(container, stream, path)
+        delay = _find_delay(container, stream, start)
         claimed = _stated_seconds(container, stream) or None
-        seconds = None if claimed is None else _find_end(container, stream, claimed, path)
+        seconds = None if claimed is None else _find_end(container, stream, start or 0, claimed, path)
         if claimed is not None and seconds is None and _goes_on(container, path):
             claimed = None  # it is the film's length, of which there is the end
     if seconds is None:
@@ -134,12 +137,32 @@ def probe(path: Path | str, selection: Selection | None = None) -> Recording:
     )
 
 
-def _find_delay(container: InputContainer, stream: AudioStream) -> Fraction:
-    """Seconds of the film before its sound begins."""
+def _find_start(container: InputContainer, stream: AudioStream, path: Path) -> int | None:
+    """The stream's first timestamp; FFmpeg says 0 for all streams of an AVI. Moves the container. Raises AudioError if
+    the clock of an MP4 has nothing to do with its sound."""
+    known, tick = stream.start_time, find_time_base(stream)
+    if container.format.name not in ("avi", _MP4) or tick is None:
+        return known
+    first = next((packet for packet in read_packets(container, stream, path) if packet.pts is not None), None)
+    if first is None:
+        return known
+    context = stream.codec_context
+    usual = Fraction(context.frame_size or 0, context.sample_rate or 1)
+    stated = (first.duration or 0) * tick
+    if container.format.name == _MP4 and 0 < stated * _LIE < usual:
+        raise AudioError(
+            f"{path} has a damaged header: by its clock a packet of {float(usual) * 1000:.0f} ms lasts "
+            f"{float(stated) * 1000:.2f} ms; copy or export it again"
+        )
+    return first.pts if container.format.name == "avi" else known
+
+
+def _find_delay(container: InputContainer, stream: AudioStream, start: int | None) -> Fraction:
+    """Seconds of the film before its sound begins. start: the stream's first timestamp."""
     tick = find_time_base(stream)
-    if tick is None or stream.start_time is None:
+    if tick is None or start is None:
         return Fraction(0)
-    delay = find_delay(container, stream, stream.start_time * tick)
+    delay = find_delay(container, stream, start * tick)
     return delay if delay <= LONGEST_GAP else Fraction(0)
 
 
@@ -157,13 +180,14 @@ def _stated_seconds(container: InputContainer, stream: AudioStream) -> Fraction 
     return Fraction(container.duration, av.time_base) - max(start, Fraction(0))
 
 
-def _find_end(container: InputContainer, stream: AudioStream, seconds: Fraction, path: Path) -> Fraction | None:
-    """Seconds to the end of the last packet, if there are some where the stated seconds end; else None. Moves the
-    container there."""
+def _find_end(
+    container: InputContainer, stream: AudioStream, start: int, seconds: Fraction, path: Path
+) -> Fraction | None:
+    """Seconds from the first timestamp to the end of the last packet, if there are some where the stated seconds end;
+    else None. Moves the container there."""
     tick = find_time_base(stream)
     if tick is None or seconds * _LEAST_BYTES > path.stat().st_size:
         return None
-    start = stream.start_time or 0
     try:
         container.seek(start + int(max(Fraction(0), seconds - 1) / tick), stream=stream)
     except av.error.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""What the header of a WAV, W64 or CAF file says of its length, and what is really behind it. FFmpeg tells neither."""
+"""What the header of a WAV, W64, CAF or AVI file says of its length, and what is really there. FFmpeg tells neither."""
 
 from __future__ import annotations
 
@@ -81,7 +81,21 @@ def read_caf_data(path: Path) -> WavData | None:
     return None
 
 
-READERS = {"wav": read_wav_data, "w64": read_w64_data, "caf": read_caf_data}  # by FFmpeg's name of the format
+def read_avi_data(path: Path) -> WavData | None:
+    """The same of AVI, for all streams together: of the size of its first RIFF chunk."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:], "little")
+    return WavData(size, min(size, end - 8)) if head[:4] == b"RIFF" and 0 < size < _UNKNOWN_SIZE else None
+
+
+READERS = {
+    "wav": read_wav_data,
+    "w64": read_w64_data,
+    "caf": read_caf_data,
+    "avi": read_avi_data,
+}  # by FFmpeg's name of the format
 
 
 def _is_metadata(file: IO[bytes], position: int, end: int) -> bool:

@@ -12,7 +12,7 @@ from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.versions import find_version
 
 _MOST = 100_000
-_LOOK = 2  # raised when another look would find something else
+_LOOK = 3  # raised when another look would find something else
 
 
 class KnownRecordings:

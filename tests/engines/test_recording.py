@@ -197,6 +197,48 @@ def test_first_of_equal_audio_streams_is_read(tmp_path: Path) -> None:
     assert np.abs(_read(path) - sound[0]).max() < 2**-14
 
 
+def test_sound_of_an_avi_begins_where_its_header_says(tmp_path: Path) -> None:
+    """FFmpeg says 0 of every stream of an AVI; the first packet's time is right."""
+    path, sound = tmp_path / "film.avi", make_sound(3, RATE)
+    _write_video(path, "mpeg4", sound, codec="pcm_s16le")
+    data = bytearray(path.read_bytes())
+    (head,) = [at for at in range(len(data)) if data[at : at + 4] == b"strh" and data[at + 8 : at + 12] == b"auds"]
+    scale, rate = (int.from_bytes(data[head + at : head + at + 4], "little") for at in (28, 32))
+    data[head + 36 : head + 40] = (2 * rate // scale).to_bytes(4, "little")  # dwStart
+    path.write_bytes(data)
+    assert probe(path).seconds == pytest.approx(5, abs=0.1)
+    samples = _read(path)
+    assert not samples[: 2 * RATE].any() and np.abs(samples[2 * RATE :] - sound[0]).max() < 2**-14
+
+
+def test_avi_that_is_cut_off_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    _write_video(path, "mpeg4", make_sound(3, RATE), codec="libmp3lame")
+    assert probe(path).warnings == ()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    (warning,) = probe(path).warnings
+    assert "are missing at its end" in warning
+
+
+def test_clock_of_an_mp4_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = write_audio(tmp_path / "a.m4a", make_sound(3, RATE), RATE, "aac")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdhd") + 16
+    data[at : at + 4] = (100 * int.from_bytes(data[at : at + 4], "big")).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"a\.m4a has a damaged header: by its clock a packet of 64 ms lasts 0\.64 ms"):
+        probe(path)
+
+
+def test_too_many_channels_are_not_called_no_audio(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    rate, channels = (16_000).to_bytes(4, "little"), (65_535).to_bytes(2, "little")
+    form = b"\1\0" + channels + rate + bytes(4) + b"\xfe\xff\x10\0"
+    path.write_bytes(b"RIFF\xff\0\0\0WAVEfmt \x10\0\0\0" + form + b"data\0\0\1\0" + bytes(1 << 16))
+    with pytest.raises(AudioError, match="how many channels it has, or has too many"):
+        probe(path)
+
+
 def _write_video(path: Path, video_codec: str | None, *sounds: Sound, codec: str = "aac") -> None:
     with av.open(str(path), "w", format="mp4" if path.suffix == ".m4a" else None) as output:
         if video_codec is not None:

@@ -246,7 +246,9 @@ def test_the_journal_of_another_prefork_is_not_called_damaged(root: Path) -> Non
 
 def test_what_stands_where_the_journal_belongs_is_named(tmp_path: Path) -> None:
     (tmp_path / ".prefork").write_text("")
-    with pytest.raises(InputError, match=r"\.prefork: is no folder; the journal belongs there: remove it, or give another OUT"):
+    with pytest.raises(
+        InputError, match=r"\.prefork: is no folder; the journal belongs there: remove it, or give another OUT"
+    ):
         Journal(OutputFolder(tmp_path))
 
 
