@@ -319,9 +319,9 @@ class ModelFolder:
 
 
 class _StoredTensors:
-    """The tensors of a folder's safetensors files, by name. shapes: of each, as the files' headers say. A model that was
-    saved without its output has no "model." before the names. A matrix in int8 has a scale for each row beside it, as
-    NAME_scale."""
+    """The tensors of a folder's safetensors files, by name. shapes: of each, as the files' headers say. A model that
+    was saved without its output has no "model." before the names. A matrix in int8 has a scale for each row beside it,
+    as NAME_scale."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder

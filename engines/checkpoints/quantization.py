@@ -68,7 +68,7 @@ class QuantizedLinear(nn.Module):
         output = torch.empty(len(rows), len(self.rows))
         for start in range(0, len(rows), _BLOCK):
             self._multiply(rows[start : start + _BLOCK], output[start : start + _BLOCK])
-        return output.unflatten(0, hidden.shape[:-1])
+        return output.reshape(*hidden.shape[:-1], -1)
 
     def _multiply(self, rows: Tensor, output: Tensor) -> None:
         """rows: (n, inputs). output: (n, outputs), written to."""

@@ -13,7 +13,14 @@ from prefork.engines.alignment.viterbi import Clock, Vocabulary
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import Rule, find_wrong_token, show
 from prefork.engines.checkpoints.hub import shorten
-from prefork.engines.checkpoints.model_folder import DTYPES, FILES, ModelFolder, build_empty, import_transformers, is_ctc
+from prefork.engines.checkpoints.model_folder import (
+    DTYPES,
+    FILES,
+    ModelFolder,
+    build_empty,
+    import_transformers,
+    is_ctc,
+)
 from prefork.engines.checkpoints.whisper_layers import list_sources
 from prefork.engines.ctc.whisper_ctc import WhisperCTC, WhisperCTCConfig
 
@@ -86,7 +93,9 @@ def load_model(checkpoint: Checkpoint, dtype: str = "float32") -> Model:
 
 def count_weights(checkpoint: Checkpoint, dtype: str = "float32") -> int:
     """Bytes that the model will take once `load_model` has it in this dtype. Raises LoadError."""
-    build = _build if isinstance(checkpoint.config, WhisperCTCConfig) else import_transformers().AutoModelForCTC.from_config
+    build = (
+        _build if isinstance(checkpoint.config, WhisperCTCConfig) else import_transformers().AutoModelForCTC.from_config
+    )
     return checkpoint.source.count_weights(build, checkpoint.config, dtype)
 
 

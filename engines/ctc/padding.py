@@ -46,7 +46,7 @@ def choose_padding(config: Config) -> Padding:
     if getattr(config, "add_adapter", False) or getattr(config, "conv_pos_batch_norm", False):
         return Padding.NEVER
     if kind in _WAV2VEC2_KIND:
-        return Padding.MASKED if config.feat_extract_norm == "layer" else Padding.ENCODED
+        return Padding.MASKED if getattr(config, "feat_extract_norm", "layer") == "layer" else Padding.ENCODED
     return Padding.MASKED if kind in _MASKED_KIND else Padding.NEVER
 
 

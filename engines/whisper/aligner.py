@@ -35,8 +35,8 @@ class WhisperAligner(ForcedAligner):
 
     model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
     timed utterances that follow one another go through the model together. dtype: float32, bfloat16, float16 or int8,
-    of the weights; None for what is best on this machine. language: what a multilingual checkpoint is told, as Whisper or ISO 639-3 calls it; by default what
-    the transcript says, and English where it does not.
+    of the weights; None for what is best on this machine. language: what a multilingual checkpoint is told, as Whisper
+    or ISO 639-3 calls it; by default what the transcript says, and English where it does not.
     """
 
     name = "whisper-aligner"
@@ -134,7 +134,8 @@ class WhisperAligner(ForcedAligner):
             )
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"features": (mel bins, 2 * frames), of its sound and some silence, "quiet": (frames,), no padding, "tokens": (prompt + text,)}."""
+        """{"features": (mel bins, 2 * frames), of its sound and some silence, "quiet": (frames,), no padding, "tokens":
+        (prompt + text,)}."""
         lines: tuple[TranscriptLine, ...] = segment.content
         words = [word for line in lines for word in line.words]
         return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
@@ -169,7 +170,9 @@ class WhisperAligner(ForcedAligner):
         if chosen:
             states = encode(model, [batch[index]["features"] for index in chosen])
             frames = [len(batch[index]["quiet"]) for index in chosen]
-            attended = attend(WindowDecoder(model, states), self._checkpoint, [texts[index] for index in chosen], frames)
+            attended = attend(
+                WindowDecoder(model, states), self._checkpoint, [texts[index] for index in chosen], frames
+            )
             found = dict(zip(chosen, attended, strict=True))
         outputs: list[Tensors] = []
         for index, tensors in enumerate(batch):

@@ -121,8 +121,8 @@ class _Whisper(Engine):
         return self._make_tensors(make_tone(2.0), None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"features": (mel bins, 2 * frames), of its sound and some silence, "frames": of the encoder that are no padding, "language": its token or -1,
-        "most": tokens, "quiet": (frames,)}."""
+        """{"features": (mel bins, 2 * frames), of its sound and some silence, "frames": of the encoder that are no
+        padding, "language": its token or -1, "most": tokens, "quiet": (frames,)}."""
         waveform = torch.from_numpy(read_audio(find_media(job), segment.start, segment.end, job.selection))
         return self._make_tensors(waveform * segment.content.gain, segment.content.language)
 

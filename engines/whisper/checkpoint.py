@@ -28,8 +28,8 @@ _FILES = (
 )
 INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 _REMEDY = (
-    "take --model tiny.en, which is included (English, the smallest), or give a folder with a Whisper model's config.json, preprocessor_config.json, tokenizer and safetensors weights "
-    "with --model PATH"
+    "take --model tiny.en, which is included (English, the smallest), or give a folder with a Whisper model's "
+    "config.json, preprocessor_config.json, tokenizer and safetensors weights with --model PATH"
 )
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
 from prefork.engines.audio.reader import SAMPLE_RATE
-from prefork.engines.whisper.checkpoint import WhisperCheckpoint
 from prefork.engines.checkpoints.model_folder import build_empty
 from prefork.engines.checkpoints.whisper_layers import list_sources
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint
 from prefork.engines.whisper.network import WhisperConfig, WhisperNetwork
 
 SILENCE = 100  # frames of 20 ms
@@ -43,15 +43,15 @@ def count_context(checkpoint: WhisperCheckpoint, frames: int) -> int:
 
     Of 21 recordings of learners with whisper-tiny.en in int8 (tests/benchmarks/transcription.py), words that are wrong,
     and of no length: with all 30 s 34.9 %, 11; up to the next 2.5 s after 2 s of silence 33.6 %, 8; with 1 s 38.7 %,
-    71; with none 48.6 %, 174. Of 160 single utterances of these, words that are wrong, and texts that go on and on: with
-    30 s 41.5 %, 0; with 15 s at least 40.0 %, 1; with 10 s 40.4 %, 2; with as little as it takes 41.0 %, 3.
+    71; with none 48.6 %, 174. Of 160 single utterances of these, words that are wrong, and texts that go on and on:
+    with 30 s 41.5 %, 0; with 15 s at least 40.0 %, 1; with 10 s 40.4 %, 2; with as little as it takes 41.0 %, 3.
     """
     return min(checkpoint.frames, max(LEAST_CONTEXT, math.ceil((frames + SILENCE) / CONTEXT_STEP) * CONTEXT_STEP))
 
 
 def compute_features(checkpoint: WhisperCheckpoint, waveform: Tensor) -> Tensor:
-    """The log-mel spectrogram of a window, (mel bins, 2 * frames) float32, frames as `count_context` has them; as far as
-    it goes, bit for bit that of WhisperFeatureExtractor.
+    """The log-mel spectrogram of a window, (mel bins, 2 * frames) float32, frames as `count_context` has them; as far
+    as it goes, bit for bit that of WhisperFeatureExtractor.
 
     waveform: (samples,) at 16 kHz; silence is appended up to 30 s, and what is beyond is left out.
     """

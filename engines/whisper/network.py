@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,7 @@ class Decoder(nn.Module):
         """What the layers make of windows. encoded: of each, (frames, size)."""
         longest = max(map(len, encoded))
         layers = []
-        for layer in self.layers:
+        for layer in self._list_layers():
             parts = [layer.encoder_attn.remember(states[None]) for states in encoded]
             keys, values = ([getattr(part, name) for part in parts] for name in ("keys", "values"))
             layers.append(KeysValues(_join(keys, longest), _join(values, longest)))
@@ -226,7 +226,7 @@ class Decoder(nn.Module):
             raise ValueError(f"{count} tokens at once, after the {begin} that were there before")
         hidden = self._embed(tokens) * self._scale + self.embed_positions.weight[begin : begin + count]
         queries = {}
-        for index, (layer, heard) in enumerate(zip(self.layers, sound.layers, strict=True)):
+        for index, (layer, heard) in enumerate(zip(self._list_layers(), sound.layers, strict=True)):
             asked, keys, values = layer.self_attn.project(layer.self_attn_layer_norm(hidden))
             own = cache.append(index, keys, values)
             hidden = hidden + layer.self_attn.attend(asked, own.keys, own.values, causal=count > 1)
@@ -237,6 +237,9 @@ class Decoder(nn.Module):
                 queries[index] = looking
         cache.count += count
         return self.layer_norm(hidden), queries
+
+    def _list_layers(self) -> list[DecoderLayer]:
+        return cast("list[DecoderLayer]", list(self.layers))
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., vocabulary) logits. hidden: (..., size)."""

@@ -73,8 +73,8 @@ def transcribe(
 ) -> list[TranscriptionWindow]:
     """The windows with their texts.
 
-    features: of each window, (mel bins, 2 * frames). decoder: over what the encoder makes of them. languages: their tokens, or DETECT.
-    frames, most: as in `TranscriptionWindow`.
+    features: of each window, (mel bins, 2 * frames). decoder: over what the encoder makes of them. languages:
+    their tokens, or DETECT. frames, most: as in `TranscriptionWindow`.
     """
     openings = listen(decoder, checkpoint)
     told = tell_languages(checkpoint, languages, [opening.languages for opening in openings])

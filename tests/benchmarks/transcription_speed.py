@@ -127,9 +127,10 @@ def run_prefork(way: Way, model: str, options: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "prefork", "transcribe", SPEECH, name, "--model", model, "--format", "json"]
         begin = time.perf_counter()
-        with subprocess.Popen([*map(str, command), *options, "--json"], stdout=subprocess.PIPE, text=True) as process:
-            with watch([process.pid]) as peak:
-                out = process.communicate()[0]
+        whole = [*map(str, command), *options, "--json"]
+        process = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True)
+        with watch([process.pid]) as peak:
+            out = process.communicate()[0]
         way.walls.append(time.perf_counter() - begin)
         summary = json.loads(out.splitlines()[-1])
         assert process.returncode == 0 and not summary["failed"], out

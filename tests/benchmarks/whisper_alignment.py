@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def measure(engine: ForcedAligner, lag: float) -> None:
     engine.setup()
     model = engine.load()
     if isinstance(engine, WhisperAligner) and lag:
-        engine._checkpoint.config.start_offset_seconds = -lag
+        own = engine._checkpoint
+        engine._checkpoint = replace(own, config=replace(own.config, start_offset_seconds=-lag))
     before = psutil.Process().memory_full_info().uss
     memory = PeakMemory()
     memory.start()

@@ -92,7 +92,9 @@ def test_windows_are_heard_alike_alone_and_in_company(
 
 
 @torch.inference_mode()
-def test_samples_do_not_depend_on_company(checkpoint: WhisperCheckpoint, model: Any, encoded: list[torch.Tensor]) -> None:
+def test_samples_do_not_depend_on_company(
+    checkpoint: WhisperCheckpoint, model: Any, encoded: list[torch.Tensor]
+) -> None:
     rules, prompt = TimestampRules(checkpoint), compose_prompt(checkpoint, timestamps=True)
 
     def sample(states: list[torch.Tensor]) -> list[list[int]]:
@@ -213,7 +215,9 @@ def test_texts_of_different_lengths_are_aligned_alike(
     for window, (attention, log_probs) in enumerate(together):
         assert attention.shape == (len(tokens[window]), frames[window])
         assert log_probs.shape == (len(tokens[window]) - 1,)
-        [alone] = attend(WindowDecoder(model, encoded[window : window + 1]), checkpoint, [tokens[window]], [frames[window]])
+        [alone] = attend(
+            WindowDecoder(model, encoded[window : window + 1]), checkpoint, [tokens[window]], [frames[window]]
+        )
         assert torch.allclose(log_probs, alone[1], atol=CLOSE)
         assert torch.allclose(attention, alone[0], atol=CLOSE)
 

@@ -62,7 +62,11 @@ def test_tokens_are_those_of_transformers(
 ) -> None:
     [decoded] = decode(decoder, checkpoint, [opening.no_speech for opening in listen(decoder, checkpoint)])
     theirs: Any = WhisperForConditionalGeneration.from_pretrained(checkpoint.folder, dtype=torch.float32)
-    expected = theirs.generate(F.pad(features, (0, 3000 - features.shape[1]), value=float(features.min()))[None], return_timestamps=True, max_new_tokens=224)[0].tolist()
+    expected = theirs.generate(
+        F.pad(features, (0, 3000 - features.shape[1]), value=float(features.min()))[None],
+        return_timestamps=True,
+        max_new_tokens=224,
+    )[0].tolist()
     assert decoded.tokens == tuple(token for token in expected if token not in (checkpoint.sot, checkpoint.eot))
     assert decoded.ended
     assert decoded.sound

@@ -22,7 +22,14 @@ from prefork.engines.ctc.checkpoint import open_checkpoint
 from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
 from prefork.engines.whisper.decoding import WindowDecoder
-from prefork.engines.whisper.model import compute_features, count_context, count_frames, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.model import (
+    compute_features,
+    count_context,
+    count_frames,
+    count_whisper_weights,
+    encode,
+    load_whisper,
+)
 from prefork.engines.whisper.network import TokenCache
 from prefork.engines.whisper.timing import (
     TokenSpan,
@@ -113,7 +120,9 @@ def test_silence_follows_the_sound_and_steps_are_few(checkpoint: WhisperCheckpoi
 def test_windows_of_different_lengths_are_encoded_and_attended_to_as_if_alone(
     checkpoint: WhisperCheckpoint, model: Any, waveform: torch.Tensor
 ) -> None:
-    features = [compute_features(checkpoint, waveform.repeat(3)[:samples]) for samples in (260_000, 30_000, 270_000, 200_000)]
+    features = [
+        compute_features(checkpoint, waveform.repeat(3)[:samples]) for samples in (260_000, 30_000, 270_000, 200_000)
+    ]
     states = encode(model, features)
     tokens = torch.tensor([[*compose_prompt(checkpoint), *spell(checkpoint, TEXT)]] * len(states))
     hidden, _ = model.decoder(tokens, model.decoder.remember(states), TokenCache())
@@ -170,7 +179,9 @@ def test_words_of_a_text_are_found_in_real_speech(
 ) -> None:
     states = encode(model, [compute_features(checkpoint, waveform)])
     tokens = spell(checkpoint, TEXT)
-    [(attention, log_probs)] = attend(WindowDecoder(model, states), checkpoint, [[*compose_prompt(checkpoint), *tokens]], [400])
+    [(attention, log_probs)] = attend(
+        WindowDecoder(model, states), checkpoint, [[*compose_prompt(checkpoint), *tokens]], [400]
+    )
     assert attention.shape == (len(tokens) + 2, 400) and log_probs.shape == (len(tokens) + 1,)
     words = time_words(checkpoint, tokens, attention, log_probs, 10.0, 18.0)
     assert [word.text for word in words] == TEXT.split()
