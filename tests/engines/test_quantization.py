@@ -14,9 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from prefork.engines.base import Engine
 from prefork.engines.checkpoints import quantization
 from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
 from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.ctc.recovery import CTCRecovery
+from prefork.engines.whisper.aligner import WhisperAligner
+from prefork.engines.whisper.asr import LanguageDetector, WhisperASR
 from prefork.weights.arena import Arena
 
 pytestmark = pytest.mark.dependencies
@@ -141,3 +145,45 @@ def test_the_aligner_emits_much_the_same_whatever_its_weights_are_held_in(dtype:
         assert output["log_probs"].dtype == torch.float32
         assert ("dtype", name) in engine.fingerprint().items()
     assert 0 < float((emissions[0] - emissions[1]).abs().mean()) < 0.002
+
+
+@pytest.mark.parametrize(
+    ("engine", "suggested", "dtype"),
+    [
+        (CTCAligner(), "int8", "int8"),
+        (CTCAligner(), "float32", "float32"),
+        (CTCAligner(dtype="bfloat16"), "int8", "bfloat16"),
+        (CTCAligner("a wav2vec2"), "int8", "float32"),  # whose results in int8 nobody has looked at
+        (CTCRecovery(), "int8", "int8"),
+        (WhisperASR(), "int8", "int8"),
+        (WhisperASR("tiny.en", dtype="float32"), "int8", "float32"),
+        (LanguageDetector(), "int8", "int8"),
+        (WhisperAligner(), "int8", "int8"),
+        (WhisperAligner(dtype="float16"), "int8", "float16"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Engine) else value,
+)
+def test_what_is_best_on_a_machine_is_taken_unless_the_user_has_chosen(
+    engine: Engine, suggested: str, dtype: str
+) -> None:
+    engine.suggest_dtype(suggested)
+    own: Any = engine._aligner if isinstance(engine, CTCRecovery) else engine
+    assert own._dtype == dtype
+
+
+@torch.inference_mode()
+def test_an_embedding_gives_its_rows_and_blocks_give_what_the_whole_gives() -> None:
+    layer = QuantizedLinear(nn.Linear(64, 1000, bias=False))
+    indices = torch.tensor([[3, 999], [0, 3]])
+    assert torch.equal(layer.select(indices), layer.weight[indices])
+    rows = torch.randn(1100, 64)
+    assert torch.equal(layer(rows), torch.cat([layer(part) for part in rows.split(300)]))
+
+
+def test_nothing_symbolic_is_imported_to_count_weights() -> None:
+    """Whose libraries take a second."""
+    code = "import sys; from prefork.engines.whisper.asr import WhisperASR; engine = WhisperASR('tiny.en', 'int8'); "
+    code += "engine.setup(); assert 40e6 < engine.count_weights() < 45e6; engine.load(); "
+    code += "assert not {'sympy', 'transformers', 'torch._dynamo'} & set(sys.modules), sorted(sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=os.environ | {"PYTHONPATH": str(root)})

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -20,7 +22,7 @@ from prefork.engines.checkpoints.model_folder import DTYPES
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
 from prefork.engines.whisper.attention import attend
-from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
+from prefork.engines.whisper.checkpoint import INCLUDED, WhisperCheckpoint, compose_prompt, find_language, open_whisper
 from prefork.engines.whisper.decoding import WindowDecoder
 from prefork.engines.whisper.model import (
     compute_features,
@@ -324,3 +326,54 @@ def test_texts_are_split_into_words_as_their_languages_are(checkpoint: WhisperCh
     assert split(" naïve 你好 Straße.") == [" naïve", " 你好", " Straße."]
     assert split("今天很好。", "zh") == ["今", "天", "很", "好。"]
     assert split("") == []
+
+
+def test_the_included_model_is_the_checkpoint_in_int8(checkpoint: WhisperCheckpoint, model: Any) -> None:
+    included = open_whisper("tiny.en")
+    assert included.name == "tiny.en" and included.alignment_heads == checkpoint.alignment_heads
+    assert included.tokenizer.encode(TEXT) == checkpoint.tokenizer.encode(TEXT)
+    whole, small = dict(model.named_parameters()), dict(load_whisper(included).named_parameters())
+    assert whole.keys() == small.keys()
+    for name, parameter in whole.items():
+        error = (small[name] - parameter).abs().amax() / parameter.abs().amax()
+        assert error < 1 / 200, name  # half a step of 127, or what float16 rounds
+    assert sum(file.stat().st_size for file in INCLUDED["tiny.en"].iterdir()) < 45e6
+
+
+def test_the_included_models_name_is_a_folders_where_there_is_one(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    (here / "tiny.en").symlink_to(folder)
+    monkeypatch.chdir(here)
+    assert open_whisper("tiny.en").folder == Path("tiny.en")
+
+
+def test_int8_weights_without_their_scales_are_refused(tmp_path: Path) -> None:
+    for file in INCLUDED["tiny.en"].iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.encoder.layers.0.fc1.weight_scale"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LoadError, match=r"encoder.layers.0.fc1.weight is int8, and there is no .*weight_scale"):
+        load_whisper(open_whisper(str(tmp_path)))
+
+
+def test_a_model_that_cannot_be_reached_names_the_included_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LoadError, match=r"the hub cannot be reached.*take --model tiny.en, which is included"):
+        open_whisper("openai/whisper-that-is-not-here")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("activation_function", "swiglu", "activation_function is 'swiglu'; it has to be one of gelu"),
+        ("decoder_attention_heads", 5, "no model can be built .*384 cannot be shared out among 5 heads"),
+    ],
+)
+def test_what_no_layer_can_be_made_of_is_refused(folder: Path, field: str, value: Any, reason: str) -> None:
+    change(folder / "config.json", **{field: value})
+    change(folder / "generation_config.json", alignment_heads=None)
+    with pytest.raises(LoadError, match=reason):
+        count_whisper_weights(open_whisper(str(folder)))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from prefork.platform_matrix.devices import KINDS, MODES, MOST_BYTES, Device, Devices
 from prefork.platform_matrix.errors import FactsError
 from prefork.platform_matrix.facts import SYSTEMS, Facts, count_usable_cores, read_cpu_quota, read_facts
+from prefork.platform_matrix.matrix import Request, decide
 
 MB = 1 << 20
 FACTS = Facts(
@@ -134,6 +135,28 @@ def test_the_quota_counts_among_the_cores(tmp_path: Path) -> None:
     root = _write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"})
     facts = read_facts(Devices(), root)
     assert (facts.cores, facts.installed_cores) == (1, os.cpu_count())
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "instructions"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n",
+            ("avx512_vnni",),
+        ),
+        ("flags\t\t: avx2 avx_vnni avx512_vnni amx_int8\n", ("avx512_vnni", "avx_vnni", "amx_int8")),
+        ("flags\t\t: avx2 fma avx512_vnni_not\n", ()),
+        ("Features\t: fp asimd asimddp\n", ()),
+        ("", ()),
+    ],
+)
+def test_what_multiplies_int8_is_read_and_decides_what_weights_are_held_in(
+    tmp_path: Path, cpuinfo: str, instructions: tuple[str, ...]
+) -> None:
+    facts = read_facts(Devices(), _write(tmp_path, {"proc/cpuinfo": cpuinfo}))
+    assert facts.instructions == instructions
+    assert decide(facts, Request(("whisper",))).fast_dtype == ("int8" if instructions else "float32")
+    assert Facts.from_json(facts.to_json()) == facts
 
 
 @pytest.mark.parametrize(
