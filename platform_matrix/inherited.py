@@ -26,6 +26,7 @@ from prefork.platform_matrix.openings import Openings
 
 Identity = tuple[int, int, int]  # descriptor, device, inode
 
+_NETWORK = (socket.AF_INET, socket.AF_INET6)
 _FOLDER = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 _MAPS = Path("/proc/self/maps")
 _GET_PATH = 50  # F_GETPATH, of macOS's fcntl
@@ -83,7 +84,11 @@ def list_shared(ours: Collection[Identity] = (), openings: Openings | None = Non
 def list_connections(ours: Collection[int] = ()) -> list[Shared]:
     """Those to other machines, or through the network to other programs. ours: descriptors not to be reported."""
     look = _Look()
-    sockets = [identity for identity, mode in _list_descriptors() if stat.S_ISSOCK(mode) and identity[0] not in ours]
+    sockets = [
+        identity
+        for identity, mode in _list_descriptors()
+        if stat.S_ISSOCK(mode) and identity[0] not in ours and _get_family(identity[0]) in _NETWORK
+    ]
     return [shared for shared in map(look.describe_socket, sockets) if shared is not None and shared.kind == CONNECTION]
 
 
@@ -101,6 +106,11 @@ def read_uses(found: Collection[Shared]) -> dict[Shared, int]:
                     information = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
                 (uses[shared],) = struct.unpack_from("=Q", information, _BYTES_ACKED)
     return uses
+
+
+def _get_family(fd: int) -> int:
+    with socket.socket(fileno=os.dup(fd)) as own:
+        return own.family
 
 
 def _list_descriptors() -> Iterator[tuple[Identity, int]]:
@@ -175,7 +185,7 @@ class _Look:
         if listens:
             what = f"a socket listens at {_write_address(here)}{where}; each connection goes to one process alone"
             return Shared("listening socket", what, harmless=True, identity=identity)
-        if family in (socket.AF_INET, socket.AF_INET6):
+        if family in _NETWORK:
             if not peer:
                 return None
             what = (
