@@ -156,6 +156,7 @@ def explain(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     reasons = [] if old.get("outputs") == new.get("outputs") else ["other outputs are wanted"]
     reasons += [] if old.get("selection") == new.get("selection") else ["another track or other channels are read"]
     reasons += [] if old.get("language") == new.get("language") else ["plain texts are read in another language"]
+    reasons += [] if old.get("data") == new.get("data") else ["other rows or columns are wanted"]
     for stages in zip(before, now, strict=True):
         reasons += [_explain_value(*difference) for difference in _find_differences("", *stages)]
     return ", ".join(dict.fromkeys(reasons))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from prefork.engines.base import InputError
 from prefork.engines.text.document import Document
@@ -49,24 +51,31 @@ class OutputFolder:
     def write(self, path: PurePath, text: str) -> WrittenFile:
         """Writes a file whole or not at all. Raises InputError if the folder does not take it."""
         data = text.encode("utf-8", "surrogateescape")
+        return self.write_by(path, lambda file: file.write(data))
+
+    def write_by(self, path: PurePath, make: Callable[[BinaryIO], object]) -> WrittenFile:
+        """The same, of what `make` writes into a file that is open. Raises what `make` does, OSError as InputError."""
         final = self.locate(path)
         partial = name_partial(final)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             self.locate(path)  # again, now that the folders are there
-            write_synced(partial, data)
+            _write_synced(partial, make)
+            written = WrittenFile(str(path), partial.stat().st_size, _digest(partial))
             partial.replace(final)
             sync_folder(final.parent)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # it may not even be there
                 partial.unlink()
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, IsADirectoryError):
                 raise InputError(f"{path}: is a folder in {self.root}; remove it, or give another OUT") from error
             raise InputError(
-                f"{path}: cannot be written below {self.root}: {error.strerror}; "
+                f"{path}: cannot be written below {self.root}: {error.strerror or error}; "
                 "make room or make it writable, then give the same command again"
             ) from error
-        return WrittenFile(str(path), len(data), hashlib.sha256(data).hexdigest())
+        return written
 
     def has(self, file: WrittenFile) -> bool:
         """Whether a file of that name and size is there. Reads nothing of it."""
@@ -81,7 +90,7 @@ class OutputFolder:
             path = self.locate(PurePath(file.path))
             if not path.is_file() or path.stat().st_size != file.size:
                 return False
-            return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+            return _digest(path) == file.sha256
         except (InputError, OSError, ValueError):  # it leads out of the folder, or cannot be looked at
             return False
 
@@ -93,11 +102,20 @@ def name_partial(path: Path) -> Path:
 
 
 def write_synced(path: Path, data: bytes) -> None:
+    _write_synced(path, lambda file: file.write(data))
+
+
+def _write_synced(path: Path, make: Callable[[BinaryIO], object]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with open(fd, "wb") as file:
-        file.write(data)
+        make(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(path: Path) -> None:

@@ -440,10 +440,9 @@ def test_every_file_of_the_repository_that_a_page_names_is_there(page: Path) -> 
 def test_every_option_and_command_that_a_page_names_is_one(page: Path) -> None:
     root = get_command(app)
     assert isinstance(root, TyperGroup)
-    plan = root.commands["plan"]
-    assert isinstance(plan, TyperGroup)
+    groups = [command for command in root.commands.values() if isinstance(command, TyperGroup)]
     options = {"--install-completion", "--show-completion", "--help", *FOREIGN}
-    for command in (root, *root.commands.values(), *plan.commands.values()):
+    for command in (root, *root.commands.values(), *(one for group in groups for one in group.commands.values())):
         options |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*\w", text)) <= options

@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.format import ContainerFormat
 from av.stream import Discard, Disposition
 
+from prefork.engines.audio.content import is_row, measure_content, open_content
 from prefork.engines.audio.wav import read_wav_data
 from prefork.engines.errors import InputError
 
@@ -57,14 +58,7 @@ class AudioError(InputError):
 
 
 def open_container(path: Path) -> InputContainer:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path} is not a file; give a recording")
-    if status.st_size == 0:
-        raise AudioError(f"{path} is empty; copy or export it again")
+    _check(path)
     try:
         return _open(path)
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not among those above
@@ -82,14 +76,33 @@ def open_container(path: Path) -> InputContainer:
         ) from error
 
 
+def _check(path: Path) -> None:
+    if is_row(path):
+        if not measure_content(path):
+            raise AudioError(f"{path} is empty; leave the row out, or put its recording there")
+        return
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is not a file; give a recording")
+    if status.st_size == 0:
+        raise AudioError(f"{path} is empty; copy or export it again")
+
+
 def _open(path: Path) -> InputContainer:
     allowed = [_FORMATS, *(name for name in _BY_SUFFIX.split(",") if path.suffix[1:].lower() in _list_suffixes(name))]
     options = {**_OPTIONS, "format_whitelist": ",".join(allowed)}
-    container: InputContainer = av.open(f"file:{path}", options=options, **_TAGS)
+    container: InputContainer = av.open(_locate(path), options=options, **_TAGS)
     if container.format.name == "wav" and (data := read_wav_data(path)) is not None and data.goes_on:
         container.close()
-        container = av.open(f"file:{path}", options={**options, "ignore_length": "1"}, **_TAGS)
+        container = av.open(_locate(path), options={**options, "ignore_length": "1"}, **_TAGS)
     return container
+
+
+def _locate(path: Path) -> Any:
+    return open_content(path) if is_row(path) else f"file:{path}"
 
 
 @cache
@@ -212,7 +225,7 @@ def check_damage(error: av.error.FFmpegError, path: Path) -> None:
 def _find_fault(error: av.error.FFmpegError, path: Path) -> OSError | None:
     """What the system says when it is asked itself: FFmpeg's demuxers and decoders use its error numbers for damaged
     data too, EIO where a file is too short, and EPERM, which reading never ends with, wherever they like."""
-    if isinstance(error, OSError) and error.errno != errno.EPERM:
+    if isinstance(error, OSError) and error.errno != errno.EPERM and not is_row(path):
         try:
             with path.open("rb", buffering=0) as file:
                 while file.read(_BLOCK):

@@ -29,6 +29,7 @@ from prefork.engines.audio.container import ABSURD, AudioError
 from prefork.engines.audio.recording import Recording, probe
 from prefork.engines.audio.sample_stream import SampleStream
 from prefork.engines.audio.selection import Selection
+from prefork.engines.parquet.row_path import parse
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -164,7 +165,8 @@ class _OpenReader:
 
     def _get(self, path: Path, selection: Selection | None) -> AudioReader:
         try:
-            status = path.stat()
+            address = parse(path)
+            status = (path if address is None else address.file).stat()
             key = (path, selection, status.st_mtime_ns, status.st_size)
         except OSError:
             key = None  # opening it will say what is wrong

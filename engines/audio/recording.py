@@ -22,6 +22,7 @@ from prefork.engines.audio.container import (
     open_stream,
     read_packets,
 )
+from prefork.engines.audio.content import measure_content
 from prefork.engines.audio.sample_stream import LONGEST_GAP, SampleStream, judge
 from prefork.engines.audio.selection import Selection
 from prefork.engines.audio.wav import READERS
@@ -186,7 +187,7 @@ def _find_end(
     """Seconds from the first timestamp to the end of the last packet, if there are some where the stated seconds end;
     else None. Moves the container there."""
     tick = find_time_base(stream)
-    if tick is None or seconds * _LEAST_BYTES > path.stat().st_size:
+    if tick is None or seconds * _LEAST_BYTES > measure_content(path):
         return None
     try:
         container.seek(start + int(max(Fraction(0), seconds - 1) / tick), stream=stream)

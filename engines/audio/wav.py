@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from prefork.engines.audio.content import open_content
 
 _UNKNOWN_SIZE = 0x7FFF_F000  # bytes of data, from which on they stand for "to the end"
 _UNKNOWN_64 = 1 << 62
@@ -31,8 +34,9 @@ class WavData:
 
 def read_wav_data(path: Path) -> WavData | None:
     """None if it is no RIFF file, or one by a program that did not know the length. Raises OSError."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
+    with open_content(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if file.read(12)[:4] != b"RIFF":
             return None
         rate = 0  # bytes per second
@@ -53,8 +57,9 @@ def read_wav_data(path: Path) -> WavData | None:
 
 def read_w64_data(path: Path) -> WavData | None:
     """The same of Sony's Wave64, whose chunks have 16 bytes of name and 8 of a size that counts these too."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
+    with open_content(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         file.seek(40)  # RIFF, the size of all, WAVE
         while len(head := file.read(24)) == 24:
             size = int.from_bytes(head[16:], "little") - 24
@@ -68,8 +73,9 @@ def read_w64_data(path: Path) -> WavData | None:
 
 def read_caf_data(path: Path) -> WavData | None:
     """The same of Apple's Core Audio Format, whose chunks have 4 bytes of name and 8 of their size."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
+    with open_content(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         file.seek(8)  # caff, its version
         while len(head := file.read(12)) == 12:
             size = int.from_bytes(head[4:], "big", signed=True)
@@ -83,8 +89,9 @@ def read_caf_data(path: Path) -> WavData | None:
 
 def read_avi_data(path: Path) -> WavData | None:
     """The same of AVI, for all streams together: of the size of its first RIFF chunk."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
+    with open_content(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         head = file.read(8)
     size = int.from_bytes(head[4:], "little")
     return WavData(size, min(size, end - 8)) if head[:4] == b"RIFF" and 0 < size < _UNKNOWN_SIZE else None

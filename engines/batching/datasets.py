@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prefork.engines.batching.buckets import list_buckets
 from prefork.engines.batching.settings import Batching, find_max_num_elements
 
 
-def batch_by_length(lengths: Sequence[int], batching: Batching) -> Iterator[list[int]]:
+def batch_by_length(lengths: Iterable[int], batching: Batching) -> Iterator[list[int]]:
     """Batches of a data set: indices into `lengths`, elements each.
 
     What is shorter than min_audio_len or longer than max_audio_len is left out, and with drop_remainder what fills no

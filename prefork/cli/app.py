@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from prefork.cli.check_command import check
+from prefork.cli.data_commands import data_app
 from prefork.cli.job_commands import explain, make_commands
 from prefork.cli.options import (
     AsJSON,
@@ -42,8 +43,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_TIMED = ("chat", "textgrid", "srt", "vtt", "ctm", "rttm", "json")
-_TAGGED = ("chat", "conllu", "json")
+_TIMED = ("chat", "textgrid", "srt", "vtt", "ctm", "rttm", "json", "parquet")
+_TAGGED = ("chat", "conllu", "json", "parquet")
 
 
 def _show_version(context: typer.Context, value: bool) -> None:
@@ -90,6 +91,7 @@ plan_app = typer.Typer(
     help="Show what a command would do on this machine and why, without running it.", no_args_is_help=True
 )
 app.add_typer(plan_app, name="plan", short_help="Show what a command would do here, and why.")
+app.add_typer(data_app, name="data", short_help="Make data sets, and show what they are.")
 _command = partial(make_commands, app, plan_app)
 
 

@@ -16,6 +16,7 @@ import typer
 
 from prefork.cli.options import (
     BatchingOptions,
+    DataOptions,
     Hiding,
     PlanOptions,
     RunOptions,
@@ -27,6 +28,7 @@ from prefork.cli.options import (
 from prefork.cli.parsing import (
     make_batching,
     make_layout,
+    make_row_options,
     parse_count,
     parse_devices,
     parse_language,
@@ -41,8 +43,9 @@ from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
 if TYPE_CHECKING:
+    from prefork.engines.parquet.options import RowOptions
     from prefork.engines.text.cues import CueLayout
-    from prefork.run.runner import RunRequest
+    from prefork.run.request import RunRequest
     from prefork.run.summary import Report
 
 Declaration = Callable[..., Pipeline]
@@ -104,7 +107,8 @@ class JobCommand:
         others = [p for p in shared if p.default is not p.empty]
         others.sort(key=lambda p: _ORDER.index(p.name) if p.name in _ORDER else len(_ORDER))
         shown = list_parameters(SubtitleOptions) if options is RunOptions and "srt" in self.known else []
-        return [*required, *self.own, *others, *shown, *list_parameters(BatchingOptions)]
+        data = list_parameters(DataOptions) if options is RunOptions else []
+        return [*required, *self.own, *others, *shown, *data, *list_parameters(BatchingOptions)]
 
 
 def make_commands(
@@ -120,7 +124,8 @@ def make_commands(
         def run_jobs(context: typer.Context, **values: Any) -> None:
             layout = make_layout(pick(SubtitleOptions, values))
             language = parse_language(values.get("lang"))
-            _run_jobs(context, job, pick(RunOptions, values), layout, language, *_make_work(job, values))
+            wanted = make_row_options(values.get("formats"), pick(DataOptions, values), pick(BatchingOptions, values))
+            _run_jobs(context, job, pick(RunOptions, values), layout, language, wanted, *_make_work(job, values))
 
         def plan_jobs(context: typer.Context, **values: Any) -> None:
             _plan_jobs(context, job, pick(PlanOptions, values), *_make_work(job, values))
@@ -150,6 +155,7 @@ def _run_jobs(
     options: RunOptions,
     layout: CueLayout,
     language: str | None,
+    rows: RowOptions | None,
     pipeline: Callable[[], Pipeline],
     batching: Batching,
 ) -> None:
@@ -158,7 +164,7 @@ def _run_jobs(
         stages = pipeline()
         require(stage.engine for stage in stages if not stage.is_remote)
     from prefork.pool.tasks import PER_AUDIO_SECOND, PER_TEXT_SECOND, HangLimit
-    from prefork.run.runner import RunRequest  # a second and a half, with all that it imports
+    from prefork.run.request import RunRequest  # a second and a half, with all that it imports
 
     pace = PER_TEXT_SECOND if job.intake is Intake.TEXTS else PER_AUDIO_SECOND
     names = tuple(name for text in options.formats or job.usual.split() for name in text.replace(",", " ").split())
@@ -193,6 +199,7 @@ def _run_jobs(
             follow_links=options.follow_links,
             layout=layout,
             language=language,
+            rows=rows,
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 

@@ -168,6 +168,32 @@ class SubtitleOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Of data sets, with --format parquet. Names are those of `RowOptions`."""
+
+    audio_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data sets: column with the recordings. Default: by its type.")
+    ] = None
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data sets: column with the texts. Default: text, or the like.")
+    ] = None
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data sets: column whose values name rows in messages.")
+    ] = None
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data sets: only files of this split, such as train.")
+    ] = None
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="CONDITION", help="Data sets: only rows that pass: \"language = 'eng' and size > 3\"."),
+    ] = None
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Data sets: only the first N rows that pass.")] = None
+    keep_audio: Annotated[
+        bool, typer.Option("--keep-audio", help="Data sets: the results have the recordings too.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions(JobOptions):
     """Of `prefork plan align` and its like."""
 
@@ -198,11 +224,18 @@ class BatchingOptions:
         None
     )
     min_audio_len: Annotated[
-        int | None, typer.Option(metavar="SAMPLES", help="Shorter segments get no batch size of their own.")
+        int | None,
+        typer.Option(
+            metavar="SAMPLES",
+            help="Shorter segments get no batch size of their own. Data sets: shorter recordings are left out.",
+        ),
     ] = None
     max_audio_len: Annotated[
         int | None,
-        typer.Option(metavar="SAMPLES", help="A file with a longer segment fails. Default: no limit."),
+        typer.Option(
+            metavar="SAMPLES",
+            help="A file with a longer segment fails. Data sets: longer recordings are left out. Default: no limit.",
+        ),
     ] = None
     drop_remainder: Annotated[
         bool, typer.Option("--drop-remainder", help="For data sets only; refused here, because outputs would be lost.")

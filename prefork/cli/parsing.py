@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import typer
 
-from prefork.cli.options import BatchingOptions, SubtitleOptions
+from prefork.cli.options import BatchingOptions, DataOptions, SubtitleOptions
 from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
+from prefork.engines.parquet.options import RowOptions
 from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.languages import get_short_code, is_language_code
 
@@ -127,3 +128,19 @@ def make_batching(options: BatchingOptions) -> Batching:
         text = re.sub(r"`([a-z_]+)`", lambda found: f"--{found[1].replace('_', '-')}", str(error))
         raise typer.BadParameter(text) from error
     return batching
+
+
+def make_row_options(formats: list[str] | None, options: DataOptions, batching: BatchingOptions) -> RowOptions | None:
+    """What of a data set is wanted; None if IN is none. The lengths that batches may have are those that rows must."""
+    given = {name: value for name, value in asdict(options).items() if value}
+    names = [name for text in formats or () for name in text.replace(",", " ").split()]
+    if "parquet" not in names:
+        if given:
+            option = f"--{next(iter(given)).replace('_', '-')}"
+            raise typer.BadParameter(f"{option} is for data sets: give --format parquet too, and a parquet file as IN")
+        return None
+    if set(names) != {"parquet"}:
+        raise typer.BadParameter("--format parquet is for data sets, whose results have no other format")
+    if options.limit is not None and options.limit < 1:
+        raise typer.BadParameter(f"--limit takes a whole number of at least 1, not {options.limit}")
+    return RowOptions(**given, min_audio_len=batching.min_audio_len, max_audio_len=batching.max_audio_len)

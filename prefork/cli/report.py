@@ -203,7 +203,7 @@ def tabulate(summary: Summary) -> Table:
 
 def list_rows(summary: Summary) -> list[tuple[str, str]]:
     """Names and values of the table."""
-    return [("files", _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
+    return [(summary.unit, _count_files(summary)), *_list_figures(summary), ("results", make_printable(summary.target))]
 
 
 def _list_figures(summary: Summary) -> list[tuple[str, str]]:

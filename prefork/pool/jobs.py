@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefork.engines.base import Job
+from prefork.engines.parquet.row_path import find_place
 from prefork.engines.text.document import Document
 from prefork.outputs import JobOutput, WrittenFile
 from prefork.pool.pipeline import Pipeline, Stage
@@ -74,6 +75,7 @@ class JobRun:
         self._rank = rank
         self._done = done
         self._document = document
+        self._place = find_place(job.media)
         self._number = 0  # of the stage
         self._over = False
         self._left = job.seconds  # audio that is not worked off
@@ -133,6 +135,7 @@ class JobRun:
             audio=self._job.seconds,
             step=step,
             closing=closing,
+            place=self._place,
         )
         self._supervisor.submit(task)
         return task

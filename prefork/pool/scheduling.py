@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
@@ -264,9 +265,10 @@ class Scheduler:
         """Gives one of the idle workers the next task that may start; False if none may."""
         fresh = next((worker for worker in idle if worker.tasks == 0), None)
         worker = fresh or idle[0]
-        task = self.queue.pop(fresh is not None, self.is_draining, self._select)
+        task = self.queue.pop(fresh is not None, self.is_draining, partial(self._select, worker=worker))
         if task is None and not self._workers.list_busy():  # then nobody makes more of what others wait for
-            task = self.queue.pop(fresh is not None, self.is_draining, partial(self._select, waiting=False))
+            select = partial(self._select, waiting=False, worker=worker)
+            task = self.queue.pop(fresh is not None, self.is_draining, select)
         if task is None:
             return False
         if task.begin():
@@ -309,8 +311,9 @@ class Scheduler:
         coming = (engine for engine in self._batches if queue.splits[engine] or engine in splitting)
         return {engine for engine in coming if queue.seconds[engine] < self._batches[engine]}
 
-    def _select(self, tasks: Iterator[Task], waiting: bool = True) -> Task | None:
-        """One that must run alone has to wait for all others, and they for it. waiting: for fuller batches."""
+    def _select(self, tasks: Iterator[Task], waiting: bool = True, worker: Worker | None = None) -> Task | None:
+        """One that must run alone has to wait for all others, and they for it. waiting: for fuller batches. worker:
+        that it is for."""
         if self.is_draining:  # only what saves the work that is done, and takes next to nothing
             return next(tasks, None)
         busy = self._workers.list_busy()
@@ -321,7 +324,20 @@ class Scheduler:
             return None if wait else next((task for task in tasks if task.alone), None)
         filling = self._list_filling() if waiting else set()
         ready = (task for task in tasks if not (task.engine in filling and task.can_join))
-        return self._policy.select(ready, self._list_holders())
+        return self._policy.select(self._put_near_first(ready, worker), self._list_holders())
+
+    def _put_near_first(self, tasks: Iterator[Task], worker: Worker | None) -> Iterator[Task]:
+        """Of tasks that read parts of data sets, first those of the part that the worker has read, then those of parts
+        that no other worker has; in their order otherwise. All other tasks keep their places."""
+        first = next(tasks, None)
+        if first is None:
+            return iter(())
+        if worker is None or not first.place:
+            return chain([first], tasks)
+        others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
+        return iter(
+            sorted(chain([first], tasks), key=lambda t: 0 if t.place == worker.place else 1 + (t.place in others))
+        )
 
     def _list_holders(self) -> list[Holder]:
         return [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in self._workers.list_busy()]
@@ -345,6 +361,7 @@ class Scheduler:
     def _give(self, worker: Worker, task: Task, idle: int = 0) -> None:
         """idle: workers besides this one."""
         worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
+        worker.place = task.place or worker.place
         worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
         if task.name == "call":
             self._calls.give(worker, task, idle)

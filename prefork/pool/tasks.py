@@ -55,7 +55,8 @@ class Task:
     single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
     life. alone: nothing may run
     beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
-    the most that was seen. closing: still started while the run drains, because it saves what has been done.
+    the most that was seen. closing: still started while the run drains, because it saves what has been done. place:
+    the part of a data set that its worker reads; a worker is given tasks of the part that it has already.
 
     Called in the supervisor's thread: begin, before it is given to a worker, returns False if nobody wants it any more;
     withdraw, if it was given and has not begun; done, with the pickled result or an exception.
@@ -75,6 +76,7 @@ class Task:
     seconds: float = 0.0
     step: float | None = None
     closing: bool = False
+    place: str = ""
     begin: Callable[[], bool] = lambda: True
     withdraw: Callable[[], None] = lambda: None
     attempts: int = 0
@@ -157,6 +159,7 @@ def bundle(parts: Sequence[Task]) -> Task:
         order=first.order,
         label=f"{first.label} and {len(parts) - 1} more",
         engine=first.engine,
+        place=first.place,
         items=[item for _, _, item in rest],
         size=sum(part.size for part in parts),
         segment=max(part.segment for part in parts),
@@ -281,7 +284,8 @@ class TaskQueue:
         it at most."""
         left, found = seconds - task.seconds, list[Task]()
         for _, _, other in self._waiting:
-            if (other.name, other.engine) == (task.name, task.engine) and other.can_join and not other.cancelled:
+            alike = (other.name, other.engine, other.place) == (task.name, task.engine, task.place)
+            if alike and other.can_join and not other.cancelled:
                 left -= other.seconds
                 if left < 0:
                     break

@@ -45,6 +45,7 @@ class Worker:
     memory: Memory | None = None
     idle_bytes: int = 0  # bytes of its own after its last task
     first_idle_bytes: int = 0  # and after its first
+    place: str = ""  # the part of a data set that it has read last
 
     @property
     def name(self) -> str:

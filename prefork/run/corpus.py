@@ -12,6 +12,7 @@ from prefork.engines.audio.container import is_named_as_one, is_recording
 from prefork.engines.audio.media import MEDIA_SUFFIXES
 from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, Output
+from prefork.engines.parquet.row_path import SUFFIX as DATA_SET
 from prefork.engines.text import formats
 from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.formats import text
@@ -23,7 +24,7 @@ from prefork.run.pairing import pair
 from prefork.run.problems import Problem, attempt
 from prefork.run.recordings import find_recordings, measure_recordings
 
-_BYTES_PER_SECOND = 15  # of text, as it is usually spoken
+BYTES_PER_SECOND = 15  # of text, as it is usually spoken
 _NOTES = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "notes", "0readme"})
 _NOTE = "looks like a note about the other files; if it is a text, rename it or give it alone"
 
@@ -142,7 +143,7 @@ def _find_texts(found: FoundFiles, single: PurePath | None, outputs: Sequence[tu
         if isinstance(job, Problem):
             problems.append(explain(path, f"cannot be read: {job.reason}; check the file"))
         else:
-            wanted.append(replace(job, seconds=job.states[0].size / _BYTES_PER_SECOND))
+            wanted.append(replace(job, seconds=job.states[0].size / BYTES_PER_SECOND))
     if not wanted and not problems:
         raise InputError(f"{found.root}: has no texts; their names must end in {', '.join(formats.READABLE)}")
     jobs, collisions = _refuse_collisions(wanted)
@@ -202,6 +203,8 @@ def _check_places(source: Path, target: Path | None, media: Path | None, intake:
     fits = takes.get(intake, suffix not in formats.READABLE)  # of anything else FFmpeg says whether it is a recording
     if not os.path.exists(source):  # noqa: PTH110  unlike Path.exists it never raises
         raise InputError(f"{source}: no such file or folder; check IN")
+    if source.suffix == DATA_SET and not source.is_dir():
+        raise InputError(f"{source}: is a data set; give --format parquet, which writes one too")
     if not source.is_dir() and not (source.is_file() and fits):
         raise InputError(f"{source}: no {what}; give a folder, or {known}")
     if media is not None and not media.is_dir():
@@ -210,10 +213,11 @@ def _check_places(source: Path, target: Path | None, media: Path | None, intake:
     if not os.access(root, os.R_OK | os.X_OK):
         raise InputError(f"{root}: {LOCKED}")
     if target is not None:
-        _check_target(source, root, target)
+        check_target(source, root, target)
 
 
-def _check_target(source: Path, root: Path, target: Path) -> None:
+def check_target(source: Path, root: Path, target: Path) -> None:
+    """Raises InputError if outputs there could overwrite inputs. root: the folder of `source`, or itself."""
     if os.path.exists(target) and not target.is_dir():  # noqa: PTH110
         raise InputError(f"{target}: is a file; OUT must be a folder")
     inner, outer = Path(os.path.realpath(root)), Path(os.path.realpath(target))

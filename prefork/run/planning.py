@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,15 @@ from prefork.engines import registry
 from prefork.engines.audio.selection import Selection
 from prefork.engines.base import ELEMENTS_PER_SECOND, LoadError
 from prefork.engines.batching import Batching, BatchingStrategy
+from prefork.engines.parquet.options import RowOptions
+from prefork.engines.parquet.row_path import SUFFIX
 from prefork.installation import find_obstacle
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
 from prefork.pool.pipeline import Intake, Pipeline, choose_languages
 from prefork.run.corpus import find_jobs, find_languages
+from prefork.run.data_files import find_files, read_lengths
 from prefork.run.facts import find_facts
 from prefork.wire.child import ChildProcess
 from prefork.wire.environment import make_environment
@@ -44,20 +47,9 @@ def plan_run(
     for stage in pipeline:
         if not stage.is_remote:
             registry.find(stage.engine)
-    corpus = find_jobs(source, None, media=media, intake=intake, selection=selection, follow_links=follow_links)
+    work = _describe_work(source, media, intake, selection, follow_links)
     pipeline = choose_languages(pipeline, partial(find_languages, source, follow_links=follow_links))
     engines = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
-    seconds = [job.seconds for job in corpus.jobs]
-    work = [
-        (
-            "files",
-            f"{len(seconds)}, and {len(corpus.problems)} that cannot be used" if corpus.problems else f"{len(seconds)}",
-        ),
-    ]
-    if intake is not Intake.TEXTS:
-        work.append(
-            ("audio", f"{format_duration(sum(seconds))}, the longest {format_duration(max(seconds, default=0.0))}")
-        )
     conflict = find_obstacle(engines)
     cannot = registry.list_obstacles(engines)
     request = replace(request, engines=tuple(engines), cannot=cannot, broken=str(conflict) if conflict else "")
@@ -81,6 +73,25 @@ def _describe_dtypes(engines: Mapping[str, Mapping[str, Any]], found: Surveyed, 
     if "int8" not in [found.fingerprints.get(name, {}).get("dtype") for name in chosen]:
         return ""
     return f" in int8, which this processor multiplies ({plan.facts.instructions[0]}); --dtype float32 changes that"
+
+
+def _describe_work(
+    source: Path, media: Path | None, intake: Intake, selection: Selection | None, follow_links: bool
+) -> list[tuple[str, str]]:
+    """Names and values. Raises InputError."""
+    if source.suffix == SUFFIX or (source.is_dir() and any(source.rglob(f"*{SUFFIX}"))):
+        files, _ = find_files(source, None, RowOptions(), intake, follow_links)
+        return [("rows", f"{sum(file.rows for file in files):,}"), *_describe_audio(read_lengths(files), intake)]
+    corpus = find_jobs(source, None, media=media, intake=intake, selection=selection, follow_links=follow_links)
+    seconds = [job.seconds for job in corpus.jobs]
+    unusable = f", and {len(corpus.problems)} that cannot be used" if corpus.problems else ""
+    return [("files", f"{len(seconds)}{unusable}"), *_describe_audio(seconds, intake)]
+
+
+def _describe_audio(seconds: Sequence[float], intake: Intake) -> list[tuple[str, str]]:
+    if intake is Intake.TEXTS:
+        return []
+    return [("audio", f"{format_duration(sum(seconds))}, the longest {format_duration(max(seconds, default=0.0))}")]
 
 
 def describe_batches(batching: Batching, plan: Plan) -> str:

@@ -11,16 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefork.engines import registry
-from prefork.engines.audio.selection import Selection
 from prefork.engines.base import InputError, Job, LoadError
-from prefork.engines.batching import Batching
-from prefork.engines.text.cues import CueLayout
 from prefork.errors import Stopped
 from prefork.fingerprint import ModelFile, complete, list_files, note_files, summarise
 from prefork.memory import memlog
@@ -30,7 +26,6 @@ from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
 from prefork.pool.runtime import Runtime, make_plan, run_jobs
-from prefork.pool.tasks import HangLimit
 from prefork.run import performance
 from prefork.run.account import Account
 from prefork.run.corpus import Corpus, find_jobs, find_languages
@@ -38,42 +33,13 @@ from prefork.run.headers import narrow
 from prefork.run.journal import FOLDER, Journal
 from prefork.run.planning import survey
 from prefork.run.problems import find_reason, strip_name
+from prefork.run.request import RunRequest
 from prefork.run.summary import Progress, Report, Summary
 from prefork.wire.specification import Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _POLL_SECONDS = 0.1
 _ROUND_SECONDS = 7200.0  # of audio that goes through all phases before more of it begins
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What the user asked for."""
-
-    source: Path
-    target: Path
-    command: str
-    pipeline: Pipeline
-    intake: Intake = Intake.PAIRS
-    residency: Residency = Residency.ALL
-    formats: tuple[str, ...] = ()
-    media: Path | None = None
-    workers: int | None = None
-    threads: int | None = None
-    strategy: str | None = None
-    devices: tuple[str, ...] = ()
-    batching: Batching | None = None
-    force_cpu: bool = False
-    no_mps: bool = False
-    memory_limit: int | None = None
-    mem_guard: bool = False
-    memory_checkpoints: bool = False
-    hang_limit: HangLimit = field(default_factory=HangLimit)
-    redo: bool = False
-    selection: Selection = field(default_factory=Selection)
-    follow_links: bool = False
-    layout: CueLayout = field(default_factory=CueLayout)
-    language: str | None = None
 
 
 class Run:
@@ -141,20 +107,9 @@ class Run:
         return 1 if self._account.failed else 0
 
     def _execute(self) -> Summary:
-        request = self._request
-        corpus = find_jobs(
-            request.source,
-            request.target,
-            request.formats,
-            request.media,
-            request.intake,
-            selection=request.selection,
-            follow_links=request.follow_links,
-            layout=request.layout,
-            language=request.language,
-        )
+        corpus = self._find_jobs()
         self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
-        folder = OutputFolder(request.target)
+        folder = OutputFolder(self._request.target)
         journal = Journal(folder, self._report.note)
         try:
             with self._catch_signals():
@@ -165,8 +120,25 @@ class Run:
         finally:
             journal.close()
         self._end_runtime()
+        return self._summarise(corpus, skipped)
+
+    def _find_jobs(self) -> Corpus:
+        request = self._request
+        return find_jobs(
+            request.source,
+            request.target,
+            request.formats,
+            request.media,
+            request.intake,
+            selection=request.selection,
+            follow_links=request.follow_links,
+            layout=request.layout,
+            language=request.language,
+        )
+
+    def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         seconds = time.monotonic() - self._started
-        return self._account.summarise(corpus, skipped, str(request.target), seconds)
+        return self._account.summarise(corpus, skipped, str(self._request.target), seconds)
 
     def _wait_until_loaded(self) -> bool:
         """Whether there is a runtime that can work. Raises LoadError if there cannot be."""
@@ -217,12 +189,18 @@ class Run:
         def digest() -> None:
             try:
                 names = [stage.engine for stage in self._request.pipeline]
-                future.set_result({"stages": [complete(name, known[name]) for name in names]})
+                future.set_result(
+                    {"stages": [complete(name, known[name]) for name in names], **self._describe_inputs()}
+                )
             except BaseException as error:  # noqa: BLE001  it is raised where the fingerprint is wanted
                 future.set_exception(error)
 
         threading.Thread(target=digest, name="prefork-digest", daemon=True).start()
         return future
+
+    def _describe_inputs(self) -> Mapping[str, Any]:
+        """What of the inputs is used, if outputs depend on that; in JSON values."""
+        return {}
 
     def _make_plan(self, engines: Iterable[str]) -> Plan:
         """For looking at models without loading them. Raises LoadError if nothing can be run here."""
@@ -396,4 +374,8 @@ class Run:
 
 def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
     """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
-    return Run(request, make_report()).execute()
+    if request.rows is None:
+        return Run(request, make_report()).execute()
+    from prefork.run.data_run import DataRun
+
+    return DataRun(request, request.rows, make_report()).execute()

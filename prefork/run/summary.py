@@ -53,6 +53,7 @@ class Summary:
     gpus: Sequence[GPULoad] = ()  # that have computed and can be asked
     servers: int = 0  # processes that have the model for the workers
     server_threads: int = 0  # of each
+    unit: str = "files"  # what was done, skipped, failed and unfinished
 
     @property
     def speed(self) -> float:

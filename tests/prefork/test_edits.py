@@ -16,7 +16,8 @@ from prefork import InputError, Job, LoadError
 from prefork.engines.files import FileState
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Stage
-from prefork.run.runner import RunRequest, run
+from prefork.run.request import RunRequest
+from prefork.run.runner import run
 from prefork.run.summary import Report, Summary
 from tests.prefork.command import read_outputs, write_script
 

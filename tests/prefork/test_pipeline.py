@@ -17,7 +17,8 @@ import pytest
 from prefork import Job, LoadError, Runtime, Stopped
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Pipeline, Residency, Stage, align, list_phases, transcribe
-from prefork.run.runner import RunRequest, run
+from prefork.run.request import RunRequest
+from prefork.run.runner import run
 from prefork.run.summary import Progress, Report, Summary
 from tests.prefork.command import read_outputs, write_script
 

@@ -39,7 +39,7 @@ class ScriptEngine(Engine):
         return 1_000_000 if "take" in str(segment.content) else 0
 
     def split(self, job: Job, document: Document) -> Sequence[Segment]:
-        lines = job.source.read_text().splitlines()
+        lines = (job.source.read_text() if job.source.is_file() else document.source).splitlines()
         if not lines:
             raise InputError(f"{job.id}: is empty; write something")
         return [Segment(index, float(index), float(index + 1), line) for index, line in enumerate(lines)]
