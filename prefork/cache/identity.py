@@ -157,7 +157,8 @@ class KnownModels:
 
 
 def make_models_key(stages: Sequence[tuple[str, Mapping[str, Any]]], device: str) -> bytes:
-    """What engines with these options say of themselves is kept under it. device: its kind."""
+    """What engines with these options say of themselves is kept under it. device: its kind, and what weights are
+    best held in there."""
     sources = [digest_source(name) for name, _ in stages]
     options = json.dumps([[name, dict(given)] for name, given in stages], sort_keys=True, default=os.fspath)
     return digest("models", options, device, *sources, describe_machine(), _read_variables(_FINDING), Path.cwd())

@@ -340,7 +340,7 @@ def _make_key(job: Job, engines: Sequence[bytes], recording: bytes) -> bytes:
 
 
 def _make_phase_key(phase: Pipeline, plan: Plan) -> bytes:
-    return make_models_key([(stage.engine, stage.options) for stage in phase], plan.device)
+    return make_models_key([(stage.engine, stage.options) for stage in phase], f"{plan.device} {plan.fast_dtype}")
 
 
 def _find_state(job: Job, path: Path | None) -> FileState | None:
