@@ -142,6 +142,12 @@ class Engine(ABC):
     `machine_translation`; not `pipeline` and `audio_preprocessing`, which contain it or precede it. batch_seconds: of
     segments, those of several jobs too, that `infer` takes at once; 0: one segment. suspicion: why one may doubt that a
     process with this model can fork; a canary decides.
+
+    piece: the type of what `finish` returns, made of frozen dataclasses, tuples, texts and numbers, as
+    `prefork.cache.schema` has it; without it, the result cache keeps nothing of the engine. Who gives it says that
+    `prepare` depends on the segment, the recording and the settings alone, and `finish` on the segment, the length of
+    the recording, and what `prepare` has made. batch_invariant: what comes of a segment is the same bytes whoever
+    shares its batch; else the result cache keeps of it what was computed alone.
     """
 
     name: ClassVar[str]
@@ -149,6 +155,8 @@ class Engine(ABC):
 
     batch_seconds: float = 0.0
     suspicion: ClassVar[str] = ""
+    piece: ClassVar[Any] = None
+    batch_invariant: ClassVar[bool] = False
 
     def suggest_dtype(self, dtype: str) -> None:  # noqa: B027  most have but one
         """What the weights are best held in on this machine: int8 where the model computes on a CPU that multiplies it,
@@ -186,6 +194,11 @@ class Engine(ABC):
     def count_elements(self, segment: Segment) -> int:
         """What a segment takes up of a batch: samples at 16 kHz, whatever it is made of."""
         return max(1, round(segment.seconds * ELEMENTS_PER_SECOND))
+
+    def describe_segment(self, segment: Segment) -> Any:
+        """What of a segment its piece depends on, without what says only where in its job it stands: a value of frozen
+        dataclasses, tuples, texts and numbers. By default its times and its content."""
+        return segment.start, segment.end, segment.content
 
     def example(self) -> Tensors | None:
         """A small prepared segment, always the same; None if there is none.
@@ -246,6 +259,8 @@ class Engine(ABC):
 
 class HostEngine(Engine):
     """An engine without a model: all its work is `join`."""
+
+    piece = type(None)
 
     def load(self) -> None:
         return None

@@ -34,7 +34,7 @@ OUTPUTS = "0.2.2"
 _COMPUTING = ("torch", "torchaudio", "transformers", "stanza", "pyannote-audio", "num2words")
 _LARGE = 1 << 20  # bytes; below that, reading a file costs less than looking it up
 _MOST_DIGESTS = 500
-_SETTLED_SECONDS = 2.0  # the coarsest clock of file systems in use, FAT's: what is younger may change unnoticed
+SETTLED_SECONDS = 2.0  # the coarsest clock of file systems in use, FAT's: what is younger may change unnoticed
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 40  # characters of a setting that are shown
 
@@ -69,7 +69,7 @@ class ModelFile(FileState):
             raise LoadError(f"{self.path}: cannot be read ({error.strerror}); check the model's files") from error
         if now != self:
             raise LoadError(f"{self.path}: has changed since the model was read from it; start again")
-        if self.size >= _LARGE and time.time() - max(self.changed) / 1e9 > _SETTLED_SECONDS:
+        if self.size >= _LARGE and time.time() - max(self.changed) / 1e9 > SETTLED_SECONDS:
             cache.store(self.path, {"state": state, "sha256": digest})
         return digest
 

@@ -77,6 +77,12 @@ class OutputFolder:
             ) from error
         return written
 
+    def read(self, file: WrittenFile) -> str:
+        """What was written. Raises InputError if that is not there any more."""
+        if not self.is_whole(file):
+            raise InputError(f"{file.path}: is not what was written; leave what is in {self.root} as it is")
+        return self.locate(PurePath(file.path)).read_bytes().decode("utf-8", "surrogateescape")
+
     def has(self, file: WrittenFile) -> bool:
         """Whether a file of that name and size is there. Reads nothing of it."""
         try:

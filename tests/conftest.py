@@ -36,8 +36,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured here is nobody else's business, and what was measured elsewhere none of ours."""
+    """What is measured here is nobody else's business, and what was measured elsewhere none of ours. No test gets the
+    results of another, unless it asks for them."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFORK_CACHE", "off")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

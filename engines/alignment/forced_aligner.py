@@ -3,13 +3,14 @@ words' times back into the transcript."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -52,6 +53,7 @@ class ForcedAligner(Engine):
     through the model together."""
 
     max_segment: float
+    piece = AlignedLines
     low: ClassVar[float]  # mean score of an utterance's words below which these are probably not what is said
 
     @abstractmethod
@@ -96,15 +98,23 @@ class ForcedAligner(Engine):
             )
         return Segment(index, window.start, window.end, lines)
 
+    def describe_segment(self, segment: Segment) -> Any:
+        lines: tuple[TranscriptLine, ...] = segment.content
+        return segment.start, segment.end, tuple(replace(line, index=0) for line in lines)
+
     def prepare(self, job: Job, segment: Segment) -> Tensors:
-        """{"waveform": (samples,) mono at 16 kHz}."""
+        """{"waveform": (samples,) mono at 16 kHz, "recorded": (bytes,) the digest of what `finish` looks at again}."""
         samples = read_audio(find_media(job), segment.start, segment.end, job.selection)
         peak = float(abs(samples).max(initial=0.0))
         # What is far below the usual loudness has lost nothing in floats; a model's spectrogram has a floor.
         waveform = torch.from_numpy(samples * (_PEAK / peak if NOTHING <= peak < _QUIET else 1.0))
         # Where the recording ends before its packets say so, there is silence, in which nothing is found.
         wanted = max(_SHORTEST, math.floor((segment.seconds - 1.0) * SAMPLE_RATE))
-        return {"waveform": torch.nn.functional.pad(waveform, (0, max(0, wanted - len(waveform))))}
+        recorded = bytearray(hashlib.sha256(samples.tobytes()).digest())
+        return {
+            "waveform": torch.nn.functional.pad(waveform, (0, max(0, wanted - len(waveform)))),
+            "recorded": torch.frombuffer(recorded, dtype=torch.uint8),
+        }
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
         lines: tuple[TranscriptLine, ...] = segment.content

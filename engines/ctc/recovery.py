@@ -66,6 +66,7 @@ class CTCRecovery(Engine):
     """
 
     name = "ctc-recovery"
+    piece = Emission
 
     def __init__(self, model: str | None = None, dtype: str | None = None) -> None:
         self._aligner = CTCAligner(model=model, dtype=dtype)

@@ -78,6 +78,7 @@ class PyannoteDiarizer(Engine):
     name = "diarize"
     memory_stage = "diarization"
     suspicion = "pyannote.audio and what it imports start threads of their own"
+    piece = BlockActivity
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ LONGEST = 1000  # words of an utterance: the parser compares each with each
 _BYTES_PER_WORD = 40_000  # what a pass takes, and
 _BYTES_PER_PAIR = 1200  # what the parser takes for each pair of words of an utterance that it looks at alone
 _LONG = 150  # words from which it does
+_LANDMARKS = 16  # utterances, of which one is
 _LONGEST_WORD = 200  # characters that models are shown of one: lemmatisers take minutes for what is none
 # What speech and informal writing run together, and tokenisers are not sure of. They hold several words wherever they
 # stand, unlike French `des`; and only if the language's package knows how to expand them.
@@ -75,6 +77,8 @@ class StanzaTagger(Engine):
     """
 
     name = "stanza"
+    piece = tuple[tuple[Analysis, ...], ...]
+    batch_invariant = True
 
     def __init__(
         self,
@@ -173,11 +177,14 @@ class StanzaTagger(Engine):
         runs = (WHOLE if token.marker else token.run * free for token in tokens)
         return TaggingRequest(number, language, tuple(map(_spell, tokens)), tuple(runs))
 
+    def describe_segment(self, segment: Segment) -> Any:
+        return tuple((request.language, request.words, request.runs) for request in segment.content)
+
     def prepare(self, job: Job, segment: Segment) -> Tensors:  # noqa: ARG002
         return _encode([request.describe() for request in segment.content])
 
     def infer(self, model: Pipelines, batch: Sequence[Tensors]) -> Sequence[Tensors]:
-        parts = [[TaggingRequest.read(item) for item in _decode(tensors)] for tensors in batch]
+        parts = [[TaggingRequest.read(*numbered) for numbered in enumerate(_decode(tensors))] for tensors in batch]
         together = [request for part in parts for request in part]
         answers: dict[int, Any] = {}
         for language, pipeline in model.by_language.items():
@@ -188,13 +195,16 @@ class StanzaTagger(Engine):
         ordered = iter([answers[place] for place in range(len(together))])
         return [_encode([next(ordered) for _ in part]) for part in parts]
 
-    def finish(self, job: Job, segment: Segment, output: Tensors) -> list[tuple[int, tuple[Analysis, ...]]]:  # noqa: ARG002
-        """For each utterance of the segment its number, and what stanza has made of it."""
-        answers = [tuple(Analysis.read(item) for item in answer) for answer in _decode(output)]
-        return [(request.number, answer) for request, answer in zip(segment.content, answers, strict=True)]
+    def finish(self, job: Job, segment: Segment, output: Tensors) -> tuple[tuple[Analysis, ...], ...]:  # noqa: ARG002
+        """What stanza has made of each utterance of the segment."""
+        return tuple(tuple(Analysis.read(item) for item in answer) for answer in _decode(output))
 
-    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:  # noqa: ARG002
-        answers = {number: answer for piece in pieces for number, answer in piece}
+    def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Any]) -> Document:
+        answers = {
+            request.number: answer
+            for segment, piece in zip(segments, pieces, strict=True)
+            for request, answer in zip(segment.content, piece, strict=True)
+        }
         found = {number: answer for number, answer in answers.items() if answer}
         utterances = tuple(
             replace(utterance, tokens=fill(utterance.tokens, found[number])) if number in found else utterance
@@ -242,12 +252,18 @@ class TaggingRequest:
         """Words; of scripts that do not put spaces between them, more than are known yet."""
         return sum(1 + len(word) // 10 for word in self.words)
 
+    @property
+    def is_landmark(self) -> bool:
+        """Whether a segment begins with it wherever it stands: every 16th does, so that who changes an utterance of a
+        long transcript changes the segments around it alone."""
+        return zlib.crc32(" ".join(self.words).encode("utf-8", "surrogatepass")) % _LANDMARKS == 0
+
     def describe(self) -> list[Any]:
-        return [self.number, self.language, self.words, self.runs]
+        return [self.language, self.words, self.runs]
 
     @classmethod
-    def read(cls, content: Sequence[Any]) -> TaggingRequest:
-        number, language, words, runs = content
+    def read(cls, number: int, content: Sequence[Any]) -> TaggingRequest:
+        language, words, runs = content
         return cls(number, language, tuple(words), tuple(runs))
 
 
@@ -276,10 +292,11 @@ def _spell(token: Token) -> str:
 
 
 def _cut(requests: Sequence[TaggingRequest], most: int) -> Iterator[Segment]:
-    """Segments of so many words at most, or of one utterance. Their times are those of speech at its usual speed."""
+    """Segments of so many words at most, or of one utterance; landmarks begin new ones. Their times are those of speech
+    at its usual speed."""
     start, total, position, index = 0, 0, 0, 0
     for place, one in enumerate([*requests, None]):
-        if place > start and (one is None or total + one.weight > most):
+        if place > start and (one is None or total + one.weight > most or one.is_landmark):
             times = (position * SECONDS_PER_WORD, (position + total) * SECONDS_PER_WORD)
             yield Segment(index, *times, tuple(requests[start:place]))
             start, position, total, index = place, position + total, 0, index + 1

@@ -135,10 +135,12 @@ class WhisperAligner(ForcedAligner):
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 2 * frames), of its sound and some silence, "quiet": (frames,), no padding, "tokens":
-        (prompt + text,)}."""
+        (prompt + text,), "recorded": as ForcedAligner has it}."""
         lines: tuple[TranscriptLine, ...] = segment.content
         words = [word for line in lines for word in line.words]
-        return self._compose(super().prepare(job, segment)["waveform"], words, self._choose_language(lines))
+        heard = super().prepare(job, segment)
+        composed = self._compose(heard["waveform"], words, self._choose_language(lines))
+        return {**composed, "recorded": heard["recorded"]}
 
     def _compose(self, waveform: torch.Tensor, words: Sequence[str], language: str | None) -> Tensors:
         frames = min(-(-len(waveform) // round(FRAME * SAMPLE_RATE)), self._checkpoint.frames)

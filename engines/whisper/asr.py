@@ -166,6 +166,7 @@ class WhisperASR(_Whisper):
 
     name = "whisper"
     memory_stage = "transcription"
+    piece = Heard
 
     def __init__(
         self,
@@ -285,6 +286,7 @@ class LanguageDetector(_Whisper):
     """Finds a document's language where none is stated: by the windows with the most speech."""
 
     name = "language"
+    piece = tuple[tuple[str, float], ...]
 
     def split(self, job: Job, document: Document) -> list[Segment]:
         if document.languages or not self._checkpoint.multilingual:

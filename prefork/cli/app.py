@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from prefork.cli.cache_command import cache_app
 from prefork.cli.check_command import check
 from prefork.cli.data_commands import data_app
 from prefork.cli.job_commands import explain, make_commands
@@ -249,6 +250,9 @@ def matrix(
 
 
 app.command(short_help="Test whether forking is safe here.", epilog="Example: prefork check ctc")(check)
+
+
+app.add_typer(cache_app, name="cache", short_help="Show, check or remove what earlier runs have computed.")
 
 
 @app.command(short_help="Copy sample recordings and transcripts to a folder.", epilog="Example: prefork samples talks")

@@ -27,6 +27,7 @@ from prefork.cli.options import (
 )
 from prefork.cli.parsing import (
     make_batching,
+    make_cache_request,
     make_layout,
     make_row_options,
     parse_count,
@@ -68,7 +69,20 @@ _ORDER = (
         "memory_limit",
         "mem_guard",
     ),
-    *("memory_checkpoints", "hang_limit", "redo", "quiet", "facts", "refresh", "as_json", "force_cpu", "no_mps"),
+    *(
+        "memory_checkpoints",
+        "hang_limit",
+        "redo",
+        "cache",
+        "cache_limit",
+        "cache_keep",
+        "quiet",
+        "facts",
+        "refresh",
+        "as_json",
+        "force_cpu",
+        "no_mps",
+    ),
 )
 
 
@@ -200,6 +214,7 @@ def _run_jobs(
             layout=layout,
             language=language,
             rows=rows,
+            cache=make_cache_request(options, batching.max_audio_len),
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 

@@ -150,6 +150,16 @@ class RunOptions(JobOptions):
         ),
     ] = 60.0
     redo: Annotated[bool, typer.Option("--redo", help="Recompute every output.")] = False
+    cache: Annotated[
+        str,
+        typer.Option(
+            metavar="use|refresh|off",
+            envvar="PREFORK_CACHE",
+            help="Results of earlier runs: use them, compute them again, or neither use nor keep any.",
+        ),
+    ] = "use"
+    cache_limit: Annotated[str, typer.Option(metavar="SIZE", help="Size of the result cache.")] = "2GB"
+    cache_keep: Annotated[float, typer.Option(metavar="DAYS", help="Days for which results are kept.")] = 90.0
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from prefork.cli.options import BatchingOptions, DataOptions, SubtitleOptions
+from prefork.cli.options import BatchingOptions, DataOptions, RunOptions, SubtitleOptions
 from prefork.engines.audio.selection import Selection
 from prefork.engines.batching import Batching
 from prefork.engines.parquet.options import RowOptions
 from prefork.engines.text.cues import CueLayout
 from prefork.engines.text.languages import get_short_code, is_language_code
+
+if TYPE_CHECKING:
+    from prefork.run.result_cache import CacheRequest
 
 _LEAST_BYTES = 1_000_000  # of memory; fewer without a unit are a mistake
 
@@ -73,6 +77,21 @@ def parse_size(option: str, value: str | None) -> int | None:
             f"{option} {value} is {value} bytes, in which nothing can run; did you mean {value}GB?"
         )
     return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def make_cache_request(options: RunOptions, longest: int | None) -> CacheRequest:
+    """What becomes of results. longest: as CacheRequest has it."""
+    from prefork.cache.store import Limits
+    from prefork.run.result_cache import CacheMode, CacheRequest
+
+    if options.cache not in list(CacheMode):
+        raise typer.BadParameter(f"--cache (PREFORK_CACHE) takes {', '.join(CacheMode)}, not {options.cache!r}")
+    size = parse_size("--cache-limit", options.cache_limit) if "%" not in options.cache_limit else None
+    if size is None:
+        raise typer.BadParameter(f"--cache-limit takes a size such as 2GB or 500MB, not {options.cache_limit!r}")
+    if not 0 < options.cache_keep < float("inf"):
+        raise typer.BadParameter(f"--cache-keep takes a number of days above 0, not {options.cache_keep}")
+    return CacheRequest(CacheMode(options.cache), Limits(size, options.cache_keep * 86400), longest)
 
 
 def parse_selection(track: int | None, channel: str | None) -> Selection:

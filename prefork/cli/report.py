@@ -209,7 +209,7 @@ def list_rows(summary: Summary) -> list[tuple[str, str]]:
 def _list_figures(summary: Summary) -> list[tuple[str, str]]:
     """Names and values, of a run that had something to do."""
     if not summary.workers:
-        return []
+        return _list_kept(summary)
     return [
         *([("audio", f"{summary.audio_seconds / 60:.1f} min")] if summary.audio_seconds else []),
         *([("text", f"{summary.utterances:,} utterances, {summary.words:,} words")] if summary.words else []),
@@ -221,15 +221,26 @@ def _list_figures(summary: Summary) -> list[tuple[str, str]]:
         ("private", _describe_private(summary)),
         ("memory", f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
+        *_list_kept(summary),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
     ]
+
+
+def _list_kept(summary: Summary) -> list[tuple[str, str]]:
+    """What was not computed, because it was kept, and what that saved."""
+    parts = [f"{summary.kept_files} of {summary.done} files"] if summary.kept_files else []
+    if summary.kept_segments:
+        parts.append(f"{summary.kept_segments:,} of {summary.segments:,} segments")
+    if not parts:
+        return []
+    return [("cache", f"{' and '.join(parts)} had been computed before, in {format_duration(summary.saved_seconds)}")]
 
 
 def _measure(result: JobResult) -> str:
     """How long a job's recording is, or how many words there were to analyse."""
     if result.job.media is not None or result.document is None:
         return format_duration(result.job.seconds)
-    return f"{result.document.count_tagged()['words']:,} words"
+    return f"{result.count_tagged()['words']:,} words"
 
 
 def _describe_recovery(recovery: Mapping[str, int]) -> str:

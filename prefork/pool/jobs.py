@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prefork.cache.pieces import DescribedSegment, Piece, PieceCache, Savings, SplitJob, StageCache, count
 from prefork.engines.base import Job
 from prefork.engines.parquet.row_path import find_place
 from prefork.engines.text.document import Document
@@ -24,30 +25,38 @@ CHUNK_SECONDS = 20.0  # audio that a worker takes of a job at a time: little to 
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """What became of a job: a document, or an error. passed: the pickled document, where the pipeline goes on in
-    another runtime."""
+    another runtime. tagged: as `Document.count_tagged` has it, where the document is without its utterances."""
 
     job: Job
     document: Document | None = None
     files: tuple[WrittenFile, ...] = ()
     error: BaseException | None = None
     passed: bytes | None = None
+    tagged: Mapping[str, int] | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is to be looked at in its files, and in its output."""
         return (*self.job.warnings, *(self.document.warnings if self.document is not None else ()))
 
+    def count_tagged(self) -> Mapping[str, int]:
+        """How many utterances, and words of them, have an analysis."""
+        return self.document.count_tagged() if self.tagged is None and self.document is not None else self.tagged or {}
+
 
 @dataclass(frozen=True, slots=True)
 class Course:
     """What jobs go through. target: where their outputs are written, None if they are not. passing: the pipeline goes
     on elsewhere, so that the last document is passed on instead. advance: called with seconds of audio as they are
-    worked off."""
+    worked off. cache: of segments that were computed before; first: the number of the pipeline's first stage among
+    those that it knows."""
 
     pipeline: Pipeline
     target: Path | None = None
     passing: bool = False
     advance: Callable[[float], None] = lambda _: None
+    cache: PieceCache = field(default_factory=PieceCache)
+    first: int = 0
 
 
 class JobRun:
@@ -79,9 +88,12 @@ class JobRun:
         self._number = 0  # of the stage
         self._over = False
         self._left = job.seconds  # audio that is not worked off
-        self._segments: list[bytes] = []
-        self._pieces: list[list[bytes]] = []
+        self._segments: Sequence[DescribedSegment] = ()
+        self._pieces: list[Piece | None] = []  # by segment
+        self._chunks: list[list[int]] = []  # segments that are computed together
         self._waiting: dict[int, Task] = {}  # chunks that are not done, by number
+        self._kept: StageCache | None = None  # of the stage
+        self._savings = Savings()
 
     @property
     def _stage(self) -> Stage:
@@ -95,7 +107,11 @@ class JobRun:
         if self._stage.is_remote:
             self._remote.submit(self._stage.engine, self._job, self._document, self._take_document)
         else:
-            self._submit("split", (self._document,), 0, self._job.seconds, self._take_segments, pickle.loads)
+            cache = self._course.cache
+            self._kept = cache.open(self._job, self._course.first + self._number)
+            self._savings.recording = self._savings.recording or cache.recall(self._job)
+            arguments = (self._document, self._kept is not None, self._savings.recording)
+            self._submit("split", arguments, 0, self._job.seconds, self._take_segments, pickle.loads)
 
     def _submit(
         self,
@@ -105,11 +121,13 @@ class JobRun:
         step: float,
         take: Callable[[Any], None],
         load: Callable[[bytes], Any] = lambda result: result,
-        items: Sequence[bytes] | None = None,
+        items: Sequence[int] | None = None,
         size: float = 0.0,
         seconds: float = 0.0,
         closing: bool = False,
     ) -> Task:
+        """items: the numbers of segments."""
+
         def done(result: bytes | None, error: BaseException | None) -> None:
             if result is None:
                 self._fail(error)
@@ -128,7 +146,7 @@ class JobRun:
             order=(self._rank, self._number, index),
             label=self._job.id,
             engine=self._stage.engine,
-            items=None if items is None else [(self._job, item) for item in items],
+            items=None if items is None else [self._make_item(self._segments[number]) for number in items],
             size=size,
             seconds=seconds,
             segment=step if items is not None else 0.0,
@@ -140,6 +158,10 @@ class JobRun:
         self._supervisor.submit(task)
         return task
 
+    def _make_item(self, segment: DescribedSegment) -> tuple[object, ...]:
+        """As `run_segments` of a worker takes it."""
+        return self._job, segment.data, self._kept.make_order(segment) if self._kept is not None else None
+
     def _fail(self, error: BaseException | None) -> None:
         if self._over:  # another chunk failed before this one
             return
@@ -148,21 +170,30 @@ class JobRun:
         self._course.advance(self._left)
         self._done(JobResult(self._job, error=error))
 
-    def _take_segments(self, described: Sequence[tuple[float, int, bytes]]) -> None:
-        self._segments = [segment for _, _, segment in described]
-        chunks = divide([seconds for seconds, _, _ in described], CHUNK_SECONDS)
-        self._pieces = [[] for _ in chunks]
-        if not chunks:
+    def _take_segments(self, split: SplitJob) -> None:
+        self._segments = split.segments
+        self._savings.recording = split.recording or self._savings.recording
+        if not split.keeps:
+            self._kept = None
+        self._pieces = [None] * len(split.segments) if self._kept is None else self._kept.find(split)
+        self._savings.complete = self._savings.complete and split.keeps
+        missing = [number for number, piece in enumerate(self._pieces) if piece is None]
+        places = divide([split.segments[number].seconds for number in missing], CHUNK_SECONDS)
+        self._chunks = [missing[start:end] for start, end in places]
+        if not self._chunks:
             self._join()
-        for number, (start, end) in enumerate(chunks):
-            step = max(seconds for seconds, _, _ in described[start:end])
-            size = max(size for _, size, _ in described[start:end])
-            take = partial(self._take_chunk, number)
-            items, seconds = self._segments[start:end], sum(length for length, _, _ in described[start:end])
-            self._waiting[number] = self._submit("run", (), number, step, take, items=items, size=size, seconds=seconds)
+        for number, chunk in enumerate(self._chunks):
+            segments = [split.segments[place] for place in chunk]
+            step, size = max(segment.seconds for segment in segments), max(segment.size for segment in segments)
+            take, seconds = partial(self._take_chunk, number), sum(segment.seconds for segment in segments)
+            self._waiting[number] = self._submit("run", (), number, step, take, items=chunk, size=size, seconds=seconds)
 
     def _take_chunk(self, number: int, _: bytes) -> None:
-        self._pieces[number] = self._waiting[number].finished
+        for place, data in zip(self._chunks[number], self._waiting[number].finished, strict=True):
+            piece: Piece = pickle.loads(data)
+            self._pieces[place] = piece
+            if self._kept is not None:
+                self._kept.keep(place, piece)
         stages = len(self._course.pipeline) - self._number  # those that are left, this one included
         self._work_off(self._left / (stages * len(self._waiting)))
         del self._waiting[number]
@@ -174,9 +205,11 @@ class JobRun:
         self._course.advance(seconds)
 
     def _join(self) -> None:
-        pieces = [piece for chunk in self._pieces for piece in chunk]
+        pieces = [piece for piece in self._pieces if piece is not None]
+        self._savings.add(count(pieces))
         writing = self._is_last and not self._course.passing
-        arguments = (self._document, self._segments, pieces, writing, self._course.target)
+        segments = [segment.data for segment in self._segments]
+        arguments = (self._document, segments, pieces, writing, self._course.target)
         if writing:
             self._submit("join", arguments, 0, self._job.seconds, self._finish, pickle.loads, closing=True)
         else:
@@ -188,15 +221,23 @@ class JobRun:
             self._fail(error)
             return
         self._document = document
+        self._close_stage()
         if self._is_last:  # so the pipeline goes on elsewhere
             self._work_off(self._left)
+            self._course.cache.note(self._job, self._savings)
             self._done(JobResult(self._job, passed=document))
             return
         self._number += 1
         self.start()
 
+    def _close_stage(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+
     def _finish(self, output: JobOutput) -> None:
+        self._close_stage()
         self._work_off(self._left)
+        self._course.cache.note(self._job, self._savings)
         self._done(JobResult(self._job, output.document, output.files))
 
 

@@ -128,17 +128,8 @@ class Runtime(Executor):
             batching=batching,
             private=tuple(private),
         )
-        request = Request(
-            engines=tuple(local),
-            strategy=Strategy(strategy) if strategy else None,
-            workers=workers,
-            threads=threads,
-            force_cpu=force_cpu,
-            no_mps=no_mps,
-            memory_limit=memory_limit,
-            devices=asked,
-            cannot=registry.list_obstacles(local),
-        )
+        hiding = (force_cpu, no_mps)
+        request = make_request(self.pipeline, strategy, workers, threads, asked, *hiding, memory_limit)
         limits = Limits(memory_limit, mem_guard)
         governor = Governor(limits, command=command, engines=local, path=memory_log)
         self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
@@ -283,6 +274,31 @@ def _name(fn: Callable[..., Any]) -> str:
         fn = fn.func
     name = getattr(fn, "__qualname__", None)
     return name if isinstance(name, str) else type(fn).__qualname__
+
+
+def make_request(
+    pipeline: Pipeline,
+    strategy: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    devices: Sequence[str] = (),
+    force_cpu: bool = False,
+    no_mps: bool = False,
+    memory_limit: int | None = None,
+) -> Request:
+    """What a runtime of these engines asks of the machine. Raises LoadError."""
+    local = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
+    return Request(
+        engines=tuple(local),
+        strategy=Strategy(strategy) if strategy else None,
+        workers=workers,
+        threads=threads,
+        force_cpu=force_cpu,
+        no_mps=no_mps,
+        memory_limit=memory_limit,
+        devices=tuple(devices),
+        cannot=registry.list_obstacles(local),
+    )
 
 
 def make_plan(request: Request) -> Plan:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
+from prefork.cache.pieces import Savings
 from prefork.memory.tally import Tally
-from prefork.platform_matrix.matrix import Plan
+from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.jobs import JobResult
 from prefork.pool.runtime import Runtime
 from prefork.run import performance
@@ -29,6 +31,8 @@ class Account:
         self.failure: BaseException | None = None
         self.done: list[JobResult] = []  # without their documents
         self.failed: dict[str, str] = {}  # by job: the reason
+        self.restored: Mapping[str, float] = {}  # jobs that were kept: seconds that they took to compute
+        self.segments = Savings()  # of all others
         self._warnings: dict[str, tuple[str, ...]] = {}
         self._recovery: Counter[str] = Counter()
         self._tagged: Counter[str] = Counter()
@@ -58,7 +62,7 @@ class Account:
             return
         if document.recovery is not None:
             self._recovery.update(asdict(document.recovery))
-        self._tagged.update(document.count_tagged())
+        self._tagged.update(result.count_tagged())
 
     def summarise(self, corpus: Corpus, skipped: int, target: str, seconds: float) -> Summary:
         """skipped: jobs that an earlier run had done. seconds: since the run began."""
@@ -94,5 +98,19 @@ class Account:
             starved=tally.kills,
             deaths=self.deaths,
             recovery=dict(self._recovery),
+            kept_files=len(self.restored),
+            kept_segments=self.segments.found,
+            segments=self.segments.segments,
+            saved_seconds=sum(self.restored.values()) + self.segments.saved,
             target=target,
         )
+
+
+def list_suspicions(runtime: Runtime) -> Iterator[str]:
+    """Before the first fork: what was doubted, and has been tried."""
+    inventory = runtime.supervisor.inventory
+    if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
+        return
+    for engine, reason in inventory.suspicions.items():
+        threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none exists now"
+        yield f"{engine}: {reason} ({threads}); a canary computed with it, so forking is safe here"

@@ -11,6 +11,7 @@ from prefork.engines.parquet.options import RowOptions
 from prefork.engines.text.cues import CueLayout
 from prefork.pool.pipeline import Intake, Pipeline, Residency
 from prefork.pool.tasks import HangLimit
+from prefork.run.result_cache import CacheRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,4 @@ class RunRequest:
     layout: CueLayout = field(default_factory=CueLayout)
     language: str | None = None
     rows: RowOptions | None = None
+    cache: CacheRequest = field(default_factory=CacheRequest)

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import math
 import queue
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from prefork.engines import registry
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped
-from prefork.fingerprint import ModelFile, complete, list_files, note_files, summarise
+from prefork.fingerprint import ModelFile, list_files, summarise
 from prefork.memory import memlog
 from prefork.memory.tally import describe_subjects
 from prefork.outputs import OutputFolder
-from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
-from prefork.pool.runtime import Runtime, make_plan, run_jobs
+from prefork.pool.runtime import Runtime, run_jobs
 from prefork.run import performance
-from prefork.run.account import Account
+from prefork.run.account import Account, list_suspicions
 from prefork.run.corpus import Corpus, find_jobs, find_languages
+from prefork.run.fingerprints import Fingerprint, complete_all, note_models, plan_phase, start_completing
 from prefork.run.headers import narrow
 from prefork.run.journal import FOLDER, Journal
-from prefork.run.planning import survey
 from prefork.run.problems import find_reason, strip_name
 from prefork.run.request import RunRequest
+from prefork.run.result_cache import CacheRequest, ResultCache
+from prefork.run.signals import catch_signals
 from prefork.run.summary import Progress, Report, Summary
-from prefork.wire.specification import Specification
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
 _POLL_SECONDS = 0.1
@@ -62,6 +59,8 @@ class Run:
         self._model_files: set[ModelFile] = set()  # as they were when the run began
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = None
+        wanted = request.cache.refresh() if request.redo else request.cache
+        self._cache = ResultCache(wanted, request.pipeline, report.note)
 
     def _make_runtime(self, pipeline: Pipeline) -> Runtime:
         request = self._request
@@ -93,6 +92,7 @@ class Run:
             summary = self._execute()
         finally:
             self._end_runtime(at_once=True)
+            self._cache.close()
             self._report.close()
             if self._log_file is not None:
                 self._log_file.close()
@@ -112,7 +112,7 @@ class Run:
         folder = OutputFolder(self._request.target)
         journal = Journal(folder, self._report.note)
         try:
-            with self._catch_signals():
+            with catch_signals(self._signals):
                 skipped = self._work(corpus, folder, journal)
             lost = sum(not all(map(folder.has, result.files)) for result in self._account.done)
             if lost or not journal.path.exists():
@@ -138,6 +138,8 @@ class Run:
 
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         seconds = time.monotonic() - self._started
+        self._account.restored = self._cache.restored
+        self._account.segments = self._cache.sum_up()
         return self._account.summarise(corpus, skipped, str(self._request.target), seconds)
 
     def _wait_until_loaded(self) -> bool:
@@ -149,17 +151,9 @@ class Run:
         if self._signals:
             return False
         self._runtime.wait_until_loaded()
-        self._note_suspicions(self._runtime)
+        for text in list_suspicions(self._runtime):
+            self._report.note(text)
         return True
-
-    def _note_suspicions(self, runtime: Runtime) -> None:
-        """Before the first fork: what was doubted, and has been tried."""
-        inventory = runtime.supervisor.inventory
-        if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
-            return
-        for engine, reason in inventory.suspicions.items():
-            threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none exists now"
-            self._report.note(f"{engine}: {reason} ({threads}); a canary computed with it, so forking is safe here")
 
     def _end_runtime(self, at_once: bool = False) -> None:
         runtime, self._runtime = self._runtime, None
@@ -169,46 +163,16 @@ class Run:
             runtime.shutdown()
             self._account.add_runtime(runtime)
 
-    def _find_fingerprint(self) -> Future[Mapping[str, Any]]:
-        """What outputs depend on besides the inputs: the settings of every stage, of later phases too. Models that are
-        not loaded yet are opened by a process of their own. A thread digests those that are new here; a run into a new
-        folder does not wait for it."""
-        runtime = self._runtime
-        stages = [stage for phase in self._phases for stage in phase]
-        known = dict(runtime.fingerprints) if runtime is not None else {}
-        for stage in stages:
-            if stage.is_remote and stage.engine not in known:
-                known[stage.engine] = note_files(registry.create_service(stage.engine, stage.options).fingerprint())
-        others = {s.engine: s.options for s in stages if s.engine not in known}
-        if others:
-            plan = runtime.plan if runtime is not None else self._make_plan(others)
-            known |= survey(Specification(others, plan=plan)).fingerprints
-        self._model_files = list_files(known)
-        future: Future[Mapping[str, Any]] = Future()
-
-        def digest() -> None:
-            try:
-                names = [stage.engine for stage in self._request.pipeline]
-                future.set_result(
-                    {"stages": [complete(name, known[name]) for name in names], **self._describe_inputs()}
-                )
-            except BaseException as error:  # noqa: BLE001  it is raised where the fingerprint is wanted
-                future.set_exception(error)
-
-        threading.Thread(target=digest, name="prefork-digest", daemon=True).start()
-        return future
-
     def _describe_inputs(self) -> Mapping[str, Any]:
         """What of the inputs is used, if outputs depend on that; in JSON values."""
         return {}
 
-    def _make_plan(self, engines: Iterable[str]) -> Plan:
-        """For looking at models without loading them. Raises LoadError if nothing can be run here."""
+    def _find_fingerprint(self) -> Future[Fingerprint]:
         request = self._request
-        plan = make_plan(Request(tuple(engines), force_cpu=request.force_cpu, no_mps=request.no_mps))
-        if plan.refusal:
-            raise LoadError(plan.refusal)
-        return plan
+        stages = tuple(stage for phase in self._phases for stage in phase)
+        known = note_models(stages, self._runtime, request.force_cpu, request.no_mps)
+        self._model_files = list_files(known)
+        return start_completing([stage.engine for stage in request.pipeline], known, self._describe_inputs())
 
     def _work(self, corpus: Corpus, folder: OutputFolder, journal: Journal) -> int:
         """Runs what is still to do; the number of jobs that an earlier run has done. Where nothing is, no model is
@@ -217,16 +181,22 @@ class Run:
         Where models take turns, so many jobs go through all phases before others begin that little is lost if the run
         ends in between.
         """
-        if not corpus.jobs:
-            return 0
-        idle = not self._request.redo and all(map(journal.may_be_done, corpus.jobs))
+        jobs = self._restore(corpus.jobs, folder, journal)
+        if not jobs:
+            return len(corpus.jobs) - self._count_over(corpus.jobs)
+        idle = not self._request.redo and all(map(journal.may_be_done, jobs))
         if not idle and not self._load_phase(self._phases[0]):
             return 0
         fingerprint = self._find_fingerprint()
-        jobs = self._find_undone(corpus, journal, fingerprint)
+        if self._cache.fingerprint is None:  # else it has been asked
+            jobs = self._find_undone(jobs, journal, fingerprint)
+        skipped = len(corpus.jobs) - self._count_over(corpus.jobs) - len(jobs)
         if not jobs:
-            return len(corpus.jobs)
-        self._report.begin(lambda: self._measure_progress(jobs))
+            return skipped
+        if self._cache.is_on and self._await(fingerprint):
+            self._cache.fingerprint = fingerprint.result()
+        begun = [*(result.job for result in self._account.done), *jobs]
+        self._report.begin(lambda: self._measure_progress(begun))
         rounds = divide([job.seconds for job in jobs], _ROUND_SECONDS if len(self._phases) > 1 else math.inf)
         for start, end in rounds:
             left, documents = jobs[start:end], dict[str, bytes]()
@@ -242,11 +212,37 @@ class Run:
                         self._record(result, journal, fingerprint)
                 left = [job for job in left if job.id in documents]
         self._end_runtime()
-        return len(corpus.jobs) - len(jobs)
+        return skipped
 
-    def _find_undone(self, corpus: Corpus, journal: Journal, fingerprint: Future[Mapping[str, Any]]) -> list[Job]:
+    def _count_over(self, jobs: Sequence[Job]) -> int:
+        """Those that this run has done, or that have failed in it."""
+        return len(self._account.done) + sum(job.id in self._account.failed for job in jobs)
+
+    def _restore(self, corpus: Sequence[Job], folder: OutputFolder, journal: Journal) -> list[Job]:
+        """Writes what was computed before, without looking at a model; the jobs that are left to be looked at."""
+        known = self._cache.recall_models(self._phases, partial(plan_phase, self._request))
+        if known is None:
+            return list(corpus)
+        self._model_files = list_files(known)
+        fingerprint: Future[Fingerprint] = Future()
+        self._cache.fingerprint = complete_all([stage.engine for stage in self._request.pipeline], known)
+        fingerprint.set_result(self._cache.fingerprint)
+        jobs = self._find_undone(corpus, journal, fingerprint)
+        if jobs and self._cache.looks:
+            self._report.begin(lambda: self._measure_progress(jobs))
+        left = []
+        for job in jobs:
+            self._handle_signals()
+            result = None if self._signals else self._cache.restore(job, folder)
+            if result is None:
+                left.append(job)
+            else:
+                self._record(result, journal, fingerprint)
+        return left
+
+    def _find_undone(self, corpus: Sequence[Job], journal: Journal, fingerprint: Future[Fingerprint]) -> list[Job]:
         """Jobs that this run is to do. Says which of them were done before, and why that does not count."""
-        jobs = list(corpus.jobs)
+        jobs = list(corpus)
         if self._request.redo or not journal.has_done_any():
             return jobs
         if not self._await(fingerprint) or self._signals:
@@ -258,7 +254,7 @@ class Run:
             self._report.note(summarise(reasons))
         return undone
 
-    def _await(self, fingerprint: Future[Mapping[str, Any]]) -> bool:
+    def _await(self, fingerprint: Future[Fingerprint]) -> bool:
         """Whether it is there; False if the run has been stopped and is to end."""
         while not fingerprint.done() and time.monotonic() < self._ends:
             wait([fingerprint], _POLL_SECONDS)
@@ -274,6 +270,8 @@ class Run:
             return False
         self._runtime = self._make_runtime(phase)
         loaded = self._wait_until_loaded()
+        if loaded:
+            self._cache.remember_models(phase, self._runtime)
         if loaded and self._model_files and (changed := list_files(self._runtime.fingerprints) - self._model_files):
             raise LoadError(f"{min(file.path for file in changed)}: has changed since this run began; start again")
         return loaded
@@ -284,7 +282,9 @@ class Run:
         assert runtime is not None
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         passing = runtime.pipeline != self._phases[-1]
-        run_jobs(runtime, jobs, Course(runtime.pipeline, folder.root, passing, self._advance), results.put, documents)
+        first = sum(map(len, self._phases[: self._phases.index(runtime.pipeline)]))
+        course = Course(runtime.pipeline, folder.root, passing, self._advance, self._cache.pieces, first)
+        run_jobs(runtime, jobs, course, results.put, documents)
         waiting = len(jobs)
         while waiting:
             self._handle_signals()
@@ -292,19 +292,23 @@ class Run:
                 yield results.get(timeout=_POLL_SECONDS)
                 waiting -= 1
 
-    def _record(self, result: JobResult, journal: Journal, fingerprint: Future[Mapping[str, Any]]) -> None:
+    def _record(self, result: JobResult, journal: Journal, fingerprint: Future[Fingerprint]) -> None:
         job, error = result.job, result.error
         if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
             return
         if error is None and (changed := self._find_changed_model()):
-            assert self._runtime is not None
-            self._runtime.supervisor.give_up(LoadError(f"{changed}: has changed since this run began; start again"))
+            problem = LoadError(f"{changed}: has changed since this run began; start again")
+            if self._runtime is None:
+                raise problem
+            self._runtime.supervisor.give_up(problem)
             return
         if not self._await(fingerprint):  # then the journal cannot say what it was made with
             return
         if error is None:
             journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), result.files)
             self._account.add_done(result)
+            if job.id not in self._cache.restored:
+                self._cache.keep(result, OutputFolder(self._request.target))
             self._report.finish_job(result, None)
             return
         reason = strip_name(job.id, find_reason(error))
@@ -328,17 +332,6 @@ class Run:
         workers = self._runtime.supervisor.status() if self._runtime is not None else []
         timed = self._request.intake is not Intake.TEXTS
         return Progress(workers, min(self._audio_begun, total), total, finished, len(jobs), timed)
-
-    @contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        """Takes note of Ctrl-C and SIGTERM. Before there is anything to save, they end it as always."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {n: signal.signal(n, lambda number, _: self._signals.append(number)) for n in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _handle_signals(self) -> None:
         """First Ctrl-C or SIGTERM: what runs may end. Second: nothing may. A signal handler itself must not do this:
@@ -378,4 +371,5 @@ def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
         return Run(request, make_report()).execute()
     from prefork.run.data_run import DataRun
 
+    request = replace(request, cache=CacheRequest())  # rows are not kept yet
     return DataRun(request, request.rows, make_report()).execute()

@@ -54,6 +54,10 @@ class Summary:
     servers: int = 0  # processes that have the model for the workers
     server_threads: int = 0  # of each
     unit: str = "files"  # what was done, skipped, failed and unfinished
+    kept_files: int = 0  # of those done: nothing of them was computed
+    kept_segments: int = 0  # of the other files: that were not computed,
+    segments: int = 0  # of so many
+    saved_seconds: float = 0.0  # that all these took when they were computed
 
     @property
     def speed(self) -> float:

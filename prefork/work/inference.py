@@ -21,7 +21,7 @@ from prefork.wire.memory_file import Layout
 from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, RefuseRequest
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
-from prefork.work.torch_state import reseed
+from prefork.work.torch_state import reseed, watch_draws
 
 
 class Refused(Exception):
@@ -36,9 +36,12 @@ Result = tuple[int, Tensors | Refused]  # with the number that it was submitted 
 
 
 class Inference(Protocol):
-    """inputs: what the model was last given, if it was in this process."""
+    """inputs: what the model was last given, if it was in this process. is_alone: what came out last is known to have
+    had no company. drew: it is known to have taken random numbers."""
 
     inputs: list[Tensors]
+    is_alone: bool
+    drew: bool
 
     @property
     def has_room(self) -> bool:
@@ -69,6 +72,7 @@ class LocalInference:
 
     def __init__(self, loaded: Loaded) -> None:
         self.inputs: list[Tensors] = []
+        self.is_alone = self.drew = False
         self._loaded = loaded
         self._engine = ""
         self._batchers: dict[str, Batcher[int]] = {}
@@ -96,8 +100,12 @@ class LocalInference:
         numbers = self._batcher.pop(flush=True)
         batch = [self._waiting.pop(number) for number in numbers]
         self.inputs[:] = [tensors for _, tensors in batch]
+        self.is_alone = len(batch) == 1
         reseed(batch[0][0])
-        return list(zip(numbers, self._loaded.infer(self._engine, self.inputs), strict=True))
+        with watch_draws() as draws:
+            outputs = self._loaded.infer(self._engine, self.inputs)
+        self.drew = draws.any
+        return list(zip(numbers, outputs, strict=True))
 
     def withdraw(self, numbers: Set[int]) -> None:
         for number in numbers:
@@ -128,6 +136,7 @@ class RemoteInference:
     def __init__(self, channel: Channel, loaded: Loaded) -> None:
         """channel: to the supervisor, which brings connections to servers."""
         self.inputs: list[Tensors] = []
+        self.is_alone = self.drew = False  # only the server knows
         self._channel = channel
         self._loaded = loaded
         self._link: Channel | None = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from prefork.wire.exceptions import describe_error
@@ -30,6 +33,30 @@ def reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed % 2**63)
+
+
+@dataclass(slots=True)
+class Draws:
+    """Whether random numbers were drawn: who draws some has to be seeded alike, and is not kept."""
+
+    any: bool = False
+
+
+@contextmanager
+def watch_draws() -> Iterator[Draws]:
+    """Of the generators that `reseed` seeds."""
+    import numpy as np
+    import torch
+
+    def look() -> tuple[Any, ...]:
+        state = np.random.get_state(legacy=False)
+        numbers = state["state"]
+        drawn = (numbers["key"].tobytes(), numbers["pos"], state["has_gauss"])
+        return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), drawn
+
+    before, draws = look(), Draws()
+    yield draws
+    draws.any = look() != before
 
 
 def release(device: str) -> None:

@@ -8,32 +8,30 @@ import os
 import pickle
 import sys
 import time
-import traceback
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
+from prefork.cache.keys import digest_file
+from prefork.cache.pieces import DescribedSegment, Piece, SplitJob
+from prefork.engines.base import Engine, HostEngine, Job, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
-from prefork.platform_matrix.imports import explain_import
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
 from prefork.wire import process
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
-from prefork.wire.exceptions import describe_error, pickle_error
+from prefork.wire.exceptions import describe_error
 from prefork.wire.messages import (
     ItemFailed,
     RunTask,
@@ -47,52 +45,15 @@ from prefork.wire.messages import (
 )
 from prefork.work.calls import Calls
 from prefork.work.comparison import encode
-from prefork.work.inference import Inference, LocalInference, Refused, RemoteInference, Result, find_seed
+from prefork.work.inference import LocalInference, RemoteInference
+from prefork.work.keeping import digest_segment, load_piece
 from prefork.work.loaded import Loaded
+from prefork.work.segments import Context, pickle_failure, run_segments
 from prefork.work.staging import is_broken
-from prefork.work.torch_state import is_out_of_memory, release, reseed
+from prefork.work.torch_state import is_out_of_memory, reseed
 
 _MEASURING_SECONDS = 0.25  # between two measurements of what calls take
 Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a task gets to see of the worker that runs it."""
-
-    loaded: Loaded
-    inference: Inference
-    progress: Callable[[int, float, bytes], None]  # with an item's number, the seconds reached, and what came of it
-    refuse: Callable[[int, bytes], None]  # with an item's number, and why nothing will ever come of it
-    steps: dict[tuple[str, str], float] = field(
-        default_factory=lambda: defaultdict(float)
-    )  # seconds, by engine and step
-    monitor: MemoryMonitor | None = None  # logs checkpoints, if they are wanted
-
-    def stage(self, stage: Stage) -> AbstractContextManager[object]:
-        return nullcontext() if self.monitor is None else self.monitor.stage(stage)
-
-    @contextmanager
-    def stage_of(self, engine: Engine) -> Iterator[list[Result]]:
-        """The stage that an engine's work is, if it is one, with a list for what the model makes of what was prepared.
-        It, and what the model was given, is dropped by the stage's cleanups."""
-        outputs: list[Result] = []
-        if self.monitor is None or not engine.memory_stage:
-            yield outputs
-            return
-        stage = Stage.find(engine.memory_stage)
-        with self.monitor.stage(stage) as cleanups:
-            cleanups.defer(stage.cleanups[0], self.inference.inputs.clear)
-            cleanups.defer(stage.cleanups[-1], outputs.clear)
-            yield outputs
-
-    @contextmanager
-    def step(self, engine: str, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.steps[engine, name] += time.perf_counter() - started
 
 
 def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> None:
@@ -127,7 +88,9 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
             continue
         meter.end()
         probe.reset()
-        context = Context(loaded, inference, partial(_report, channel), partial(_refuse, channel), monitor=monitor)
+        context = Context(
+            loaded, inference, partial(_send_progress, channel), partial(_refuse, channel), monitor=monitor
+        )
         answer = _run(message.task, context)
         process.flush_output()  # before anybody can end this worker
         channel.send(answer)
@@ -195,7 +158,7 @@ def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0) -> bytes
     return encode(outputs)
 
 
-def _report(channel: Channel, number: int, position: float, piece: bytes) -> None:
+def _send_progress(channel: Channel, number: int, position: float, piece: bytes) -> None:
     channel.send(TaskProgress(number, float(position), piece))
 
 
@@ -218,15 +181,9 @@ def _run(payload: bytes, context: Context) -> Answer:
         if is_out_of_memory(error):
             return TaskOutOfMemory(describe_error(error))
         _give_up_broken(context.loaded.device, error)
-        return TaskFailed(_pickle(error))
+        return TaskFailed(pickle_failure(error))
     finally:
         context.inference.drop()
-
-
-def _pickle(error: BaseException) -> bytes:
-    """What an engine raises. A package that it cannot import is no job's fault, and the next job would lack it too."""
-    line = explain_import(error)
-    return pickle_error(LoadError(line) if line else error, traceback.format_exc())
 
 
 def _give_up_broken(device: str, error: BaseException) -> None:
@@ -244,104 +201,29 @@ def _open(job: Job, document: bytes | None) -> Document:
     return formats.open_document(job.source, job.media, job.seconds, job.language)
 
 
-def _split_job(context: Context, name: str, job: Job, document: bytes | None) -> list[tuple[float, int, bytes]]:
-    """The job's segments: for each its length in seconds, the bytes it is estimated to take here, and itself."""
+def _split_job(
+    context: Context, name: str, job: Job, document: bytes | None, keeps: bool, recording: bytes
+) -> SplitJob:
+    """The job's segments. keeps: results are kept, for which the job's recording has to be known: it is digested if
+    that has not been done."""
     engine = context.loaded.engines[name]
+    keeps = keeps and engine.piece is not None
     with context.step(name, "split"):
         segments = engine.split(job, _open(job, document))
-        return [_describe_segment(context, engine, segment) for segment in segments]
+        described = tuple(_describe_segment(context, engine, segment, keeps) for segment in segments)
+        if keeps and not recording and job.media is not None:
+            recording = digest_file(job.media)
+        return SplitJob(described, keeps, recording)
 
 
-def _describe_segment(context: Context, engine: Engine, segment: Segment) -> tuple[float, int, bytes]:
+def _describe_segment(context: Context, engine: Engine, segment: Segment, keeps: bool) -> DescribedSegment:
     """In Python's own numbers, which the supervisor understands without torch. Raises ValueError for a length that is
     none: nobody could say how long to wait for it."""
     seconds = max(0.0, float(segment.seconds))
     if not math.isfinite(seconds):
         raise ValueError(f"{engine.name} has made a segment from {segment.start} s to {segment.end} s")
     size = 0 if context.loaded.remote else int(engine.estimate_memory(segment))
-    return seconds, size, pickle.dumps(segment)
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A segment that is to be run. number: what the supervisor calls it."""
-
-    number: int
-    job: Job
-    segment: Segment
-
-
-def _run_segments(context: Context, name: str, items: Sequence[tuple[int, tuple[Job, bytes]]]) -> None:
-    """prepare, infer and finish for segments, of several jobs where the model takes them in one go. What comes of each
-    does not depend on who runs it, or what ran before, and is reported at once: if this worker dies, what it has done
-    is not lost. A segment that cannot be processed costs its job, and no other."""
-    if context.loaded.arena is not None:
-        context.loaded.arena.populate()
-    todo = deque(_Item(number, job, pickle.loads(segment)) for number, (job, segment) in items)
-    context.inference.open(name)
-    going: dict[int, _Item] = {}
-    refused: set[str] = set()  # jobs
-    while todo or going:
-        with context.stage(Stage.PIPELINE), torch.inference_mode():
-            with context.stage(Stage.AUDIO_PREPROCESSING):
-                _prepare(context, name, todo, going, refused)
-            if going:
-                _finish(context, name, going, refused)
-        _withdraw(context, going, refused)
-        release(context.loaded.device)
-
-
-def _prepare(context: Context, name: str, todo: deque[_Item], going: dict[int, _Item], refused: set[str]) -> None:
-    """As many as there is room for."""
-    engine = context.loaded.engines[name]
-    while todo and context.inference.has_room:
-        item = todo.popleft()
-        if item.job.id in refused:
-            continue
-        with context.step(name, "prepare"), _failing_alone(context, item, refused):
-            reseed(find_seed(item.job, item.segment))
-            context.inference.submit(item.number, item.job, item.segment, engine.prepare(item.job, item.segment))
-            going[item.number] = item
-
-
-def _finish(context: Context, name: str, going: dict[int, _Item], refused: set[str]) -> None:
-    """What has come out of the model."""
-    engine = context.loaded.engines[name]
-    with context.stage_of(engine) as outputs:
-        with context.step(name, "infer"):
-            outputs.extend(context.inference.collect())
-        while outputs:
-            number, output = outputs.pop(0)
-            item = going.pop(number)
-            with _failing_alone(context, item, refused):
-                if isinstance(output, Refused):
-                    raise output
-                with context.step(name, "finish"):
-                    reseed(find_seed(item.job, item.segment))
-                    piece = pickle.dumps(engine.finish(item.job, item.segment, output))
-                context.progress(number, item.segment.end, piece)
-
-
-def _withdraw(context: Context, going: dict[int, _Item], refused: set[str]) -> None:
-    """What is under way for jobs that are lost: a model that dies of a job's segment may die of its others too."""
-    lost = {number for number, item in going.items() if item.job.id in refused}
-    context.inference.withdraw(lost)
-    for number in lost:
-        del going[number]
-
-
-@contextmanager
-def _failing_alone(context: Context, item: _Item, refused: set[str]) -> Iterator[None]:
-    """What is raised in it costs the item's job alone; for want of memory it costs the task, which is tried again."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if item.job.id not in refused:
-            content = error.error if isinstance(error, Refused) else _pickle(error)
-            context.refuse(item.number, content)
-        refused.add(item.job.id)
+    return DescribedSegment(seconds, size, pickle.dumps(segment), digest_segment(engine, segment) if keeps else b"")
 
 
 def _join_job(
@@ -350,7 +232,7 @@ def _join_job(
     job: Job,
     document: bytes | None,
     segments: Sequence[bytes],
-    pieces: Sequence[bytes],
+    pieces: Sequence[Piece],
     writing: bool,
     target: Path | None,
 ) -> Document | JobOutput:
@@ -358,7 +240,7 @@ def _join_job(
     so that what is written is of its files as they were noted."""
     engine = context.loaded.engines[name]
     known = _open(job, document)
-    arguments = ([pickle.loads(s) for s in segments], [pickle.loads(p) for p in pieces])
+    arguments = ([pickle.loads(segment) for segment in segments], [load_piece(engine, piece) for piece in pieces])
     with ExitStack() as stages:
         stages.enter_context(context.step(name, "join"))
         if isinstance(engine, HostEngine):  # then this is all the work
@@ -377,4 +259,4 @@ def _join_job(
         return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 
-_TASKS: Mapping[str, Callable[..., Any]] = {"split": _split_job, "run": _run_segments, "join": _join_job}
+_TASKS: Mapping[str, Callable[..., Any]] = {"split": _split_job, "run": run_segments, "join": _join_job}

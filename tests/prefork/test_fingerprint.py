@@ -35,7 +35,7 @@ def model(tmp_path: Path) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file with the digests; what has just been written counts as old."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprint, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(fingerprint, "SETTLED_SECONDS", -1.0)
     return tmp_path / "cache" / "prefork" / "digests.json"
 
 

@@ -1,0 +1,1 @@
+"""The result cache: what was computed once, by what it was computed from."""
