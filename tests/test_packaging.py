@@ -126,7 +126,7 @@ def test_the_wheel_holds_code_models_samples_docs_and_types_and_nothing_else(bui
 
 def test_the_licences_of_all_that_comes_along_are_in_the_wheel_and_its_metadata(built: Built) -> None:
     bundled = [*sorted((ROOT / "engines" / "models").iterdir()), ROOT / "prefork" / "samples"]
-    assert len(bundled) == 3
+    assert len(bundled) == 4
     with zipfile.ZipFile(built.wheel) as wheel:
         (folder,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
         metadata = message_from_string(wheel.read(f"{folder}/METADATA").decode())
@@ -135,6 +135,8 @@ def test_the_licences_of_all_that_comes_along_are_in_the_wheel_and_its_metadata(
     assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND CC-BY-SA-4.0 AND PDDL-1.0"
     assert "Apache License" in texts["LICENSE"]
     assert "MIT License" in texts["engines/models/ctc-aligner-en/LICENSE"]
+    assert "MIT License" in texts["engines/models/whisper-tiny.en/LICENSE"]
+    assert built.wheel.stat().st_size < 80e6
     assert "Attribution-ShareAlike 4.0" in texts["engines/models/stanza-en-ewt-small/LICENSE"]
     assert "Public Domain Dedication" in texts["engines/models/stanza-en-ewt-small/LICENSE-vectors"]
     for place in bundled:

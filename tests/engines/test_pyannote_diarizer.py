@@ -14,12 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
 
-import prefork.engines.checkpoints.hub
 import prefork.engines.speakers.diarizer
 import prefork.engines.speakers.pyannote_pipeline
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
@@ -512,7 +512,7 @@ def test_a_gated_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
         raise GatedRepoError("401", response=answer)
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(prefork.engines.checkpoints.hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(LoadError, match=r"accept the terms.*huggingface\.co/pyannote.*HF_TOKEN") as caught:
         PyannoteDiarizer().setup()
     assert "hf_secret" not in str(caught.value)
@@ -524,7 +524,7 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(prefork.engines.checkpoints.hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(LoadError, match="hub cannot be reached"):
         PyannoteDiarizer("somebody/pipeline").setup()
 
