@@ -87,7 +87,7 @@ class DataRun(RowRun):
         if not idle and not self._load_phase(self._phases[0]):
             return 0
         self._fingerprint = self._find_fingerprint()
-        undone = self._find_undone(corpus, journal, self._fingerprint)
+        undone = self._find_undone(corpus.jobs, journal, self._fingerprint)
         wanted = {job.id for job in undone}
         for job in corpus.jobs:
             if job.id not in wanted:

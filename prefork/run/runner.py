@@ -367,9 +367,9 @@ class Run:
 
 def run(request: RunRequest, make_report: Callable[[], Report]) -> int:
     """Executes a request. What makes the whole run impossible is raised: InputError, LoadError."""
-    if request.rows is None:
+    rows = request.rows
+    if rows is None:
         return Run(request, make_report()).execute()
     from prefork.run.data_run import DataRun
 
-    request = replace(request, cache=CacheRequest())  # rows are not kept yet
-    return DataRun(request, request.rows, make_report()).execute()
+    return DataRun(replace(request, cache=CacheRequest()), rows, make_report()).execute()  # rows are not kept
