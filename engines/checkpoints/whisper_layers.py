@@ -10,6 +10,8 @@ Shapes: rows come first; `size` is the model's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,39 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What config.json says of Whisper's encoder and of what is built on it, with transformers' names and defaults, as
+    far as anything here depends on it. ALIASES: other names of a field. start_offset_seconds: what a word's start is
+    off by."""
+
+    ALIASES: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+
+    model_type: str = ""
+    vocab_size: int = 0
+    num_mel_bins: int = 80
+    d_model: int = 384
+    encoder_layers: int = 4
+    encoder_attention_heads: int = 6
+    encoder_ffn_dim: int = 1536
+    max_source_positions: int = 1500
+    activation_function: str = "gelu"
+    start_offset_seconds: float = 0.0
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.encoder_attention_heads
+
+    def make_layers(self) -> nn.ModuleList:
+        """Those of the encoder."""
+        sizes = (self.d_model, self.encoder_attention_heads, self.encoder_ffn_dim, self.activation_function)
+        return nn.ModuleList(EncoderLayer(*sizes) for _ in range(self.encoder_layers))
 
 
 class SelfAttention(nn.Module):

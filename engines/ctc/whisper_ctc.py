@@ -7,53 +7,34 @@ of exactly 30 s of features, and each row of a batch is computed as if it were a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
-from prefork.engines.checkpoints.whisper_layers import EncoderLayer
+from prefork.engines.checkpoints.whisper_layers import EncoderConfig
 
 FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's second convolution halves
 
 
 @dataclass(frozen=True)
-class WhisperCTCConfig:
-    """Sizes as WhisperConfig names them, and what the head and an aligner need. ALIASES: other names of a field.
+class WhisperCTCConfig(EncoderConfig):
+    """What the head and an aligner need beside the encoder's sizes.
 
-    tap_layer: the encoder layer whose output the head sees beside the last one. start_offset_seconds,
-    end_offset_seconds: what a token's first frame's start and last frame's end are off by.
+    tap_layer: the encoder layer whose output the head sees beside the last one. end_offset_seconds: what a token's last
+    frame's end is off by.
     """
 
-    ALIASES: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
-
     model_type: str = "whisper-ctc"
-    d_model: int = 384
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 6
-    encoder_ffn_dim: int = 1536
-    num_mel_bins: int = 80
-    max_source_positions: int = 1500
+    vocab_size: int = 32
     tap_layer: int = 2
     head_dim: int = 256
     head_kernel_size: int = 5
-    vocab_size: int = 32
     pad_token_id: int = 0
     sampling_rate: int = 16_000
     frame_seconds: float = 0.02
-    start_offset_seconds: float = 0.0
     end_offset_seconds: float = 0.0
-    activation_function: str = "gelu"
-
-    @property
-    def hidden_size(self) -> int:
-        return self.d_model
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.encoder_attention_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +66,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
-        sizes = (config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim, config.activation_function)
-        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
+        self.layers = config.make_layers()
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, mel: Tensor, padded: Tensor, frames: Tensor) -> Tensor:

@@ -11,49 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prefork.engines.checkpoints.quantization import QuantizedLinear
-from prefork.engines.checkpoints.whisper_layers import EncoderLayer, FeedForward, SelfAttention, check_heads
+from prefork.engines.checkpoints.whisper_layers import EncoderConfig, FeedForward, SelfAttention, check_heads
 
 _ROOM = 64  # tokens that a cache is made longer by
 
 
 @dataclass(frozen=True)
-class WhisperConfig:
-    """What config.json says, with transformers' names and defaults, as far as anything here depends on it. ALIASES:
-    other names of a field."""
-
-    ALIASES: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
-
+class WhisperConfig(EncoderConfig):
     model_type: str = "whisper"
     vocab_size: int = 51865
-    num_mel_bins: int = 80
-    d_model: int = 384
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 6
-    encoder_ffn_dim: int = 1536
     decoder_layers: int = 4
     decoder_attention_heads: int = 6
     decoder_ffn_dim: int = 1536
-    max_source_positions: int = 1500
     max_target_positions: int = 448
-    activation_function: str = "gelu"
     scale_embedding: bool = False
     tie_word_embeddings: bool = True
-    start_offset_seconds: float = 0.0
-
-    @property
-    def hidden_size(self) -> int:
-        return self.d_model
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.encoder_attention_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +96,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
-        sizes = (config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim, config.activation_function)
-        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
+        self.layers = config.make_layers()
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, features: Tensor) -> Tensor:
