@@ -109,6 +109,8 @@ def open_whisper(name: str) -> WhisperCheckpoint:
     tokenizer = _load_tokenizer(source)
     sot = _find_token(source, config, tokenizer, "<|startoftranscript|>")
     no_timestamps = _find_token(source, config, tokenizer, "<|notimestamps|>")
+    if no_timestamps + 1 >= config.vocab_size:
+        source.refuse(f"it has no timestamps: they begin at token {no_timestamps + 1}, of {config.vocab_size} tokens")
     multilingual = bool(settings.get("is_multilingual", no_timestamps > 50_362))  # English-only tokenizers end there
     heads = _read_heads(source, config, settings)
     return WhisperCheckpoint(
