@@ -40,6 +40,7 @@ FILES = (
     "model-*.safetensors",
     "model.safetensors.index.json",
 )
+INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 # What a model's weights may be held in. int8: those of its linear layers, the others are float32.
 DTYPES = {
     "float32": torch.float32,
@@ -114,13 +115,10 @@ class ModelFolder:
     remedy: str
 
     @classmethod
-    def find(
-        cls, name: str, files: tuple[str, ...], remedy: str, included: Mapping[str, Path] | None = None
-    ) -> ModelFolder:
-        """name: a folder, one of those that come with this package, or a hub id, which is fetched if it is not here
-        yet. Raises LoadError."""
-        known = {} if Path(name).expanduser().is_dir() else (included or {})
-        return cls(name, known[name] if name in known else _find_path(name, files, remedy), files, remedy)
+    def find(cls, name: str, files: tuple[str, ...], remedy: str) -> ModelFolder:
+        """name: a model's folder, one of INCLUDED, or a hub id, which is fetched if it is not here yet. Raises
+        LoadError."""
+        return cls(name, _find_path(name, files, remedy), files, remedy)
 
     def refuse(self, reason: str, cause: BaseException | None = None, *, engine: str | None = None) -> NoReturn:
         """Raises LoadError. engine: the one that can use the model."""
@@ -354,6 +352,8 @@ def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
         raise LoadError(compose_refusal(name, reason, remedy)) from cause
 
     folder = Path(name).expanduser()
+    if name in INCLUDED and not (folder / "config.json").is_file():  # such a folder may be one of outputs
+        return INCLUDED[name]
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

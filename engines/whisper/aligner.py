@@ -31,7 +31,7 @@ _LOGIT_ROWS = 64
 
 
 class WhisperAligner(ForcedAligner):
-    """Any Whisper checkpoint of transformers.
+    """Any Whisper checkpoint in transformers' files.
 
     model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
     timed utterances that follow one another go through the model together. dtype: float32, bfloat16, float16 or int8,

@@ -26,7 +26,6 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 _REMEDY = (
     "take --model tiny.en, which is included (English, the smallest), or give a folder with a Whisper model's "
     "config.json, preprocessor_config.json, tokenizer and safetensors weights with --model PATH"
@@ -90,12 +89,12 @@ class WhisperCheckpoint:
 
 
 def open_whisper(name: str) -> WhisperCheckpoint:
-    """Reads everything but the weights. name: a folder, one of INCLUDED, or a hub id, which is fetched if it is not
+    """Reads everything but the weights. name: a folder, an included model, or a hub id, which is fetched if it is not
     here yet.
 
     Raises LoadError if it cannot be had, or is not a Whisper model.
     """
-    source = ModelFolder.find(name, _FILES, _REMEDY, INCLUDED)
+    source = ModelFolder.find(name, _FILES, _REMEDY)
     config = source.read_config(WhisperConfig)
     if not isinstance(config, WhisperConfig):
         engine = "ctc" if is_ctc(config) else None

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperModel
 
 from prefork.engines.base import LoadError
+from prefork.engines.checkpoints.model_folder import INCLUDED
 from prefork.engines.whisper.asr import WhisperASR
-from prefork.engines.whisper.checkpoint import INCLUDED, open_whisper
+from prefork.engines.whisper.checkpoint import open_whisper
 from prefork.engines.whisper.model import encode, load_whisper
 from prefork.engines.whisper.network import TokenCache
 
