@@ -106,10 +106,10 @@ class _Whisper(Engine):
         return ("whisper", str(self._checkpoint.folder), self._dtype)
 
     def count_elements(self, segment: Segment) -> int:  # noqa: ARG002
-        return round(self._checkpoint.seconds * SAMPLE_RATE)  # Whisper hears a whole window however much of it is used
+        return round(self._checkpoint.seconds * SAMPLE_RATE)  # at most: Whisper hears half a window at least
 
-    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  all windows are alike
-        """A window is 30 s however much of it is used: the encoder, what the decoder keeps of its output, and the
+    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  the longest window counts
+        """For a window of 30 s, the longest that there is: the encoder, what the decoder keeps of its output, and the
         attention of one head at a time, which a median filter takes seven times."""
         config, checkpoint = self._checkpoint.config, self._checkpoint
         encoder = estimate_encoder(config, checkpoint.seconds, FRAME)

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefork.engines.audio.log_mel import HOP
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.checkpoints.fields import Rule
 from prefork.engines.checkpoints.hub import shorten
 from prefork.engines.checkpoints.model_folder import FILES, ModelFolder, is_ctc
@@ -99,6 +100,8 @@ def open_whisper(name: str) -> WhisperCheckpoint:
     if not isinstance(config, WhisperConfig):
         engine = "ctc" if is_ctc(config) else None
         source.refuse(f"a {config.model_type} model is not a Whisper model", engine=engine)
+    if (seconds := config.max_source_positions * FRAME) < LONGEST:  # the end of a segment would not be heard
+        source.refuse(f"it hears {seconds:g} s at once (max_source_positions), and segments have up to {LONGEST:g} s")
     source.check_weights()
     source.read_extractor_settings()
     generation = source.read_json("generation_config.json")

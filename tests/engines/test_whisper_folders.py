@@ -32,7 +32,6 @@ SIZES = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 24,
     "decoder_ffn_dim": 20,
-    "max_source_positions": 120,
     "init_std": 0.3,
 }
 WEIGHT = "model.encoder.layers.0.fc1.weight"
@@ -77,7 +76,7 @@ def test_what_transformers_writes_is_computed_as_it_computes_it(values: dict[str
     assert values.get("shard") is None or len(list(folder.glob("model-*.safetensors"))) > 1
     theirs: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     ours = load_whisper(open_whisper(str(folder)))
-    features, tokens = torch.randn(2, theirs.config.num_mel_bins, 240), torch.randint(50000, (2, 9))
+    features, tokens = torch.randn(2, theirs.config.num_mel_bins, 3000), torch.randint(50000, (2, 9))
     states = encode(ours, list(features))
     expected = theirs.eval()(input_features=features, decoder_input_ids=tokens)
     assert torch.allclose(torch.stack(states), expected.encoder_last_hidden_state, atol=1e-4)
@@ -159,6 +158,24 @@ def test_a_vocabulary_without_timestamps_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**settings, "vocab_size": 50363}))
     with pytest.raises(LoadError, match="it has no timestamps: they begin at token 50363, of 50363"):
         open_whisper(str(folder))
+
+
+def test_a_window_shorter_than_a_segment_is_refused(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_source_positions": 750}))
+    with pytest.raises(LoadError, match=r"it hears 15 s at once \(max_source_positions\), .* have up to 28 s"):
+        open_whisper(str(folder))
+
+
+def test_what_looks_like_a_token_is_text_though_the_folder_does_not_say_that_it_is_special(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    last = settings["added_tokens"][-1]
+    settings["added_tokens"].append({**last, "id": last["id"] + 1, "content": "<|0.00|>", "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    checkpoint = open_whisper(str(folder))
+    tokens = checkpoint.tokenizer.encode(" <|0.00|> a <|en|>")
+    assert max(tokens) < checkpoint.eot and checkpoint.tokenizer.decode(tokens) == " <|0.00|> a <|en|>"
+    assert checkpoint.tokenizer.special["<|0.00|>"] == checkpoint.timestamp_begin
 
 
 @torch.inference_mode()

@@ -267,7 +267,7 @@ def test_a_broken_or_foreign_tokenizer_is_refused(folder: Path) -> None:
 
 def test_a_model_with_a_weight_missing_is_not_made_up(tmp_path: Path) -> None:
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config: Any = WhisperConfig(**sizes, **heads)  # type: ignore[arg-type]
     small: Any = WhisperForConditionalGeneration(config)
     small.save_pretrained(tmp_path)
