@@ -137,6 +137,11 @@ class _Whisper(Engine):
             "quiet": torch.from_numpy(find_quiet(waveform.numpy())),
         }
 
+    def _check_finite(self, *values: Tensor) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in values):
+            remedy = "choose another with --model" if self._dtype == "float32" else "try --dtype float32"
+            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; {remedy}")
+
     def _plan(self, job: Job) -> tuple[list[SpeechSpan], Any]:
         levels, found = read_levels(find_media(job), job.selection)
         return plan_spans(levels, found), levels
@@ -235,8 +240,7 @@ class WhisperASR(_Whisper):
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
-        if not bool(output["attention"].isfinite().all() and output["log_probs"].isfinite().all()):
-            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
+        self._check_finite(output["attention"], output["log_probs"])
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:  # noqa: ARG002
         text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
@@ -303,8 +307,7 @@ class LanguageDetector(_Whisper):
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
-        if not bool(output["languages"].isfinite().all()):
-            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
+        self._check_finite(output["languages"])
 
     def finish(
         self,
