@@ -20,6 +20,7 @@ from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import EXTRACTOR, Rule, find_wrong, make_rules, show
 from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
 from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.checkpoints.stored_tensors import StoredTensors
 from prefork.engines.checkpoints.whisper_layers import ACTIVATIONS
 from prefork.engines.errors import LoadError
 
@@ -39,6 +40,7 @@ FILES = (
     "model-*.safetensors",
     "model.safetensors.index.json",
 )
+INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 # What a model's weights may be held in. int8: those of its linear layers, the others are float32.
 DTYPES = {
     "float32": torch.float32,
@@ -52,8 +54,7 @@ _MOST_VOCABULARY = 64 << 20  # bytes of a file with tokens; those of 250,000 tok
 _VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json")
 # Only training needs them: checkpoints of good CTC models lack the first and have the others left over.
 _TRAINING_ONLY = re.compile(r"masked_spec_embed$|^(quantizer|project_q|project_hid)\.")
-_SCALE = "_scale"
-_TIED = ("proj_out.weight",)  # an output that is the embedding's
+_OUTPUT, _EMBEDDING = "proj_out.weight", "decoder.embed_tokens.weight"  # the same unless the configuration says not
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
 
@@ -114,13 +115,10 @@ class ModelFolder:
     remedy: str
 
     @classmethod
-    def find(
-        cls, name: str, files: tuple[str, ...], remedy: str, included: Mapping[str, Path] | None = None
-    ) -> ModelFolder:
-        """name: a folder, one of those that come with this package, or a hub id, which is fetched if it is not here
-        yet. Raises LoadError."""
-        known = {} if Path(name).expanduser().is_dir() else (included or {})
-        return cls(name, known[name] if name in known else _find_path(name, files, remedy), files, remedy)
+    def find(cls, name: str, files: tuple[str, ...], remedy: str) -> ModelFolder:
+        """name: a model's folder, one of INCLUDED, or a hub id, which is fetched if it is not here yet. Raises
+        LoadError."""
+        return cls(name, _find_path(name, files, remedy), files, remedy)
 
     def refuse(self, reason: str, cause: BaseException | None = None, *, engine: str | None = None) -> NoReturn:
         """Raises LoadError. engine: the one that can use the model."""
@@ -207,10 +205,14 @@ class ModelFolder:
 
     def check_weights(self) -> None:
         """Raises LoadError unless there are weights that can be read without running code."""
-        if not any(self.path.glob("model*.safetensors")):
+        if not self._list_weights():
             pickled = any(self.path.glob("*.bin"))
             found = "only pickled ones, which can run code when loaded" if pickled else "none"
             self.refuse(f"it has no safetensors weights ({found})")
+
+    def _list_weights(self) -> list[Path]:
+        whole = self.path / "model.safetensors"
+        return [whole] if whole.is_file() else sorted(self.path.glob("model-*.safetensors"))
 
     def load(self, kind: Any, dtype: str, quantize: Quantize = quantize_linears) -> PreTrainedModel:
         """The model for inference. Raises LoadError unless every weight is in the folder and has its place in the
@@ -244,7 +246,7 @@ class ModelFolder:
         dtype: one of DTYPES; for int8, layers are quantised one at a time. list_sources: the names that the parts of a
         parameter have in the files, without "model." before them, one below the other; None for zeros.
         """
-        stored = _StoredTensors(self)
+        stored = StoredTensors(self._list_weights(), self.refuse)
         parameters = dict(model.named_parameters())
         needed = {name: list(list_sources(name)) for name in parameters}
         shapes = {
@@ -254,7 +256,9 @@ class ModelFolder:
             if source is not None
         }
         missing = [name for name, shape in shapes.items() if stored.shapes.get(name) != shape]
-        self._check_keys(missing, [name for name in stored.shapes if name not in shapes and name not in _TIED])
+        self._check_keys(missing, stored.shapes.keys() - shapes.keys() - {_OUTPUT})
+        if _OUTPUT in stored.shapes and _OUTPUT not in shapes and not stored.are_equal(_OUTPUT, _EMBEDDING):
+            self.refuse(f"{_OUTPUT} differs from {_EMBEDDING}, though config.json's tie_word_embeddings is not false")
         for path, module in list(model.named_modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 sources = needed[f"{path}.{name}"]
@@ -284,9 +288,8 @@ class ModelFolder:
 
     def _read_stored_dtype(self) -> torch.dtype:
         """The one that the files' floating weights have, as their headers say; float32 if they have several."""
-        whole = self.path / "model.safetensors"
         found: set[str] = set()
-        for file in [whole] if whole.is_file() else sorted(self.path.glob("model*.safetensors")):
+        for file in self._list_weights():
             try:
                 with safe_open(file, framework="pt") as tensors:
                     found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
@@ -316,43 +319,6 @@ class ModelFolder:
     def list_files(self) -> dict[str, Path]:
         """What is read of the folder, by name."""
         return {path.name: path for pattern in self.files for path in sorted(self.path.glob(pattern))}
-
-
-class _StoredTensors:
-    """The tensors of a folder's safetensors files, by name. shapes: of each, as the files' headers say. A model that
-    was saved without its output has no "model." before the names. A matrix in int8 has a scale for each row beside it,
-    as NAME_scale."""
-
-    def __init__(self, folder: ModelFolder) -> None:
-        self._folder = folder
-        self._files: dict[str, tuple[Any, str]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        whole = folder.path / "model.safetensors"
-        for path in [whole] if whole.is_file() else sorted(folder.path.glob("model*.safetensors")):
-            try:
-                file: Any = safe_open(path, framework="pt")
-                for stored in file.keys():  # noqa: SIM118
-                    name = stored.removeprefix("model.")
-                    self._files[name] = (file, stored)
-                    if not name.endswith(_SCALE):
-                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
-            except (OSError, SafetensorError) as error:
-                folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self._read(name)
-        if tensor.dtype != torch.int8:
-            return tensor
-        if name + _SCALE not in self._files:
-            self._folder.refuse(f"its weights cannot be loaded ({name} is int8, and there is no {name}{_SCALE})")
-        return tensor * self._read(name + _SCALE)[:, None]
-
-    def _read(self, name: str) -> torch.Tensor:
-        file, stored = self._files[name]
-        try:
-            return file.get_tensor(stored)  # type: ignore[no-any-return]
-        except (OSError, SafetensorError) as error:
-            self._folder.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
 
 
 def _find_defaults(model_type: Any) -> dict[str, Any]:
@@ -386,6 +352,8 @@ def _find_path(name: str, files: tuple[str, ...], remedy: str) -> Path:
         raise LoadError(compose_refusal(name, reason, remedy)) from cause
 
     folder = Path(name).expanduser()
+    if name in INCLUDED and not (folder / "config.json").is_file():  # such a folder may be one of outputs
+        return INCLUDED[name]
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

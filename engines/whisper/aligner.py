@@ -11,6 +11,7 @@ import torch
 
 from prefork.engines.alignment.forced_aligner import AlignedLines, ForcedAligner, TranscriptLine, make_tone
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import check_dtype
@@ -19,19 +20,18 @@ from prefork.engines.text.document import Document, Word
 from prefork.engines.whisper.attention import attend
 from prefork.engines.whisper.checkpoint import FRAME, compose_prompt, doubt_heads, find_language, identify, open_whisper
 from prefork.engines.whisper.decoding import WindowDecoder
-from prefork.engines.whisper.model import compute_features, count_whisper_weights, encode, load_whisper
+from prefork.engines.whisper.model import compute_features, count_frames, count_whisper_weights, encode, load_whisper
 from prefork.engines.whisper.network import WhisperNetwork
 from prefork.engines.whisper.timing import SPACELESS, find_quiet, find_spans, leave_pauses, list_pauses, make_words
 
 DEFAULT = "openai/whisper-large-v3-turbo"
-LONGEST = 28.0  # seconds of a segment: Whisper hears 30, and the margins are in them
 _EXAMPLE_SECONDS = 2
 _EXAMPLE_TEXT = "one two"
 _LOGIT_ROWS = 64
 
 
 class WhisperAligner(ForcedAligner):
-    """Any Whisper checkpoint of transformers.
+    """Any Whisper checkpoint in transformers' files.
 
     model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
     timed utterances that follow one another go through the model together. dtype: float32, bfloat16, float16 or int8,
@@ -83,8 +83,9 @@ class WhisperAligner(ForcedAligner):
         return "whisper", str(self._checkpoint.folder), self._dtype
 
     def estimate_memory(self, segment: Segment) -> int:
-        """The encoder always hears 30 s, and each layer of the decoder holds keys and values of these; of the rest, the
-        logits of some tokens and one head's attention, which a median filter takes seven times, are the most."""
+        """As if the encoder heard 30 s, which it does at most: each layer of the decoder holds keys and values of
+        these; of the rest, the logits of some tokens and one head's attention, which a median filter takes seven times,
+        are the most."""
         checkpoint, config = self._checkpoint, self._checkpoint.config
         encoder = estimate_encoder(config, checkpoint.seconds, FRAME)
         decoder = 4 * 2 * checkpoint.frames * config.d_model * config.decoder_layers
@@ -95,7 +96,7 @@ class WhisperAligner(ForcedAligner):
         return round(max(encoder, decoder + logits + attention) + audio)
 
     def count_elements(self, segment: Segment) -> int:  # noqa: ARG002
-        return round(self._checkpoint.seconds * SAMPLE_RATE)  # Whisper hears a whole window however long it is
+        return round(self._checkpoint.seconds * SAMPLE_RATE)  # at most: Whisper hears half a window at least
 
     def count_seconds_needed(self, words: Sequence[str]) -> float:
         """A frame for each letter or digit: nobody speaks so fast."""
@@ -143,7 +144,7 @@ class WhisperAligner(ForcedAligner):
         return {**composed, "recorded": heard["recorded"]}
 
     def _compose(self, waveform: torch.Tensor, words: Sequence[str], language: str | None) -> Tensors:
-        frames = min(-(-len(waveform) // round(FRAME * SAMPLE_RATE)), self._checkpoint.frames)
+        frames = count_frames(self._checkpoint, len(waveform))
         tokens = compose_prompt(self._checkpoint, language)
         tokens += [token for group in self._spell(words, language) for token in group]
         return {

@@ -106,10 +106,10 @@ class _Whisper(Engine):
         return ("whisper", str(self._checkpoint.folder), self._dtype)
 
     def count_elements(self, segment: Segment) -> int:  # noqa: ARG002
-        return round(self._checkpoint.seconds * SAMPLE_RATE)  # Whisper hears a whole window however much of it is used
+        return round(self._checkpoint.seconds * SAMPLE_RATE)  # at most: Whisper hears half a window at least
 
-    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  all windows are alike
-        """A window is 30 s however much of it is used: the encoder, what the decoder keeps of its output, and the
+    def estimate_memory(self, segment: Segment) -> int:  # noqa: ARG002  the longest window counts
+        """For a window of 30 s, the longest that there is: the encoder, what the decoder keeps of its output, and the
         attention of one head at a time, which a median filter takes seven times."""
         config, checkpoint = self._checkpoint.config, self._checkpoint
         encoder = estimate_encoder(config, checkpoint.seconds, FRAME)
@@ -136,6 +136,11 @@ class _Whisper(Engine):
             "most": torch.tensor(MOST_TOKENS),
             "quiet": torch.from_numpy(find_quiet(waveform.numpy())),
         }
+
+    def _check_finite(self, *values: Tensor) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in values):
+            remedy = "choose another with --model" if self._dtype == "float32" else "try --dtype float32"
+            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; {remedy}")
 
     def _plan(self, job: Job) -> tuple[list[SpeechSpan], Any]:
         levels, found = read_levels(find_media(job), job.selection)
@@ -235,8 +240,7 @@ class WhisperASR(_Whisper):
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
-        if not bool(output["attention"].isfinite().all() and output["log_probs"].isfinite().all()):
-            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
+        self._check_finite(output["attention"], output["log_probs"])
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Heard:  # noqa: ARG002
         text, failed, index = output["text"].tolist(), int(output["failed"]), int(output["language"])
@@ -303,8 +307,7 @@ class LanguageDetector(_Whisper):
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model does not compute."""
-        if not bool(output["languages"].isfinite().all()):
-            raise LoadError(f"{self._model}: its output in {self._dtype} is not finite; try --dtype float32")
+        self._check_finite(output["languages"])
 
     def finish(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefork.engines.audio.log_mel import HOP
 from prefork.engines.audio.reader import SAMPLE_RATE
+from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.checkpoints.fields import Rule
 from prefork.engines.checkpoints.hub import shorten
 from prefork.engines.checkpoints.model_folder import FILES, ModelFolder, is_ctc
@@ -26,7 +27,6 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-INCLUDED = {"tiny.en": Path(__file__).parents[1] / "models" / "whisper-tiny.en"}
 _REMEDY = (
     "take --model tiny.en, which is included (English, the smallest), or give a folder with a Whisper model's "
     "config.json, preprocessor_config.json, tokenizer and safetensors weights with --model PATH"
@@ -90,16 +90,18 @@ class WhisperCheckpoint:
 
 
 def open_whisper(name: str) -> WhisperCheckpoint:
-    """Reads everything but the weights. name: a folder, one of INCLUDED, or a hub id, which is fetched if it is not
+    """Reads everything but the weights. name: a folder, an included model, or a hub id, which is fetched if it is not
     here yet.
 
     Raises LoadError if it cannot be had, or is not a Whisper model.
     """
-    source = ModelFolder.find(name, _FILES, _REMEDY, INCLUDED)
+    source = ModelFolder.find(name, _FILES, _REMEDY)
     config = source.read_config(WhisperConfig)
     if not isinstance(config, WhisperConfig):
         engine = "ctc" if is_ctc(config) else None
         source.refuse(f"a {config.model_type} model is not a Whisper model", engine=engine)
+    if (seconds := config.max_source_positions * FRAME) < LONGEST:  # the end of a segment would not be heard
+        source.refuse(f"it hears {seconds:g} s at once (max_source_positions), and segments have up to {LONGEST:g} s")
     source.check_weights()
     source.read_extractor_settings()
     generation = source.read_json("generation_config.json")
@@ -109,6 +111,8 @@ def open_whisper(name: str) -> WhisperCheckpoint:
     tokenizer = _load_tokenizer(source)
     sot = _find_token(source, config, tokenizer, "<|startoftranscript|>")
     no_timestamps = _find_token(source, config, tokenizer, "<|notimestamps|>")
+    if no_timestamps + 1 >= config.vocab_size:
+        source.refuse(f"it has no timestamps: they begin at token {no_timestamps + 1}, of {config.vocab_size} tokens")
     multilingual = bool(settings.get("is_multilingual", no_timestamps > 50_362))  # English-only tokenizers end there
     heads = _read_heads(source, config, settings)
     return WhisperCheckpoint(

@@ -262,7 +262,7 @@ def _pick(logits: Tensor, drafts: Sequence[_Draft], temperature: float) -> tuple
         sums = (logits / temperature).softmax(dim=-1).double().cumsum(dim=-1)
         drawn = [torch.rand(1, generator=draft.generator, dtype=torch.float64) for draft in drafts]
         reached = torch.stack(drawn).to(logits.device, non_blocking=True) * sums[:, -1:]
-        tokens = torch.searchsorted(sums, reached, right=True)
+        tokens = torch.searchsorted(sums, reached, right=True).clamp_(max=logits.shape[1] - 1)  # what is no number
     log_probs = logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
     # Both at once, in the one copy of a step that the device is waited for; a float32 holds any token's number.
     numbers = torch.stack([tokens[:, 0].to(log_probs.dtype), log_probs]).tolist()

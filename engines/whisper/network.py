@@ -31,7 +31,6 @@ class WhisperConfig(EncoderConfig):
     decoder_attention_heads: int = 6
     decoder_ffn_dim: int = 1536
     max_target_positions: int = 448
-    scale_embedding: bool = False
     tie_word_embeddings: bool = True
 
 
@@ -175,7 +174,6 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model)
         tied = config.tie_word_embeddings
         self.proj_out = None if tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self._scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
 
     def remember(self, encoded: Sequence[Tensor]) -> Sound:
         """What the layers make of windows. encoded: of each, (frames, size)."""
@@ -202,7 +200,7 @@ class Decoder(nn.Module):
         begin, count = cache.count, tokens.shape[1]
         if begin and count > 1:
             raise ValueError(f"{count} tokens at once, after the {begin} that were there before")
-        hidden = self._embed(tokens) * self._scale + self.embed_positions.weight[begin : begin + count]
+        hidden = self._embed(tokens) + self.embed_positions.weight[begin : begin + count]
         queries = {}
         for index, (layer, heard) in enumerate(zip(self._list_layers(), sound.layers, strict=True)):
             asked, keys, values = layer.self_attn.project(layer.self_attn_layer_norm(hidden))

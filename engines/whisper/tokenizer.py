@@ -17,10 +17,11 @@ class WhisperTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True  # what looks like one in a text is text
         self.special: Mapping[str, int] = {
             token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()
         }
+        self._tokenizer.add_special_tokens(list(self.special))  # in many folders, timestamps are not said to be special
+        self._tokenizer.encode_special_tokens = True  # what looks like one in a text is text
 
     @classmethod
     def read(cls, folder: Path) -> WhisperTokenizer:

@@ -140,7 +140,11 @@ def align(
 def transcribe(
     engine: Annotated[str, typer.Option(metavar="whisper|rev|NAME", help="Engine to transcribe with.")] = "whisper",
     model: Annotated[
-        str | None, typer.Option(metavar="PATH|HUB_ID", help="A Whisper model. Default: openai/whisper-large-v3-turbo.")
+        str | None,
+        typer.Option(
+            metavar="PATH|HUB_ID",
+            help="A Whisper model; tiny.en, the smallest, is included. Default: openai/whisper-large-v3-turbo.",
+        ),
     ] = None,
     dtype: DType = None,
     lang: Language = None,

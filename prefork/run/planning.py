@@ -70,7 +70,7 @@ def plan_run(
 def _describe_dtypes(engines: Mapping[str, Mapping[str, Any]], found: Surveyed, plan: Plan) -> str:
     """What the weights are held in that nobody has said it of, if it is not float32."""
     chosen = [name for name, options in engines.items() if "dtype" not in options]
-    if "int8" not in [found.fingerprints.get(name, {}).get("dtype") for name in chosen]:
+    if plan.fast_dtype != "int8" or "int8" not in [found.fingerprints.get(name, {}).get("dtype") for name in chosen]:
         return ""
     return f" in int8, which this processor multiplies ({plan.facts.instructions[0]}); --dtype float32 changes that"
 

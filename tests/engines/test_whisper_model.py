@@ -18,11 +18,11 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from prefork.engines.audio.reader import read_audio
 from prefork.engines.base import LoadError
-from prefork.engines.checkpoints.model_folder import DTYPES
+from prefork.engines.checkpoints.model_folder import DTYPES, INCLUDED
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import open_checkpoint
 from prefork.engines.whisper.attention import attend
-from prefork.engines.whisper.checkpoint import INCLUDED, WhisperCheckpoint, compose_prompt, find_language, open_whisper
+from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt, find_language, open_whisper
 from prefork.engines.whisper.decoding import WindowDecoder
 from prefork.engines.whisper.model import (
     compute_features,
@@ -238,8 +238,9 @@ def test_alignment_heads_that_the_model_does_not_have_are_refused(folder: Path, 
 def test_a_ctc_model_is_sent_to_the_ctc_engine_and_whisper_to_whispers(folder: Path) -> None:
     with pytest.raises(LoadError, match=r"a whisper-ctc model is not a Whisper model; use it with --engine ctc, or "):
         open_whisper(str(EMBEDDED))
-    with pytest.raises(LoadError, match=r"a whisper model is not a CTC model; use it with --engine whisper, or "):
-        open_checkpoint(str(folder))
+    for name in (str(folder), "tiny.en"):
+        with pytest.raises(LoadError, match=r"a whisper model is not a CTC model; use it with --engine whisper, or "):
+            open_checkpoint(name)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_a_broken_or_foreign_tokenizer_is_refused(folder: Path) -> None:
 
 def test_a_model_with_a_weight_missing_is_not_made_up(tmp_path: Path) -> None:
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config: Any = WhisperConfig(**sizes, **heads)  # type: ignore[arg-type]
     small: Any = WhisperForConditionalGeneration(config)
     small.save_pretrained(tmp_path)
@@ -347,6 +348,8 @@ def test_the_included_models_name_is_a_folders_where_there_is_one(
     (here / "tiny.en").symlink_to(folder)
     monkeypatch.chdir(here)
     assert open_whisper("tiny.en").folder == Path("tiny.en")
+    (folder / "config.json").unlink()  # a folder of outputs
+    assert open_whisper("tiny.en").folder == INCLUDED["tiny.en"]
 
 
 def test_int8_weights_without_their_scales_are_refused(tmp_path: Path) -> None:
