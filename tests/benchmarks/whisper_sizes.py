@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork import Runtime
-from prefork.engines.checkpoints.model_folder import build_empty
+from prefork.engines.checkpoints.model_folder import INCLUDED, build_empty
 from prefork.engines.checkpoints.whisper_layers import list_sources
 from prefork.engines.whisper.asr import WhisperASR
-from prefork.engines.whisper.checkpoint import INCLUDED
 from prefork.engines.whisper.network import TokenCache, WhisperConfig, WhisperNetwork
 from prefork.memory.probe import measure_memory
 from prefork.pool.pipeline import Stage
