@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -57,6 +57,7 @@ class _Library:
     remedy: str
 
 
+_JEMALLOC = "jemalloc"  # which is linked into other libraries, as pyarrow's, and names its threads
 # Tried in this order. libgomp, OpenBLAS and tokenizers: tests/platform_matrix/test_threads.py forks with each.
 _LIBRARIES = (
     _Library(
@@ -84,6 +85,13 @@ _LIBRARIES = (
         r"libtorch|libc10", "torch", "torch's own pool", Severity.SUSPECT, "call torch.set_num_threads(1) first of all"
     ),
     _Library(r"hf_xet", "download", "Hugging Face's downloads", Severity.SUSPECT, "download the models beforehand"),
+    _Library(  # its src/background_thread.c and src/jemalloc.c: pthread_atfork takes its locks and gives them back
+        rf"^{_JEMALLOC}$",
+        "allocator",
+        "whose locks are taken before a fork and given back after it",
+        Severity.HARMLESS,
+        "set MALLOC_CONF=background_thread:false",
+    ),
     _Library(r"", "thread", "an unknown pool", Severity.SUSPECT, _END_IT),
 )
 
@@ -102,7 +110,8 @@ def find_hazards(ours: Collection[int] = ()) -> list[Hazard]:
 def judge_threads(threads: Iterable[Thread]) -> list[Hazard]:
     """A resting thread simply does not exist in the child; a running one may hold a lock that stays locked there."""
     hazards = [_judge_python(thread) for thread in threads if thread.python]
-    native = sorted((t for t in threads if not t.python), key=lambda t: (t.origin, bool(t.waiting), t.tid))
+    named = (replace(t, origin=_JEMALLOC) if t.name.startswith("jemalloc_bg") else t for t in threads if not t.python)
+    native = sorted(named, key=lambda t: (t.origin, bool(t.waiting), t.tid))
     for (origin, waiting), group in groupby(native, key=lambda t: (t.origin, bool(t.waiting))):
         library = next(library for library in _LIBRARIES if re.search(library.pattern, origin))
         members = list(group)

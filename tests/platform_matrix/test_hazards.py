@@ -169,6 +169,18 @@ def test_a_resting_native_thread_is_judged_by_the_library_that_started_it(
     assert _is(judge_threads([Thread(7, "python", False, True, origin)]), name, severity, "(7)", origin)
 
 
+def test_the_thread_of_an_allocator_is_told_from_the_librarys_own_by_its_name() -> None:
+    """pyarrow has both: jemalloc's thread from the moment it is imported, its pools' once they are used."""
+    own, allocators = judge_threads(
+        [
+            Thread(1, "jemalloc_bg_thd", False, True, "libarrow.so.2600"),
+            Thread(2, "python", False, True, "libarrow.so.2600"),
+        ]
+    )[::-1]
+    assert _is([allocators], "allocator", Severity.HARMLESS, "jemalloc_bg_thd (1)")
+    assert _is([own], "thread", Severity.SUSPECT, "python (2)", "libarrow.so.2600")
+
+
 def test_a_running_thread_is_unsafe_whoever_started_it() -> None:
     blas = [Thread(tid, "python", False, tid == 3, "libopenblas.so.0") for tid in (1, 2, 3)]
     running, waiting = judge_threads(blas)

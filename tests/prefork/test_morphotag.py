@@ -190,7 +190,7 @@ def test_conllu_comes_out_as_it_went_in_but_for_the_analysis(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "srt"], "--format takes chat, conllu, json, not 'srt'"),
+        (["--format", "srt"], "--format takes chat, conllu, json, parquet, not 'srt'"),
         (["--model-dir", "nowhere"], "nowhere: no such folder; check --model-dir"),
         (["--package", "huge"], "stanza's models are not in"),
         (["--lang", "deu"], "stanza's models are not in"),
