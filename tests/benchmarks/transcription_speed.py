@@ -125,7 +125,20 @@ def watch(pids: Sequence[int]) -> Iterator[list[int]]:
 
 def run_prefork(way: Way, model: str, options: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "prefork", "transcribe", SPEECH, name, "--model", model, "--format", "json"]
+        command = [
+            sys.executable,
+            "-m",
+            "prefork",
+            "transcribe",
+            SPEECH,
+            name,
+            "--model",
+            model,
+            "--format",
+            "json",
+            "--cache",
+            "off",
+        ]
         begin = time.perf_counter()
         whole = [*map(str, command), *options, "--json"]
         process = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True)
