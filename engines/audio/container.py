@@ -43,6 +43,7 @@ _BY_SUFFIX = "adp,afc,apac,aptx,aptx_hd,daud,dfpwm,dtshd,g722,g723_1,g728,g729,l
 # A name such as "concat:a|b" is kept from being taken for a protocol by the prefix that it gets when it is opened.
 _OPTIONS = {"protocol_whitelist": "file"}
 # At a tag that is not UTF-8, PyAV 18 stops unless told not to; PyAV 19 never does, and cannot be told.
+_MOST_CHANNELS = 64  # FFmpeg's decoders take no more
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
 # What it means when FFmpeg says that memory is short: it refuses what is larger than it ever allocates.
@@ -150,10 +151,12 @@ def find_audio(container: InputContainer, path: Path, track: int | None = None) 
     if track is not None and known and track > len(known):
         raise AudioError(f"{path} has {len(known)} audio track{'s' * (len(known) != 1)}, not {track}; check --track")
     stream = container.streams.best("audio") if track is None or not known else known[track - 1]
-    if stream is None and any(s.codec_context is not None and s.codec_context.sample_rate for s in known):
+    unheard = [s for s in known if s.codec_context is not None and s.codec_context.sample_rate]
+    # The FFmpeg of PyAV 18 chooses none of these, that of PyAV 19 one that it cannot decode.
+    if (stream is None and unheard) or (stream in unheard and stream.codec_context.channels > _MOST_CHANNELS):
         raise AudioError(
-            f"{path} has audio of which FFmpeg cannot tell how many channels it has, or has too many (at most 64); "
-            "export it with fewer"
+            f"{path} has audio of which FFmpeg cannot tell how many channels it has, or has too many "
+            f"(at most {_MOST_CHANNELS}); export it with fewer"
         )
     if stream is None:
         raise AudioError(f"{path} has no audio stream; give the recording that has the audio")
