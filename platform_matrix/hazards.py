@@ -90,7 +90,7 @@ _LIBRARIES = (
         "allocator",
         "whose locks are taken before a fork and given back after it",
         Severity.HARMLESS,
-        "set MALLOC_CONF=background_thread:false",
+        "set MALLOC_CONF, for pyarrow JE_ARROW_MALLOC_CONF, to background_thread:false",
     ),
     _Library(r"", "thread", "an unknown pool", Severity.SUSPECT, _END_IT),
 )

@@ -84,6 +84,7 @@ FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
 _READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
 _READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
 _WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # a launcher has them; only a server asks for them
+_ALLOCATOR = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # what imports pandas imports pyarrow, if it is there
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _COLLAPSE = 25  # MADV_COLLAPSE, linux/mman.h
 _HUGE = 2 << 20  # bytes of a huge page
@@ -112,7 +113,7 @@ class Launcher:
         from prefork.pool.server_processes import _WAITING
         from prefork.wire.environment import _ENVIRONMENT
 
-        environment = {**before, **_ENVIRONMENT, **_WAITING}
+        environment = {**before, **_ENVIRONMENT, **_WAITING, **_ALLOCATOR}
         ours, theirs = socket.socketpair()
         door, behind = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with theirs, behind:
