@@ -151,9 +151,9 @@ def find_audio(container: InputContainer, path: Path, track: int | None = None) 
     if track is not None and known and track > len(known):
         raise AudioError(f"{path} has {len(known)} audio track{'s' * (len(known) != 1)}, not {track}; check --track")
     stream = container.streams.best("audio") if track is None or not known else known[track - 1]
-    unheard = [s for s in known if s.codec_context is not None and s.codec_context.sample_rate]
+    rated = [s for s in known if s.codec_context is not None and s.codec_context.sample_rate]
     # The FFmpeg of PyAV 18 chooses none of these, that of PyAV 19 one that it cannot decode.
-    if (stream is None and unheard) or (stream in unheard and stream.codec_context.channels > _MOST_CHANNELS):
+    if (stream is None and rated) or (stream in rated and stream.codec_context.channels > _MOST_CHANNELS):
         raise AudioError(
             f"{path} has audio of which FFmpeg cannot tell how many channels it has, or has too many "
             f"(at most {_MOST_CHANNELS}); export it with fewer"

@@ -42,9 +42,10 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        rows = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = torch.empty((len(weight), 1), device=weight.device)
-        if not weight.is_meta:  # there, symbolic shapes would compute, whose libraries take a second to import
+        if weight.is_meta:  # there, symbolic shapes would compute, whose libraries take a second to import
+            rows = torch.empty(weight.shape, dtype=torch.int8, device="meta")
+            scales = torch.empty((len(weight), 1), device="meta")
+        else:
             scales = _measure_rows(weight).float() / find_weight_limit()
             rows = (weight / scales).round_().to(torch.int8)
         self.register_buffer("rows", rows)
