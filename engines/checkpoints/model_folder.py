@@ -58,8 +58,6 @@ _OUTPUT, _EMBEDDING = "proj_out.weight", "decoder.embed_tokens.weight"  # the sa
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
 _LINE = 64  # bytes that each tensor begins at a multiple of, where weights are shared
 
-Quantize = Callable[["nn.Module"], None]
-
 
 def build_empty(kind: Callable[[Any], nn.Module], config: Any) -> Any:
     """A model without its weights, on the meta device, for `ModelFolder.fill`.
@@ -90,11 +88,23 @@ def import_transformers() -> Any:
     return transformers
 
 
-def check_dtype(dtype: str) -> str:
-    """The same. Raises LoadError if weights cannot be held in it."""
-    if dtype not in DTYPES:
-        raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    return dtype
+class DtypeOption:
+    """The option `dtype` of an engine: what its user says, else what the machine suggests, else float32."""
+
+    _dtype: str
+    _takes_suggestions: bool
+
+    def take_dtype(self, dtype: str | None, *, suggestible: bool = True) -> None:
+        """dtype: None if the user has not said it. suggestible: results are as good in what may be suggested. Raises
+        LoadError if weights cannot be held in it."""
+        self._takes_suggestions = dtype is None and suggestible
+        self._dtype = "float32" if dtype is None else dtype
+        if self._dtype not in DTYPES:
+            raise LoadError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+    def suggest_dtype(self, dtype: str) -> None:
+        if self._takes_suggestions:
+            self._dtype = dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +224,7 @@ class ModelFolder:
         whole = self.path / "model.safetensors"
         return [whole] if whole.is_file() else sorted(self.path.glob("model-*.safetensors"))
 
-    def load(self, kind: Any, dtype: str, quantize: Quantize = quantize_linears) -> PreTrainedModel:
+    def load(self, kind: Any, dtype: str) -> PreTrainedModel:
         """The model for inference. Raises LoadError unless every weight is in the folder and has its place in the
         model: transformers alone would make up what is missing.
 
@@ -235,7 +245,7 @@ class ModelFolder:
             self.refuse(f"its weights cannot be loaded ({shorten(error)})", error)
         self._check_loaded(report)
         if dtype == "int8":
-            quantize(model)
+            quantize_linears(model)
             model.float()
         return model.eval()  # type: ignore[no-any-return]
 
@@ -271,9 +281,7 @@ class ModelFolder:
                 setattr(model.get_submodule(parent), name, QuantizedLinear(module))
         model.eval()
 
-    def count_weights(
-        self, build: Callable[..., Any], config: Any, dtype: str, quantize: Quantize = quantize_linears
-    ) -> int:
+    def count_weights(self, build: Callable[..., Any], config: Any, dtype: str) -> int:
         """Bytes that the model will take once it is loaded in this dtype; of the weights, only the files' headers are
         read. build: makes the model of its configuration. Raises LoadError if there is no such model, or if a file is
         not whole."""
@@ -283,7 +291,7 @@ class ModelFolder:
         except Exception as error:  # noqa: BLE001  it raises what its parts raise
             self.refuse(f"no model can be built from its config.json ({shorten(error)})", error)
         if dtype == "int8":
-            quantize(model)
+            quantize_linears(model)
         return sum(-(-tensor.nbytes // _LINE) * _LINE for tensor in [*model.parameters(), *model.buffers()])
 
     def _read_stored_dtype(self) -> torch.dtype:

@@ -13,7 +13,7 @@ from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, co
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.checkpoints.model_folder import DtypeOption
 from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from prefork.engines.ctc.padding import choose_padding, compute_logits
 from prefork.engines.errors import InputError, LoadError
@@ -31,7 +31,7 @@ _EDGE_SECONDS = 0.1  # of silence beside sound: a model's frames see some of the
 _NEVER = -30.0  # log-probability of what cannot be
 
 
-class CTCAligner(ForcedAligner):
+class CTCAligner(DtypeOption, ForcedAligner):
     """Anything that AutoModelForCTC loads: wav2vec2, HuBERT, WavLM, MMS, and the small model that comes with this.
 
     model: a folder with config.json, a vocabulary and model.safetensors, or a hub id; by default the embedded one.
@@ -50,12 +50,7 @@ class CTCAligner(ForcedAligner):
             raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
         self._model = str(EMBEDDED) if model is None else model
         self.max_segment = max_segment
-        self._takes_suggestions = dtype is None and model is None
-        self._dtype = check_dtype(dtype or "float32")
-
-    def suggest_dtype(self, dtype: str) -> None:
-        if self._takes_suggestions:
-            self._dtype = dtype
+        self.take_dtype(dtype, suggestible=model is None)
 
     def setup(self) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(self._model)

@@ -14,7 +14,7 @@ from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.checkpoints.model_folder import DtypeOption
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Word
 from prefork.engines.whisper.attention import attend
@@ -30,7 +30,7 @@ _EXAMPLE_TEXT = "one two"
 _LOGIT_ROWS = 64
 
 
-class WhisperAligner(ForcedAligner):
+class WhisperAligner(DtypeOption, ForcedAligner):
     """Any Whisper checkpoint in transformers' files.
 
     model: a folder with config.json, tokenizer and model.safetensors, or a hub id. max_segment: seconds up to which
@@ -56,13 +56,8 @@ class WhisperAligner(ForcedAligner):
             )
         self._model = DEFAULT if model is None else model
         self.max_segment = max_segment
-        self._has_dtype = dtype is not None
-        self._dtype = check_dtype(dtype or "float32")
+        self.take_dtype(dtype)
         self._language = language
-
-    def suggest_dtype(self, dtype: str) -> None:
-        if not self._has_dtype:
-            self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint = open_whisper(self._model)

@@ -17,7 +17,7 @@ from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.audio.speech_regions import SpeechSpan, find_gain, find_loudest, plan_spans, read_levels
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.engines.checkpoints.model_folder import check_dtype
+from prefork.engines.checkpoints.model_folder import DtypeOption
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Document, Timing, Word
 from prefork.engines.text.languages import get_long_code
@@ -64,20 +64,15 @@ class Heard:
     languages: tuple[tuple[str, float], ...] = ()
 
 
-class _Whisper(Engine):
+class _Whisper(DtypeOption, Engine):
     """model: a folder, or a hub id. dtype: float32, bfloat16, float16 or int8, of the weights; None for what is best on
     this machine. language: ISO 639-1 or 639-3, None for that of the document, or if there is none, what the model
     says."""
 
     def __init__(self, model: str | None = None, dtype: str | None = None, language: str | None = None) -> None:
         self._model = DEFAULT if model is None else model
-        self._has_dtype = dtype is not None
-        self._dtype = check_dtype(dtype or "float32")
+        self.take_dtype(dtype)
         self._language = language
-
-    def suggest_dtype(self, dtype: str) -> None:
-        if not self._has_dtype:
-            self._dtype = dtype
 
     def setup(self) -> None:
         self._checkpoint: WhisperCheckpoint = open_whisper(self._model)

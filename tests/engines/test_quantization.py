@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefork.engines.base import Engine
+from prefork.engines.base import Engine, LoadError
 from prefork.engines.checkpoints import quantization
 from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
 from prefork.engines.ctc.aligner import CTCAligner
@@ -187,3 +187,10 @@ def test_nothing_symbolic_is_imported_to_count_weights() -> None:
     code += "assert not {'sympy', 'transformers', 'torch._dynamo'} & set(sys.modules), sorted(sys.modules)"
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=os.environ | {"PYTHONPATH": str(root)})
+
+
+@pytest.mark.parametrize("kind", [CTCAligner, CTCRecovery, WhisperASR, LanguageDetector, WhisperAligner])
+@pytest.mark.parametrize("dtype", ["", "int4"])
+def test_what_no_weights_can_be_held_in_is_refused(kind: Any, dtype: str) -> None:
+    with pytest.raises(LoadError, match=f"dtype must be one of float32, bfloat16, float16, int8, not '{dtype}'"):
+        kind(dtype=dtype)
