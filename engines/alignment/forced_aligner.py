@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,18 +41,36 @@ class TranscriptLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Lines that are aligned together, within [start, end] seconds. timed: all of them had times of their own."""
+
+    start: float
+    end: float
+    lines: tuple[TranscriptLine, ...]
+    timed: bool = True
+
+    @property
+    def words(self) -> list[str]:
+        return [word for line in self.lines for word in line.words]
+
+
+@dataclass(frozen=True, slots=True)
 class AlignedLines:
-    """The words of each of a segment's lines, with times. guessed: the lines did not fit, times are spread evenly."""
+    """The words of each of a segment's lines, with times. guessed: indices of the utterances whose lines did not fit,
+    so that times are spread evenly."""
 
     words: tuple[tuple[Word, ...], ...]
-    guessed: bool = False
+    guessed: frozenset[int] = frozenset()
+
+
+HeardStretches = tuple[float, float, tuple[Stretch, ...]]
 
 
 class ForcedAligner(Engine):
-    """Times for words that are known. max_segment: seconds up to which timed utterances that follow one another go
-    through the model together."""
+    """Times for words that are known. max_joint: seconds up to which timed utterances that follow one another are
+    aligned together; with 0 each alone. A segment's content is a tuple of stretches."""
 
-    max_segment: float
+    max_joint: float
     piece = AlignedLines
     low: ClassVar[float]  # mean score of an utterance's words below which these are probably not what is said
 
@@ -65,38 +83,42 @@ class ForcedAligner(Engine):
         """Raises InputError if so many words over so many seconds are too many at once."""
 
     @abstractmethod
-    def align(
-        self, words: Sequence[str], output: Tensors, segment: Segment, *, before: bool, after: bool
-    ) -> list[Word] | None:
-        """The segment's words with their times, in order, apart and within it; None if they do not fit.
+    def align(self, stretch: Stretch, output: Tensors, segment: Segment, seconds: float) -> list[Word] | None:
+        """The stretch's words with their times, in order, apart and within the segment; None if they do not fit.
 
-        output: what `infer` made of the segment. before, after: there may be other speech than these words at the
-        beginning, at the end.
+        output: what `infer` made of the segment. seconds: length of the recording; where the stretch does not reach the
+        recording's beginning or end, there may be other speech than these words.
         """
+
+    def gather(self, stretches: Sequence[Stretch], seconds: float) -> Iterator[HeardStretches]:  # noqa: ARG002
+        """Segments: seconds from which and to which the model hears the recording, and the stretches in there. Here
+        each alone. seconds: length of the recording."""
+        yield from ((stretch.start, stretch.end, (stretch,)) for stretch in stretches)
 
     def split(self, job: Job, document: Document) -> list[Segment]:
         seconds = measure(job)
         windows, _ = self._plan(document, seconds)
-        return [self._make_segment(job, document, index, window) for index, window in enumerate(windows)]
+        stretches = [self._make_stretch(job, document, window) for window in windows]
+        return [Segment(index, *found) for index, found in enumerate(self.gather(stretches, seconds))]
 
     def _plan(self, document: Document, seconds: float) -> tuple[list[AlignmentWindow], list[str]]:
         least = [self.count_seconds_needed([word.text for word in u.words]) for u in document.utterances]
-        return plan_windows(document.utterances, least, seconds, self.max_segment)
+        return plan_windows(document.utterances, least, seconds, self.max_joint)
 
-    def _make_segment(self, job: Job, document: Document, index: int, window: AlignmentWindow) -> Segment:
+    def _make_stretch(self, job: Job, document: Document, window: AlignmentWindow) -> Stretch:
         language = document.languages[0] if document.languages else None
         lines = tuple(_make_line(document.utterances[i], i, window, language) for i in window.utterances)
-        words = [word for line in lines for word in line.words]
+        stretch = Stretch(window.start, window.end, lines, window.timed)
         seconds = window.end - window.start
-        self.check_size(job, words, seconds)
-        needed = self.count_seconds_needed(words)
+        self.check_size(job, stretch.words, seconds)
+        needed = self.count_seconds_needed(stretch.words)
         whole = len(window.utterances) == sum(bool(utterance.words) for utterance in document.utterances)
         if needed > seconds and whole and not window.timed:
             raise InputError(
-                f"{job.id}: {len(words)} words need at least {needed:.1f} s, but the recording "
+                f"{job.id}: {len(stretch.words)} words need at least {needed:.1f} s, but the recording "
                 f"has {seconds:.1f} s for them; check that the transcript is of this recording"
             )
-        return Segment(index, window.start, window.end, lines)
+        return stretch
 
     def describe_segment(self, segment: Segment) -> Any:
         lines: tuple[TranscriptLine, ...] = segment.content
@@ -117,19 +139,19 @@ class ForcedAligner(Engine):
         }
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
-        lines: tuple[TranscriptLine, ...] = segment.content
-        words = [word for line in lines for word in line.words]
-        # A window's margins hold words of its neighbours. Without wildcards for these, first and last words are drawn
-        # to them by up to 1.2 s (40 sentences of the benchmark in one file, times off by 0.1 to 0.5 s); with, 0.4 s.
-        before, after = segment.start > 0, segment.end < measure(job)
-        timed = self.align(words, output, segment, before=before, after=after)
-        if timed is None:
-            return AlignedLines(
-                tuple(tuple(spread_words(line.words, line.start, line.end)) for line in lines), guessed=True
-            )
-        rest = iter(timed)
-        found = [tuple(next(rest) for _ in line.words) for line in lines]
-        return AlignedLines(tuple(self._forget_silence(job, words) for words in found))
+        seconds = measure(job)
+        found: list[tuple[Word, ...]] = []
+        guessed: set[int] = set()
+        for stretch in segment.content:
+            timed = self.align(stretch, output, segment, seconds)
+            if timed is None:
+                found += [tuple(spread_words(line.words, line.start, line.end)) for line in stretch.lines]
+                guessed |= {line.index for line in stretch.lines}
+                continue
+            rest = iter(timed)
+            lines = [tuple(next(rest) for _ in line.words) for line in stretch.lines]
+            found += [self._forget_silence(job, words) for words in lines]
+        return AlignedLines(tuple(found), frozenset(guessed))
 
     def _forget_silence(self, job: Job, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of a line; without times if they are doubtful, and nothing was recorded where they are."""
@@ -148,7 +170,8 @@ class ForcedAligner(Engine):
         _, warnings = self._plan(document, seconds)
         utterances = list(document.utterances)
         for segment, piece in zip(segments, pieces, strict=True):
-            for line, words in zip(segment.content, piece.words, strict=True):
+            lines = [line for stretch in segment.content for line in stretch.lines]
+            for line, words in zip(lines, piece.words, strict=True):
                 utterance = utterances[line.index]
                 if words and words[0].timing is Timing.NONE:
                     utterances[line.index] = _leave_out(utterance, words)
@@ -156,7 +179,7 @@ class ForcedAligner(Engine):
                     warnings.append(f"{what}: not found in the recording, which is silent there")
                     continue
                 utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
-                if piece.guessed:
+                if line.index in piece.guessed:
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
                     warnings.append(
                         f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"

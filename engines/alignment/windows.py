@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 from prefork.engines.text.document import Utterance
 
 MARGIN = 0.5  # seconds that a window reaches beyond its utterances' times, which people set by hand
-# Edges of windows in a second; each is a frame of every model, so that transcripts whose times differ a little have the
-# same frames. Of 178 words of ../shared/data/speech that were aligned again and again, 70, 12 and 1 moved the first,
-# second and third time; without a grid, 164 each time. With 2 it is 52, 14 and 6, with 50 68, 29 and 11.
-_GRID = 10
+_GRID = 10  # edges of windows in a second; each is a frame of every model
 OVERLAP = 0.1  # seconds by which neighbours' times may overlap and still be taken as following one another
 _COMFORT = 2.0  # times as long as the fewest frames that can hold the words, before a stretch is not cramped
 
@@ -48,7 +45,7 @@ def plan_windows(
             windows[-1] = replace(last, end=max(last.end, block.end), utterances=last.utterances + block.utterances)
         else:
             windows.append(block)
-    return [_widen(window, seconds) for window in windows], warnings
+    return [_place(window, *widen(window.start, window.end, seconds)) for window in windows], warnings
 
 
 def _list_blocks(utterances: Sequence[Utterance], seconds: float) -> tuple[list[AlignmentWindow], list[str]]:
@@ -127,7 +124,11 @@ def _follows(last: AlignmentWindow, block: AlignmentWindow) -> bool:
     return last.timed and block.timed and block.start >= last.end - OVERLAP
 
 
-def _widen(window: AlignmentWindow, seconds: float) -> AlignmentWindow:
-    """With its margins, and its edges on the grid."""
-    first, last = math.floor((window.start - MARGIN) * _GRID + 1e-6), math.ceil((window.end + MARGIN) * _GRID - 1e-6)
-    return replace(window, start=max(0.0, first / _GRID), end=min(seconds, last / _GRID))
+def _place(window: AlignmentWindow, start: float, end: float) -> AlignmentWindow:
+    return replace(window, start=start, end=end)
+
+
+def widen(start: float, end: float, seconds: float) -> tuple[float, float]:
+    """A window's edges around times: with margins, on the grid. seconds: length of the recording."""
+    first, last = math.floor((start - MARGIN) * _GRID + 1e-6), math.ceil((end + MARGIN) * _GRID - 1e-6)
+    return max(0.0, first / _GRID), min(seconds, last / _GRID)

@@ -107,15 +107,14 @@ class CTCRecovery(Engine):
         if not columns:
             return []
         frame = self._aligner.clock.frame
-        size, context = self._aligner.count_window_frames()
-        total = math.ceil(seconds / frame)
         segments: list[Segment] = []
-        for first in range(0, max(1, total - 2 * context), size - 2 * context):
-            ends = first + size >= total
-            kept = (first + (context if first else 0), total if ends else first + size - context)
-            if any(r.start < kept[1] * frame and r.end > kept[0] * frame for r in regions):
-                part = EmissionSlice(kept[0], kept[0] - first, None if ends else kept[1] - kept[0], columns)
-                segments.append(Segment(len(segments), first * frame, min((first + size) * frame, seconds), part))
+        for w in self._aligner.list_windows(seconds):
+            if any(r.start < w.kept_last * frame and r.end > w.kept_first * frame for r in regions):
+                ends = w.kept_last == w.last
+                part = EmissionSlice(
+                    w.kept_first, w.kept_first - w.first, None if ends else w.kept_last - w.kept_first, columns
+                )
+                segments.append(Segment(len(segments), w.first * frame, min(w.last * frame, seconds), part))
         return segments
 
     def _plan(self, document: Document, seconds: float) -> list[SearchRegion]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import AlignedLines, ForcedAligner, TranscriptLine, make_tone
+from prefork.engines.alignment.forced_aligner import AlignedLines, ForcedAligner, Stretch, TranscriptLine, make_tone
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.base import Job, Segment, Tensors
@@ -55,7 +55,7 @@ class WhisperAligner(DtypeOption, ForcedAligner):
                 "Whisper takes 30 s at once"
             )
         self._model = DEFAULT if model is None else model
-        self.max_segment = max_segment
+        self.max_joint = max_segment
         self.take_dtype(dtype)
         self._language = language
 
@@ -132,10 +132,9 @@ class WhisperAligner(DtypeOption, ForcedAligner):
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 2 * frames), of its sound and some silence, "quiet": (frames,), no padding, "tokens":
         (prompt + text,), "recorded": as ForcedAligner has it}."""
-        lines: tuple[TranscriptLine, ...] = segment.content
-        words = [word for line in lines for word in line.words]
+        (stretch,) = segment.content
         heard = super().prepare(job, segment)
-        composed = self._compose(heard["waveform"], words, self._choose_language(lines))
+        composed = self._compose(heard["waveform"], stretch.words, self._choose_language(stretch.lines))
         return {**composed, "recorded": heard["recorded"]}
 
     def _compose(self, waveform: torch.Tensor, words: Sequence[str], language: str | None) -> Tensors:
@@ -179,17 +178,9 @@ class WhisperAligner(DtypeOption, ForcedAligner):
             outputs.append({"attention": attention, "log_probs": log_probs, "quiet": tensors["quiet"]})
         return outputs
 
-    def align(
-        self,
-        words: Sequence[str],
-        output: Tensors,
-        segment: Segment,
-        *,
-        before: bool,  # noqa: ARG002  the lines' own times say it better
-        after: bool,  # noqa: ARG002
-    ) -> list[Word] | None:
+    def align(self, stretch: Stretch, output: Tensors, segment: Segment, seconds: float) -> list[Word] | None:  # noqa: ARG002
         attention, log_probs = output["attention"], output["log_probs"]
-        lines: tuple[TranscriptLine, ...] = segment.content
+        lines, words = stretch.lines, stretch.words
         # A window's margins hold words of its neighbours, and the first and the last word would take these up.
         edges = (min(line.start for line in lines) - segment.start, max(line.end for line in lines) - segment.start)
         first, last = max(0, math.floor(edges[0] / FRAME)), min(attention.shape[1], math.ceil(edges[1] / FRAME))
@@ -205,7 +196,7 @@ class WhisperAligner(DtypeOption, ForcedAligner):
             "engine": self.name,
             "model": identify(self._checkpoint),
             "files": self._checkpoint.source.list_files(),
-            "max_segment": self.max_segment,
+            "max_segment": self.max_joint,
             "dtype": self._dtype,
             "language": self._language,
         }

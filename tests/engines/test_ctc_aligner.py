@@ -25,6 +25,7 @@ from prefork.engines.ctc.aligner import EMBEDDED, MOST_BYTES, CTCAligner
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, Timing, Utterance, Word
 from prefork.fingerprint import complete, note_files
+from tests.prefork.command import SAMPLES
 
 pytestmark = pytest.mark.dependencies
 
@@ -129,6 +130,17 @@ def test_utterances_that_were_in_order_begin_in_order(times: list[tuple[int, int
 def test_an_order_that_the_transcript_has_otherwise_stays() -> None:
     found = [Utterance("a", (), start=3.0, end=4.0), Utterance("b", (), start=1.0, end=2.0)]
     assert keep_order(found, found) == found
+@pytest.mark.parametrize("sample", ["child15", "adult07"])
+def test_an_output_that_is_aligned_again_stays_as_it_is(
+    aligner: CTCAligner, model: Any, sample: str, tmp_path: Path
+) -> None:
+    source, media = tmp_path / f"{sample}.cha", SAMPLES / f"{sample}.flac"
+    source.write_bytes((SAMPLES / source.name).read_bytes())
+    outputs = []
+    for _ in range(2):
+        outputs.append(formats.render(align(aligner, model, Job(sample, source, media)), "chat"))
+        source.write_text(outputs[-1])
+    assert outputs[0] == outputs[1] and outputs[0] != (SAMPLES / source.name).read_text()
 
 
 def list_words(document: Document) -> list[Word]:
