@@ -155,7 +155,7 @@ class ForcedAligner(Engine):
 
     def _forget_silence(self, job: Job, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of a line; without times if they are doubtful, and nothing was recorded where they are."""
-        if (_rate(words) or 0.0) >= self.low or not words:
+        if (rate(words) or 0.0) >= self.low or not words:
             return words
         start, end = words[0].start or 0.0, words[-1].end or 0.0
         samples = read_audio(find_media(job), start, max(start, end), job.selection)
@@ -202,7 +202,7 @@ def _leave_out(utterance: Utterance, words: tuple[Word, ...]) -> Utterance:
     return replace(utterance, words=words, missing=not timed)
 
 
-def _rate(words: Sequence[Word]) -> float | None:
+def rate(words: Sequence[Word]) -> float | None:
     """Their mean score; None if no word has one."""
     scores = [word.score for word in words if word.score is not None]
     return sum(scores) / len(scores) if scores else None
@@ -210,7 +210,7 @@ def _rate(words: Sequence[Word]) -> float | None:
 
 def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
     """What there is to say about utterances whose words' mean score is low."""
-    rated = {index: _rate(utterance.words) for index, utterance in enumerate(utterances)}
+    rated = {index: rate(utterance.words) for index, utterance in enumerate(utterances)}
     means = {index: mean for index, mean in rated.items() if mean is not None}
     warnings = [
         f"utterance {index + 1} ({utterances[index].text[:40].strip()}): low confidence ({mean:.2f}); check its times"

@@ -15,7 +15,7 @@ _MARGIN = 0.5  # seconds that timed neighbours, whose times people set by hand, 
 # in the right ones; with (4, 4) 48 (51; 51), without the search 45 (28; 9).
 _ROOMY = (3.0, 2.0)
 _USUAL = (0.4, 0.06)  # seconds that a word, and a character, usually takes
-_LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less
+LOW = 0.2  # a confidence below which a place is doubtful: 4 of 199 that were rightly found have less
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,13 @@ def is_roomy(utterance: Utterance) -> bool:
     if not (utterance.words and is_timed(utterance)):
         return False
     assert utterance.start is not None and utterance.end is not None
-    words = [word.text for word in utterance.words]
+    return is_wide([word.text for word in utterance.words], utterance.start, utterance.end)
+
+
+def is_wide(words: Sequence[str], start: float, end: float) -> bool:
+    """Whether these times are much further apart than the words usually take."""
     usual = max(_USUAL[0] * len(words), _USUAL[1] * sum(map(len, words)))
-    return utterance.end - utterance.start > _ROOMY[0] * usual + _ROOMY[1]
+    return end - start > _ROOMY[0] * usual + _ROOMY[1]
 
 
 def plan_roomy_regions(utterances: Sequence[Utterance], seconds: float) -> list[SearchRegion]:
@@ -135,7 +139,7 @@ def give_times(document: Document, found: Mapping[int, FoundPlace | None], secon
         utterance = utterances[index]
         what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
         if index not in untimed:
-            if place is None or place.confidence < _LOW:
+            if place is None or place.confidence < LOW:
                 warnings.append(f"{what}: its times are much wider than its words, which were not found within them")
             else:
                 utterances[index] = replace(utterance, start=round(place.start, 3), end=round(place.end, 3))
@@ -149,7 +153,7 @@ def give_times(document: Document, found: Mapping[int, FoundPlace | None], secon
         # Within the margin: the next stage is not to take it for an overlap that the transcript states.
         begin = reached[index] if place.start < reached[index] < place.end else place.start
         utterances[index] = replace(utterance, start=round(begin, 3), end=round(place.end, 3), missing=False)
-        if place.confidence < _LOW:
+        if place.confidence < LOW:
             warnings.append(f"{what}: found with low confidence ({place.confidence:.2f}); check its times")
     missing = sum(place is None for place in untimed.values())
     if missing * 2 > len(untimed) and len(untimed) > 1:

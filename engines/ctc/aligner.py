@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import NOTHING, ForcedAligner, HeardStretches, Stretch, make_tone
+from prefork.engines.alignment.forced_aligner import NOTHING, ForcedAligner, HeardStretches, Stretch, make_tone, rate
+from prefork.engines.alignment.recovery import LOW, is_wide
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
 from prefork.engines.alignment.windows import widen
 from prefork.engines.audio.reader import SAMPLE_RATE
@@ -19,6 +20,7 @@ from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import DtypeOption
 from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from prefork.engines.ctc.padding import choose_padding, compute_logits
+from prefork.engines.ctc.places import find_places, list_columns, score, to_log_probs
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
@@ -239,34 +241,74 @@ class CTCAligner(DtypeOption, ForcedAligner):
         return waveform
 
     def align(self, stretch: Stretch, output: Tensors, segment: Segment, seconds: float) -> list[Word] | None:
-        """Once more around the times that come out, until these stay: then they come out of themselves too."""
-        start, end = stretch.start, stretch.end
-        found = self._search(stretch.words, output["log_probs"], segment, start, end, seconds)
-        for _ in range(_ROUNDS if stretch.timed and len(stretch.lines) == 1 else 0):
-            if found is None or found[0].start is None or found[-1].end is None:
-                break
+        log_probs = output["log_probs"]
+        found = self._search(stretch.words, log_probs, segment, (stretch.start, stretch.end), seconds)
+        if not stretch.timed or len(stretch.lines) > 1 or found is None:
+            return found
+        line = stretch.lines[0]
+        if is_wide(line.words, line.start, line.end) or (rate(found) or 0.0) < self.low:
+            found = self._look_within(stretch, found, log_probs, segment, seconds)
+        return self._settle(stretch, found, log_probs, segment, seconds)
+
+    def _settle(
+        self, stretch: Stretch, found: list[Word], log_probs: torch.Tensor, segment: Segment, seconds: float
+    ) -> list[Word]:
+        """Once more around the times that came out, until these stay: then they come out of themselves too."""
+        searched = stretch.start, stretch.end
+        for _ in range(_ROUNDS):
+            assert found[0].start is not None and found[-1].end is not None
             around = widen(found[0].start, found[-1].end, seconds)
-            narrowed = max(around[0], stretch.start - _REACH), min(around[1], stretch.end + _REACH)
-            if narrowed == (start, end):
+            around = max(around[0], stretch.start - _REACH), min(around[1], stretch.end + _REACH)
+            if around == searched:
                 break
-            start, end = narrowed
-            found = self._search(stretch.words, output["log_probs"], segment, start, end, seconds) or found
+            searched = around
+            found = self._search(stretch.words, log_probs, segment, around, seconds) or found
         return found
 
-    def _search(
-        self, words: Sequence[str], log_probs: torch.Tensor, segment: Segment, start: float, end: float, seconds: float
-    ) -> list[Word] | None:
-        """The words between two seconds of the recording; None if they do not fit there."""
+    def _look_within(
+        self, stretch: Stretch, found: list[Word], log_probs: torch.Tensor, segment: Segment, seconds: float
+    ) -> list[Word]:
+        """The words at the one place within a stretch where they are said, if that is surer than where they were found:
+        where there is much other speech, a forced path smears them over it."""
+        first, rows = self._select(log_probs, segment, stretch.start, stretch.end)
+        columns = list_columns(stretch.words, self._vocabulary)
+        if not columns:
+            return found
+        scores = to_log_probs(score(rows.cpu(), self._vocabulary, columns).T)
+        frame = self._clock.frame
+        places = find_places(scores, {0: stretch.words}, self._vocabulary, columns, frame)
+        if 0 not in places or places[0][2] < LOW:
+            return found
+        start, end = (first + places[0][0]) * frame, (first + places[0][1] + 1) * frame
+        inside = self._search(stretch.words, log_probs, segment, widen(start, end, seconds), seconds)
+        return inside if inside and (rate(inside) or 0.0) > (rate(found) or 0.0) else found
+
+    def _select(self, log_probs: torch.Tensor, segment: Segment, start: float, end: float) -> tuple[int, torch.Tensor]:
+        """The emission between two seconds of the recording, and its first frame there."""
         frame = self._clock.frame
         origin = round(segment.start / frame)
-        first, last = max(origin, math.floor(start / frame + 1e-6)), math.ceil(end / frame - 1e-6)
-        rows = log_probs[first - origin : last - origin]
+        first = max(origin, math.floor(start / frame + 1e-6))
+        return first, log_probs[first - origin : math.ceil(end / frame - 1e-6) - origin]
+
+    def _search(
+        self,
+        words: Sequence[str],
+        log_probs: torch.Tensor,
+        segment: Segment,
+        between: tuple[float, float],
+        seconds: float,
+    ) -> list[Word] | None:
+        """The words between two seconds of the recording; None if they do not fit there."""
+        start, end = between
+        first, rows = self._select(log_probs, segment, start, end)
         if len(rows) < count_frames_needed(words, self._vocabulary):
             return None
         # The margins hold words of the neighbours. Without wildcards for these, first and last words are drawn to them
         # by up to 1.2 s (40 sentences of the benchmark in one file, times off by 0.1 to 0.5 s); with, 0.4 s.
         edges = {"before": start > 0, "after": end < seconds}
-        return align_words(rows, words, self._vocabulary, self._clock, first * frame, min(end, seconds), **edges)
+        return align_words(
+            rows, words, self._vocabulary, self._clock, first * self._clock.frame, min(end, seconds), **edges
+        )
 
     def identify_model(self) -> Hashable:
         return ("ctc", str(self._checkpoint.folder), self._dtype)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefork.engines.alignment.forced_aligner import measure
 from prefork.engines.alignment.recovery import FoundPlace, SearchRegion, give_times, plan_regions, plan_roomy_regions
-from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, UnitSpan, find_units
+from prefork.engines.alignment.sparse_alignment import FIRST, LOUD, QUIET
 from prefork.engines.alignment.viterbi import WILDCARD
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.ctc.places import LOWEST, find_places, score, to_log_probs
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
     from prefork.engines.ctc.checkpoint import Model
 
-_STEPS = 8  # of a nat, in which scores go from worker to worker
-_UNIT = 40  # characters after which a longer utterance is cut at a word, so that a part of it can be found
-_PAUSE = 10.0  # seconds; parts of an utterance further apart are not all of it
-_SHARE = 0.5  # of an utterance's characters that must be found
 _BREATH = 0.5  # seconds without speech that end a stretch of it
 _SHORTEST = 0.1  # seconds of speech that a word takes
 
@@ -47,15 +44,6 @@ class Emission:
 
     frames: int
     scores: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """A part of an utterance. owner: the utterance. known: characters that the model can spell."""
-
-    owner: int
-    columns: tuple[int, ...]
-    known: int
 
 
 class CTCRecovery(Engine):
@@ -141,13 +129,8 @@ class CTCRecovery(Engine):
         if part.count is not None:
             emission = emission[: part.count]
         vocabulary = self._aligner.vocabulary
-        quiet = [vocabulary.blank, *([] if vocabulary.separator is None else [vocabulary.separator])]
-        characters = sorted(set(vocabulary.columns.values()))
-        rows = [emission[:, quiet].amax(1), emission[:, characters].amax(1), *emission[:, list(part.columns)].T]
-        scores = np.stack([row.numpy() for row in rows])
-        below = scores[:2].max(axis=0) - scores
-        eighths = np.minimum(np.ceil(below * _STEPS - 1e-6), -FLOOR * _STEPS).clip(0).astype(np.uint8)
-        return Emission(scores.shape[1], zlib.compress(eighths.tobytes()))
+        eighths = score(emission, vocabulary, part.columns)
+        return Emission(eighths.shape[1], zlib.compress(eighths.tobytes()))
 
     def join(self, job: Job, document: Document, segments: Sequence[Segment], pieces: Sequence[Emission]) -> Document:
         seconds = measure(job)
@@ -165,7 +148,7 @@ class CTCRecovery(Engine):
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(frames, columns) of the whole recording, in eighths below 0; silence where nothing was looked for."""
         total = math.ceil(seconds / self._aligner.clock.frame)
-        scores = np.full((total, FIRST + len(columns)), round(-FLOOR * _STEPS), np.uint8)
+        scores = np.full((total, FIRST + len(columns)), LOWEST, np.uint8)
         scores[:, QUIET] = 0
         for segment, piece in zip(segments, pieces, strict=True):
             part: EmissionSlice = segment.content
@@ -183,11 +166,9 @@ class CTCRecovery(Engine):
     ) -> dict[int, FoundPlace | None]:
         clock = self._aligner.clock
         origin, limit = math.floor(region.start / clock.frame), math.ceil(region.end / clock.frame)
-        emitted = scores[origin:limit].astype(np.float16)  # in which eighths down to -6 are exact
-        emitted /= -_STEPS
-        units = [unit for index in region.utterances for unit in self._cut(document, index, columns)]
-        spans = find_units(emitted, [unit.columns for unit in units])
-        places = _gather(units, spans, round(_PAUSE / clock.frame))
+        emitted = to_log_probs(scores[origin:limit])
+        texts = {index: [word.text for word in document.utterances[index].words] for index in region.utterances}
+        places = find_places(emitted, texts, self._aligner.vocabulary, columns, clock.frame)
         loud = np.flatnonzero(emitted[:, LOUD] >= emitted[:, QUIET])
         edges = self._widen(document, region, places, loud, len(emitted))
         found: dict[int, FoundPlace | None] = dict.fromkeys(region.wanted)
@@ -197,25 +178,6 @@ class CTCRecovery(Engine):
                 end = (origin + last + 1) * clock.frame + clock.end_offset
                 found[index] = FoundPlace(max(0.0, start), min(end, region.end), confidence)
         return _keep_apart(found)
-
-    def _cut(self, document: Document, index: int, columns: Sequence[int]) -> Iterator[_Unit]:
-        """The utterance's units. Words that cannot be spelled count only between others: at an end, there is no telling
-        how far they reach."""
-        places = {column: FIRST + place for place, column in enumerate(columns)}
-        spelled = [self._aligner.vocabulary.spell(word.text) for word in document.utterances[index].words]
-        words = [[places.get(column, LOUD) for _, column in spelling] for spelling in spelled]
-        while words and max(words[-1]) < FIRST:
-            words.pop()
-        while words and max(words[0]) < FIRST:
-            words.pop(0)
-        unit: list[int] = []
-        for place, word in enumerate(words):
-            unit += word
-            rest = sum(len(other) for other in words[place + 1 :])
-            known = sum(column >= FIRST for column in unit)
-            if not rest or (known >= _UNIT and rest >= _UNIT // 2):
-                yield _Unit(index, tuple(unit), known)
-                unit = []
 
     def _widen(
         self,
@@ -268,26 +230,6 @@ def _follow(loud: np.ndarray[Any, np.dtype[np.int64]], edge: int, breath: int) -
             break
         edge = frame
     return edge
-
-
-def _gather(units: Sequence[_Unit], spans: Sequence[UnitSpan | None], pause: int) -> dict[int, tuple[int, int, float]]:
-    """First frame, last frame and confidence of each utterance of which enough was found in one place."""
-    places = {}
-    for owner, pairs in groupby(zip(units, spans, strict=True), key=lambda pair: pair[0].owner):
-        known = 0
-        groups: list[list[tuple[_Unit, UnitSpan]]] = []
-        for unit, span in pairs:
-            known += unit.known
-            if span and groups and span.first - groups[-1][-1][1].last <= pause:
-                groups[-1].append((unit, span))
-            elif span:
-                groups.append([(unit, span)])
-        best = max(groups, key=lambda group: sum(unit.known for unit, _ in group), default=[])
-        there = sum(unit.known for unit, _ in best)
-        if best and there >= _SHARE * known:
-            confidence = math.exp(-sum(span.cost for _, span in best) / there) * there / known
-            places[owner] = (best[0][1].first, best[-1][1].last, confidence)
-    return places
 
 
 def _keep_apart(found: Mapping[int, FoundPlace | None]) -> dict[int, FoundPlace | None]:

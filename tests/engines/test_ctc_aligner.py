@@ -143,6 +143,21 @@ def test_an_output_that_is_aligned_again_stays_as_it_is(
     assert outputs[0] == outputs[1] and outputs[0] != (SAMPLES / source.name).read_text()
 
 
+def test_words_in_a_bullet_that_is_much_too_wide_are_where_they_are_in_the_right_one(
+    aligner: CTCAligner, model: Any, tmp_path: Path
+) -> None:
+    """Without a stage that looks for utterances before, as with --utr off."""
+    lines = [line for line in (SAMPLES / "child15.cha").read_text().splitlines() if line.startswith("*")]
+    texts = [line.partition("\t")[2].partition(" .")[0] for line in lines]
+    source = tmp_path / "a.cha"
+    times = []
+    for bullet in [(3500, 6500), (0, 33000)]:
+        source.write_text(write_chat((texts[1], *bullet)))
+        found = list_words(align(aligner, model, Job("a", source, SAMPLES / "child15.flac")))
+        times.append([(word.start, word.end) for word in found])
+    assert times[0] == times[1] and texts[1] == "every one loves her"
+
+
 def list_words(document: Document) -> list[Word]:
     return [word for utterance in document.utterances for word in utterance.words]
 
