@@ -29,7 +29,7 @@ from prefork.platform_matrix.versions import describe_distribution, find_version
 
 # The version of prefork since which outputs are what they are. What may change an output raises it, together with the
 # version in pyproject.toml, and all that was made before is made again; tests/test_output_sources.py reminds.
-OUTPUTS = "0.2.2"
+OUTPUTS = "0.2.3"
 # Packages that outputs come from; those that only fetch and read files are left out.
 _COMPUTING = ("torch", "torchaudio", "transformers", "stanza", "pyannote-audio", "num2words")
 _LARGE = 1 << 20  # bytes; below that, reading a file costs less than looking it up

@@ -184,7 +184,7 @@ def test_nothing_but_prefork_is_installed_at_the_top(built: Built, tmp_path: Pat
 
 def test_the_command_has_a_name_however_it_is_started(built: Built, tmp_path: Path) -> None:
     for command in ([built.python.with_name("prefork")], [built.python, "-m", "prefork"]):
-        assert _run(*command, "--version", cwd=tmp_path).stdout == "0.2.2\n"
+        assert _run(*command, "--version", cwd=tmp_path).stdout == "0.2.3\n"
     assert _run(built.python.with_name("prefork"), "--help", cwd=tmp_path).stdout.startswith("Usage: prefork [")
     assert _run(built.python, "-m", "prefork", "--help", cwd=tmp_path).stdout.startswith("Usage: python -m prefork [")
 

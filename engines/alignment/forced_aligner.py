@@ -25,6 +25,7 @@ from prefork.engines.text.document import Document, Timing, Utterance, Word
 NOTHING = 10 ** (-105 / 20)  # of full scale: what is below it was not recorded; the rounding to 16 bits is louder
 _QUIET = 10 ** (-50 / 20)  # of full scale; where nothing is louder, the samples are made
 _PEAK = 0.3  # so loud
+_BEYOND = 2.0  # seconds after a stretch, more than any search goes
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -42,10 +43,12 @@ class TranscriptLine:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Lines that are aligned together, within [start, end] seconds. timed: all of them had times of their own."""
+    """Lines that are aligned together, within [start, end] seconds. limit: where the recording ends, or seconds beyond
+    all that is looked at. timed: all of the lines had times of their own."""
 
     start: float
     end: float
+    limit: float
     lines: tuple[TranscriptLine, ...]
     timed: bool = True
 
@@ -56,11 +59,11 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class AlignedLines:
-    """The words of each of a segment's lines, with times. guessed: indices of the utterances whose lines did not fit,
-    so that times are spread evenly."""
+    """The words of each of a segment's lines, with times. guessed: which of the lines, by their place, did not fit, so
+    that their times are spread evenly."""
 
     words: tuple[tuple[Word, ...], ...]
-    guessed: frozenset[int] = frozenset()
+    guessed: tuple[int, ...] = ()
 
 
 HeardStretches = tuple[float, float, tuple[Stretch, ...]]
@@ -83,11 +86,11 @@ class ForcedAligner(Engine):
         """Raises InputError if so many words over so many seconds are too many at once."""
 
     @abstractmethod
-    def align(self, stretch: Stretch, output: Tensors, segment: Segment, seconds: float) -> list[Word] | None:
+    def align(self, stretch: Stretch, output: Tensors, segment: Segment) -> list[Word] | None:
         """The stretch's words with their times, in order, apart and within the segment; None if they do not fit.
 
-        output: what `infer` made of the segment. seconds: length of the recording; where the stretch does not reach the
-        recording's beginning or end, there may be other speech than these words.
+        output: what `infer` made of the segment. Where the stretch does not reach the recording's beginning or end,
+        there may be other speech than these words.
         """
 
     def gather(self, stretches: Sequence[Stretch], seconds: float) -> Iterator[HeardStretches]:  # noqa: ARG002
@@ -98,17 +101,18 @@ class ForcedAligner(Engine):
     def split(self, job: Job, document: Document) -> list[Segment]:
         seconds = measure(job)
         windows, _ = self._plan(document, seconds)
-        stretches = [self._make_stretch(job, document, window) for window in windows]
+        stretches = [self._make_stretch(job, document, window, seconds) for window in windows]
         return [Segment(index, *found) for index, found in enumerate(self.gather(stretches, seconds))]
 
     def _plan(self, document: Document, seconds: float) -> tuple[list[AlignmentWindow], list[str]]:
         least = [self.count_seconds_needed([word.text for word in u.words]) for u in document.utterances]
         return plan_windows(document.utterances, least, seconds, self.max_joint)
 
-    def _make_stretch(self, job: Job, document: Document, window: AlignmentWindow) -> Stretch:
+    def _make_stretch(self, job: Job, document: Document, window: AlignmentWindow, length: float) -> Stretch:
         language = document.languages[0] if document.languages else None
         lines = tuple(_make_line(document.utterances[i], i, window, language) for i in window.utterances)
-        stretch = Stretch(window.start, window.end, lines, window.timed)
+        limit = min(length, window.end + _BEYOND)
+        stretch = Stretch(window.start, window.end, limit, lines, window.timed)
         seconds = window.end - window.start
         self.check_size(job, stretch.words, seconds)
         needed = self.count_seconds_needed(stretch.words)
@@ -121,15 +125,14 @@ class ForcedAligner(Engine):
         return stretch
 
     def describe_segment(self, segment: Segment) -> Any:
-        lines: tuple[TranscriptLine, ...] = segment.content
-        return segment.start, segment.end, tuple(replace(line, index=0) for line in lines)
+        stretches: tuple[Stretch, ...] = segment.content
+        described = (replace(s, lines=tuple(replace(line, index=0) for line in s.lines)) for s in stretches)
+        return segment.start, segment.end, tuple(described)
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz, "recorded": (bytes,) the digest of what `finish` looks at again}."""
         samples = read_audio(find_media(job), segment.start, segment.end, job.selection)
-        peak = float(abs(samples).max(initial=0.0))
-        # What is far below the usual loudness has lost nothing in floats; a model's spectrogram has a floor.
-        waveform = torch.from_numpy(samples * (_PEAK / peak if NOTHING <= peak < _QUIET else 1.0))
+        waveform = torch.from_numpy(samples)
         # Where the recording ends before its packets say so, there is silence, in which nothing is found.
         wanted = max(_SHORTEST, math.floor((segment.seconds - 1.0) * SAMPLE_RATE))
         recorded = bytearray(hashlib.sha256(samples.tobytes()).digest())
@@ -139,19 +142,18 @@ class ForcedAligner(Engine):
         }
 
     def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
-        seconds = measure(job)
         found: list[tuple[Word, ...]] = []
-        guessed: set[int] = set()
+        guessed: list[int] = []
         for stretch in segment.content:
-            timed = self.align(stretch, output, segment, seconds)
+            timed = self.align(stretch, output, segment)
             if timed is None:
+                guessed += range(len(found), len(found) + len(stretch.lines))
                 found += [tuple(spread_words(line.words, line.start, line.end)) for line in stretch.lines]
-                guessed |= {line.index for line in stretch.lines}
                 continue
             rest = iter(timed)
             lines = [tuple(next(rest) for _ in line.words) for line in stretch.lines]
             found += [self._forget_silence(job, words) for words in lines]
-        return AlignedLines(tuple(found), frozenset(guessed))
+        return AlignedLines(tuple(found), tuple(guessed))
 
     def _forget_silence(self, job: Job, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of a line; without times if they are doubtful, and nothing was recorded where they are."""
@@ -171,7 +173,7 @@ class ForcedAligner(Engine):
         utterances = list(document.utterances)
         for segment, piece in zip(segments, pieces, strict=True):
             lines = [line for stretch in segment.content for line in stretch.lines]
-            for line, words in zip(lines, piece.words, strict=True):
+            for place, (line, words) in enumerate(zip(lines, piece.words, strict=True)):
                 utterance = utterances[line.index]
                 if words and words[0].timing is Timing.NONE:
                     utterances[line.index] = _leave_out(utterance, words)
@@ -179,7 +181,7 @@ class ForcedAligner(Engine):
                     warnings.append(f"{what}: not found in the recording, which is silent there")
                     continue
                 utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
-                if line.index in piece.guessed:
+                if place in piece.guessed:
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
                     warnings.append(
                         f"{what} do not fit into {line.end - line.start:.1f} s; their times are spread evenly"
@@ -188,6 +190,13 @@ class ForcedAligner(Engine):
         apart = keep_order(document.utterances, lasting)
         warnings += doubt(apart, self.low)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
+
+
+def amplify(waveform: torch.Tensor) -> torch.Tensor:
+    """(samples,) of a usual loudness. What is far below it has lost nothing in floats; a model's spectrogram has a
+    floor."""
+    peak = float(waveform.abs().max()) if len(waveform) else 0.0
+    return waveform * (_PEAK / peak) if NOTHING <= peak < _QUIET else waveform
 
 
 def make_tone(seconds: float) -> torch.Tensor:

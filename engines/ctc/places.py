@@ -49,7 +49,8 @@ def score(emission: torch.Tensor, vocabulary: Vocabulary, columns: Sequence[int]
     rows = [emission[:, quiet].amax(1), emission[:, characters].amax(1), *emission[:, list(columns)].T]
     scores = np.stack([row.numpy() for row in rows])
     below = scores[:2].max(axis=0) - scores
-    return np.minimum(np.ceil(below * _STEPS - 1e-6), LOWEST).clip(0).astype(np.uint8)
+    eighths: Eighths = np.minimum(np.ceil(below * _STEPS - 1e-6), LOWEST).clip(0).astype(np.uint8)
+    return eighths
 
 
 def to_log_probs(eighths: Eighths) -> Scores:

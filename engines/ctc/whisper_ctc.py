@@ -113,6 +113,7 @@ class WhisperCTC(nn.Module):
     are the same."""
 
     main_input_name = "input_values"
+    batch_invariant = True  # on a CPU
     input_dtype = torch.float32  # of the waveform, whatever the weights are
 
     def __init__(self, config: WhisperCTCConfig) -> None:

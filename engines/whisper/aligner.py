@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import AlignedLines, ForcedAligner, Stretch, TranscriptLine, make_tone
+from prefork.engines.alignment.forced_aligner import (
+    AlignedLines,
+    ForcedAligner,
+    Stretch,
+    TranscriptLine,
+    amplify,
+    make_tone,
+)
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.audio.speech_regions import LONGEST
 from prefork.engines.base import Job, Segment, Tensors
@@ -134,7 +141,7 @@ class WhisperAligner(DtypeOption, ForcedAligner):
         (prompt + text,), "recorded": as ForcedAligner has it}."""
         (stretch,) = segment.content
         heard = super().prepare(job, segment)
-        composed = self._compose(heard["waveform"], stretch.words, self._choose_language(stretch.lines))
+        composed = self._compose(amplify(heard["waveform"]), stretch.words, self._choose_language(stretch.lines))
         return {**composed, "recorded": heard["recorded"]}
 
     def _compose(self, waveform: torch.Tensor, words: Sequence[str], language: str | None) -> Tensors:
@@ -178,7 +185,7 @@ class WhisperAligner(DtypeOption, ForcedAligner):
             outputs.append({"attention": attention, "log_probs": log_probs, "quiet": tensors["quiet"]})
         return outputs
 
-    def align(self, stretch: Stretch, output: Tensors, segment: Segment, seconds: float) -> list[Word] | None:  # noqa: ARG002
+    def align(self, stretch: Stretch, output: Tensors, segment: Segment) -> list[Word] | None:
         attention, log_probs = output["attention"], output["log_probs"]
         lines, words = stretch.lines, stretch.words
         # A window's margins hold words of its neighbours, and the first and the last word would take these up.

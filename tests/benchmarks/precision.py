@@ -51,7 +51,9 @@ class Loaded:
 def load(model: str | None, dtype: str) -> Loaded:
     engine = CTCAligner(model, dtype=dtype)
     engine.setup()
-    return Loaded(engine, engine.load())
+    loaded: Any = engine.load()
+    loaded.batch_invariant = False  # so that nothing is recalled
+    return Loaded(engine, loaded)
 
 
 def measure_worker(model: str | None, dtype: str) -> tuple[int, int]:

@@ -130,6 +130,8 @@ def test_utterances_that_were_in_order_begin_in_order(times: list[tuple[int, int
 def test_an_order_that_the_transcript_has_otherwise_stays() -> None:
     found = [Utterance("a", (), start=3.0, end=4.0), Utterance("b", (), start=1.0, end=2.0)]
     assert keep_order(found, found) == found
+
+
 @pytest.mark.parametrize("sample", ["child15", "adult07"])
 def test_an_output_that_is_aligned_again_stays_as_it_is(
     aligner: CTCAligner, model: Any, sample: str, tmp_path: Path

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from prefork.engines.base import Job, Segment, Tensors
+from prefork.engines.ctc import recent_emissions
 from prefork.engines.ctc.aligner import EMBEDDED, CTCAligner
 from prefork.engines.ctc.padding import Padding, choose_padding, compute_logits
 from prefork.engines.ctc.recovery import CTCRecovery
@@ -79,7 +80,9 @@ def open_small(folder: Path, name: str, dtype: str = "float32") -> tuple[CTCAlig
 def open_embedded(dtype: str = "float32") -> tuple[CTCAligner, Any]:
     engine = CTCAligner(dtype=dtype)
     engine.setup()
-    return engine, engine.load()
+    model = engine.load()
+    model.batch_invariant = False  # so that nothing is recalled
+    return engine, model
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def test_a_long_waveform_takes_no_more_at_once_than_the_batch_has_waveforms(spee
     )
     together = infer(engine, model, batch, 2)
     hook.remove()
-    assert rows == [2, 1]  # two windows and the short one
+    assert rows == [2, 2, 1]  # four windows and the short one
     assert [len(log_probs) for log_probs in together] == [33 * 50, 63]
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
@@ -195,3 +198,23 @@ def test_inputs_of_one_length_go_together_without_a_mask_in_any_model(speech: to
         logits = compute_logits(model, [speech[:samples] for samples in SAMPLES], Padding.NEVER)
     assert sorted(rows) == [1, 1, 1, 2]
     assert [len(frames) for frames in logits] == [149, 49, 100, 100, 4]
+
+
+def test_what_was_heard_lately_is_recalled_up_to_a_limit(speech: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = CTCAligner(dtype="float32")
+    engine.setup()
+    model = engine.load()
+    heard: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: heard.append(len(kwargs["input_values"])), with_kwargs=True)
+    batch = [{"waveform": speech[: 16_000 * seconds]} for seconds in (1, 2, 3)]
+    fresh = infer(engine, model, [*batch, batch[0]], 4)
+    assert heard == [3]
+    recalled = infer(engine, model, batch, 1)
+    assert heard == [3] and all(torch.equal(one, other) for one, other in zip(fresh[:3], recalled, strict=True))
+    assert torch.equal(fresh[0], fresh[3])
+    monkeypatch.setattr(recent_emissions, "MOST_BYTES", sum(log_probs.nbytes for log_probs in fresh[1:3]))
+    infer(engine, model, [{"waveform": speech[:8_000]}], 1)  # the new one and the newest of the others stay
+    infer(engine, model, batch[2:], 1)
+    assert heard == [3, 1]
+    infer(engine, model, batch[:1], 1)
+    assert heard == [3, 1, 1]

@@ -278,4 +278,4 @@ def test_help_comes_at_once_and_without_torch() -> None:
 @pytest.mark.dependencies
 @pytest.mark.exec
 def test_the_version_is_shown() -> None:
-    assert run("--version").stdout.strip() == "0.2.2"
+    assert run("--version").stdout.strip() == "0.2.3"
