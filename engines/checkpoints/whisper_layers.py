@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_BLOCK = 512  # rows
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
@@ -106,7 +107,13 @@ class FeedForward(nn.Module):
         self._activate = ACTIVATIONS[activation]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(self._activate(self.fc1(hidden)))  # type: ignore[no-any-return]
+        """(..., size)."""
+        rows = hidden.flatten(0, -2)
+        if len(rows) <= _BLOCK or hidden.device.type != "cpu":
+            return self.fc2(self._activate(self.fc1(hidden)))  # type: ignore[no-any-return]
+        # All at once, half a minute takes 20 MB more than it has to.
+        blocks = [self.fc2(self._activate(self.fc1(block))) for block in rows.split(_BLOCK)]
+        return torch.cat(blocks).reshape(hidden.shape)
 
 
 class EncoderLayer(nn.Module):
