@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from torchaudio.functional import forced_align, merge_tokens
 
-from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, UnitSpan, find_units
+from prefork.engines.alignment.sparse_alignment import FIRST, FLOOR, LOUD, QUIET, UnitSpan, find_units
 from prefork.engines.alignment.viterbi import WILDCARD, Vocabulary
 
 Eighths = np.ndarray[Any, np.dtype[np.uint8]]
@@ -21,6 +22,8 @@ _STEPS = 8  # of a nat, in which scores go from worker to worker
 LOWEST = round(-FLOOR * _STEPS)
 _UNIT = 40  # characters after which a longer utterance is cut at a word, so that a part of it can be found
 _PAUSE = 10.0  # seconds; parts of an utterance further apart are not all of it
+_CHANCE = 2.0  # times what a text costs that the same costs from back to front, at least
+_DEAREST = 3.0  # nats for a character
 _SHARE = 0.5  # of an utterance's characters that must be found
 
 
@@ -71,6 +74,37 @@ def find_places(
     units = [unit for owner, words in texts.items() for unit in _cut(owner, words, vocabulary, columns)]
     spans = find_units(scores, [unit.columns for unit in units])
     return _gather(units, spans, round(_PAUSE / frame))
+
+
+def fit_place(
+    scores: Scores, words: Sequence[str], vocabulary: Vocabulary, columns: Sequence[int]
+) -> tuple[int, int, float] | None:
+    """First frame, last frame and confidence of where an utterance fits best, with other speech around it; None if
+    that is no better than chance: if its characters fit half as well from back to front, or no better than those of a
+    text that nobody says usually do.
+
+    scores, columns: as for `find_places`. Measured on 200 utterances of ../shared/data/speech within their own times,
+    and on 595 within those of another: from back to front costs 6 times as much (19 of 20 of them) and 0.7 to 1.6
+    times; a character costs at most 1.1 nats (19 of 20) and at least 3.6 (99 of 100).
+    """
+    characters = [column for unit in _cut(0, words, vocabulary, columns) for column in unit.columns]
+    spans = _fit(scores, characters), _fit(scores, characters[::-1])
+    if spans[0] is None or spans[1] is None or spans[1].cost < _CHANCE * spans[0].cost:
+        return None
+    cost = spans[0].cost / len(characters)
+    return None if cost > _DEAREST else (spans[0].first, spans[0].last, math.exp(-cost))
+
+
+def _fit(scores: Scores, characters: Sequence[int]) -> UnitSpan | None:
+    """The best path of characters, and nothing that is left out; None if there are too few frames for it."""
+    path = [LOUD, *characters, LOUD]
+    if not characters or len(path) + sum(a == b for a, b in pairwise(path)) > len(scores):
+        return None
+    emission = torch.from_numpy(np.ascontiguousarray(scores, np.float32))
+    tokens, paid = forced_align(emission[None], torch.tensor([path], dtype=torch.int32), blank=QUIET)
+    spans = merge_tokens(tokens[0], paid[0], blank=QUIET)
+    first, end = spans[1].start, spans[-2].end
+    return UnitSpan(first, end - 1, -float(paid[0, first:end].sum()))
 
 
 def _cut(owner: int, words: Sequence[str], vocabulary: Vocabulary, columns: Sequence[int]) -> Iterator[Unit]:

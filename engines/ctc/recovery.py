@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from prefork.engines.alignment.sparse_alignment import FIRST, LOUD, QUIET
 from prefork.engines.alignment.viterbi import WILDCARD
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
-from prefork.engines.ctc.places import LOWEST, find_places, score, to_log_probs
+from prefork.engines.ctc.places import LOWEST, Scores, find_places, fit_place, score, to_log_probs
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
     from prefork.engines.ctc.checkpoint import Model
 
 _BREATH = 0.5  # seconds without speech that end a stretch of it
+_SHORT = 30.0  # seconds in which several utterances that were not found are looked for once more
 _SHORTEST = 0.1  # seconds of speech that a word takes
 
 
@@ -169,6 +170,7 @@ class CTCRecovery(Engine):
         emitted = to_log_probs(scores[origin:limit])
         texts = {index: [word.text for word in document.utterances[index].words] for index in region.utterances}
         places = find_places(emitted, texts, self._aligner.vocabulary, columns, clock.frame)
+        places |= self._fit_rest(emitted, texts, places, columns)
         loud = np.flatnonzero(emitted[:, LOUD] >= emitted[:, QUIET])
         edges = self._widen(document, region, places, loud, len(emitted))
         found: dict[int, FoundPlace | None] = dict.fromkeys(region.wanted)
@@ -178,6 +180,34 @@ class CTCRecovery(Engine):
                 end = (origin + last + 1) * clock.frame + clock.end_offset
                 found[index] = FoundPlace(max(0.0, start), min(end, region.end), confidence)
         return _keep_apart(found)
+
+    def _fit_rest(
+        self,
+        scores: Scores,
+        texts: Mapping[int, Sequence[str]],
+        places: Mapping[int, tuple[int, int, float]],
+        columns: Sequence[int],
+    ) -> dict[int, tuple[int, int, float]]:
+        """Places of those that were not found, where little is left of the recording, or one is missing in one gap:
+        the search doubts what it need not doubt there."""
+        short = round(_SHORT / self._aligner.clock.frame)
+        fitted: dict[int, tuple[int, int, float]] = {}
+        reached = 0
+        for is_found, run in groupby(texts, key=lambda index: index in places):
+            indices = list(run)
+            if is_found:
+                reached = places[indices[-1]][1] + 1
+                continue
+            following = [place[0] for index, place in places.items() if index > indices[-1]]
+            limit = min(following, default=len(scores))
+            if len(indices) > 1 and limit - reached > short:
+                continue
+            for index in indices:
+                place = fit_place(scores[reached:limit], texts[index], self._aligner.vocabulary, columns)
+                if place is not None:
+                    fitted[index] = (reached + place[0], reached + place[1], place[2])
+                    reached += place[1] + 1
+        return fitted
 
     def _widen(
         self,

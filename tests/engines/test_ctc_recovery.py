@@ -291,3 +291,21 @@ def test_what_is_found_within_the_margin_of_a_timed_utterance_begins_where_that_
     assert given[0] == timed and given[1].missing
     within = give_times(document, {1: None, 2: FoundPlace(1.2, 2.0, 0.9)}, 9.0).utterances[2]
     assert (within.start, within.end) == (1.2, 2.0)  # they do overlap
+
+
+def test_one_utterance_in_one_gap_is_given_up_only_if_it_is_not_there(adult: Heard) -> None:
+    """Between timed neighbours, as in a recording of one sentence, there is one place that it can be in."""
+    timed = [replace(u, start=a, end=b) for u, (a, b) in zip(adult.document.utterances, adult.truth, strict=True)]
+    for index in range(1, len(timed) - 1):
+        for other, text in enumerate(adult.document.utterances):
+            if abs(other - index) == 1:
+                continue  # it may be found where its neighbour is
+            found = adult.recover(timed[index - 1], text, timed[index + 1]).utterances[1]
+            assert found.missing == (text is not adult.document.utterances[index])
+            if not found.missing:
+                assert_within(found, adult.truth[index])
+
+
+def test_a_text_that_reads_the_same_from_back_to_front_is_no_better_than_chance(adult: Heard) -> None:
+    document = adult.recover(make_utterance("noon"))
+    assert document.utterances[0].missing
