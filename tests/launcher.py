@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefork.wire.process import die_with_parent
+from tests import systems
 from tests.launcher_client import REFUSED
 
 LAUNCHER = "tests.launcher"  # the command line of a launcher
@@ -401,6 +402,8 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     _show_command(arguments)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if system := os.environ.get(systems.SYSTEM):
+        systems.become(system)
     known = environment.get("PYTHONPATH", "").split(os.pathsep)
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
     _read_variables_again()

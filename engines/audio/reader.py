@@ -190,7 +190,8 @@ def _forget_reader() -> None:
 
 
 # A child shares the parent's file offset: reading on with the parent's reader would garble both.
-os.register_at_fork(after_in_child=_forget_reader)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_reader)
 
 
 def read_audio(path: Path | str, start: float, end: float, selection: Selection | None = None) -> Samples:

@@ -1,0 +1,142 @@
+"""Another system, as far as prefork can tell: in one process on Linux, prefork finds what that system has and no more.
+
+Set PREFORK_TESTS_SYSTEM to `win32` or `darwin` in the environment of what prefork starts (the command, or a script that
+imports prefork): the launcher of the tests has each such process, and all that they start, `become` that system. To
+prefork's own modules, and to nobody else's, then
+
+- a name of Python's library that typeshed says the system has not is missing: `os.fork`, `signal.SIGKILL`, `fcntl`;
+- `sys.platform` and `os.name` are the system's;
+- files that only Linux has are not there (/proc, /sys, /dev/shm), nor are functions of its C library (prctl).
+
+What the system has and Linux has not is made of what Linux has: see `tests.systems.windows` and `tests.systems.macos`.
+Libraries are left as they are: on such a system they would be that system's own.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from tests.systems.stubs import find_missing
+
+SYSTEM = "PREFORK_TESTS_SYSTEM"  # the variable: a value of sys.platform, or none
+_MODULES = ("os", "signal", "socket", "select", "mmap", "sys", "subprocess", "time", "platform", "ctypes")
+_POSIX = ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
+_CLASSES = (("socket", "_socket"), ("mmap", "mmap"))  # whose methods are looked at too, and which stub has them
+_OTHERS = {
+    "win32": ("/proc", "/sys", "/dev"),
+    "darwin": ("/proc", "/sys", "/dev/shm"),
+}
+_FILES = {"open", "os.listdir", "os.scandir"}  # events of sys.addaudithook, with a path first
+
+
+def become(system: str) -> None:
+    """From here on. What of prefork has been imported is imported again."""
+    for name in [name for name in sys.modules if is_prefork(name)]:
+        del sys.modules[name]
+    absent = _POSIX if system == "win32" else ()
+    values: dict[str, dict[str, Any]] = {"sys": {"platform": system}}  # by module
+    additions = importlib.import_module(f"tests.systems.{'windows' if system == 'win32' else 'macos'}")
+    additions.add(values)
+    for name in _MODULES if absent else (*_MODULES, *_POSIX):
+        _change(importlib.import_module(name), find_missing(name, system), values.get(name, {}))
+    for name, stub in _CLASSES:
+        for method in find_missing(stub, system, name):
+            _hide_method(getattr(sys.modules[name], name), method)
+    _refuse_imports(absent)
+    _refuse_files(system)
+
+
+def is_prefork(name: str) -> bool:
+    return name == "prefork" or name.startswith("prefork.")
+
+
+def is_asked_by_prefork(depth: int = 2) -> bool:
+    """Whether the function that calls this one was called by a module of prefork's. depth: of the frame that is."""
+    return is_prefork(sys._getframe(depth).f_globals.get("__name__", ""))
+
+
+def is_meant_by_prefork(depth: int = 2) -> bool:
+    """The same, of what Python's library does for a module of prefork's."""
+    frame: types.FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            return is_prefork(name)
+        frame = frame.f_back
+    return False
+
+
+def for_prefork(other: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """What is called in place of a function: `other` by prefork, `own` by everybody else."""
+
+    def choose(*arguments: Any, **options: Any) -> Any:
+        return (other if is_asked_by_prefork() else own)(*arguments, **options)
+
+    return choose
+
+
+def _change(module: types.ModuleType, missing: Collection[str], values: Mapping[str, Any]) -> None:
+    """For prefork a module has these values in place of its own, and the missing names not at all."""
+    names = vars(module)
+    kept = {name: names.pop(name) for name in {*missing, *values} if name in names}
+
+    def get(name: str) -> Any:
+        theirs = is_asked_by_prefork()
+        if theirs and name in values:
+            return values[name]
+        if not theirs and name in kept:
+            return kept[name]
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name, obj=module)
+
+    module.__getattr__ = get  # type: ignore[method-assign]
+
+
+def _hide_method(kind: Any, name: str) -> None:
+    own = getattr(kind, name, None)
+    if own is None:
+        return
+
+    class Hidden:
+        def __get__(self, thing: Any, owner: Any) -> Any:
+            if is_asked_by_prefork():
+                raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+            return own if thing is None else own.__get__(thing, owner)
+
+    setattr(kind, name, Hidden())
+
+
+def _refuse_imports(absent: Collection[str]) -> None:
+    own = builtins.__import__
+
+    def find(name: str, names: Any = None, *arguments: Any, **options: Any) -> Any:
+        if name in absent and names is not None and is_prefork(names.get("__name__", "")):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return own(name, names, *arguments, **options)
+
+    builtins.__import__ = find
+
+
+def _refuse_files(system: str) -> None:
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[0] if event in _FILES else None
+        if isinstance(path, str | bytes | os.PathLike) and _is_other(os.fspath(path)) and is_meant_by_prefork():
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+
+    def _is_other(path: str | bytes) -> bool:
+        text = os.fsdecode(path)
+        return text != os.devnull and any(text == other or text.startswith(f"{other}/") for other in _OTHERS[system])
+
+    def read_link(path: Any, *, dir_fd: int | None = None) -> Any:
+        if _is_other(os.fspath(path)) and is_meant_by_prefork():
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+        return own(path, dir_fd=dir_fd)
+
+    own = os.readlink
+    os.readlink = read_link
+    sys.addaudithook(look)
