@@ -27,6 +27,7 @@ from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.imports import explain_import
+from prefork.platform_matrix.systems import SYSTEM
 
 KINDS = ("cuda", "rocm", "mps")
 MODES = ("", "exclusive", "prohibited")
@@ -283,9 +284,11 @@ def _run(
 ) -> Any:
     """files: for what the process writes to stdout and stderr; a pipe could be held open by what it starts."""
     code = f"import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
-    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(timeout + 10)]
+    python = SYSTEM.find_python()
+    command = [python.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(timeout + 10)]
     answer, words = files
-    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=environment)
+    surroundings = {**(os.environ if environment is None else environment), **python.environment}
+    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=surroundings)
     try:
         status = asking.wait(timeout)
     except subprocess.TimeoutExpired as error:

@@ -51,13 +51,13 @@ class _Sample:
 
 def list_threads() -> list[Thread]:
     """The other threads, once those that are about to come to rest have done so; up to a second if some never do."""
-    own = threading.get_native_id()
     if sys.platform != "linux":
-        known = {thread.native_id or 0: thread for thread in threading.enumerate() if thread.native_id != own}
+        others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
         return [
-            Thread(tid, thread.name, True, None, trace_python(thread), is_ending(thread))
-            for tid, thread in known.items()
+            Thread(thread.native_id or 0, thread.name, True, None, trace_python(thread), is_ending(thread))
+            for thread in others
         ]
+    own = threading.get_native_id()
     samples = _settle(own)
     python = {thread.native_id: thread for thread in threading.enumerate()}
     origins = _trace_native([tid for tid in samples if tid not in python])

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from prefork.engines.base import InputError
 from prefork.engines.text.document import Document
+from prefork.platform_matrix.systems import SYSTEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +126,4 @@ def _digest(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    SYSTEM.sync_folder(path)

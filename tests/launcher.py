@@ -44,7 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefork.wire.process import die_with_parent
+from prefork.platform_matrix.systems import SYSTEM
 from tests import systems
 from tests.launcher_client import REFUSED
 
@@ -444,7 +444,7 @@ def _prepare_to_ask(environment: Mapping[str, str]) -> None:
     asker = os.getpid()
     if os.fork() == 0:
         os.setsid()
-        die_with_parent(asker)
+        SYSTEM.begin_child(asker)
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nothing, fd)

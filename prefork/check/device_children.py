@@ -16,8 +16,8 @@ from prefork.check.device_check import TOGETHER
 from prefork.check.difference import Numbers, flatten
 from prefork.check.messages import ChildRefused, ChildResult
 from prefork.engines.base import Job, Segment
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import DeviceError, WeightsChanged
-from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.messages import ConnectServer
 from prefork.work.comparison import encode
@@ -34,8 +34,8 @@ Infer = Callable[[Loaded], Any]
 def live(parent: int, loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
     """A child's life: as a worker's begins, on its device if there is something for it. parent: the process that
     forks it."""
-    process.die_with_parent(parent)
-    process.restore_signals()
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
     try:
         return pickle.dumps(ChildResult(action(settle(loaded, threads))))
     except DeviceError as error:

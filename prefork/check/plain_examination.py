@@ -22,7 +22,7 @@ from prefork.engines import registry
 from prefork.platform_matrix.canary import Canary, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
 from prefork.platform_matrix.inherited import CONNECTION, Shared, identify, list_shared, read_uses
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.child import open_channel
 from prefork.wire.specification import LOADED
 from prefork.work.comparison import encode
@@ -34,7 +34,7 @@ _MOST_CHILDREN = 20  # one after the other
 
 def main() -> None:
     """Entry point of the examining process."""
-    channel = open_channel()
+    channel = open_channel(forks=True)
     order, _ = channel.receive()
     PlainExamination(channel, order).run()
     os._exit(0)  # whatever the target has left running
@@ -143,5 +143,5 @@ def _suspect(hazard: Hazard) -> Hazard:
 
 
 def _live(parent: int, act: Callable[[], bytes]) -> bytes:
-    process.die_with_parent(parent)
+    SYSTEM.begin_child(parent)
     return act()

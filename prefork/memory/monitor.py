@@ -29,8 +29,8 @@ from typing import Protocol
 from prefork.memory.monitored_stages import MonitoredStage
 from prefork.memory.probe import MemoryProbe, measure_memory
 from prefork.platform_matrix.memory import read_memory
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory
-from prefork.wire.process import release_free_memory
 
 ELEVATED = 70.0  # percent of the total that is allocated
 CRITICAL = 85.0
@@ -142,7 +142,7 @@ class HostMeter:
         return self._compare(self._probe.read())
 
     def release(self) -> None:
-        release_free_memory()
+        SYSTEM.release_free_memory()
 
     def _compare(self, own: Memory | None) -> Reading:
         if own is None:

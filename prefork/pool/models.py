@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import (
     Announce,
@@ -302,7 +301,7 @@ class Models:
 
     def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""
-        self.reload(f"{event.name} (pid {event.pid}) {describe_exit(event.status)}")
+        self.reload(f"{event.name} (pid {event.pid}) {describe_end(event.status, False)}")
 
     def reload(self, reason: str) -> None:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was

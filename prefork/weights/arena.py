@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import sys
 import warnings
 import zlib
 from bisect import bisect_right
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.private import is_copied_on_write, is_private
 from prefork.weights.walk import (
     SharedStorage,
@@ -30,9 +29,6 @@ from prefork.weights.walk import (
 )
 from prefork.wire.memory_file import open_memory
 
-_MADV_PAGEOUT = 21  # linux/mman.h
-_MADV_POPULATE_READ = 22  # linux/mman.h
-_PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
 
@@ -171,21 +167,16 @@ class Arena:
 
     def seal(self) -> None:
         """Makes the weights read-only for this process and for all that are forked from it."""
-        address, size = ctypes.c_void_p(self.address), ctypes.c_size_t(_align(self.size, mmap.PAGESIZE))
-        if sys.platform == "win32":
-            if not ctypes.windll.kernel32.VirtualProtect(address, size, _PAGE_READONLY, ctypes.byref(ctypes.c_ulong())):
-                raise ctypes.WinError()
-            return
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mprotect(address, size, mmap.PROT_READ) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot make the shared weights read-only: {os.strerror(code)}")
+        try:
+            SYSTEM.protect(self.address, _align(self.size, mmap.PAGESIZE))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot make the shared weights read-only: {error.strerror}") from error
 
     def populate(self) -> None:
         """Enters all the weights into this process's page tables, once: what they would enter one by one as they are
         used would look like memory that the first task takes."""
-        if sys.platform == "linux" and not self._populated:  # advice: a kernel before 5.14 does not know it
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), _MADV_POPULATE_READ)
+        if not self._populated:
+            SYSTEM.populate(self.address, self.size)
         self._populated = True
 
     def digest(self) -> int:
@@ -203,13 +194,13 @@ class Arena:
 def _release(source: torch.Tensor) -> None:
     """Lets the kernel take back the pages of a weights file that has been copied from.
 
-    MADV_PAGEOUT never loses data, so it does not matter who else looks at the storage; without it the file's
+    Nothing is lost by it, so it does not matter who else looks at the storage; without it the file's
     pages stay in this process's resident set until its last tensor is gone: twice the weights at the peak.
     """
     start = -(-source.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (source.data_ptr() + source.numel() - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if sys.platform == "linux" and size > 0:  # advice: a kernel too old for it (before 5.4) may ignore it
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
+    if size > 0:
+        SYSTEM.page_out(start, size)
 
 
 def _set_apart(storages: list[SharedStorage], private: Sequence[str]) -> list[SharedStorage]:

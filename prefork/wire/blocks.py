@@ -25,6 +25,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.memory_file import open_memory
 
 CAN_SHARE = hasattr(os, "memfd_create")  # elsewhere memory has to be a file on a disk, or have a name
@@ -302,8 +303,7 @@ def _abandon_all() -> None:
         mapped.abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_abandon_all)
+SYSTEM.run_at_fork(before=_abandon_all)
 
 
 def _copy(memory: mmap.mmap, view: memoryview) -> None:

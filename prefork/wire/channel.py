@@ -14,11 +14,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from prefork.platform_matrix.systems import SYSTEM
+
 _HEADER = struct.Struct("!QBB")  # bytes of the message, descriptors that come with it, and its kind
 _frequent: list[type] = []  # kinds of messages, from 1 on; 0 is any other
 _CHUNK = 1 << 18  # bytes sent at a time
 _BUFFER = 1 << 16  # bytes read at a time
-_ANCILLARY = socket.CMSG_SPACE(4 * 250) if hasattr(socket, "CMSG_SPACE") else 0  # the kernel sends 253 descriptors
+_ANCILLARY = socket.CMSG_SPACE(4 * 250) if SYSTEM.passes_descriptors else 0  # the kernel sends 253 descriptors
 
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -99,7 +101,7 @@ class Channel:
 
     def _receive_some(self, buffer: bytearray) -> tuple[int, list[int]]:
         """Bytes, 0 at the end, and the descriptors with them."""
-        if not hasattr(socket, "recv_fds"):  # Windows
+        if not SYSTEM.passes_descriptors:
             return self._socket.recv_into(buffer), []
         count, ancillary, _flags, _address = self._socket.recvmsg_into([buffer], _ANCILLARY)
         return count, [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("i", data[: len(data) & ~3])]

@@ -22,8 +22,9 @@ from prefork.memory.forecast import BASE
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
-from prefork.wire.process import flush_output, release_free_memory
+from prefork.wire.process import flush_output
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.wording import describe_os_error
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
@@ -125,7 +126,7 @@ def _settle(loaded: Loaded) -> None:
     gc.freeze()  # the collector writes into every object it looks at, and a write copies the page
     if loaded.arena is not None:
         loaded.arena.seal()
-    release_free_memory()  # what a worker would else give back, and what was never its own
+    SYSTEM.release_free_memory()  # what a worker would else give back, and what was never its own
 
 
 def _find_model_key(name: str, engine: Engine) -> Hashable:

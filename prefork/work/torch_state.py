@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
-from prefork.wire.process import release_free_memory
 
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
 _ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
@@ -64,7 +64,7 @@ def release(device: str) -> None:
     would have to ask for it again, and that takes longer than on the CPU."""
     import torch
 
-    release_free_memory()
+    SYSTEM.release_free_memory()
     if device != "cpu":
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if unused > _MOST_UNUSED * torch.cuda.mem_get_info()[1]:

@@ -25,9 +25,9 @@ from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
-from prefork.wire import process
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
@@ -43,6 +43,7 @@ from prefork.wire.messages import (
     WeightsCorrupted,
     WorkerReady,
 )
+from prefork.wire.process import flush_output
 from prefork.work.calls import Calls
 from prefork.work.comparison import encode
 from prefork.work.inference import LocalInference, RemoteInference
@@ -63,7 +64,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     except WeightsChanged as error:
         channel.send(WeightsCorrupted(str(error)))
         return
-    process.prefer_as_victim()
+    SYSTEM.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(WorkerReady(os.getpid()))
     probe = PeakProbe()
@@ -92,10 +93,10 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
             loaded, inference, partial(_send_progress, channel), partial(_refuse, channel), monitor=monitor
         )
         answer = _run(message.task, context)
-        process.flush_output()  # before anybody can end this worker
+        flush_output()  # before anybody can end this worker
         channel.send(answer)
         del message, answer
-        process.release_free_memory()
+        SYSTEM.release_free_memory()
         channel.send(TaskUsage(probe.read(), dict(context.steps)))
 
 
@@ -125,7 +126,7 @@ class _CallMeter:
             self._measure()
 
     def _measure(self) -> None:
-        process.release_free_memory()
+        SYSTEM.release_free_memory()
         self._calls.trim()
         self._channel.send(TaskUsage(self._probe.read(), {}))
         self._is_due, self._until = False, time.monotonic() + _MEASURING_SECONDS
@@ -150,8 +151,8 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
 def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0) -> bytes:
     """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device.
     parent: the process that forks it."""
-    process.die_with_parent(parent)
-    process.restore_signals()
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
     outputs = settle(loaded, threads, place).try_examples()
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
         outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}

@@ -20,10 +20,10 @@ from prefork.engines.base import LoadError
 from prefork.platform_matrix.canary import Canary
 from prefork.platform_matrix.hazards import Severity, find_hazards
 from prefork.platform_matrix.matrix import Strategy
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
-from prefork.wire.endings import CUT_OFF, find_fatal_line
+from prefork.wire.endings import CUT_OFF, Killer, find_fatal_line, find_killer
 from prefork.wire.messages import (
     AttachExports,
     ForkUnsafe,
@@ -37,6 +37,7 @@ from prefork.wire.messages import (
     WorkerExited,
     WorkerForked,
 )
+from prefork.wire.process import flush_output
 from prefork.wire.shared_tracker import list_descriptors, share_tracker
 from prefork.work import loading
 from prefork.work.loaded import Loaded
@@ -56,7 +57,7 @@ class CannotAttach(Exception):
 def main() -> None:
     """Entry point of the zygote process."""
     started = time.monotonic()
-    channel = open_channel()
+    channel = open_channel(forks=True)
     try:
         specification, fds = channel.receive()
     except EOFError:  # the supervisor has gone
@@ -162,9 +163,9 @@ class _ForkServer:
                 self._fork(message, fds)
             case KillWorker(number):
                 for pid in [pid for pid, worker in self._pids.items() if worker == number]:
-                    if not process.is_exiting(pid):
+                    if not SYSTEM.is_exiting(pid):
                         self._cut_off.add(pid)
-                    os.kill(pid, signal.SIGKILL)
+                    SYSTEM.kill(pid)
         return True
 
     def _fork(self, order: ForkWorker, fds: list[int]) -> None:
@@ -189,14 +190,14 @@ class _ForkServer:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)
-                if pid in self._cut_off and code == -signal.SIGKILL:
+                if find_killer(code, pid in self._cut_off) is Killer.PREFORK:
                     code = CUT_OFF
                 self._cut_off.discard(pid)
                 self._channel.send(WorkerExited(self._pids.pop(pid), code))
 
     def _end(self) -> None:
         for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
+            SYSTEM.kill(pid)
         for pid in self._pids:
             os.waitpid(pid, 0)
 
@@ -205,11 +206,12 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
     """Turns the forked child into a worker; never returns into the zygote's frames. place: of its device."""
     status = 1
     try:
-        process.die_with_parent(parent)
-        process.restore_signals()
+        SYSTEM.begin_child(parent)
+        SYSTEM.restore_signals()
         sock, errors = fds
         os.dup2(errors, 2)
-        process.close_inherited(keep={sock} | list_descriptors())
+        SYSTEM.close_inherited(keep={sock} | list_descriptors())
+        SYSTEM.watch_parent(parent)
         from prefork.work.worker import serve
 
         serve(Channel(socket.socket(fileno=sock)), loaded, threads, place)
@@ -221,6 +223,6 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
         traceback.print_exc()
     finally:
         try:
-            process.flush_output()
+            flush_output()
         finally:
             os._exit(status)

@@ -29,7 +29,7 @@ _MODULES = ("os", "signal", "socket", "select", "mmap", "sys", "subprocess", "ti
 _POSIX = ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
 _CLASSES = (("socket", "_socket"), ("mmap", "mmap"))  # whose methods are looked at too, and which stub has them
 _OTHERS = {
-    "win32": ("/proc", "/sys", "/dev"),
+    "win32": ("/proc", "/sys", "/dev/shm", "/dev/fd"),
     "darwin": ("/proc", "/sys", "/dev/shm"),
 }
 _FILES = {"open", "os.listdir", "os.scandir"}  # events of sys.addaudithook, with a path first
@@ -98,8 +98,8 @@ def _change(module: types.ModuleType, missing: Collection[str], values: Mapping[
 
 
 def _hide_method(kind: Any, name: str) -> None:
-    own = getattr(kind, name, None)
-    if own is None:
+    own: Any = getattr(kind, name, None)
+    if own is None:  # this Python has not been built with it
         return
 
     class Hidden:
@@ -119,7 +119,7 @@ def _refuse_imports(absent: Collection[str]) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return own(name, names, *arguments, **options)
 
-    builtins.__import__ = find
+    builtins.__import__ = find  # type: ignore[assignment]
 
 
 def _refuse_files(system: str) -> None:

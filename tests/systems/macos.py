@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 from collections import namedtuple
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -17,6 +19,13 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     """What prefork finds in each module in place of Linux's, or beside it."""
     values["platform"] = {"system": lambda: "Darwin", "release": lambda: "24.1.0", "machine": lambda: "arm64"}
     values["ctypes"] = {"CDLL": _load_library}
+    values["select"] = {
+        "kqueue": _Queue,
+        "kevent": _Event,
+        "KQ_FILTER_PROC": -5,
+        "KQ_EV_ADD": 1,
+        "KQ_NOTE_EXIT": 0x80000000,
+    }
     psutil.Process.memory_full_info = _measure
 
 
@@ -36,6 +45,33 @@ class _Library:
         if name in _LINUX:
             raise AttributeError(f"dlsym(RTLD_DEFAULT, {name}): symbol not found")
         return _FUNCTIONS[name] if name in _FUNCTIONS else getattr(self._own, name)
+
+
+class _Event(NamedTuple):
+    """What is waited for: the end of a process."""
+
+    ident: int
+    filter: int
+    flags: int
+    fflags: int
+
+
+class _Queue:
+    """kqueue(2), as far as prefork asks it: which processes have ended."""
+
+    def __init__(self) -> None:
+        self._waiting = select.poll()
+        self._events: dict[int, _Event] = {}
+
+    def control(self, changes: Iterable[_Event] | None, most: int, timeout: float | None = None) -> list[_Event]:
+        for event in changes or ():
+            assert event[1:] == (-5, 1, 0x80000000)
+            descriptor = os.pidfd_open(event.ident)
+            self._events[descriptor] = event
+            self._waiting.register(descriptor, select.POLLIN)
+        if not most:
+            return []
+        return [self._events[fd] for fd, _ in self._waiting.poll(None if timeout is None else 1000 * timeout)][:most]
 
 
 def _count_images() -> int:

@@ -12,7 +12,10 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
+import types
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,10 +34,12 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     values["platform"] = {"system": lambda: "Windows", "release": lambda: "11", "machine": lambda: "AMD64"}
     values["ctypes"] = {
         "CDLL": _load_library,
-        "windll": windll,
-        "WinDLL": lambda *_, **__: windll.kernel32,
-        "WinError": _make_error,
+        "WinDLL": _load_windows_library,
+        "get_last_error": lambda: 5,
+        "FormatError": lambda _: "Access is denied.",
     }
+    os.environ["PREFORK_TESTS_PYTHON"] = sys.executable
+    values["sys"] |= {"executable": str(Path(__file__).with_name("python.sh")), "_base_executable": sys.executable}
     values["os"] = {"name": "nt", "O_BINARY": 0, "O_NOINHERIT": 0}
     values["signal"] = {
         "SIGBREAK": signal.SIGUSR2,  # a test sends it as Ctrl-Break
@@ -49,6 +54,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     selectors.DefaultSelector.register = _register  # type: ignore[method-assign,assignment]
     os.kill = for_prefork(_end_process, os.kill)
     subprocess.Popen._handle_exitstatus = _take_status  # type: ignore[attr-defined]
+    subprocess.Popen._handle = property(lambda child: child.pid)  # type: ignore[attr-defined]
     mmap.mmap = _Mapping  # type: ignore[misc]
     multiprocessing.get_all_start_methods = for_prefork(lambda: ["spawn"], multiprocessing.get_all_start_methods)
     psutil.Process.memory_full_info = _measure
@@ -56,6 +62,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
 
 _own_register = selectors.DefaultSelector.register
 _own_kill = os.kill
+_own_popen = subprocess.Popen
 _own_signal = signal.signal
 _own_status: Any = subprocess.Popen._handle_exitstatus  # type: ignore[attr-defined]
 
@@ -66,20 +73,45 @@ def _load_library(name: str | None, *arguments: Any, **options: Any) -> Any:
     raise FileNotFoundError(f"Could not find module {name!r} (or one of its dependencies)")
 
 
-def _make_error(code: int | None = None, text: str | None = None) -> OSError:
-    return OSError(22, text or "refused by Windows", None, code)
+def _protect(address: Any, size: Any, protection: int, _old: Any) -> int:
+    assert protection == 2  # PAGE_READONLY
+    return int(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.PROT_READ) == 0)
 
 
-class _Kernel:
-    """kernel32, as far as prefork calls it."""
-
-    def VirtualProtect(self, address: Any, size: Any, protection: int, _old: Any) -> int:
-        assert protection == 2  # PAGE_READONLY
-        return int(_libc.mprotect(address, size, mmap.PROT_READ) == 0)
+_jobs: dict[int, subprocess.Popen[str]] = {}
+_JOB = "import os, sys; [os.kill(int(pid), 9) for pid in list(sys.stdin) if os.path.exists(f'/proc/{int(pid)}')]"
 
 
-class windll:
-    kernel32 = _Kernel()
+def _make_job(_security: Any, _name: Any) -> int:
+    """A process that kills all that it was told of when this one has gone: the other end of its pipe is here alone."""
+    own = _own_popen([sys.executable, "-I", "-S", "-c", _JOB], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    _jobs[own.pid] = own
+    return own.pid
+
+
+def _limit_job(job: int, kind: int, limits: Any, size: int) -> int:
+    assert (kind, size, limits._obj.basic.flags) == (9, 144, 0x2000)  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+    return int(job in _jobs)
+
+
+def _assign(job: int, handle: int) -> int:
+    pipe = _jobs[job].stdin
+    assert pipe is not None
+    print(handle, file=pipe, flush=True)
+    return 1
+
+
+def _load_windows_library(name: str, *_: Any, **__: Any) -> Any:
+    """kernel32 and ntdll, as far as prefork calls them."""
+    if name == "ntdll":
+        return types.SimpleNamespace(RtlAreLongPathsEnabled=lambda: 1)
+    assert name == "kernel32"
+    return types.SimpleNamespace(
+        VirtualProtect=_protect,
+        CreateJobObjectW=_make_job,
+        SetInformationJobObject=_limit_job,
+        AssignProcessToJobObject=_assign,
+    )
 
 
 def _handle_signal(number: int, handler: Any) -> Any:

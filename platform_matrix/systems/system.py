@@ -1,0 +1,176 @@
+"""A system as prefork needs it, and what stands for the rest where a system has nothing of the kind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """How this Python is started again. environment: what that needs, added to this process's own."""
+
+    executable: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """How a child process gets a socket. handle: what it is told, for `take_over`. options: of subprocess.Popen."""
+
+    handle: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an exit status says. words: `exited with status 3`. killed: at once, which no process can prevent; None
+    where the same status can mean something else. ended: by a signal that no fault of its own raises."""
+
+    words: str
+    killed: bool | None = False
+    ended: bool = False
+
+
+class System:
+    """What holds of any system; each method says what it does where the system can do it."""
+
+    can_fork = False
+    passes_descriptors = False  # with messages, from process to process
+    waits_for_pipes = False  # `selectors` takes more than sockets
+    terminal = ""  # what a terminal is called that no TERM describes
+
+    # -- processes ---------------------------------------------------------------------------------------------
+
+    def find_python(self) -> Python:
+        """What to start for a child process to be this one's child, and in the same environment of packages."""
+        return Python(sys.executable)
+
+    def prepare_handover(self, there: socket.socket) -> Handover:
+        """For a child process that is to have the socket."""
+        raise NotImplementedError
+
+    def hand_over(self, there: socket.socket, child: subprocess.Popen[bytes]) -> None:
+        """Does what is left to do for that once the child is started. Raises OSError if it has gone."""
+
+    def take_over(self, handle: str) -> socket.socket:
+        """In the child: the socket. handle: as `prepare_handover` has it."""
+        raise NotImplementedError
+
+    def bind(self, child: subprocess.Popen[bytes]) -> None:
+        """In the parent, once a child is started: where it can, the system ends it when this process ends."""
+
+    def begin_child(self, parent: int) -> None:
+        """In a child, before anything else: it leaves interrupts to its parent, and where the system sees to it, ends
+        with it, however that ends. Starts no thread: it may be a process that forks."""
+
+    def watch_parent(self, parent: int) -> None:
+        """In a child that forks no more: where the system does not see to it, a thread ends it when its parent ends. A
+        process that is busy reads nothing from its channel."""
+
+    def kill(self, pid: int) -> None:
+        """Ends a process at once. Nothing happens if it has just ended."""
+        raise NotImplementedError
+
+    def kill_session(self, leader: int) -> None:
+        """Ends what is left of the session of a process that has ended: children that were stopped before they could
+        ask to die with it, or that it knew nothing of."""
+
+    def describe_status(self, status: int) -> Status:
+        """status: as subprocess has it."""
+        return Status(f"exited with status {status}")
+
+    def is_exiting(self, pid: int) -> bool:
+        """Whether a process is about to be gone by itself, so that a signal changes nothing. True where nobody can
+        say."""
+        return True
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether a process was stopped by a signal, and not by a debugger. False where nobody can say."""
+        return False
+
+    def prefer_as_victim(self) -> None:
+        """If the kernel has to end somebody for want of memory, let it be this process: it can be replaced."""
+
+    def max_descriptors(self) -> int:
+        """File descriptors that a process of this user may have open."""
+        return 512
+
+    def list_interrupts(self) -> tuple[signal.Signals, ...]:
+        """The signals by which somebody asks a program to end in order."""
+        return (signal.SIGINT, signal.SIGTERM)
+
+    # -- around a fork -------------------------------------------------------------------------------------------
+
+    def run_at_fork(
+        self, before: Callable[[], None] | None = None, after_in_child: Callable[[], None] | None = None
+    ) -> None:
+        """Whenever this process forks."""
+
+    def restore_signals(self) -> None:
+        """In a forked child: default signal handling; a write to a closed pipe stays an exception, as everywhere in
+        Python."""
+        raise NotImplementedError
+
+    def close_inherited(self, keep: set[int]) -> None:
+        """In a forked child: closes every file descriptor above stderr that is not to be kept.
+
+        Files that a model has open stay so (Linux): opened anew, because descriptors that are inherited have one
+        position together, and whoever reads would move it for all. The other numbers stay taken, by a descriptor that
+        can be closed and nothing else: an object that was inherited closes its number again once it is collected, and
+        by then that would be another's.
+        """
+        raise NotImplementedError
+
+    # -- memory --------------------------------------------------------------------------------------------------
+
+    def release_free_memory(self) -> None:
+        """Gives the kernel what malloc holds back of memory that has been freed."""
+
+    def protect(self, address: int, size: int) -> None:
+        """Makes memory read-only for this process, and for all that are forked from it. address, size: bytes, of whole
+        pages. Raises OSError."""
+        raise NotImplementedError
+
+    def populate(self, address: int, size: int) -> None:
+        """Enters mapped memory into this process's page tables at once. Advice."""
+
+    def page_out(self, address: int, size: int) -> None:
+        """Lets the kernel take back pages that can be had again. Advice: nothing is lost."""
+
+    def is_copied_on_write(self, address: int, size: int) -> bool:
+        """Whether a process that writes there gets a copy of its own, once it is forked. What torch.multiprocessing has
+        shared, or a file that is mapped, may be everybody's, or read-only. False where nobody can say."""
+        return False
+
+    def watch_faults(self, describe: Callable[[int], bytes], fd: int) -> None:
+        """Makes this process write to `fd` what `describe` says of the address that an instruction could not reach,
+        before SIGSEGV ends it. Nothing where only the system itself says it."""
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def sync_folder(self, path: Path) -> None:
+        """Until what it lists is on the disk."""
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Gives a file the name of another, which is gone then. Raises OSError."""
+        source.replace(target)
+
+    def extend(self, folder: Path) -> Path:
+        """The folder by a name below which paths may be of any length."""
+        return folder
+
+    def is_other_user(self, status: os.stat_result) -> bool:
+        """Whether a file is another user's."""
+        return False
+
+    def read_processor(self) -> str:
+        """What the processor is and can do; empty where only `platform.processor` says it."""
+        return ""
