@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.prefork.command import copy_sample, read_outputs, run
+from tests.prefork.command import copy_sample, read_outputs, run, wait_until_gone
 from tests.systems import SYSTEM
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="another system is made of what Linux has")
@@ -99,3 +100,52 @@ def test_calls_survive_workers_that_end_crash_or_are_killed(system: str, tmp_pat
     said = [line.partition(": ")[::2] for line in done.stdout.splitlines()]
     assert [text for _, text in said if text] == [f"{words}; {_TWICE}" for words in _ENDINGS[system]]
     assert [text for text, rest in said if not rest] == ["7"] * 4 + ["34650"]
+
+
+# Busy workers, and the pids of all.
+_BUSY = """
+import os, sys, time
+from prefork import Runtime
+
+def load():
+    import torch
+    return torch.nn.Linear(8, 8)
+
+def stay(model):
+    time.sleep(120)
+
+if __name__ == "__main__":
+    with Runtime(load=load, workers=2, strategy=sys.argv[1], notice=lambda text: None) as runtime:
+        for _ in range(2):
+            runtime.submit(stay)
+        while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        pids = runtime.supervisor.list_pids()
+        print(os.getpid(), pids.get("zygote", 0), *(pid for name, pid in pids.items() if "worker" in name), flush=True)
+        time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "strategy", "killed"),
+    [
+        ("win32", "spawn", ["supervisor"]),
+        ("darwin", "spawn", ["supervisor"]),
+        ("darwin", "fork", ["supervisor"]),
+        ("darwin", "fork", ["zygote", "supervisor"]),
+    ],
+)
+def test_busy_workers_do_not_outlive_those_who_started_them(
+    system: str, strategy: str, killed: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_BUSY)
+    command = [sys.executable, str(script), strategy]
+    with subprocess.Popen(command, env={**os.environ, SYSTEM: system}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        supervisor, zygote, *workers = map(int, process.stdout.readline().split())
+        assert process.pid == supervisor and wait_until_gone(workers, 0) == workers and len(workers) == 2
+        for name in killed:
+            os.kill({"supervisor": supervisor, "zygote": zygote}[name], signal.SIGKILL)
+        assert not wait_until_gone([*workers, zygote] if zygote else workers, 5)
