@@ -63,7 +63,7 @@ class OutputFolder:
             self.locate(path)  # again, now that the folders are there
             _write_synced(partial, make)
             written = WrittenFile(str(path), partial.stat().st_size, _digest(partial))
-            partial.replace(final)
+            SYSTEM.replace(partial, final)
             sync_folder(final.parent)
         except BaseException as error:
             with contextlib.suppress(OSError):  # it may not even be there

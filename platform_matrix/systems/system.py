@@ -164,8 +164,12 @@ class System:
         source.replace(target)
 
     def extend(self, folder: Path) -> Path:
-        """The folder by a name below which paths may be of any length."""
+        """The folder by a name below which paths may be of any length. Of a file, its name in such a folder."""
         return folder
+
+    def shorten(self, text: str) -> str:
+        """A text with folders that have been extended as their users call them."""
+        return text
 
     def is_other_user(self, status: os.stat_result) -> bool:
         """Whether a file is another user's."""

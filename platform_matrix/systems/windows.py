@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
+import ntpath
 import os
 import signal
 import socket
@@ -33,7 +35,8 @@ _CRASHES = {  # ntstatus.h
     0xC0000374: "a damaged heap",
     0xC0000409: "a damaged stack, or abort()",
 }
-_LONG = "\\\\?\\"  # before a path that may be longer than 260 characters
+_LONG = "\\\\?\\"  # before a path that may be longer than 260 characters, and
+_LONG_SHARE = "\\\\?\\UNC\\"  # in place of the \\\\ of one on another machine
 _PATIENCE = 5.0  # seconds that a file may be open elsewhere: virus scanners and indexers look at what is new
 _RETRY_SECONDS = 0.02
 
@@ -86,19 +89,22 @@ class Windows(System):
         return found
 
     def bind(self, child: subprocess.Popen[bytes]) -> None:
-        """By a job object, which ends all that is in it when the last handle of it is closed. Raises OSError."""
-        if not self._kernel.AssignProcessToJobObject(self._job, int(child._handle)) and child.poll() is None:  # type: ignore[attr-defined]
-            raise _fail("cannot put a process into the job object that ends it with this one")
+        """By a job object, which ends all that is in it when the last handle of it is closed."""
+        job = self._job
+        if job and not self._kernel.AssignProcessToJobObject(job, int(child._handle)) and child.poll() is None:  # type: ignore[attr-defined]
+            _warn("no process can be put into a job object")
+            self.__dict__["_job"] = 0
 
     @cached_property
     def _job(self) -> int:
+        """A handle, which is closed when this process ends; 0 if there can be none."""
         job = self._kernel.CreateJobObjectW(None, None)
         limits = _ExtendedLimits(_BasicLimits(flags=_KILL_ON_JOB_CLOSE))
-        if not job or not self._kernel.SetInformationJobObject(
-            job, _EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)
-        ):
-            raise _fail("cannot make a job object that ends processes with this one")
-        return int(job)
+        size = ctypes.sizeof(limits)
+        if job and self._kernel.SetInformationJobObject(job, _EXTENDED_LIMITS, ctypes.byref(limits), size):
+            return int(job)
+        _warn("no job object can be made")
+        return 0
 
     @cached_property
     def _kernel(self) -> Any:
@@ -136,7 +142,7 @@ class Windows(System):
 
     def protect(self, address: int, size: int) -> None:
         if not self._kernel.VirtualProtect(address, size, _PAGE_READONLY, ctypes.byref(ctypes.c_uint32())):
-            raise _fail("VirtualProtect refused it")
+            raise OSError(_ctypes.get_last_error(), _describe_failure())
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -155,8 +161,11 @@ class Windows(System):
         """Where the registry has not lifted the limit of 260 characters (LongPathsEnabled)."""
         if self._takes_long_paths or str(folder).startswith(_LONG):
             return folder
-        path = os.path.abspath(folder)  # noqa: PTH100  links stay
-        return Path(f"{_LONG}UNC\\{path[2:]}" if path.startswith("\\\\") else f"{_LONG}{path}")
+        path = ntpath.abspath(folder)
+        return Path(f"{_LONG_SHARE}{path[2:]}" if path.startswith("\\\\") else f"{_LONG}{path}")
+
+    def shorten(self, text: str) -> str:
+        return text.replace(_LONG_SHARE, "\\\\").replace(_LONG, "")
 
     @cached_property
     def _takes_long_paths(self) -> bool:
@@ -164,8 +173,15 @@ class Windows(System):
         return asks is not None and bool(asks() & 0xFF)
 
 
-def _fail(what: str) -> OSError:
-    return OSError(_ctypes.get_last_error(), f"{what}: {_ctypes.FormatError(_ctypes.get_last_error()).strip()}")
+def _describe_failure() -> str:
+    """What the last call into Windows said."""
+    return str(_ctypes.FormatError(_ctypes.get_last_error())).strip()
+
+
+def _warn(what: str) -> None:
+    logging.getLogger("prefork").warning(
+        "%s (%s): should this process be ended by force, end its python.exe processes too", what, _describe_failure()
+    )
 
 
 # What type checkers do not know of on other systems.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from tests.systems import for_prefork, is_asked_by_prefork
+from tests.systems import for_prefork, is_asked_by_prefork, is_meant_by_prefork
 
 _TERMINATED = 1  # exit status of a process that TerminateProcess has ended, as Popen.kill has it
 _CRASHES = {signal.SIGSEGV: 0xC0000005, signal.SIGABRT: 3, signal.SIGILL: 0xC000001D, signal.SIGBUS: 0xC0000006}
@@ -55,6 +56,8 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     os.kill = for_prefork(_end_process, os.kill)
     subprocess.Popen._handle_exitstatus = _take_status  # type: ignore[attr-defined]
     subprocess.Popen._handle = property(lambda child: child.pid)  # type: ignore[attr-defined]
+    os.replace, os.rename = _refuse_if_open(os.replace), _refuse_if_open(os.rename)
+    os.unlink, os.remove = _refuse_if_open(os.unlink), _refuse_if_open(os.remove)
     mmap.mmap = _Mapping  # type: ignore[misc]
     multiprocessing.get_all_start_methods = for_prefork(lambda: ["spawn"], multiprocessing.get_all_start_methods)
     psutil.Process.memory_full_info = _measure
@@ -141,6 +144,35 @@ _Memory = namedtuple("_Memory", "rss vms uss")
 def _measure(process: Any) -> Any:
     found = _own_measure(process)
     return _Memory(found.rss, found.vms, found.uss)
+
+
+def _refuse_if_open(own: Any) -> Any:
+    """What replaces or removes a file: not while it is open or mapped, by whomever."""
+
+    def act(path: Any, *others: Any, **options: Any) -> Any:
+        if is_meant_by_prefork():
+            for place in (path, *others):
+                if is_open(place):
+                    raise PermissionError(13, "The process cannot access the file: it is being used", os.fspath(place))
+        return own(path, *others, **options)
+
+    return act
+
+
+def is_open(path: Any) -> bool:
+    """Whether a process of this user has it open or mapped."""
+    if not Path(path).is_file():
+        return False
+    wanted = os.path.realpath(path)
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if f" {wanted}\n" in Path(f"/proc/{process}/maps").read_text():
+                return True
+            for fd in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if str(Path(f"/proc/{process}/fd/{fd}").readlink()) == wanted:
+                        return True
+    return False
 
 
 def _take_status(child: Any, status: int, *arguments: Any) -> None:
