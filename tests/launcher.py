@@ -435,7 +435,11 @@ def _open(name: str, fd: int, mode: str) -> io.TextIOWrapper:
     unbuffered = mode == "w" and bool(os.environ.get("PYTHONUNBUFFERED"))
     buffer: Any = raw if unbuffered else io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
     lines = not unbuffered and (name == "stderr" or raw.isatty())
-    return io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=lines, write_through=unbuffered)
+    encoding, errors = old.encoding, old.errors
+    if said := os.environ.get("PYTHONIOENCODING"):
+        encoding, _, errors = said.partition(":")
+        errors = old.errors if name == "stderr" else errors or "strict"
+    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines, write_through=unbuffered)
 
 
 def _prepare_to_ask(environment: Mapping[str, str]) -> None:

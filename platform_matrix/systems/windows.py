@@ -69,11 +69,10 @@ class Windows(System):
     def find_python(self) -> Python:
         """Not sys.executable in a virtual environment: that is a launcher, whose child would be the real process, with
         another pid. The same as multiprocessing.popen_spawn_win32 starts (https://bugs.python.org/issue35797)."""
-        environment = {"PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", "utf-8:backslashreplace")}
         base = getattr(sys, "_base_executable", sys.executable)
         if os.path.normcase(base) == os.path.normcase(sys.executable):
-            return Python(sys.executable, environment)
-        return Python(base, {**environment, "__PYVENV_LAUNCHER__": sys.executable})
+            return super().find_python()
+        return Python(base, {"__PYVENV_LAUNCHER__": sys.executable})
 
     def prepare_handover(self, there: socket.socket) -> Handover:
         """It makes its own from what is written to its stdin. Of a group of its own: Ctrl-C is for the supervisor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import selectors
 import socket
@@ -177,6 +178,7 @@ class ChildProcess:
 
 def run(module: str) -> None:
     """In the child: its life, or, if what it needs cannot be imported, the reason over the channel."""
+    _write_utf8()
     try:
         main = import_module(f"prefork.{module}").main
     except Exception as error:
@@ -188,6 +190,16 @@ def run(module: str) -> None:
             channel.send(LoadFailed(line))
         return
     main()
+
+
+def _write_utf8() -> None:
+    """What the supervisor reads of it is UTF-8, whatever the user's locale or code page."""
+    streams = [sys.stderr]
+    with contextlib.suppress(OSError):  # stdout is closed
+        streams += [sys.stdout] if os.path.sameopenfile(1, 2) else []
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def open_channel(forks: bool = False) -> Channel:

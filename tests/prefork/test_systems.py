@@ -207,7 +207,7 @@ def test_windows_interrupts_end_in_order_what_runs(number: signal.Signals, tmp_p
         output, _ = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     summary = json.loads(output.splitlines()[-1])
-    assert summary["unfinished"] > 0 and summary["failed"] == 0 and summary["workers_died"] == 0
+    assert summary["unfinished"] > 0 and summary["failed"] == {} and summary["deaths"] == 0
 
 
 def test_a_console_of_windows_shows_what_it_can(tmp_path: Path) -> None:
@@ -220,3 +220,13 @@ def test_a_console_of_windows_shows_what_it_can(tmp_path: Path) -> None:
         assert done.returncode == (1 if arguments[0] == "align" else 0), done.stderr
         assert "Traceback" not in done.stderr
     assert (tmp_path / "out" / "Łódź.cha").is_file()
+
+
+@pytest.mark.usefixtures("script_engine")
+def test_what_a_model_prints_needs_no_console_that_has_its_letters(tmp_path: Path) -> None:
+    """What goes to prefork's log is UTF-8, whatever the code page."""
+    write_script(tmp_path / "in", "job", "print 日本 Łódź", "say x")
+    environment: Any = {SYSTEM: "win32", "PYTHONIOENCODING": "cp1252"}
+    done = run("align", tmp_path / "in", tmp_path / "out", "--engine", "script", "--format", "json", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "日本 Łódź" in (tmp_path / "out" / ".prefork" / "log.txt").read_text(encoding="utf-8")

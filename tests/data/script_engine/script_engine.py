@@ -48,6 +48,8 @@ class ScriptEngine(Engine):
         verb, _, rest = segment.content.partition(" ")
         if verb in ("take", "keep"):
             _allocate(int(rest), keep=verb == "keep")
+        elif verb == "print":
+            print(rest)
         elif verb != "say":
             _act(verb, rest)
         return {"length": torch.tensor([float(len(rest))])}
