@@ -46,9 +46,9 @@ from typing import Any, NoReturn
 
 from prefork.platform_matrix.systems import SYSTEM
 from tests import systems
+from tests.environment import LAUNCHER, THREADS
 from tests.launcher_client import REFUSED
 
-LAUNCHER = "tests.launcher"  # the command line of a launcher
 HARMLESS = "PREFORK_TESTS_HARMLESS"  # folders of PYTHONPATH that have no module in place of one that is imported
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.wire.child` writes it, what asks torch for the devices, as
@@ -80,9 +80,7 @@ _IMPORTED = (
     *("prefork.engines.whisper.aligner", "prefork.engines.stanza.tagger", "prefork.engines.alignment.word_matching"),
     *("transformers.models.wav2vec2", "transformers.models.whisper", "transformers.models.auto.modeling_auto"),
 )
-_THREADS = "OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|GOMP"
-FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
-_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
+_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{THREADS})_|LANG")
 _READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
 _WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # a launcher has them; only a server asks for them
 _ALLOCATOR = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # what imports pandas imports pyarrow, if it is there

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import stat
@@ -65,6 +64,8 @@ class Linux(Posix):
         return os.open(os.devnull, os.O_PATH)
 
     def reopen(self, fd: int) -> bool:
+        import fcntl
+
         link = f"/proc/self/fd/{fd}"
         if not stat.S_ISREG(os.fstat(fd).st_mode) or os.readlink(link).startswith("/memfd:"):  # noqa: PTH115
             return False

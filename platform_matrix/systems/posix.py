@@ -16,7 +16,7 @@ from typing import Any
 
 from prefork.platform_matrix.systems.system import Handover, Status, System
 
-_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
 
 class Posix(System):
@@ -53,9 +53,9 @@ class Posix(System):
             name = signal.Signals(-status).name
         except ValueError:
             name = f"signal {-status}"
-        killed = -status == signal.SIGKILL
+        killed = name == "SIGKILL"
         perhaps = ", perhaps by the kernel because memory ran out" if killed else ""
-        return Status(f"was killed by {name}{perhaps}", killed, -status in _FROM_OUTSIDE)
+        return Status(f"was killed by {name}{perhaps}", killed, name in _FROM_OUTSIDE)
 
     def max_descriptors(self) -> int:
         import resource

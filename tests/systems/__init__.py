@@ -26,24 +26,26 @@ from tests.systems.stubs import find_missing
 
 SYSTEM = "PREFORK_TESTS_SYSTEM"  # the variable: a value of sys.platform, or none
 _MODULES = ("os", "signal", "socket", "select", "mmap", "sys", "subprocess", "time", "platform", "ctypes")
-_POSIX = ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
+POSIX = ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
 _CLASSES = (("socket", "_socket"), ("mmap", "mmap"))  # whose methods are looked at too, and which stub has them
-_OTHERS = {
-    "win32": ("/proc", "/sys", "/dev/shm", "/dev/fd"),
-    "darwin": ("/proc", "/sys", "/dev/shm"),
-}
+LINUX_FILES = ("/proc", "/sys", "/dev/shm")
+_OTHERS = {"win32": (*LINUX_FILES, "/dev/fd"), "darwin": LINUX_FILES}
+_MAKERS = ("tests.systems", "tests.launcher", "tests.conftest")
+_packages = {"prefork"}
 _FILES = {"open", "os.listdir", "os.scandir"}  # events of sys.addaudithook, with a path first
 
 
-def become(system: str) -> None:
-    """From here on. What of prefork has been imported is imported again."""
+def become(system: str, *packages: str) -> None:
+    """From here on. What of prefork has been imported is imported again. packages: whose modules find the system too,
+    beside prefork's."""
+    _packages.update(packages)
     for name in [name for name in sys.modules if is_prefork(name)]:
         del sys.modules[name]
-    absent = _POSIX if system == "win32" else ()
+    absent = POSIX if system == "win32" else ()
     values: dict[str, dict[str, Any]] = {"sys": {"platform": system}}  # by module
     additions = importlib.import_module(f"tests.systems.{'windows' if system == 'win32' else 'macos'}")
     additions.add(values)
-    for name in _MODULES if absent else (*_MODULES, *_POSIX):
+    for name in _MODULES if absent else (*_MODULES, *POSIX):
         _change(importlib.import_module(name), find_missing(name, system), values.get(name, {}))
     for name, stub in _CLASSES:
         for method in find_missing(stub, system, name):
@@ -53,7 +55,8 @@ def become(system: str) -> None:
 
 
 def is_prefork(name: str) -> bool:
-    return name == "prefork" or name.startswith("prefork.")
+    """Whether a module finds the system."""
+    return name.partition(".")[0] in _packages and not name.startswith(_MAKERS)
 
 
 def is_asked_by_prefork(depth: int = 2) -> bool:
