@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Tensors
 from prefork.engines.batching import Batcher, Batching
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.wire.messages import Export
-from prefork.work.torch_state import speed_up
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -62,7 +62,7 @@ class Loaded:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices[place]
             device = "cuda"
         guard = attach(self.arena, self.models, make_memory(export.kind), export)
-        speed_up(device)
+        find_kind(device).speed_up()
         return replace(self, device=device, arena=None, guard=guard, exports=())
 
     def compute(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:

@@ -13,12 +13,14 @@ import time
 import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefork.engines import registry
 from prefork.engines.base import Engine, LoadError, Segment
 from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
@@ -28,7 +30,7 @@ from prefork.wire.process import flush_output
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.wording import describe_os_error
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
-from prefork.work.torch_state import hide_mps, speed_up
+from prefork.work.torch_state import hide_mps
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -108,8 +110,8 @@ def _load(specification: Specification) -> Loaded:
     device = "cpu" if owned else plan.device
     arena = _share(specification, models) if plan.shared and device == "cpu" else None
     if device != "cpu":
-        models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
-        speed_up(device)
+        models = {name: _move(name, model, device) for name, model in models.items()}
+        find_kind(device).speed_up()
     options = (specification.checkpoints, specification.batching)
     loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices, fingerprints=fingerprints)
     if plan.devices:
@@ -118,6 +120,24 @@ def _load(specification: Specification) -> Loaded:
         engines[name].verify(output)
     _settle(loaded)
     return loaded
+
+
+def _move(name: str, model: Any, device: str) -> Any:
+    """A model on a device, if it can be moved. Raises LoadError for weights that the device cannot hold."""
+    import torch
+
+    if not hasattr(model, "to"):
+        return model
+    lacks = {getattr(torch, dtype) for dtype in find_kind(device).lacks}
+    if lacks and isinstance(model, torch.nn.Module):
+        for weight, tensor in chain(model.named_parameters(), model.named_buffers()):
+            if tensor.dtype in lacks:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise LoadError(
+                    f"{name}: its tensor {weight} is {dtype}, which {device} cannot hold; load the model in float32, "
+                    "or run with --force-cpu"
+                )
+    return model.to(device)
 
 
 def _settle(loaded: Loaded) -> None:

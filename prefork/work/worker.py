@@ -21,7 +21,7 @@ from prefork.cache.pieces import DescribedSegment, Piece, SplitJob
 from prefork.engines.base import Engine, HostEngine, Job, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
-from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
+from prefork.memory.monitor import DeviceMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
@@ -137,7 +137,7 @@ def _make_monitor(device: str) -> MemoryMonitor:
     logger = logging.getLogger("prefork.memory")
     logger.addHandler(logging.StreamHandler(sys.stderr))
     logger.setLevel(logging.INFO)
-    return MemoryMonitor(CUDAMeter(device) if device.startswith("cuda") else HostMeter(), logger)
+    return MemoryMonitor(HostMeter() if device == "cpu" else DeviceMeter(device), logger)
 
 
 def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
