@@ -54,7 +54,7 @@ _WORDS: dict[type, str] = {str: "a string", int: "a whole number", bool: "true o
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, or an instance of one. memory, free: bytes; of the whole machine for mps.
+    """A GPU, or an instance of one. memory, free: bytes; for mps what Metal recommends that it takes of the machine's.
 
     free: when it was asked, in this run; 0 if an earlier run asked (only that of mps is always known).
     capability: "9.0" of cuda, "gfx90a" of rocm. uuid: without what NVIDIA writes before it. busy: why it could not be
@@ -255,13 +255,12 @@ def _open_cache() -> Cache:
 
 
 def _load(key: str) -> Devices | None:
-    """An earlier run's answer, with the memory that is free brought up to date where that needs no driver."""
+    """An earlier run's answer, without what may have changed since."""
     try:
         devices = build(Devices, _open_cache().load(key))
     except ValueError:  # none yet, or one of another version
         return None
-    available = psutil.virtual_memory().available
-    present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0, busy="") for d in devices.present]
+    present = [replace(d, free=d.memory if d.kind == "mps" else 0, busy="") for d in devices.present]
     return replace(devices, present=tuple(present))
 
 
@@ -348,8 +347,8 @@ def _look() -> Devices:
         return replace(devices, error=_leave_out_advice(_make_line(str(warned[0].message))))
     present = [_describe_gpu(torch, index, built[0]) for index in range(count)]
     if torch.backends.mps.is_available():
-        memory = psutil.virtual_memory()
-        present.append(Device("mps", f"Apple GPU ({platform.machine()})", memory.total, memory.available))
+        memory = min(torch.mps.recommended_max_memory(), psutil.virtual_memory().total)
+        present.append(Device("mps", f"Apple GPU ({platform.machine()})", memory, memory))
     return replace(devices, present=tuple(present))
 
 

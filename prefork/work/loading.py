@@ -114,8 +114,10 @@ def _load(specification: Specification) -> Loaded:
         find_kind(device).speed_up()
     options = (specification.checkpoints, specification.batching)
     loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices, fingerprints=fingerprints)
-    if plan.devices:
-        loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
+    plan = plan.learn(weights=loaded.count_weights())
+    if plan.allowance is not None:
+        find_kind(device).limit_memory(plan.allowance)
+    loaded = replace(loaded, batch_memory=plan.batch_memory)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
     _settle(loaded)

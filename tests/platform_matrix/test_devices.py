@@ -11,7 +11,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import pytest
 
 from prefork.platform_matrix import devices
@@ -53,6 +52,7 @@ MPS = (
     CPU_ONLY
     + """
 backends.mps.is_built = backends.mps.is_available = lambda: True
+mps = Name(recommended_max_memory=lambda: 3 << 20)
 """
 )
 COUNTED = """
@@ -143,11 +143,13 @@ def test_a_rocm_device_is_not_called_cuda(install: Install) -> None:
     assert found.present == (Device("rocm", "AMD Instinct MI300X", 150 << 30, 1 << 30, "gfx942", "4b-1"),)
 
 
-def test_mps_has_the_memory_of_the_machine(install: Install) -> None:
+def test_mps_has_the_memory_that_metal_recommends(install: Install) -> None:
     install(MPS)
     found = ask_devices()
     assert found.built == ("mps",)
-    assert [(device.kind, device.memory) for device in found.present] == [("mps", psutil.virtual_memory().total)]
+    assert [(device.kind, device.memory, device.free) for device in found.present] == [("mps", 3 << 20, 3 << 20)]
+    devices._answers.clear()  # a later run's, from disk
+    assert ask_devices() == found
 
 
 def test_a_gpu_that_another_process_has_for_itself_has_nothing_free(

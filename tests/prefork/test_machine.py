@@ -36,7 +36,7 @@ MAC: dict[str, Any] = {
     "devices": {
         "torch": "2.11.0",
         "built": ["mps"],
-        "present": [{"kind": "mps", "name": "Apple GPU", "memory": 16 * GB, "free": 9 * GB}],
+        "present": [{"kind": "mps", "name": "Apple GPU", "memory": 12 * GB, "free": 12 * GB}],
     },
 }
 
