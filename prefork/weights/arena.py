@@ -27,7 +27,7 @@ from prefork.weights.walk import (
     visit,
     walk,
 )
-from prefork.wire.memory_file import open_memory
+from prefork.wire.memory_file import HAS_NAMELESS, find_want, open_memory
 
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
@@ -78,13 +78,15 @@ class Arena:
         path: a file that takes the weights, for `describe`; else they are in memory without a name. private: patterns
         of the names of tensors that are not moved, and can be written to by each process alone. Tensors keep their
         identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
-        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
+        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU, or if the
+        disk of the file has no room.
         """
         unique = _set_apart(collect(models), private)
         size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
         fd = _open_backing(size, path)
         arena = cls(fd, size, mmap.ACCESS_WRITE, path)
-        os.close(fd)
+        if fd != -1:
+            os.close(fd)
         offset = 0
         while unique:
             storage = unique.pop(0)
@@ -272,7 +274,13 @@ def measure_weights(models: Mapping[str, Any]) -> int:
 
 
 def _open_backing(size: int, path: str | None) -> int:
-    """A file, by default without a name: memory that is accounted once, however many processes map it."""
+    """A file, by default without a name: memory that is accounted once, however many processes map it. -1 for memory
+    that only processes have which are forked, where a file without a name would be on a disk. Raises ValueError if there
+    is no room for it."""
+    if path is None and not HAS_NAMELESS:
+        return -1
+    if path is not None and (want := find_want(path, size)):
+        raise ValueError(want)
     fd = open_memory() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     os.truncate(fd, 0)
     os.truncate(fd, size)

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.memory_file import open_memory
+from prefork.wire.memory_file import HAS_NAMELESS, open_memory
 
-CAN_SHARE = hasattr(os, "memfd_create")  # elsewhere memory has to be a file on a disk, or have a name
 LARGE = 1 << 16  # bytes from which a buffer is placed in a block; below, it costs less to copy it
 MOST_BLOCKS = 64  # of one process
 IDLE_SECONDS = 5.0  # after which a block that nobody has used is given back
@@ -95,7 +95,7 @@ class Blocks:
         """Copies it into a block that is free, or, if it is small or there is no more room for blocks, just copies
         it."""
         view = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer)
-        block = self._take(view.nbytes) if CAN_SHARE and view.nbytes >= LARGE else None
+        block = self._take(view.nbytes) if HAS_NAMELESS and view.nbytes >= LARGE else None
         if block is None:
             return bytearray(view)
         _copy(block.memory, view)
