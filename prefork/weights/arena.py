@@ -275,8 +275,8 @@ def measure_weights(models: Mapping[str, Any]) -> int:
 
 def _open_backing(size: int, path: str | None) -> int:
     """A file, by default without a name: memory that is accounted once, however many processes map it. -1 for memory
-    that only processes have which are forked, where a file without a name would be on a disk. Raises ValueError if there
-    is no room for it."""
+    that only forked processes have, where a file without a name would be on a disk. Raises ValueError if there is no
+    room for it."""
     if path is None and not HAS_NAMELESS:
         return -1
     if path is not None and (want := find_want(path, size)):
