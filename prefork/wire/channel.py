@@ -118,7 +118,7 @@ class Channel:
                 return _decode(data, kind), fds
 
     def _is_message(self, kind: int) -> bool:
-        """Whether what has come is one, and not the word that descriptors have come; if it asks for that, it is sent."""
+        """Whether what has come is one, and not the word that descriptors have come; sends that if it is asked for."""
         if kind == _RECEIVED:
             _close_all(self._sent.popleft())
         elif kind & _KEPT:
