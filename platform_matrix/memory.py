@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from prefork.platform_matrix import macos
 from prefork.platform_matrix.devices import read_text
 
 _MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
@@ -24,7 +25,9 @@ class MachineMemory:
     limit: what may be used by all processes together. available: what of it is still free, or would be given back at
     once. some, full: percent of the last ten seconds in which some, or all, processes waited for memory (PSI), None
     where the kernel does not say. kills: processes that the kernel has ended for want of memory, since some time or
-    other; only that it grows means something.
+    other; only that it grows means something. pressure: how short memory is by the system's own account, see
+    `macos.read_pressure`; None where it gives none. Where it does, little may be available all the time without any
+    harm, and `unused` is what is left of the limits set on us.
     """
 
     limit: int
@@ -33,19 +36,30 @@ class MachineMemory:
     some: float | None = None
     full: float | None = None
     kills: int = 0
+    pressure: int | None = None
+    unused: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Bytes of what must not run out."""
+        return self.available if self.pressure is None else self.unused
 
 
 def read_memory(root: Path = Path("/"), address_space: int = 0) -> MachineMemory:
     """As it is now, in about 0.3 ms. root: where /proc and /sys are. address_space: bytes, of the largest process that
     RLIMIT_AS holds for beside this one."""
     ram = psutil.virtual_memory()
+    there, pressure = ram.available, None
+    if sys.platform == "darwin":
+        there, pressure = max(there, macos.measure_available()), macos.read_pressure()
     groups = _read_limits(root)
     space = _read_address_space()
     limit = min(ram.total, space, *(allowed for allowed, _ in groups), math.inf)
     free = [max(0, allowed - used) for allowed, used in groups]
-    available = min(ram.available, limit, max(0, space - address_space), *free, math.inf)
+    unused = min(max(0, space - address_space), *free, math.inf)
+    available = min(there, limit, unused)
     some, full = _read_pressure(root)
-    return MachineMemory(int(limit), int(available), ram.total, some, full, _count_kills(root))
+    return MachineMemory(int(limit), int(available), ram.total, some, full, _count_kills(root), pressure, unused)
 
 
 def keep_back(limit: int) -> int:

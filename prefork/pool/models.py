@@ -17,7 +17,6 @@ from prefork.pool.actions import (
     EndZygote,
     KillZygote,
     LogText,
-    MeasureLoaded,
     OpenArena,
     Outbox,
     SendZygote,
@@ -187,7 +186,9 @@ class Models:
                     self._outbox.notify(text)
             self._policy.begin(plan, inventory.weights)
             self.workers.size = plan.workers
-        self._outbox.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
+        if inventory.memory is not None:
+            weights = 0 if self.servers is not None else inventory.weights
+            self._policy.note_loaded(inventory.memory.pss, weights, self._has_zygote, plan.shared)
 
     def handle_failure(self, message: LoadFailed) -> None:
         if message.traceback:

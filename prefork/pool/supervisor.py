@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
 from prefork.memory.governor import Governor
-from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.calls import Call
@@ -247,7 +246,8 @@ class Supervisor:
                 stopped.end(processes.list_pids, time.monotonic())
                 self._measure(pool, processes)
                 self._feed(Tick())
-            self.memory = {n: m for n, pid in processes.list_pids().items() if (m := measure_memory(pid))}
+            pids = processes.list_pids()
+            self.memory = {n: m for n, pid in pids.items() if (m := self.governor.measure_memory(n, pid))}
         except BaseException as error:  # noqa: BLE001  nobody else is there to say that the loop has ended
             self._failure = self.failure or error
         finally:

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.wire.memory_file import open_memory
 from prefork.wire.memory_file import HAS_NAMELESS, open_memory
 
 LARGE = 1 << 16  # bytes from which a buffer is placed in a block; below, it costs less to copy it

@@ -76,7 +76,7 @@ def _remove_abandoned(folder: Path) -> None:
 def _is_over(pid: int, written: float) -> bool:
     """Whether the process has ended that wrote a file then; its number may be another's by now."""
     try:
-        return psutil.Process(pid).create_time() > written + _WAVERING
+        return bool(psutil.Process(pid).create_time() > written + _WAVERING)
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

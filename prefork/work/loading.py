@@ -20,6 +20,7 @@ from prefork.engines import registry
 from prefork.engines.base import Engine, LoadError, Segment
 from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
+from prefork.memory.probe import measure_self
 from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
@@ -225,6 +226,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         batches=loaded.list_batches(),
         warnings=tuple(loaded.list_warnings()),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
+        memory=measure_self(loaded.arena.size if loaded.arena is not None else 0),
     )
 
 

@@ -51,6 +51,10 @@ class Policy:
 
     def begin(self, plan: Plan, weights: int) -> None: ...
 
+    def note_loaded(self, size: int, weights: int, forks: bool, shared: bool) -> None: ...
+
+    def note_memory(self, worker: str, memory: Memory) -> None: ...
+
     def note_kill(self) -> None:
         self.kills += 1
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ def on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """As on macOS and Windows. The folder that such files are in."""
     for module in (memory_file, arenas):
         monkeypatch.setattr(module, "HAS_NAMELESS", False)
-    monkeypatch.setattr(memory_file.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
@@ -75,7 +77,7 @@ def _list_deleted(folder: Path) -> list[str]:
 def test_a_disk_without_room_is_refused_before_anything_is_written(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=200 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200 << 20))
     memory = MemoryFile()
     with pytest.raises(ValueError, match=r"take 0.00 GB on the disk of .*, where 0.21 GB are free; .*TMPDIR"):
         Arena.pack({"score": torch.nn.Linear(4, 4)}, memory.path)

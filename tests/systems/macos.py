@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import select
 from collections import namedtuple
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+import re
+from pathlib import Path
 
 import psutil
 
+PRESSURE = "PREFORK_TESTS_PRESSURE"  # the variable: how short memory is, 1, 2 or 4
 _LINUX = frozenset({"prctl", "malloc_trim", "memfd_create"})  # functions of its C library alone
 _own_load = ctypes.CDLL
 
@@ -27,6 +31,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
         "KQ_NOTE_EXIT": 0x80000000,
     }
     psutil.Process.memory_full_info = _measure
+    psutil.virtual_memory = _look
 
 
 def _load_library(name: str | None, *arguments: Any, **options: Any) -> Any:
@@ -82,9 +87,45 @@ def _name_image(_: int) -> None:
     return None
 
 
-_FUNCTIONS = {"_dyld_image_count": _count_images, "_dyld_get_image_name": _name_image}
+def _measure_footprint(pid: int, _flavor: int, info: Any) -> int:
+    """Of shared memory what the process has looked at counts as its own, as on macOS."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return -1
+    sizes = dict(re.findall(r"^(RssAnon|RssShmem):\s+(\d+) kB", status, re.MULTILINE))
+    info._obj.phys_footprint = 1024 * sum(map(int, sizes.values()))
+    return 0
+
+
+def _read_system(name: bytes, value: Any, _size: Any, _new: Any, _new_size: Any) -> int:
+    """A Mac has little available all the time, most of which is full of files; and is not short of memory for that."""
+    numbers = {
+        b"kern.memorystatus_vm_pressure_level": int(os.environ.get(PRESSURE, "1")),
+        b"vm.page_free_count": 1000,
+        b"vm.page_pageable_external_count": _own_look().available // mmap.PAGESIZE,
+        b"vm.page_purgeable_count": 1000,
+    }
+    if name not in numbers:
+        return -1
+    value._obj.value = numbers[name]
+    return 0
+
+
+_FUNCTIONS = {
+    "_dyld_image_count": _count_images,
+    "_dyld_get_image_name": _name_image,
+    "proc_pid_rusage": _measure_footprint,
+    "sysctlbyname": _read_system,
+}
+_own_look = psutil.virtual_memory
 _own_measure = psutil.Process.memory_full_info
 _Memory = namedtuple("_Memory", "rss vms uss")
+
+
+def _look() -> Any:
+    found = _own_look()
+    return found._replace(available=found.total // 50)
 
 
 def _measure(process: Any) -> Any:
