@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from prefork.platform_matrix import macos
 from prefork.platform_matrix.devices import read_text
+from prefork.platform_matrix.systems import SYSTEM
 
 _MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
 _MOST_DIGITS = 20  # of what the kernel counts in 64 bits
@@ -26,7 +26,7 @@ class MachineMemory:
     once. some, full: percent of the last ten seconds in which some, or all, processes waited for memory (PSI), None
     where the kernel does not say. kills: processes that the kernel has ended for want of memory, since some time or
     other; only that it grows means something. pressure: how short memory is by the system's own account, see
-    `macos.read_pressure`; None where it gives none. Where it does, little may be available all the time without any
+    `System.read_pressure`; None where it gives none. Where it does, little may be available all the time without any
     harm, and `unused` is what is left of the limits set on us.
     """
 
@@ -49,9 +49,7 @@ def read_memory(root: Path = Path("/"), address_space: int = 0) -> MachineMemory
     """As it is now, in about 0.3 ms. root: where /proc and /sys are. address_space: bytes, of the largest process that
     RLIMIT_AS holds for beside this one."""
     ram = psutil.virtual_memory()
-    there, pressure = ram.available, None
-    if sys.platform == "darwin":
-        there, pressure = max(there, macos.measure_available()), macos.read_pressure()
+    there, pressure = max(ram.available, SYSTEM.measure_available()), SYSTEM.read_pressure()
     groups = _read_limits(root)
     space = _read_address_space()
     limit = min(ram.total, space, *(allowed for allowed, _ in groups), math.inf)

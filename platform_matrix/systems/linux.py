@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import mmap
 import os
 import signal
 import stat
@@ -37,6 +39,8 @@ class _Sigaction(ctypes.Structure):
 
 
 class Linux(Posix):
+    has_nameless_files = True
+    knows_shares = True
     descriptors = Path("/proc/self/fd")
 
     # -- processes ---------------------------------------------------------------------------------------------
@@ -79,6 +83,14 @@ class Linux(Posix):
         return True
 
     # -- memory --------------------------------------------------------------------------------------------------
+
+    def count_own(self, pid: int) -> int | None:
+        """Resident in private mappings, those shared with a parent since a fork included."""
+        try:
+            fields = Path(f"/proc/{pid}/statm").read_text().split()
+        except OSError:
+            return None
+        return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE if len(fields) > 2 else None
 
     def release_free_memory(self) -> None:
         """glibc alone knows how.

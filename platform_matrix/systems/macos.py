@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import select
 import threading
@@ -9,8 +11,27 @@ from typing import Any
 
 from prefork.platform_matrix.systems.posix import Posix
 
+_RUSAGE_INFO_V0 = 0  # libproc.h
+_AVAILABLE = ("vm.page_free_count", "vm.page_pageable_external_count", "vm.page_purgeable_count")
+
+
+class _RusageInfo(ctypes.Structure):
+    """struct rusage_info_v0, sys/resource.h."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_uint8 * 16),
+        *((name, ctypes.c_uint64) for name in ("user_time", "system_time", "pkg_idle_wkups", "interrupt_wkups")),
+        *((name, ctypes.c_uint64) for name in ("pageins", "wired_size", "resident_size", "phys_footprint")),
+        *((name, ctypes.c_uint64) for name in ("proc_start_abstime", "proc_exit_abstime")),
+    )
+
 
 class MacOS(Posix):
+    loses_descriptors = True
+    hides_memory = True
+
+    # -- processes ---------------------------------------------------------------------------------------------
+
     def watch_parent(self, parent: int) -> None:
         """The kernel tells of its end: NOTE_EXIT, kqueue(2)."""
         queue = _select.kqueue()
@@ -22,6 +43,31 @@ class MacOS(Posix):
         if os.getppid() != parent:
             os._exit(1)
         threading.Thread(target=_wait_and_end, args=(queue,), name="prefork-parent", daemon=True).start()
+
+    # -- memory --------------------------------------------------------------------------------------------------
+
+    def count_own(self, pid: int) -> int | None:
+        """What Activity Monitor shows, compressed memory and the GPU's included. Pages that a forked process has looked
+        at and not written to are among them."""
+        info = _RusageInfo()
+        failed = ctypes.CDLL(None).proc_pid_rusage(pid, _RUSAGE_INFO_V0, ctypes.byref(info))
+        return None if failed else int(info.phys_footprint)
+
+    def read_pressure(self) -> int | None:
+        return _read_number("kern.memorystatus_vm_pressure_level")
+
+    def measure_available(self) -> int:
+        """Free, of files, and what programs have said they can do without. psutil counts a part of it, and little: the
+        system keeps memory full of files."""
+        return mmap.PAGESIZE * sum(_read_number(name) or 0 for name in _AVAILABLE)
+
+
+def _read_number(name: str) -> int | None:
+    """sysctl(3); None if the system has none of that name."""
+    value, size = ctypes.c_uint64(), ctypes.c_size_t(8)
+    library = ctypes.CDLL(None)
+    failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else value.value
 
 
 def _wait_and_end(queue: Any) -> None:

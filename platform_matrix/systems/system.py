@@ -44,7 +44,11 @@ class System:
 
     can_fork = False
     passes_descriptors = False  # with messages, from process to process
+    loses_descriptors = False  # that are closed here before the other process has taken them
     waits_for_pipes = False  # `selectors` takes more than sockets
+    has_nameless_files = False  # in memory, which end with the last who has them
+    hides_memory = False  # no process may look at another's page tables
+    knows_shares = False  # how many processes share a page, and not only what is a process's own
     terminal = ""  # what a terminal is called that no TERM describes
 
     # -- processes ---------------------------------------------------------------------------------------------
@@ -133,6 +137,20 @@ class System:
 
     def release_free_memory(self) -> None:
         """Gives the kernel what malloc holds back of memory that has been freed."""
+
+    def count_own(self, pid: int) -> int | None:
+        """Bytes of a process, counted cheaply: what they grow by, its own memory has grown by. None where nobody can
+        say, or if it is gone."""
+        return None
+
+    def read_pressure(self) -> int | None:
+        """How short memory is by the system's own account: 1 not at all, 2 it warns, 4 it is about to end processes.
+        None where it gives none: then it shows in what is available."""
+        return None
+
+    def measure_available(self) -> int:
+        """Bytes that are free or would be given up at once; 0 where psutil knows them best."""
+        return 0
 
     def protect(self, address: int, size: int) -> None:
         """Makes memory read-only for this process, and for all that are forked from it. address, size: bytes, of whole

@@ -20,11 +20,11 @@ from prefork.memory.admission import Holder, Level
 from prefork.memory.memlog import EventName, MemoryLog
 from prefork.memory.observation import SUPERVISOR, GPULoads, Observation
 from prefork.memory.prediction import Demand, Predictor, is_close
-from prefork.memory.probe import KNOWS_SHARES
 from prefork.memory.tally import Limits, Tally, describe_subjects
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.memory import MachineMemory, format_gigabytes, keep_back, read_memory
 from prefork.platform_matrix.nvml import LoadMeter
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory, Usage
 
 _LOOK_SECONDS = 0.25  # between two looks at the machine
@@ -114,7 +114,7 @@ class Governor:
         self.tally.loaded = max(size, self.tally.loaded)
         self._predictor.learn_libraries(max(0, size - weights))
         self._observation.shared = size if forks else None
-        self._observation.mapped = weights if shared and not (forks or KNOWS_SHARES) else 0
+        self._observation.mapped = weights if shared and not (forks or SYSTEM.knows_shares) else 0
 
     def note_memory(self, worker: str, memory: Memory) -> None:
         """What it has found of itself after a task."""

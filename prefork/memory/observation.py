@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prefork.memory.probe import HIDES_OTHERS, MemoryProbe, measure_address_space, measure_memory
+from prefork.memory.probe import MemoryProbe, measure_address_space, measure_memory
 from prefork.memory.tally import Tally
 from prefork.platform_matrix.nvml import LoadMeter
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory
 
 ZYGOTE, SUPERVISOR = "zygote", "supervisor"
@@ -75,7 +76,7 @@ class Observation:
     def _is_told(self, name: str) -> bool:
         """Whether nobody else may look at what a process has, and what is counted of it is not its own alone: of one
         that was forked."""
-        return HIDES_OTHERS and self.shared is not None and name not in (SUPERVISOR, ZYGOTE)
+        return SYSTEM.hides_memory and self.shared is not None and name not in (SUPERVISOR, ZYGOTE)
 
     def find(self, name: str) -> Memory | None:
         process = self._processes.get(name)

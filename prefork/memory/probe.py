@@ -6,18 +6,15 @@ import math
 import mmap
 import os
 import re
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from prefork.platform_matrix.macos import read_footprint
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory, Usage
 
-HIDES_OTHERS = sys.platform == "darwin"  # no process may look at another's page tables
-KNOWS_SHARES = sys.platform == "linux"  # and not only what is a process's own
 _WALK_SECONDS = 0.5  # between two walks of a worker through its own page tables: 10 to 20 ms each
 
 
@@ -31,7 +28,7 @@ def measure_memory(pid: int) -> Memory | None:
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:  # on macOS, all but this one
-        counted = _count_own(pid)
+        counted = SYSTEM.count_own(pid)
         return None if counted is None else Memory(counted, counted)
     return Memory(getattr(info, "pss", info.uss), info.uss)
 
@@ -40,7 +37,7 @@ def measure_self(mapped: int) -> Memory | None:
     """This process, as long as nobody shares what it has. mapped: bytes of memory that others are to map, and that the
     process's own do not contain where the system does not know how many share a page."""
     memory = measure_memory(os.getpid())
-    return memory if memory is None or KNOWS_SHARES else replace(memory, pss=memory.uss + mapped)
+    return memory if memory is None or SYSTEM.knows_shares else replace(memory, pss=memory.uss + mapped)
 
 
 class MemoryProbe:
@@ -62,7 +59,7 @@ class MemoryProbe:
 
     def read(self, exact: bool = False) -> Memory | None:
         """None if the process is gone."""
-        counted = _count_own(self.pid)
+        counted = SYSTEM.count_own(self.pid)
         now = time.monotonic()
         is_stale = exact or now - self._walked > self._patience
         if self._exact is None or counted is None or (is_stale and not self._is_told):
@@ -73,7 +70,7 @@ class MemoryProbe:
 
     def take(self, memory: Memory) -> None:
         """What the process has just found of itself."""
-        self._exact, self._counted, self._is_told = memory, _count_own(self.pid) or 0, True
+        self._exact, self._counted, self._is_told = memory, SYSTEM.count_own(self.pid) or 0, True
 
 
 class PeakProbe:
@@ -113,14 +110,6 @@ def measure_address_space(pid: int) -> int:
     """Bytes that a process has mapped, which is what RLIMIT_AS limits; 0 if it is gone."""
     fields = _read(f"/proc/{pid}/statm").split()
     return int(fields[0]) * mmap.PAGESIZE if fields else 0
-
-
-def _count_own(pid: int) -> int | None:
-    """Bytes resident in private mappings, those shared with a parent since a fork included; None if unknown."""
-    if sys.platform == "darwin":
-        return read_footprint(pid)
-    fields = _read(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE if len(fields) > 2 else None
 
 
 def _read(file: str) -> str:

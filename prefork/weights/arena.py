@@ -27,7 +27,7 @@ from prefork.weights.walk import (
     visit,
     walk,
 )
-from prefork.wire.memory_file import HAS_NAMELESS, find_want, open_memory
+from prefork.wire.memory_file import find_want, open_memory
 
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
@@ -277,7 +277,7 @@ def _open_backing(size: int, path: str | None) -> int:
     """A file, by default without a name: memory that is accounted once, however many processes map it. -1 for memory
     that only forked processes have, where a file without a name would be on a disk. Raises ValueError if there is no
     room for it."""
-    if path is None and not HAS_NAMELESS:
+    if path is None and not SYSTEM.has_nameless_files:
         return -1
     if path is not None and (want := find_want(path, size)):
         raise ValueError(want)

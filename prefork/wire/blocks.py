@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.wire.memory_file import HAS_NAMELESS, open_memory
+from prefork.wire.memory_file import open_memory
 
 LARGE = 1 << 16  # bytes from which a buffer is placed in a block; below, it costs less to copy it
 MOST_BLOCKS = 64  # of one process
@@ -94,7 +94,7 @@ class Blocks:
         """Copies it into a block that is free, or, if it is small or there is no more room for blocks, just copies
         it."""
         view = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer)
-        block = self._take(view.nbytes) if HAS_NAMELESS and view.nbytes >= LARGE else None
+        block = self._take(view.nbytes) if SYSTEM.has_nameless_files and view.nbytes >= LARGE else None
         if block is None:
             return bytearray(view)
         _copy(block.memory, view)

@@ -15,7 +15,6 @@ import pickle
 import selectors
 import socket
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,6 @@ _HEADER = struct.Struct("!QBB")  # bytes of the message, descriptors that come w
 _frequent: list[type] = []  # kinds of messages, from 1 on; 0 is any other
 _RECEIVED = 0x7F  # the kind of what says that the descriptors of a message have come
 _KEPT = 0x80  # added to a message's kind: its descriptors are kept until then
-KEEPS_SENT = sys.platform == "darwin"
 # macOS, of descriptors that find no room in the socket: not now, as libuv takes it too (src/unix/stream.c).
 _NOT_NOW = (errno.EMSGSIZE, errno.ENOBUFS)
 _RETRY_SECONDS = 0.002
@@ -97,7 +95,7 @@ class Channel:
 
     def _let_go(self, fds: Sequence[int]) -> None:
         """These have been sent."""
-        if fds and KEEPS_SENT:
+        if fds and SYSTEM.loses_descriptors:
             self._sent.append(fds)
         else:
             _close_all(fds)
@@ -220,7 +218,7 @@ class Channel:
 def _encode(message: Any, fds: Sequence[int]) -> bytes:
     kind = _frequent.index(type(message)) + 1 if type(message) in _frequent else 0
     payload = pickle.dumps(tuple(message) if kind else message, pickle.HIGHEST_PROTOCOL)
-    return _HEADER.pack(len(payload), len(fds), kind | _KEPT if fds and KEEPS_SENT else kind) + payload
+    return _HEADER.pack(len(payload), len(fds), kind | _KEPT if fds and SYSTEM.loses_descriptors else kind) + payload
 
 
 def _decode(data: bytearray | memoryview, kind: int) -> Any:

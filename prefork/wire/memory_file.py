@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-HAS_NAMELESS = hasattr(os, "memfd_create")  # files in memory, which end with the last who has them
+from prefork.platform_matrix.systems import SYSTEM
+
 _PREFIX = "prefork-arena-"
 _NAMED = re.compile(rf"{_PREFIX}(\d+)-")
 _SPARE = 256 << 20  # bytes of a disk that are left to others
@@ -22,7 +23,7 @@ _WAVERING = 2.0  # seconds by which a file's time and a process's may disagree
 
 def open_memory() -> int:
     """A descriptor of a file without a name: memory that is accounted once, however many processes map it."""
-    if HAS_NAMELESS:
+    if SYSTEM.has_nameless_files:
         return os.memfd_create("prefork-arena", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
@@ -36,7 +37,7 @@ class MemoryFile:
     """
 
     def __init__(self) -> None:
-        if HAS_NAMELESS:
+        if SYSTEM.has_nameless_files:
             self._fd = open_memory()
             self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         else:
@@ -46,7 +47,7 @@ class MemoryFile:
 
     def close(self) -> None:
         os.close(self._fd)
-        if not HAS_NAMELESS:
+        if not SYSTEM.has_nameless_files:
             with contextlib.suppress(PermissionError):  # Windows: a process that is still ending maps it
                 os.unlink(self.path)  # noqa: PTH108
 
@@ -55,8 +56,8 @@ def find_want(path: str, size: int) -> str:
     """Why a file on a disk cannot take so many bytes, in words; empty if it can. What is mapped and finds no room ends
     the process that writes to it."""
     folder = Path(path).parent
-    free = 0 if HAS_NAMELESS else shutil.disk_usage(folder).free
-    if HAS_NAMELESS or free - _SPARE >= size:
+    free = 0 if SYSTEM.has_nameless_files else shutil.disk_usage(folder).free
+    if SYSTEM.has_nameless_files or free - _SPARE >= size:
         return ""
     return (
         f"the weights, which the workers share in a file, take {size / 1e9:.2f} GB on the disk of {folder}, where "

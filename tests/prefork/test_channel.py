@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire import channel
 from prefork.wire.channel import Channel
 
@@ -134,7 +135,7 @@ class Lossy:
 @pytest.fixture
 def lossy(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, Channel]:
     """The supervisor's end and another process's, on macOS."""
-    monkeypatch.setattr(channel, "KEEPS_SENT", True)
+    monkeypatch.setattr(SYSTEM, "loses_descriptors", True)
     monkeypatch.setattr(Lossy, "sent", deque())
     monkeypatch.setattr(Lossy, "refusals", [])
     here, there = socket.socketpair()
@@ -163,7 +164,7 @@ def test_descriptors_are_kept_until_the_other_side_has_them(
     monkeypatch: pytest.MonkeyPatch, steps: list[tuple[bool, int]]
 ) -> None:
     """In both directions, in any order, with any number in a message."""
-    monkeypatch.setattr(channel, "KEEPS_SENT", True)
+    monkeypatch.setattr(SYSTEM, "loses_descriptors", True)
     monkeypatch.setattr(Lossy, "sent", deque())
     left, right = socket.socketpair()
     left.setblocking(False)

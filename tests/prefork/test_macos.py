@@ -10,9 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from prefork.memory import observation, probe
+from prefork.memory import probe
 from prefork.memory.observation import SUPERVISOR, Observation
 from prefork.memory.probe import MemoryProbe
+from prefork.platform_matrix.systems import SYSTEM as SYSTEM_HERE
 from prefork.wire.messages import Memory
 from tests.prefork.command import run, write_script
 from tests.systems import SYSTEM
@@ -66,9 +67,9 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counted: dict[int, int] = {}
-        monkeypatch.setattr(probe, "_count_own", self.counted.get)
+        monkeypatch.setattr(SYSTEM_HERE, "count_own", self.counted.get, raising=False)
         monkeypatch.setattr(probe, "measure_memory", self._measure)
-        monkeypatch.setattr(observation, "HIDES_OTHERS", True)
+        monkeypatch.setattr(SYSTEM_HERE, "hides_memory", True, raising=False)
 
     def _measure(self, pid: int) -> Memory | None:
         return Memory(self.counted[pid], self.counted[pid]) if pid in self.counted else None
@@ -110,5 +111,5 @@ def test_what_cannot_be_measured_is_taken_for_what_the_system_counts(monkeypatch
         raise psutil.AccessDenied(process.pid)
 
     monkeypatch.setattr(psutil.Process, "memory_full_info", deny)
-    monkeypatch.setattr(probe, "_count_own", lambda _: 7 * MB)
+    monkeypatch.setattr(SYSTEM_HERE, "count_own", lambda _: 7 * MB)
     assert MemoryProbe(1).read() == probe.measure_memory(1) == Memory(7 * MB, 7 * MB)

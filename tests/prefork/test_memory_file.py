@@ -16,9 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prefork.weights import arena as arenas
+from prefork.platform_matrix.systems import SYSTEM as SYSTEM_HERE
 from prefork.weights.arena import Arena
-from prefork.wire import memory_file
 from prefork.wire.memory_file import MemoryFile
 from tests.prefork.command import PREFORK, copy_sample, run
 from tests.systems import SYSTEM
@@ -27,8 +26,7 @@ from tests.systems import SYSTEM
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """As on macOS and Windows. The folder that such files are in."""
-    for module in (memory_file, arenas):
-        monkeypatch.setattr(module, "HAS_NAMELESS", False)
+    monkeypatch.setattr(SYSTEM_HERE, "has_nameless_files", False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import select
 from collections import namedtuple
 from collections.abc import Iterable
-from typing import Any, NamedTuple
-import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 
