@@ -28,6 +28,7 @@ class _RusageInfo(ctypes.Structure):
 
 class MacOS(Posix):
     loses_descriptors = True
+    network_spoils_forks = True
     hides_memory = True
 
     # -- processes ---------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class System:
     passes_descriptors = False  # with messages, from process to process
     loses_descriptors = False  # that are closed here before the other process has taken them
     waits_for_pipes = False  # `selectors` takes more than sockets
+    network_spoils_forks = False  # a process that asks a network for something must not fork after it
     has_nameless_files = False  # in memory, which end with the last who has them
     hides_memory = False  # no process may look at another's page tables
     knows_shares = False  # how many processes share a page, and not only what is a process's own

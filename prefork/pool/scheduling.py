@@ -192,6 +192,10 @@ class Scheduler:
             self._outbox.notify(f"{task.label}: {reason}; retrying them one by one")
             self._separate(task)
             return
+        if death.crashed and self._models.note_crash(task, reason):
+            task.attempts = 0
+            self.queue.push_again(task)
+            return
         task.attempts += not out_of_memory
         if out_of_memory and not task.alone:
             task.alone = True
@@ -203,6 +207,10 @@ class Scheduler:
         elif task.attempts < ATTEMPTS:
             self._outbox.notify(f"{task.label}: {reason}; retrying it on a new worker")
             self.queue.push_again(task)
+        elif death.crashed and self._models.may_stop_forking and not task.is_last:
+            task.is_last = True  # by then it shows whether the others crash too
+            self._outbox.notify(f"{task.label}: {reason}; retrying it after all others")
+            self.queue.push_last(task)
         else:
             error = WorkerDied(f"{reason}; its worker died twice with nothing done in between")
             self._outbox.do(Complete(task, None, error))

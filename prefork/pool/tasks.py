@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import pickle
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,8 @@ class Task:
     goes through, the last of its arguments; what came of each, in whatever order, is kept in `pieces`, and after a
     death only the others are done again. origins: of a bundle, the task that each item is from, and its number there.
     single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
-    life. alone: nothing may run
-    beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
+    life. alone: nothing may run beside it, because it did not fit into memory. is_last: it has crashed forked workers,
+    and is tried once more after all others. passed: when others first passed it. peak: bytes of its worker's own,
     the most that was seen. closing: still started while the run drains, because it saves what has been done. place:
     the part of a data set that its worker reads; a worker is given tasks of the part that it has already.
 
@@ -87,6 +88,7 @@ class Task:
     peak: int = 0
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False
+    is_last: bool = False
 
     def describe(self) -> bytes:
         """What the worker is sent: the task's name and its arguments. Items come with their numbers."""
@@ -242,6 +244,11 @@ class TaskQueue:
     def push_again(self, task: Task) -> None:
         """A task that was begun, and whose worker is gone."""
         self._again.append(task)
+
+    def push_last(self, task: Task) -> None:
+        """After all that wait."""
+        task.order = (sys.maxsize,)
+        self.push(task)
 
     def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.

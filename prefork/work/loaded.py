@@ -124,11 +124,12 @@ class Loaded:
             return []
         return list(dict.fromkeys(text for name in self.engines for text in self.choose_batching(name)[2]))
 
-    def try_examples(self) -> dict[str, Tensors]:
+    def try_examples(self, longest: bool = False) -> dict[str, Tensors]:
         """What each engine makes of its example; those without one are left out, and all if the models are not here."""
         if self.remote:
             return {}
-        examples = {name: engine.example() for name, engine in self.engines.items()}
+        chosen = {name: engine.longest_example if longest else engine.example for name, engine in self.engines.items()}
+        examples = {name: make() for name, make in chosen.items()}
         return {name: self.infer(name, [example])[0] for name, example in examples.items() if example is not None}
 
     def count_weights(self) -> int:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from prefork.cache.keys import digest_file
@@ -53,6 +54,7 @@ from prefork.work.segments import Context, pickle_failure, run_segments
 from prefork.work.staging import is_broken
 from prefork.work.torch_state import is_out_of_memory, reseed
 
+_LARGE = 3000  # rows and columns: more than any matrix of a speech model has
 _MEASURING_SECONDS = 0.25  # between two measurements of what calls take
 Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
 
@@ -148,15 +150,25 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
     return loaded.attach(place)
 
 
-def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0) -> bytes:
+def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0, thorough: bool = False) -> bytes:
     """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device.
-    parent: the process that forks it."""
+    parent: the process that forks it. thorough: also the longest segments, and matrices as large as any model's."""
     SYSTEM.begin_child(parent)
     SYSTEM.restore_signals()
-    outputs = settle(loaded, threads, place).try_examples()
+    settled = settle(loaded, threads, place)
+    outputs = settled.try_examples()
+    if thorough:
+        outputs |= {f"{name}, longest": output for name, output in settled.try_examples(longest=True).items()}
+        outputs |= {"large": {"product": _multiply_large()}}
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
         outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}
     return encode(outputs)
+
+
+def _multiply_large() -> torch.Tensor:
+    """By torch, and by numpy, whose BLAS is another."""
+    ones = np.ones((_LARGE, _LARGE), np.float32)
+    return torch.tensor([(torch.from_numpy(ones) @ torch.from_numpy(ones))[0, 0].item(), float((ones @ ones)[0, 0])])
 
 
 def _send_progress(channel: Channel, number: int, position: float, piece: bytes) -> None:

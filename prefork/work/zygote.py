@@ -19,7 +19,8 @@ from functools import partial
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.canary import Canary
 from prefork.platform_matrix.hazards import Severity, find_hazards
-from prefork.platform_matrix.matrix import Strategy
+from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.rows import Verdict
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
@@ -44,6 +45,7 @@ from prefork.work.loaded import Loaded
 
 _CANARIES = 2  # one may be ended by somebody else, or for want of memory
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
+_THOROUGH_SECONDS = 300.0  # on the longest segments too: a large model needs 20 s on one core for each
 
 
 class CannotFork(Exception):
@@ -82,7 +84,7 @@ def main() -> None:
             raise CannotFork("; ".join(f"{hazard.what}; {hazard.remedy}" for hazard in unsafe))
         if specification.plan.strategy is Strategy.IPC:
             loaded = _await_exports(channel, loaded)
-        _prove(loaded, specification.plan.threads)
+        _prove(loaded, specification.plan)
         inventory = loading.describe(loaded, started, tuple(hazards))
     except CannotAttach as error:
         channel.send(IPCUnavailable(str(error)))
@@ -108,13 +110,15 @@ def _await_exports(channel: Channel, loaded: Loaded) -> Loaded:
     return replace(loaded, exports=answer.exports)
 
 
-def _prove(loaded: Loaded, threads: int) -> None:
+def _prove(loaded: Loaded, plan: Plan) -> None:
     """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it succeeds."""
     from prefork.work.worker import rehearse
 
+    thorough = plan.row.verdict is Verdict.CAVEATS
     for place in range(len(loaded.exports) or 1):
         for _ in range(_CANARIES):
-            outcome = Canary(partial(rehearse, os.getpid(), loaded, threads, place)).wait(_CANARY_SECONDS)
+            action = partial(rehearse, os.getpid(), loaded, plan.threads, place, thorough)
+            outcome = Canary(action).wait(_THOROUGH_SECONDS if thorough else _CANARY_SECONDS)
             if not outcome.was_ended:
                 break
         else:

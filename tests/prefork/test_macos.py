@@ -62,6 +62,44 @@ def test_how_short_memory_is_the_system_says_and_not_what_is_available(pressure:
     assert any("the system says that memory is" in note for note in notes) is (pressure > 1)
 
 
+LONG = "say more than twenty letters"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_forked_workers_that_crash_at_different_inputs_are_spawned_instead_and_no_job_is_lost(
+    workers: int, tmp_path: Path
+) -> None:
+    """Whatever the canary did, and on Linux too."""
+    for number in range(4):
+        write_script(tmp_path / "in", f"job{number}", "say a", LONG)
+    write_script(tmp_path / "in", "short", "say a")
+    notes, summary = _align(tmp_path, "--engine", "brittle", "--workers", workers)
+    assert (summary["done"], summary["failed"], summary["strategy"]) == (5, {}, "spawn")
+    assert any(
+        note.startswith("cannot fork: forked workers crash at different inputs: worker") and note.count("SIGSEGV") == 2
+        for note in notes
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--strategy", "fork")], ids=["one input", "fork was asked for"])
+def test_an_input_that_crashes_any_worker_costs_only_itself(options: tuple[str, ...], tmp_path: Path) -> None:
+    """And is tried last, when it would show that others crash too. Who asks for forked workers keeps them."""
+    for number in range(3):
+        write_script(tmp_path / "in", f"job{number}", "say a", *[LONG] * bool(options or number == 0))
+    notes, summary = _align(tmp_path, "--engine", "brittle", "--workers", 1, *options)
+    failed = ["job0.txt", *(["job1.txt", "job2.txt"] if options else [])]
+    assert (sorted(summary["failed"]), summary["strategy"]) == (failed, "fork")
+    assert all("was killed by SIGSEGV; its worker died twice" in reason for reason in summary["failed"].values())
+    assert any("retrying it after all others" in note for note in notes) is not bool(options)
+
+
+def test_a_canary_infers_the_longest_segments_where_a_fork_is_safe_with_caveats(tmp_path: Path) -> None:
+    write_script(tmp_path / "in", "job", LONG)
+    notes, summary = _align(tmp_path, "--engine", "brittle", "--workers", 1, **{SYSTEM: "darwin"})
+    assert (summary["done"], summary["deaths"], summary["strategy"]) == (1, 0, "spawn")
+    assert any("cannot fork: a canary that was forked to try it was killed by SIGSEGV" in note for note in notes)
+
+
 class Counter:
     """What macOS counts of processes, of which nobody else may look at the page tables."""
 

@@ -164,6 +164,27 @@ class Faulty(ScriptEngine):
         return segment.content, float(output["length"]), together, int(pid)
 
 
+class Brittle(ScriptEngine):
+    """Crashes a forked process at segments of more than 20 letters, as Accelerate does at matrices above some size."""
+
+    name = "brittle"
+
+    def load(self) -> Any:
+        self._home = os.getpid()
+        return super().load()
+
+    def example(self) -> Tensors:
+        return {"length": torch.tensor([3.0])}
+
+    def longest_example(self) -> Tensors:
+        return {"length": torch.tensor([100.0])}
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        if os.getpid() != self._home and any(tensors["length"] > 20 for tensors in batch):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().infer(model, batch)
+
+
 class Ready(Relay):
     """Has an example."""
 
