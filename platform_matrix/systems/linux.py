@@ -68,7 +68,6 @@ class Linux(Posix):
         return os.open(os.devnull, os.O_PATH)
 
     def reopen(self, fd: int) -> bool:
-        import fcntl
 
         link = f"/proc/self/fd/{fd}"
         if not stat.S_ISREG(os.fstat(fd).st_mode) or os.readlink(link).startswith("/memfd:"):  # noqa: PTH115
