@@ -213,7 +213,7 @@ def _find_mps(torch: ModuleType) -> list[str]:
     if torch.mps._default_mps_generator is not None:
         signs.append("a random generator")
     with Tracked() as objects:
-        tensors = sum(isinstance(thing, torch.Tensor) and thing.is_mps for thing in objects)
+        tensors = sum(issubclass(type(thing), torch.Tensor) and thing.is_mps for thing in objects)  # asks no object
     if tensors:
         signs.append(f"{tensors} tensors")
     return signs

@@ -135,11 +135,17 @@ def _refuse_files(system: str) -> None:
         text = os.fsdecode(path)
         return text != os.devnull and any(text == other or text.startswith(f"{other}/") for other in _OTHERS[system])
 
-    def read_link(path: Any, *, dir_fd: int | None = None) -> Any:
-        if _is_other(os.fspath(path)) and is_meant_by_prefork():
-            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
-        return own(path, dir_fd=dir_fd)
+    def hide(own: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(path: Any, *arguments: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and _is_other(os.fspath(path)) and is_meant_by_prefork():
+                raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+            return own(path, *arguments, **options)
 
-    own = os.readlink
-    os.readlink = read_link
+        for known in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
+            if own in known:
+                known.add(ask)
+        return ask
+
+    for name in ("stat", "lstat", "readlink"):  # of which no audit hook is told
+        setattr(os, name, hide(getattr(os, name)))
     sys.addaudithook(look)
