@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import hashlib
 import importlib.util
@@ -243,8 +242,8 @@ def _make_key(torch: str) -> str:
         Path(torch).stat().st_mtime_ns if Path(torch).exists() else 0,
         {name: os.environ.get(name) for name in _VARIABLES},
         platform.release(),
-        read_text(Path("/proc/sys/kernel/random/boot_id")) or int(psutil.boot_time()) // 60,  # it wavers
-        read_text(Path("/sys/module/nvidia/version")),
+        SYSTEM.identify_boot() or int(psutil.boot_time()) // 60,  # it wavers
+        SYSTEM.identify_driver(),
         sorted(str(node) for pattern in _NODES for node in folder.glob(pattern)),
     ]
     return hashlib.sha256(json.dumps(surroundings).encode()).hexdigest()
@@ -370,9 +369,4 @@ def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
 
 def _is_metal_loaded() -> bool:
     """Metal loads the GPU's driver into the process that uses it first."""
-    if sys.platform != "darwin":
-        return False
-    loader = ctypes.CDLL(None)
-    loader._dyld_get_image_name.restype = ctypes.c_char_p
-    images = [loader._dyld_get_image_name(index) or b"" for index in range(loader._dyld_image_count())]
-    return any(driver in image for image in images for driver in _METAL_DRIVERS)
+    return any(driver in image for image in SYSTEM.list_libraries() for driver in _METAL_DRIVERS)

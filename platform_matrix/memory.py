@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -51,7 +50,7 @@ def read_memory(root: Path = Path("/"), address_space: int = 0) -> MachineMemory
     ram = psutil.virtual_memory()
     there, pressure = max(ram.available, SYSTEM.measure_available()), SYSTEM.read_pressure()
     groups = _read_limits(root)
-    space = _read_address_space()
+    space = SYSTEM.limit_address_space()
     limit = min(ram.total, space, *(allowed for allowed, _ in groups), math.inf)
     free = [max(0, allowed - used) for allowed, used in groups]
     unused = min(max(0, space - address_space), *free, math.inf)
@@ -111,16 +110,6 @@ def _read_limits(root: Path) -> list[tuple[float, float]]:
                 kept = known - (_read_statistic(group / "memory.stat", inactive) or 0)
                 limits.append((allowed, max(0, kept)))
     return limits
-
-
-def _read_address_space() -> float:
-    """RLIMIT_AS: bytes of address space that any process of ours may have."""
-    if sys.platform == "win32":
-        return math.inf
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def _read_pressure(root: Path) -> tuple[float | None, float | None]:

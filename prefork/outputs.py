@@ -113,7 +113,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _write_synced(path: Path, make: Callable[[BinaryIO], object]) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | SYSTEM.no_link, 0o666)
     with open(fd, "wb") as file:
         make(file)
         file.flush()

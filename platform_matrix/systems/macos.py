@@ -11,6 +11,7 @@ from typing import Any
 
 from prefork.platform_matrix.systems.posix import Posix
 
+_GET_PATH = 50  # F_GETPATH, sys/fcntl.h
 _RUSAGE_INFO_V0 = 0  # libproc.h
 _AVAILABLE = ("vm.page_free_count", "vm.page_pageable_external_count", "vm.page_purgeable_count")
 
@@ -27,6 +28,7 @@ class _RusageInfo(ctypes.Structure):
 
 
 class MacOS(Posix):
+    has_metal = True
     loses_descriptors = True
     network_spoils_forks = True
     hides_memory = True
@@ -44,6 +46,19 @@ class MacOS(Posix):
         if os.getppid() != parent:
             os._exit(1)
         threading.Thread(target=_wait_and_end, args=(queue,), name="prefork-parent", daemon=True).start()
+
+    def list_libraries(self) -> list[bytes]:
+        loader = ctypes.CDLL(None)
+        loader._dyld_get_image_name.restype = ctypes.c_char_p
+        return [loader._dyld_get_image_name(index) or b"" for index in range(loader._dyld_image_count())]
+
+    def name_descriptor(self, fd: int) -> str:
+        import fcntl
+
+        try:
+            return os.fsdecode(fcntl.fcntl(fd, _GET_PATH, bytes(1024)).rstrip(b"\0"))
+        except OSError:
+            return ""
 
     # -- memory --------------------------------------------------------------------------------------------------
 

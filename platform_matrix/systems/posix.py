@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import signal
@@ -24,7 +25,7 @@ class Posix(System):
     passes_descriptors = True
     waits_for_pipes = True
     terminal = "dumb"
-    descriptors = Path("/dev/fd")  # a folder that lists this process's own
+    no_link = os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
 
     def prepare_handover(self, there: socket.socket) -> Handover:
         """It inherits the descriptor, in a session of its own: Ctrl-C is for the supervisor."""
@@ -56,6 +57,20 @@ class Posix(System):
         killed = name == "SIGKILL"
         perhaps = ", perhaps by the kernel because memory ran out" if killed else ""
         return Status(f"was killed by {name}{perhaps}", killed, name in _FROM_OUTSIDE)
+
+    def name_user(self) -> str:
+        return str(os.getuid())
+
+    def read_flags(self, fd: int) -> int:
+        import fcntl
+
+        return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+    def limit_address_space(self) -> float:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return math.inf if soft == resource.RLIM_INFINITY else soft
 
     def max_descriptors(self) -> int:
         import resource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -39,6 +40,15 @@ class Status:
     ended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SharedMapping:
+    """size: bytes. name: of the file, or of the semaphore; empty of memory without one."""
+
+    name: str
+    size: int
+    is_semaphore: bool = False
+
+
 class System:
     """What holds of any system; each method says what it does where the system can do it."""
 
@@ -51,6 +61,17 @@ class System:
     hides_memory = False  # no process may look at another's page tables
     knows_shares = False  # how many processes share a page, and not only what is a process's own
     terminal = ""  # what a terminal is called that no TERM describes
+
+    has_metal = False  # and with it MPS
+    tells_threads = False  # whether each of them rests, and who started it
+    no_link = 0  # for os.open: fails where a symbolic link stands for the file
+    descriptors = Path("/dev/fd")  # a folder that lists this process's own, where it can fork
+    memory_folder: Path | None = None  # in memory, where files can be made if nowhere else
+    temporary = "TMPDIR"  # the variable that names the folder for temporary files
+
+    def check(self) -> None:
+        """Raises FactsError if what the system says of processes is missing, or another's: what they use of memory,
+        which threads they have, and what they hold open."""
 
     # -- processes ---------------------------------------------------------------------------------------------
 
@@ -101,6 +122,10 @@ class System:
         """Whether a process was stopped by a signal, and not by a debugger. False where nobody can say."""
         return False
 
+    def limit_address_space(self) -> float:
+        """Bytes that any process of this user may map; infinite without a limit."""
+        return math.inf
+
     def prefer_as_victim(self) -> None:
         """If the kernel has to end somebody for want of memory, let it be this process: it can be replaced."""
 
@@ -111,6 +136,61 @@ class System:
     def list_interrupts(self) -> tuple[signal.Signals, ...]:
         """The signals by which somebody asks a program to end in order."""
         return (signal.SIGINT, signal.SIGTERM)
+
+    def name_user(self) -> str:
+        """This user, as no other is called."""
+        return os.environ.get("USERNAME", "user")
+
+    def identify_boot(self) -> str:
+        """Which start of the machine this is; empty where only the time of it is known."""
+        return ""
+
+    def identify_driver(self) -> str:
+        """The version of the GPU's driver; empty where there is none, or the system does not say."""
+        return ""
+
+    def list_libraries(self) -> list[bytes]:
+        """Paths of what this process has loaded; none where only the loader itself is asked."""
+        return []
+
+    def sample_threads(self) -> dict[int, tuple[str, bool]] | None:
+        """This process's other threads, once they have come to rest: name, whether it waits. None where the system does
+        not tell."""
+        return None
+
+    def trace_threads(self, tids: list[int]) -> dict[int, str]:
+        """The file name of the library that started each of these threads; empty if it is not known."""
+        return dict.fromkeys(tids, "")
+
+    # -- what is open ------------------------------------------------------------------------------------------
+
+    def name_descriptor(self, fd: int) -> str:
+        """The path that it was opened by, or what the kernel calls it; empty where nobody says."""
+        return ""
+
+    def read_flags(self, fd: int) -> int:
+        """What it was opened with."""
+        raise NotImplementedError
+
+    def is_name_only(self, fd: int) -> bool:
+        """Whether it can be named and nothing else: neither read nor written."""
+        return False
+
+    def is_memory(self, name: str) -> bool:
+        """Whether a descriptor of this name is of a file without one, in memory."""
+        return False
+
+    def list_open_files(self) -> set[str]:
+        """By their paths; none where the system does not say."""
+        return set()
+
+    def list_shared_mappings(self) -> list[SharedMapping]:
+        """Memory of this process that is shared and can be written to; none where the system does not say."""
+        return []
+
+    def count_sent(self, connection: socket.socket) -> int | None:
+        """Bytes that the other end of a TCP connection has confirmed; None where the system does not say."""
+        return None
 
     # -- around a fork -------------------------------------------------------------------------------------------
 
@@ -152,6 +232,30 @@ class System:
     def measure_available(self) -> int:
         """Bytes that are free or would be given up at once; 0 where psutil knows them best."""
         return 0
+
+    def open_nameless(self, label: str) -> int:
+        """A descriptor of a file without a name, in memory, if it `has_nameless_files`. label: for whoever looks."""
+        raise NotImplementedError
+
+    def name_nameless(self, fd: int) -> str:
+        """A path by which other processes of this user open it as long as this one has it open."""
+        raise NotImplementedError
+
+    def reset_peak(self) -> bool:
+        """From here on the highest size of this process is kept anew; False where the system keeps none."""
+        return False
+
+    def measure_given_back(self) -> int | None:
+        """Bytes by which this process was larger at its highest; None where the system does not say."""
+        return None
+
+    def measure_address_space(self, pid: int) -> int:
+        """Bytes that a process has mapped; 0 if it is gone, or where the system does not say."""
+        return 0
+
+    def was_written(self, address: int, size: int) -> bool:
+        """Whether a private mapping has pages of its own. True where nobody can say."""
+        return True
 
     def protect(self, address: int, size: int) -> None:
         """Makes memory read-only for this process, and for all that are forked from it. address, size: bytes, of whole

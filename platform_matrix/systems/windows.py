@@ -64,6 +64,8 @@ class _ExtendedLimits(ctypes.Structure):
 
 
 class Windows(System):
+    temporary = "TEMP"
+
     # -- processes ---------------------------------------------------------------------------------------------
 
     def find_python(self) -> Python:

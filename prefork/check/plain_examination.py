@@ -7,7 +7,6 @@ children are forked by os.fork. What the model does not import is not imported h
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -63,7 +62,7 @@ class PlainExamination(Trial):
     def _load(self) -> StepResult:
         specification, target = self._order.specification, self._order.target
         assert specification.plan is not None
-        if sys.platform == "darwin" and "mps" in specification.plan.hidden:  # which imports torch
+        if SYSTEM.has_metal and "mps" in specification.plan.hidden:  # which imports torch
             hide_mps()
         engines = {name: registry.create(name, options) for name, options in specification.engines.items()}
         for engine in engines.values():

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
-import re
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 
@@ -16,9 +13,6 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory, Usage
 
 _WALK_SECONDS = 0.5  # between two walks of a worker through its own page tables: 10 to 20 ms each
-
-
-_STATUS = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB", re.MULTILINE)
 
 
 def measure_memory(pid: int) -> Memory | None:
@@ -89,31 +83,19 @@ class PeakProbe:
     def reset(self) -> None:
         memory = self._probe.read()
         self._before = memory.uss if memory else 0
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            self._counts = True
-        except OSError:  # not Linux, or a sandbox without it: nobody can say then
-            self._counts = False
+        self._counts = SYSTEM.reset_peak()
 
     def read(self) -> Usage | None:
         memory = self._probe.read()
         if memory is None:
             return None
-        status = {name: 1024 * int(size) for name, size in _STATUS.findall(_read("/proc/self/status"))}
-        if len(status) < 2 or not self._counts:
+        given_back = SYSTEM.measure_given_back() if self._counts else None
+        if given_back is None:
             return Usage(memory, None, None)
-        peak = memory.uss + status["VmHWM"] - status["VmRSS"]
+        peak = memory.uss + given_back
         return Usage(memory, peak, max(0, peak - self._before))
 
 
 def measure_address_space(pid: int) -> int:
     """Bytes that a process has mapped, which is what RLIMIT_AS limits; 0 if it is gone."""
-    fields = _read(f"/proc/{pid}/statm").split()
-    return int(fields[0]) * mmap.PAGESIZE if fields else 0
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except OSError:  # no such process any more, or no /proc
-        return ""
+    return SYSTEM.measure_address_space(pid)

@@ -281,7 +281,7 @@ def _open_backing(size: int, path: str | None) -> int:
         return -1
     if path is not None and (want := find_want(path, size)):
         raise ValueError(want)
-    fd = open_memory() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    fd = open_memory() if path is None else os.open(path, os.O_RDWR)
     os.truncate(fd, 0)
     os.truncate(fd, size)
     return fd

@@ -32,8 +32,6 @@ LARGE = 1 << 16  # bytes from which a buffer is placed in a block; below, it cos
 MOST_BLOCKS = 64  # of one process
 IDLE_SECONDS = 5.0  # after which a block that nobody has used is given back
 _POPULATE_READ = 22  # MADV_POPULATE_READ, linux/mman.h; since Linux 5.14
-_SHARED = 1 << 61  # in an entry of /proc/self/pagemap: the page is a file's, or shared
-_THERE = 3 << 62  # it is in memory, or swapped out
 
 
 @dataclass(slots=True)
@@ -330,17 +328,5 @@ def _find_address(thing: object) -> int:
 
 
 def _was_written(mapping: _Mapping) -> bool:
-    """Whether a private mapping has pages of its own: proc_pid_pagemap(5). True where nobody can say."""
-    first, count = mapping.address // mmap.PAGESIZE, mapping.size // mmap.PAGESIZE
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(8 * first)
-            data = file.read(8 * count)
-    except OSError:
-        return True
-    if len(data) < 8 * count:
-        return True
-    import numpy as np
-
-    entries = np.frombuffer(data, np.uint64)
-    return bool(((entries & _THERE != 0) & (entries & _SHARED == 0)).any())
+    """Whether a private mapping has pages of its own. True where nobody can say."""
+    return SYSTEM.was_written(mapping.address, mapping.size)

@@ -24,7 +24,7 @@ _WAVERING = 2.0  # seconds by which a file's time and a process's may disagree
 def open_memory() -> int:
     """A descriptor of a file without a name: memory that is accounted once, however many processes map it."""
     if SYSTEM.has_nameless_files:
-        return os.memfd_create("prefork-arena", os.MFD_CLOEXEC)
+        return SYSTEM.open_nameless("prefork-arena")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
@@ -39,7 +39,7 @@ class MemoryFile:
     def __init__(self) -> None:
         if SYSTEM.has_nameless_files:
             self._fd = open_memory()
-            self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
+            self.path = SYSTEM.name_nameless(self._fd)
         else:
             folder = Path(tempfile.gettempdir())
             _remove_abandoned(folder)
@@ -61,7 +61,7 @@ def find_want(path: str, size: int) -> str:
         return ""
     return (
         f"the weights, which the workers share in a file, take {size / 1e9:.2f} GB on the disk of {folder}, where "
-        f"{free / 1e9:.2f} GB are free; make room there, or set {'TEMP' if os.name == 'nt' else 'TMPDIR'} to a folder "
+        f"{free / 1e9:.2f} GB are free; make room there, or set {SYSTEM.temporary} to a folder "
         "on another disk"
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import errno
+import functools
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,10 @@ from prefork.platform_matrix.systems.linux import Linux
 from prefork.platform_matrix.systems.macos import MacOS
 from prefork.platform_matrix.systems.posix import Posix
 from prefork.platform_matrix.systems.windows import Windows
+from tests.systems import POSIX
+from tests.systems.stubs import list_names
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_each_system_has_its_own() -> None:
@@ -139,3 +146,82 @@ def test_where_no_job_object_takes_a_process_the_user_is_told_once(
         child.returncode = 0
     (message,) = caplog.messages
     assert message.startswith("no process can be put into a job object (Access is denied.): should this process be")
+
+
+# -- nobody else names what only one system has ------------------------------------------------------------------------
+
+_MODULES = ("os", "signal", "socket", "select", "mmap", "time", "subprocess")
+_FILES = ("/proc", "/sys/", "/dev/shm", "proc/", "sys/")
+_ANYWHERE = {  # who may, and why
+    "platform_matrix/memory.py": "reads control groups below a root that tests give; elsewhere there are none",
+    "platform_matrix/facts.py": "the same",
+    "platform_matrix/cuda.py": "the driver's library has a name on each system, and describes itself alike",
+}
+_FORKING = {  # that run where there is fork, or descriptors are passed, and name what Linux and macOS share
+    *("platform_matrix/canary.py", "platform_matrix/inherited.py", "platform_matrix/openings.py"),
+    *("prefork/work/zygote.py", "prefork/work/calls.py", "prefork/pool/call_link.py", "prefork/wire/blocks.py"),
+    *("prefork/wire/channel.py", "prefork/wire/child.py", "prefork/wire/shared_tracker.py"),
+    "prefork/weights/device_memory.py",
+}
+
+
+@functools.cache
+def _list_systems(module: str, name: str) -> frozenset[str]:
+    return frozenset(system for system in ("linux", "darwin", "win32") if name in list_names(module, system))
+
+
+def _find_names(path: Path) -> Iterator[tuple[int, str, frozenset[str]]]:
+    """Lines, names, and the systems that have them."""
+    everywhere = frozenset({"linux", "darwin", "win32"})
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case (
+                ast.Attribute(value=ast.Name(id=module), attr=name)
+                | ast.Call(
+                    func=ast.Name(id="hasattr" | "getattr"), args=[ast.Name(id=module), ast.Constant(value=name), *_]
+                )
+            ) if module in _MODULES and (systems := _list_systems(module, name)) and systems != everywhere:
+                yield node.lineno, f"{module}.{name}", systems
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if (module, name) in (
+                ("sys", "platform"),
+                ("os", "name"),
+            ):
+                yield node.lineno, f"{module}.{name}", frozenset({"one"})
+            case ast.Attribute(attr="CDLL" | "WinDLL" | "windll" as name):
+                yield node.lineno, name, frozenset({"one"})
+            case ast.Import(names=[ast.alias(name=name)]) if name in POSIX:
+                yield node.lineno, name, frozenset({"linux", "darwin"})
+            case ast.Constant(value=str(name)) if name.startswith(_FILES) and "\n" not in name:
+                yield node.lineno, name, frozenset({"linux"})
+
+
+def test_nobody_else_names_what_only_one_system_has() -> None:
+    sources = [path for root in ("engines", "platform_matrix", "prefork") for path in (ROOT / root).rglob("*.py")]
+    named = {
+        f"{relative}:{line}: {name}"
+        for path in sources
+        if (relative := path.relative_to(ROOT).as_posix()) not in _ANYWHERE
+        and not relative.startswith(("platform_matrix/systems/", "prefork/platform_matrix/", "prefork/engines/"))
+        for line, name, systems in _find_names(path)
+        if len(systems) == 1 or relative not in _FORKING
+    }
+    assert not named, "\n".join(sorted(named))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import os\nos.memfd_create('x')", {"os.memfd_create"}),
+        ("import os\nif hasattr(os, 'memfd_create'): pass", {"os.memfd_create"}),
+        ("import signal\nsignal.SIGKILL", {"signal.SIGKILL"}),
+        ("import signal\nsignal.SIGINT", set()),
+        ("import sys\nsys.platform", {"sys.platform"}),
+        ("open('/proc/self/maps')", {"/proc/self/maps"}),
+        ("import fcntl", {"fcntl"}),
+        ("import ctypes\nctypes.CDLL(None)", {"CDLL"}),
+        ("import os\nos.startfile('x')", {"os.startfile"}),
+    ],
+)
+def test_such_names_are_found(text: str, found: set[str], tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(text)
+    assert {name for _, name, _ in _find_names(tmp_path / "module.py")} == found

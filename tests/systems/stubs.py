@@ -12,9 +12,13 @@ from pathlib import Path
 def find_missing(module: str, system: str, kind: str = "") -> frozenset[str]:
     """The names that a module, or a class of it, has on Linux and not on the system, which is called as sys.platform
     does."""
-    tree = _parse(module).body
-    here, there = (frozenset(_list_names(_enter(tree, kind, of), of)) for of in ("linux", system))
-    return here - there
+    return list_names(module, "linux", kind) - list_names(module, system, kind)
+
+
+@cache
+def list_names(module: str, system: str, kind: str = "") -> frozenset[str]:
+    """Those that a module, or a class of it, has on a system."""
+    return frozenset(_list_names(_enter(_parse(module).body, kind, system), system))
 
 
 @cache
