@@ -236,8 +236,8 @@ class Models:
         if self.workers.is_closed:
             return tasks
         if self._unsafe:
-            self._is_reloading = False
-            self._spawn_instead(self._unsafe)
+            reason, self._unsafe, self._is_reloading = self._unsafe, "", False
+            self._spawn_instead(reason)
             return tasks
         if self._is_reloading:  # we have killed it, and have said why
             self._start_zygote()
