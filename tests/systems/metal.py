@@ -28,26 +28,26 @@ _WITH_CPU = (  # indices, lengths
 
 
 class MetalTensor(torch.Tensor):
-    inner: torch.Tensor
+    on_cpu: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> MetalTensor:
+    def __new__(cls, on_cpu: torch.Tensor) -> MetalTensor:
         kind: Any = torch.Tensor
         made: MetalTensor = kind._make_wrapper_subclass(
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            on_cpu.size(),
+            strides=on_cpu.stride(),
+            storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype,
             device=torch.device("mps:0"),
         )
-        made.inner = inner
+        made.on_cpu = on_cpu
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"MetalTensor({self.inner})"
+        return f"MetalTensor({self.on_cpu})"
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -56,7 +56,7 @@ class MetalTensor(torch.Tensor):
         return _compute(function, arguments, options or {})
 
 
-class _Metal(TorchDispatchMode):
+class _Metal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
         if _is_composed(function):  # in inference mode they come whole
             with self:
@@ -115,7 +115,8 @@ def apple_gpu(most: int = 0) -> Iterator[None]:
         "_mps_recommendedMaxMemory": lambda: 12 << 30,
     }
     cuda = ("_lazy_init", "memory_allocated", "memory_reserved", "mem_get_info", "empty_cache", "synchronize")
-    with MonkeyPatch.context() as patch, _Metal(), _Numbered():
+    modes: Any = _Metal, _Numbered
+    with MonkeyPatch.context() as patch, modes[0](), modes[1]():
         patch.setattr(core, "_has_mps", True)
         for name, answer in answers.items():
             patch.setattr(core, name, answer, raising=False)
@@ -148,7 +149,7 @@ def _compute(function: Any, arguments: Any, options: dict[str, Any]) -> Any:
         raise RuntimeError(f"{function}: expected all tensors to be on the same device, but found at least two")
     if function is torch.ops.aten.copy_.default:
         is_ours = isinstance(arguments[0], MetalTensor)
-    known = {id(tensor.inner): tensor for tensor in ours}
+    known = {id(tensor.on_cpu): tensor for tensor in ours}
     options = {name: torch.device("cpu") if name == "device" and value else value for name, value in options.items()}
     arguments, options = tree_map(_unwrap, (arguments, options))
     made = function(*arguments, **options)
@@ -158,7 +159,7 @@ def _compute(function: Any, arguments: Any, options: dict[str, Any]) -> Any:
 
 
 def _unwrap(thing: Any) -> Any:
-    return thing.inner if isinstance(thing, MetalTensor) else thing
+    return thing.on_cpu if isinstance(thing, MetalTensor) else thing
 
 
 class _Same:
