@@ -13,6 +13,10 @@ from prefork.engines.checkpoints.hub import NotAvailable, fetch
 from prefork.platform_matrix.systems import SYSTEM
 
 
+def _name_process() -> str:
+    return str(os.getpid())
+
+
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SYSTEM, "network_spoils_forks", True)
@@ -21,7 +25,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("apart")
 def test_it_is_another_process_that_asks() -> None:
     assert fetch_apart(os.path.basename, "a/b") == "b"
-    assert int(fetch_apart(os.getpid)) != os.getpid()
+    assert int(fetch_apart(_name_process)) != os.getpid()
 
 
 @pytest.mark.usefixtures("apart")

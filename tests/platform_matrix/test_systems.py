@@ -178,7 +178,8 @@ def _find_names(path: Path) -> Iterator[tuple[int, str, frozenset[str]]]:
             case (
                 ast.Attribute(value=ast.Name(id=module), attr=name)
                 | ast.Call(
-                    func=ast.Name(id="hasattr" | "getattr"), args=[ast.Name(id=module), ast.Constant(value=name), *_]
+                    func=ast.Name(id="hasattr" | "getattr"),
+                    args=[ast.Name(id=module), ast.Constant(value=str(name)), *_],
                 )
             ) if module in _MODULES and (systems := _list_systems(module, name)) and systems != everywhere:
                 yield node.lineno, f"{module}.{name}", systems

@@ -150,7 +150,7 @@ def test_the_plan_for_a_mac_says_which_way_is_likely_faster_and_what_each_takes(
     assert rows["instead"].startswith(f"--force-cpu: likely {cpu}, with {weights / GB:.2f} GB of weights; ")
     assert "workers (fork): weights" in rows["instead"] and "GB available" in rows["instead"]
     for hiding in ({"force_cpu": True}, {"no_mps": True}, {"devices": ("cpu",)}):
-        plan, rows, text = _show_mac(replace(Request(weights=weights), **hiding))  # type: ignore[arg-type]
+        plan, rows, text = _show_mac(replace(Request(weights=weights), **hiding))
         assert (plan.device, rows["hidden"]) == ("cpu", "mps from the models")
         assert rows["instead"].startswith(f"MPS (without --force-cpu and --no-mps): likely {mps}, with ")
         assert "(spawn): " in rows["instead"] and "on Apple GPU" in rows["instead"]

@@ -26,7 +26,7 @@ pytestmark = [
 MB = 1_000_000
 
 
-def _align(folder: Path, *options: object, **environment: str) -> tuple[list[str], dict[str, Any]]:
+def _align(folder: Path, *options: object, **environment: Any) -> tuple[list[str], dict[str, Any]]:
     """What is noted, and the summary."""
     done = run(
         "align", folder / "in", folder / "out", "--engine", "script", "--force-cpu", "--json", *options, **environment

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_a_run_that_was_killed_leaves_no_file_to_the_next(
     copy_sample(tmp_path / "in", "child15")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    environment = {SYSTEM: "darwin", "TMPDIR": str(temporary)}
+    environment: dict[str, Any] = {SYSTEM: "darwin", "TMPDIR": str(temporary)}
     options = ("--force-cpu", "--strategy", strategy, "--workers", 1)
     if strategy == "spawn":
         process = started("align", tmp_path / "in", tmp_path / "killed", *options, **environment)

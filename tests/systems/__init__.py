@@ -45,12 +45,14 @@ def become(system: str, *packages: str) -> None:
     values: dict[str, dict[str, Any]] = {"sys": {"platform": system}}  # by module
     additions = importlib.import_module(f"tests.systems.{'windows' if system == 'win32' else 'macos'}")
     additions.add(values)
-    for name in _MODULES if absent else (*_MODULES, *POSIX):
-        _change(importlib.import_module(name), find_missing(name, system), values.get(name, {}))
+    changed = {
+        name: _Module(importlib.import_module(name), find_missing(name, system), values.get(name, {}))
+        for name in (_MODULES if absent else (*_MODULES, *POSIX))
+    }
     for name, stub in _CLASSES:
         for method in find_missing(stub, system, name):
             _hide_method(getattr(sys.modules[name], name), method)
-    _refuse_imports(absent)
+    _change_imports(absent, changed)
     _refuse_files(system)
 
 
@@ -84,20 +86,26 @@ def for_prefork(other: Callable[..., Any], own: Callable[..., Any]) -> Callable[
     return choose
 
 
-def _change(module: types.ModuleType, missing: Collection[str], values: Mapping[str, Any]) -> None:
-    """For prefork a module has these values in place of its own, and the missing names not at all."""
-    names = vars(module)
-    kept = {name: names.pop(name) for name in {*missing, *values} if name in names}
+class _Module(types.ModuleType):
+    """A module of Python's library as prefork finds it: with these values in place of its own, without what is missing.
+    What is set there is set in the module itself."""
 
-    def get(name: str) -> Any:
-        theirs = is_asked_by_prefork()
-        if theirs and name in values:
-            return values[name]
-        if not theirs and name in kept:
-            return kept[name]
-        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name, obj=module)
+    def __init__(self, module: types.ModuleType, missing: Collection[str], values: Mapping[str, Any]) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        vars(self).update(_module=module, _missing=missing, _values=values)
 
-    module.__getattr__ = get  # type: ignore[method-assign]
+    def __getattr__(self, name: str) -> Any:
+        if name in self._values:
+            return self._values[name]
+        if name in self._missing:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
+        return getattr(self._module, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._module, name)
 
 
 def _hide_method(kind: Any, name: str) -> None:
@@ -114,15 +122,17 @@ def _hide_method(kind: Any, name: str) -> None:
     setattr(kind, name, Hidden())
 
 
-def _refuse_imports(absent: Collection[str]) -> None:
+def _change_imports(absent: Collection[str], changed: Mapping[str, types.ModuleType]) -> None:
     own = builtins.__import__
 
-    def find(name: str, names: Any = None, *arguments: Any, **options: Any) -> Any:
-        if name in absent and names is not None and is_prefork(names.get("__name__", "")):
+    def find(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        theirs = level == 0 and globals is not None and is_prefork(globals.get("__name__", ""))
+        if theirs and name in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return own(name, names, *arguments, **options)
+        found = own(name, globals, locals, fromlist, level)
+        return changed.get(name if fromlist else name.partition(".")[0], found) if theirs else found
 
-    builtins.__import__ = find  # type: ignore[assignment]
+    builtins.__import__ = find
 
 
 def _refuse_files(system: str) -> None:
