@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import mmap
 import os
 import re
@@ -147,6 +146,8 @@ class Linux(Posix):
         return os.open(os.devnull, os.O_PATH)
 
     def reopen(self, fd: int) -> bool:
+
+        import fcntl
 
         link = f"/proc/self/fd/{fd}"
         if not stat.S_ISREG(os.fstat(fd).st_mode) or self.is_memory(os.readlink(link)):  # noqa: PTH115
