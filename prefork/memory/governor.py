@@ -90,7 +90,9 @@ class Governor:
         return self._predictor.recall(plan)
 
     def begin(self, plan: Plan, weights: int) -> None:
-        """The models are loaded: from here on there is something to write down."""
+        """The models are loaded: from here on there is something to write down. Again if they are loaded another way,
+        because workers must be forked no more."""
+        self._close_log()
         self._predictor.begin(plan)
         if plan.device in ("cuda", "rocm"):
             self._loads.meter = LoadMeter(plan.devices or None)
@@ -104,9 +106,13 @@ class Governor:
         """Keeps what was measured for the next run."""
         self._end_throttle()
         self._predictor.store()
-        self.write("end")
+        self._close_log()
+
+    def _close_log(self) -> None:
         if self._log is not None:
+            self.write("end")
             self._log.close()
+        self._log = None
 
     def note_loaded(self, size: int, weights: int, forks: bool, shared: bool) -> None:
         """size: bytes of the process that has loaded the models, as long as nobody shares them. forks: the others are

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from prefork.memory import probe
+from prefork.memory.memlog import read_log
 from prefork.memory.observation import SUPERVISOR, Observation
 from prefork.memory.probe import MemoryProbe
 from prefork.platform_matrix.systems import SYSTEM as SYSTEM_HERE
@@ -79,6 +80,9 @@ def test_forked_workers_that_crash_at_different_inputs_are_spawned_instead_and_n
         note.startswith("cannot fork: forked workers crash at different inputs: worker") and note.count("SIGSEGV") == 2
         for note in notes
     )
+    (path,) = (tmp_path / "out" / "performance_logs").glob("*.memory.jsonl")
+    events = [event.event for event in read_log(path).events]
+    assert (events.count("start"), events.count("end"), events[-1]) == (2, 2, "end")  # of each way to run
 
 
 @pytest.mark.parametrize("options", [(), ("--strategy", "fork")], ids=["one input", "fork was asked for"])
