@@ -92,7 +92,7 @@ class _Module(types.ModuleType):
 
     def __init__(self, module: types.ModuleType, missing: Collection[str], values: Mapping[str, Any]) -> None:
         super().__init__(module.__name__, module.__doc__)
-        vars(self).update(_module=module, _missing=missing, _values=values)
+        vars(self).update(_module=module, _missing=missing, _values=dict(values))
 
     def __getattr__(self, name: str) -> Any:
         if name in self._values:
@@ -102,10 +102,16 @@ class _Module(types.ModuleType):
         return getattr(self._module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._module, name, value)
+        if name in self._values:
+            self._values[name] = value
+        else:
+            setattr(self._module, name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self._module, name)
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self.__name__,)
 
 
 def _hide_method(kind: Any, name: str) -> None:
@@ -124,13 +130,18 @@ def _hide_method(kind: Any, name: str) -> None:
 
 def _change_imports(absent: Collection[str], changed: Mapping[str, types.ModuleType]) -> None:
     own = builtins.__import__
+    of_tests = _Module(sys, (), {"platform": changed["sys"].platform})  # they start the real Python
 
     def find(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        theirs = level == 0 and globals is not None and is_prefork(globals.get("__name__", ""))
+        importer = globals.get("__name__", "") if globals is not None and level == 0 else ""
+        theirs = is_prefork(importer)
         if theirs and name in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         found = own(name, globals, locals, fromlist, level)
-        return changed.get(name if fromlist else name.partition(".")[0], found) if theirs else found
+        key = name if fromlist else name.partition(".")[0]
+        if key == "sys" and theirs and importer.startswith("tests."):
+            return of_tests
+        return changed.get(key, found) if theirs else found
 
     builtins.__import__ = find
 
