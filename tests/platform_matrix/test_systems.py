@@ -7,10 +7,9 @@ import ctypes
 import errno
 import functools
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,12 +31,15 @@ def test_each_system_has_its_own() -> None:
 
 
 def test_in_a_virtual_environment_on_windows_the_real_python_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", r"C:\venv\Scripts\python.exe")
-    monkeypatch.setattr(sys, "_base_executable", r"C:\Python311\python.exe")
+    own = "prefork.platform_matrix.systems.windows.sys"
+    monkeypatch.setattr(f"{own}.executable", r"C:\venv\Scripts\python.exe")
+    monkeypatch.setattr(f"{own}._base_executable", r"C:\Python311\python.exe")
     python = Windows().find_python()
     assert python.executable == r"C:\Python311\python.exe"
     assert python.environment["__PYVENV_LAUNCHER__"] == r"C:\venv\Scripts\python.exe"
-    monkeypatch.setattr(sys, "_base_executable", r"C:\venv\Scripts\python.exe")  # no virtual environment
+    monkeypatch.setattr(
+        "prefork.platform_matrix.systems.windows.sys._base_executable", r"C:\venv\Scripts\python.exe"
+    )  # no virtual environment
     assert Windows().find_python().executable == r"C:\venv\Scripts\python.exe"
     assert "__PYVENV_LAUNCHER__" not in Windows().find_python().environment
 
@@ -134,16 +136,12 @@ def test_where_no_job_object_takes_a_process_the_user_is_told_once(
     vars(system).update(_kernel=Kernel(), _job=1)
     monkeypatch.setattr(windows._ctypes, "get_last_error", lambda: 5, raising=False)
     monkeypatch.setattr(windows._ctypes, "FormatError", lambda code: "Access is denied.", raising=False)
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
-        child: Any = process
-        child._handle = process.pid
-        process.communicate()
-        system.bind(child)  # it has ended meanwhile
-        assert not caplog.messages
-        child.returncode, child.poll = None, lambda: None
-        system.bind(child)
-        system.bind(child)
-        child.returncode = 0
+    ended: Any = SimpleNamespace(_handle=4711, poll=lambda: 0)
+    running: Any = SimpleNamespace(_handle=4712, poll=lambda: None)
+    system.bind(ended)
+    assert not caplog.messages
+    system.bind(running)
+    system.bind(running)
     (message,) = caplog.messages
     assert message.startswith("no process can be put into a job object (Access is denied.): should this process be")
 

@@ -92,7 +92,7 @@ class _Module(types.ModuleType):
 
     def __init__(self, module: types.ModuleType, missing: Collection[str], values: Mapping[str, Any]) -> None:
         super().__init__(module.__name__, module.__doc__)
-        vars(self).update(_module=module, _missing=missing, _values=dict(values))
+        vars(self).update(_module=module, _missing=missing, _values=dict(values), _before={})
 
     def __getattr__(self, name: str) -> Any:
         if name in self._values:
@@ -102,13 +102,18 @@ class _Module(types.ModuleType):
         return getattr(self._module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._before.setdefault(name, []).append(getattr(self, name, None))
+        self._set(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """What was set last is taken back, as monkeypatch does it of names that a module's `__getattr__` has given."""
+        self._set(name, self._before[name].pop())
+
+    def _set(self, name: str, value: Any) -> None:
         if name in self._values:
             self._values[name] = value
         else:
             setattr(self._module, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self._module, name)
 
     def __reduce__(self) -> Any:
         return importlib.import_module, (self.__name__,)

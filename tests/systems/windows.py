@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import mmap
 import multiprocessing
@@ -55,6 +56,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     selectors.DefaultSelector.register = _register  # type: ignore[method-assign,assignment]
     os.kill = for_prefork(_end_process, os.kill)
     subprocess.Popen._handle_exitstatus = _take_status  # type: ignore[attr-defined]
+    subprocess.Popen._execute_child = _execute  # type: ignore[attr-defined]
     subprocess.Popen._handle = property(lambda child: child.pid)  # type: ignore[attr-defined]
     os.replace, os.rename = _refuse_if_open(os.replace), _refuse_if_open(os.rename)
     os.unlink, os.remove = _refuse_if_open(os.unlink), _refuse_if_open(os.remove)
@@ -67,6 +69,7 @@ _own_register = selectors.DefaultSelector.register
 _own_kill = os.kill
 _own_popen = subprocess.Popen
 _own_signal = signal.signal
+_own_execute: Any = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _own_status: Any = subprocess.Popen._handle_exitstatus  # type: ignore[attr-defined]
 
 
@@ -173,6 +176,20 @@ def is_open(path: Any) -> bool:
                     if str(Path(f"/proc/{process}/fd/{fd}").readlink()) == wanted:
                         return True
     return False
+
+
+@functools.wraps(_own_execute)
+def _execute(child: Any, *arguments: Any) -> None:
+    """On Linux too Python looks at this variable, and for the packages beside the launcher."""
+    _own_execute(
+        child,
+        *(
+            {name: value for name, value in argument.items() if name != "__PYVENV_LAUNCHER__"}
+            if isinstance(argument, dict)
+            else argument
+            for argument in arguments
+        ),
+    )
 
 
 def _take_status(child: Any, status: int, *arguments: Any) -> None:
