@@ -63,6 +63,9 @@ with Path(__file__).with_name("imports").open("a") as file:
 Install = Callable[[str], Path]
 
 
+_CRASHED = "crashed with status 0xc0000005" if sys.platform == "win32" else "killed by SIGSEGV"
+
+
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a run that is the first of its user."""
@@ -171,7 +174,7 @@ def test_a_gpu_that_another_process_has_for_itself_has_nothing_free(
         ("raise SystemExit('no licence')", "SystemExit: no licence"),
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
-            "crashed with status 0xc0000005" if sys.platform == "win32" else "killed by SIGSEGV",
+            _CRASHED,
         ),
         ("import os; os.write(2, b'abort: bad libc'); os._exit(3)", "exited with status 3: abort: bad libc"),
         ("import os; os._exit(0)", "an answer that makes no sense"),
