@@ -162,7 +162,8 @@ class ChildProcess:
 
     def kill(self) -> None:
         self._is_cut_off = self._is_cut_off or not SYSTEM.is_exiting(self._process.pid)
-        self._process.kill()
+        with contextlib.suppress(PermissionError):  # Windows: it is ending, and cannot be ended
+            self._process.kill()
 
     def end(self, patience: float) -> int:
         """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it

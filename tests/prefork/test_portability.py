@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from prefork.wire.child import OutputPipe
+from prefork.platform_matrix.systems.windows import Windows
+from prefork.wire import endings
+from prefork.wire.child import ChildProcess, OutputPipe
+from prefork.wire.endings import CUT_OFF, Killer, find_killer
 
 pytestmark = pytest.mark.exec
 
@@ -117,3 +121,43 @@ def test_a_channel_needs_no_unix_socket() -> None:
     assert messages == ["done"]
     channel.close()
     other.close()
+
+
+def test_a_process_that_is_ending_needs_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TerminateProcess is denied then, on Windows; the supervisor's thread must not end of it."""
+
+    def deny(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    child = ChildProcess("work.spawned", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", deny)
+        child.kill()
+    child.kill()
+    assert child.end(10) in (CUT_OFF, -9)
+
+
+@pytest.mark.parametrize(
+    ("status", "by_prefork", "short", "killer"),
+    [
+        (0, True, True, None),
+        (3, True, True, None),
+        (-9, True, True, Killer.PREFORK),
+        (-9, False, True, Killer.KERNEL),
+        (-9, False, False, Killer.SOMEBODY),
+        (-11, True, True, None),
+        (-15, False, True, None),
+    ],
+)
+def test_one_function_says_whether_and_by_whom_a_process_was_killed(
+    status: int, by_prefork: bool, short: bool, killer: Killer | None
+) -> None:
+    assert find_killer(status, by_prefork, lambda: short) is killer
+
+
+def test_on_windows_only_who_has_ended_a_process_knows_that_it_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TerminateProcess leaves a status that a process can give itself, and the kernel ends none for want of memory."""
+    monkeypatch.setattr(endings, "SYSTEM", Windows())
+    assert find_killer(1, by_prefork=True) is Killer.PREFORK
+    assert find_killer(1, by_prefork=False, was_memory_short=lambda: pytest.fail("asked")) is None
+    assert find_killer(0xC0000005, by_prefork=True) is None

@@ -57,6 +57,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     os.kill = for_prefork(_end_process, os.kill)
     subprocess.Popen._handle_exitstatus = _take_status  # type: ignore[attr-defined]
     subprocess.Popen._execute_child = _execute  # type: ignore[attr-defined]
+    subprocess.Popen.kill = _terminate  # type: ignore[method-assign]
     subprocess.Popen._handle = property(lambda child: child.pid)  # type: ignore[attr-defined]
     os.replace, os.rename = _refuse_if_open(os.replace), _refuse_if_open(os.rename)
     os.unlink, os.remove = _refuse_if_open(os.unlink), _refuse_if_open(os.remove)
@@ -69,6 +70,7 @@ _own_register = selectors.DefaultSelector.register
 _own_kill = os.kill
 _own_popen = subprocess.Popen
 _own_signal = signal.signal
+_own_terminate: Any = subprocess.Popen.kill
 _own_execute: Any = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _own_status: Any = subprocess.Popen._handle_exitstatus  # type: ignore[attr-defined]
 
@@ -190,6 +192,21 @@ def _execute(child: Any, *arguments: Any) -> None:
             for argument in arguments
         ),
     )
+
+
+def _terminate(child: Any) -> None:
+    """TerminateProcess is denied while a process is ending, and its exit status is not known yet then."""
+    if _is_ending(child.pid) and is_asked_by_prefork():
+        raise PermissionError(13, "Access is denied")
+    _own_terminate(child)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether it is about to end by itself, or has: PF_EXITING, linux/sched.h."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0] in "ZX" or bool(int(fields[6]) & 4)
+    return False
 
 
 def _take_status(child: Any, status: int, *arguments: Any) -> None:
