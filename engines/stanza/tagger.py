@@ -49,7 +49,6 @@ _LONGEST_WORD = 200  # characters that models are shown of one: lemmatisers take
 _SEVERAL = {"en": frozenset(["cannot", "dunno", "gimme", "gonna", "gotta", "lemme", "outta", "wanna"])}
 _CODE = re.compile(r"[a-z]{2,3}(?:[-_]\w+)?", re.IGNORECASE)
 _EXAMPLE = ("I", "'m", "going", "home", ".")
-_LONG_TIMES = 40  # that it is said in the longest example
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +129,12 @@ class StanzaTagger(Engine):
         longest = min(LONGEST, max((request.weight for request in segment.content or ()), default=20))
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
-    def example(self) -> Tensors:
-        return self._request(_EXAMPLE)
+    def example(self, words: tuple[str, ...] = _EXAMPLE) -> Tensors:
+        plain = (0,) * len(words)
+        return _encode([TaggingRequest(n, name, words, plain).describe() for n, name in enumerate(self._packages)])
 
     def longest_example(self) -> Tensors:
-        """Of a length that people say. To compare 1,000 words with each other takes gigabytes."""
-        return self._request(_EXAMPLE * _LONG_TIMES)
-
-    def _request(self, words: tuple[str, ...]) -> Tensors:
-        requests = (
-            TaggingRequest(number, name, words, (0,) * len(words)) for number, name in enumerate(self._packages)
-        )
-        return _encode([one.describe() for one in requests])
+        return self.example(_EXAMPLE * 40)  # to compare 1,000 words with each other takes gigabytes
 
     def verify(self, output: Tensors) -> None:
         for language, tokens in zip(self._packages, _decode(output), strict=True):

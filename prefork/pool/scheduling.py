@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
@@ -15,7 +14,7 @@ from prefork.pool.call_scheduling import CallScheduler
 from prefork.pool.events import CallEnded
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
-from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, split_finished
+from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, put_near_first
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
@@ -217,7 +216,7 @@ class Scheduler:
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
-        finished, rest = split_finished(task.parts)
+        finished, rest = task.split_parts()
         for part in finished:
             self._outbox.do(Complete(part, b"", None))
         for part in rest:
@@ -332,21 +331,11 @@ class Scheduler:
             wait = busy or self._workers.is_measuring or self._policy.level > Level.EASY
             return None if wait else next((task for task in tasks if task.alone), None)
         filling = self._list_filling() if waiting else set()
-        ready = (task for task in tasks if not (task.engine in filling and task.can_join))
-        return self._policy.select(self._put_near_first(ready, worker), self._list_holders())
-
-    def _put_near_first(self, tasks: Iterator[Task], worker: Worker | None) -> Iterator[Task]:
-        """Of tasks that read parts of data sets, first those of the part that the worker has read, then those of parts
-        that no other worker has; in their order otherwise. All other tasks keep their places."""
-        first = next(tasks, None)
-        if first is None:
-            return iter(())
-        if worker is None or not first.place:
-            return chain([first], tasks)
-        others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
-        return iter(
-            sorted(chain([first], tasks), key=lambda t: 0 if t.place == worker.place else 1 + (t.place in others))
-        )
+        ready: Iterator[Task] = (task for task in tasks if not (task.engine in filling and task.can_join))
+        if worker is not None:
+            others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
+            ready = put_near_first(ready, worker.place, others)
+        return self._policy.select(ready, self._list_holders())
 
     def _list_holders(self) -> list[Holder]:
         return [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in self._workers.list_busy()]

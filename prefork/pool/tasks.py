@@ -7,7 +7,7 @@ import itertools
 import pickle
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -126,6 +126,10 @@ class Task:
         """The tasks whose items these are, if it is a bundle."""
         return list(dict.fromkeys(part for part, _ in self.origins))
 
+    def split_parts(self) -> tuple[list[Task], list[Task]]:
+        """Those that are still wanted: the finished ones, and the others."""
+        return split_finished(self.parts)
+
     @property
     def is_finished(self) -> bool:
         return self.items is not None and len(self.pieces) == len(self.items)
@@ -176,6 +180,18 @@ def split_finished(parts: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Of the parts of a bundle that are still wanted, those that are finished, and those that are not."""
     wanted = [part for part in parts if not part.cancelled]
     return [part for part in wanted if part.is_finished], [part for part in wanted if not part.is_finished]
+
+
+def put_near_first(tasks: Iterator[Task], place: str, others: Set[str]) -> Iterator[Task]:
+    """Of tasks that read parts of data sets, first those of the part that a worker has read, then those of parts that
+    no other has; in their order otherwise. All other tasks keep their places. place: of the worker; others: theirs."""
+    first = next(tasks, None)
+    if first is None:
+        return iter(())
+    found = itertools.chain([first], tasks)
+    if not first.place:
+        return found
+    return iter(sorted(found, key=lambda task: 0 if task.place == place else 1 + (task.place in others)))
 
 
 Select = Callable[[Iterator[Task]], Task | None]
