@@ -10,7 +10,7 @@ import pytest
 
 from prefork.engines.checkpoints.fetching import FetchError, fetch_apart
 from prefork.engines.checkpoints.hub import NotAvailable, fetch
-from prefork.platform_matrix.systems import SYSTEM
+from prefork.platform_matrix.systems import SYSTEM, choose
 
 
 def _name_process() -> str:
@@ -51,6 +51,10 @@ def test_a_hub_is_asked_from_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "models--somebody--something" / "refs" / "main").write_text("0123abcd" * 5)
     assert fetch("somebody/something") == snapshot
     assert fetch("somebody/something", file="config.json") == snapshot / "config.json"
+
+
+def test_on_macos_it_is_always_another() -> None:
+    assert choose("darwin").network_spoils_forks and not choose("linux").network_spoils_forks
 
 
 def test_elsewhere_it_is_this_one() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefork.platform_matrix.systems import SYSTEM
+from prefork.platform_matrix.systems import SYSTEM, choose
 from prefork.wire import channel
 from prefork.wire.channel import Channel
 
@@ -192,6 +192,10 @@ def test_descriptors_are_kept_until_the_other_side_has_them(
     assert not any(_is_open(*pipe) for pipe in mine)
     here.close()
     there.close()
+
+
+def test_it_is_macos_that_loses_them() -> None:
+    assert choose("darwin").loses_descriptors and not choose("linux").loses_descriptors
 
 
 @pytest.mark.parametrize("number", [errno.EMSGSIZE, errno.ENOBUFS])
