@@ -208,6 +208,12 @@ class Engine(ABC):
         """
         return None
 
+    def longest_example(self) -> Tensors | None:
+        """A prepared segment of the greatest length that goes through the model at once, always the same; None if the
+        example is one. Where a fork is safe with caveats (macOS), a canary infers it too: libraries that compute small
+        things on one thread fail at larger ones."""
+        return None
+
     def verify(self, output: Tensors) -> None:  # noqa: B027  not every engine needs it
         """Looks at what `infer` made of the example. Raises LoadError if the model is not what it says."""
 

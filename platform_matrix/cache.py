@@ -15,6 +15,8 @@ from typing import Any
 
 import platformdirs
 
+from prefork.platform_matrix.systems import SYSTEM
+
 
 class Cache:
     """A JSON file with an entry for each key. What an entry holds is for its reader to check."""
@@ -47,7 +49,7 @@ class Cache:
             try:
                 with open(handle, "w", encoding="utf-8") as new:
                     json.dump(newest, new)
-                Path(name).replace(self._file)
+                SYSTEM.replace(Path(name), self._file)
             finally:
                 Path(name).unlink(missing_ok=True)
 

@@ -20,12 +20,12 @@ from enum import StrEnum
 from typing import IO
 
 from prefork.platform_matrix.frames import Frame, describe_frame, locate
+from prefork.platform_matrix.systems import SYSTEM
 
 _POLL_SECONDS = 0.002
 _TRACE_SECONDS = 0.5  # how long a hung child may take to say where it hangs
 _MOST_WORDS = 8192  # bytes kept of what it prints
 _MOST_LETTERS = 400  # of what an exception says
-_FROM_OUTSIDE = {getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")} - {0}
 _CAME_BACK = "prefork: a process that was forked in this call came back through it"
 _HUNG = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', re.MULTILINE)  # as faulthandler writes frames
 _RAISED = re.compile(r'^  File "(.+)", line (\d+), in (\S+)', re.MULTILINE)  # as traceback does
@@ -145,8 +145,8 @@ def _judge(end: _Ending) -> Outcome:
         return Outcome(Fate.RAISED, end.seconds, None, f"raised {summary}", where, text)
     if end.status != 0:
         where = tuple(describe_frame(*frame) for frame in _find_frames(end.words))
-        was_ended = -end.status in _FROM_OUTSIDE
-        return Outcome(Fate.DIED, end.seconds, None, describe_exit(end.status), where, end.words, was_ended)
+        status = SYSTEM.describe_status(end.status)
+        return Outcome(Fate.DIED, end.seconds, None, status.words, where, end.words, status.ended)
     if end.result[:1] != b"R":
         reason = "exited with status 0 before it had a result"
         return Outcome(Fate.DIED, end.seconds, None, reason, words=end.words)
@@ -227,12 +227,4 @@ def _summarise(error: BaseException) -> str:
 
 def describe_exit(status: int) -> str:
     """Words for an exit code as os.waitstatus_to_exitcode gives it."""
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    if name == "SIGKILL":
-        return f"was killed by {name}, perhaps by the kernel because memory ran out"
-    return f"was killed by {name}"
+    return SYSTEM.describe_status(status).words

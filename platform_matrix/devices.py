@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import hashlib
 import importlib.util
@@ -27,6 +26,7 @@ from prefork.platform_matrix.cache import Cache
 from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.imports import explain_import
+from prefork.platform_matrix.systems import SYSTEM
 
 KINDS = ("cuda", "rocm", "mps")
 MODES = ("", "exclusive", "prohibited")
@@ -53,7 +53,7 @@ _WORDS: dict[type, str] = {str: "a string", int: "a whole number", bool: "true o
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, or an instance of one. memory, free: bytes; of the whole machine for mps.
+    """A GPU, or an instance of one. memory, free: bytes; for mps what Metal recommends that it takes of the machine's.
 
     free: when it was asked, in this run; 0 if an earlier run asked (only that of mps is always known).
     capability: "9.0" of cuda, "gfx90a" of rocm. uuid: without what NVIDIA writes before it. busy: why it could not be
@@ -242,8 +242,8 @@ def _make_key(torch: str) -> str:
         Path(torch).stat().st_mtime_ns if Path(torch).exists() else 0,
         {name: os.environ.get(name) for name in _VARIABLES},
         platform.release(),
-        read_text(Path("/proc/sys/kernel/random/boot_id")) or int(psutil.boot_time()) // 60,  # it wavers
-        read_text(Path("/sys/module/nvidia/version")),
+        SYSTEM.identify_boot() or int(psutil.boot_time()) // 60,  # it wavers
+        SYSTEM.identify_driver(),
         sorted(str(node) for pattern in _NODES for node in folder.glob(pattern)),
     ]
     return hashlib.sha256(json.dumps(surroundings).encode()).hexdigest()
@@ -254,13 +254,12 @@ def _open_cache() -> Cache:
 
 
 def _load(key: str) -> Devices | None:
-    """An earlier run's answer, with the memory that is free brought up to date where that needs no driver."""
+    """An earlier run's answer, without what may have changed since."""
     try:
         devices = build(Devices, _open_cache().load(key))
     except ValueError:  # none yet, or one of another version
         return None
-    available = psutil.virtual_memory().available
-    present = [replace(d, free=min(d.memory, available) if d.kind == "mps" else 0, busy="") for d in devices.present]
+    present = [replace(d, free=d.memory if d.kind == "mps" else 0, busy="") for d in devices.present]
     return replace(devices, present=tuple(present))
 
 
@@ -283,9 +282,11 @@ def _run(
 ) -> Any:
     """files: for what the process writes to stdout and stderr; a pipe could be held open by what it starts."""
     code = f"import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
-    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(timeout + 10)]
+    python = SYSTEM.find_python()
+    command = [python.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(timeout + 10)]
     answer, words = files
-    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=environment)
+    surroundings = {**(os.environ if environment is None else environment), **python.environment}
+    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=words, env=surroundings)
     try:
         status = asking.wait(timeout)
     except subprocess.TimeoutExpired as error:
@@ -345,8 +346,8 @@ def _look() -> Devices:
         return replace(devices, error=_leave_out_advice(_make_line(str(warned[0].message))))
     present = [_describe_gpu(torch, index, built[0]) for index in range(count)]
     if torch.backends.mps.is_available():
-        memory = psutil.virtual_memory()
-        present.append(Device("mps", f"Apple GPU ({platform.machine()})", memory.total, memory.available))
+        memory = min(torch.mps.recommended_max_memory(), psutil.virtual_memory().total)
+        present.append(Device("mps", f"Apple GPU ({platform.machine()})", memory, memory))
     return replace(devices, present=tuple(present))
 
 
@@ -368,9 +369,4 @@ def _describe_gpu(torch: Any, index: int, kind: str) -> Device:
 
 def _is_metal_loaded() -> bool:
     """Metal loads the GPU's driver into the process that uses it first."""
-    if sys.platform != "darwin":
-        return False
-    loader = ctypes.CDLL(None)
-    loader._dyld_get_image_name.restype = ctypes.c_char_p
-    images = [loader._dyld_get_image_name(index) or b"" for index in range(loader._dyld_image_count())]
-    return any(driver in image for image in images for driver in _METAL_DRIVERS)
+    return any(driver in image for image in SYSTEM.list_libraries() for driver in _METAL_DRIVERS)

@@ -26,7 +26,7 @@ from prefork.platform_matrix.devices import (
 )
 from prefork.platform_matrix.errors import FactsError
 from prefork.platform_matrix.memory import find_groups, read_memory, read_numbers
-from prefork.platform_matrix.proc import check_proc
+from prefork.platform_matrix.systems import SYSTEM
 
 SYSTEMS = ("linux", "darwin", "windows")
 INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # instructions that multiply int8 and add in int32, as Linux names them
@@ -102,7 +102,7 @@ class Facts:
 def read_facts(devices: Devices | None = None, root: Path = Path("/")) -> Facts:
     """Of this machine. devices: None to ask for them. root: where /proc and /sys are. Raises FactsError."""
     if root == Path("/"):
-        check_proc()
+        SYSTEM.check()
     memory = read_memory(root)
     cores = count_usable_cores(root)
     return Facts(

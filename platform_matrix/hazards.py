@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +22,7 @@ from prefork.platform_matrix.cuda import is_initialised
 from prefork.platform_matrix.holders import Tracked, name_holder
 from prefork.platform_matrix.inherited import Identity, Shared, list_connections, list_shared
 from prefork.platform_matrix.openings import Openings
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.platform_matrix.threads import Thread, count_native, list_threads
 
 _CUDA_MEMORY = "/dev/nvidia-uvm"  # opened by cuInit, not by NVML
@@ -100,7 +100,7 @@ def find_hazards(ours: Collection[int] = ()) -> list[Hazard]:
     """Every hazard of this process; without an unsafe one it may fork. ours: file descriptors not to be reported."""
     threads = list_threads()
     hazards = [*_find_torch_hazards(), *_find_driver_hazards(), *judge_threads(threads)]
-    if sys.platform == "darwin":
+    if not SYSTEM.tells_threads:
         hazards += judge_native_count(count_native(), threading.active_count())
     if any(thread.python for thread in threads):
         hazards += [*_find_imports(), *_find_locks()]
@@ -200,7 +200,7 @@ def _find_torch_hazards() -> list[Hazard]:
         hazards.append(_cuda_hazard(f"was initialised by the process that forked this one (pid {os.getpid()})"))
     elif torch.cuda.is_initialized():
         hazards.append(_cuda_hazard(f"was initialised by this process (pid {os.getpid()}, via torch.cuda)"))
-    if sys.platform == "darwin":
+    if SYSTEM.has_metal:
         hazards += judge_mps(_find_mps(torch))
     return hazards
 
@@ -213,7 +213,7 @@ def _find_mps(torch: ModuleType) -> list[str]:
     if torch.mps._default_mps_generator is not None:
         signs.append("a random generator")
     with Tracked() as objects:
-        tensors = sum(isinstance(thing, torch.Tensor) and thing.is_mps for thing in objects)
+        tensors = sum(issubclass(type(thing), torch.Tensor) and thing.is_mps for thing in objects)  # asks no object
     if tensors:
         signs.append(f"{tensors} tensors")
     return signs
@@ -222,17 +222,7 @@ def _find_mps(torch: ModuleType) -> list[str]:
 def _find_driver_hazards() -> list[Hazard]:
     """CUDA initialised behind torch's back."""
     initialised = is_initialised()
-    return [] if initialised is None else judge_driver(initialised, _CUDA_MEMORY in _list_open_files())
-
-
-def _list_open_files() -> set[str]:
-    paths = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            paths.add(str(entry.readlink()))
-        except FileNotFoundError:  # the listing's own
-            continue
-    return paths
+    return [] if initialised is None else judge_driver(initialised, _CUDA_MEMORY in SYSTEM.list_open_files())
 
 
 def _find_imports() -> Iterator[Hazard]:

@@ -12,7 +12,6 @@ import os
 import re
 import socket
 import stat
-import struct
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -23,17 +22,14 @@ from typing import Any
 
 from prefork.platform_matrix.holders import Tracked, find_holder
 from prefork.platform_matrix.openings import Openings
+from prefork.platform_matrix.systems import SYSTEM
 
 Identity = tuple[int, int, int]  # descriptor, device, inode
 
 _NETWORK = (socket.AF_INET, socket.AF_INET6)
-_FOLDER = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
-_MAPS = Path("/proc/self/maps")
-_GET_PATH = 50  # F_GETPATH, of macOS's fcntl
 _MOST_LETTERS = 120  # of a command line
 _SQLITE = b"SQLite format 3\0"
 _BESIDE = re.compile(r"-(wal|shm|journal)$")  # a database: https://www.sqlite.org/tempfiles.html
-_SEMAPHORES = "/dev/shm/sem."
 _DEVICES = ("/dev/nvidia", "/dev/dri", "/dev/kfd")  # whose drivers are hazards of their own
 _TRACKERS = re.compile(r"resource_tracker|multiprocessing\.forkserver")
 _OBJECTS = {  # the kernel's, as Linux calls them
@@ -47,7 +43,6 @@ _OBJECTS = {  # the kernel's, as Linux calls them
     "userfaultfd": "it serves the parent's memory, and no child's",
 }
 CONNECTION = "connection"
-_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120  # of struct tcp_info in linux/tcp.h; where tcpi_bytes_acked is
 _EACH = "open it in each worker"
 
 
@@ -101,10 +96,11 @@ def read_uses(found: Collection[Shared]) -> dict[Shared, int]:
         with suppress(OSError):  # closed meanwhile
             if shared.has_position:
                 uses[shared] = os.lseek(shared.identity[0], 0, os.SEEK_CUR)
-            elif shared.kind == CONNECTION and sys.platform == "linux":
+            elif shared.kind == CONNECTION:
                 with socket.socket(fileno=os.dup(shared.identity[0])) as own:
-                    information = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-                (uses[shared],) = struct.unpack_from("=Q", information, _BYTES_ACKED)
+                    sent = SYSTEM.count_sent(own)
+                if sent is not None:
+                    uses[shared] = sent
     return uses
 
 
@@ -115,7 +111,7 @@ def _get_family(fd: int) -> int:
 
 def _list_descriptors() -> Iterator[tuple[Identity, int]]:
     """With their mode."""
-    for fd in sorted(map(int, os.listdir(_FOLDER))):
+    for fd in sorted(map(int, os.listdir(SYSTEM.descriptors))):
         with suppress(OSError):  # the listing's own
             status = os.fstat(fd)
             if fd > 2:
@@ -131,11 +127,11 @@ class _Look:
     def describe(self, identity: Identity, mode: int) -> Shared | None:
         """None if nothing can come of sharing it."""
         fd = identity[0]
-        if _read_flags(fd) & getattr(os, "O_PATH", 0):  # it can only be named
+        if SYSTEM.is_name_only(fd):
             return None
         if stat.S_ISSOCK(mode):
             return self.describe_socket(identity)
-        name = _read_name(fd)
+        name = SYSTEM.name_descriptor(fd)
         if stat.S_ISREG(mode):
             return self._describe_file(identity, name)
         if stat.S_ISDIR(mode):
@@ -150,11 +146,11 @@ class _Look:
         return Shared(found[1], what, identity=identity)
 
     def _describe_file(self, identity: Identity, name: str) -> Shared | None:
-        if name.startswith("/memfd:"):  # memory, and listed as such if it can be written to
+        if SYSTEM.is_memory(name):  # listed as such if it can be written to
             return None
         fd = identity[0]
         database = _BESIDE.sub("", name)
-        flags = _read_flags(fd)
+        flags = SYSTEM.read_flags(fd)
         access = flags & os.O_ACCMODE
         reads, writes, appends = access != os.O_WRONLY, access != os.O_RDONLY, flags & os.O_APPEND
         where = self._find_place(fd, self._openings.find_file(name, access), self._openings.find_file(database))
@@ -200,21 +196,14 @@ class _Look:
 
     def list_mappings(self) -> Iterator[Shared]:
         """Memory that is shared and can be written to, by the file that it is of; Linux alone tells."""
-        sizes: dict[str, int] = {}
-        for line in _MAPS.read_text(errors="replace").splitlines() if _MAPS.exists() else ():
-            span, access, _, _, inode, *rest = line.split(maxsplit=5)
-            if access[1] == "w" and access[3] == "s":
-                start, end = (int(address, 16) for address in span.split("-"))
-                name = rest[0].removesuffix(" (deleted)") if rest else f"/dev/zero {inode}"
-                sizes[name] = sizes.get(name, 0) + end - start
-        for name, size in sizes.items():
-            if name.startswith(_SEMAPHORES):
-                yield Shared("semaphore", f"semaphore {name.removeprefix(_SEMAPHORES)} is open", "", harmless=True)
+        for mapping in SYSTEM.list_shared_mappings():
+            name = mapping.name
+            if mapping.is_semaphore:
+                yield Shared("semaphore", f"semaphore {name} is open", "", harmless=True)
             elif _BESIDE.search(name) is None and not name.startswith(_DEVICES):  # else told of its database
-                of = "memory" if name.startswith("/dev/zero") else name
                 place = self._openings.find_file(name)
                 where = f", opened in {place}" if place else ""
-                what = f"{_write_size(size)} of {of} are mapped shared and writable{where}"
+                what = f"{_write_size(mapping.size)} of {name or 'memory'} are mapped shared and writable{where}"
                 remedy = "map it copy-on-write (MAP_PRIVATE), or for reading alone"
                 yield Shared("mapping", f"{what}; what one process writes there, all others see", remedy)
 
@@ -262,25 +251,6 @@ class _Look:
                     fd = file.fileno()
                     holders[fd] = find_holder(file)
         return holders
-
-
-def _read_flags(fd: int) -> int:
-    """What it was opened with."""
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_GETFL)
-
-
-def _read_name(fd: int) -> str:
-    """The path that it was opened by, or what the kernel calls it."""
-    if sys.platform == "linux":
-        return os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")  # noqa: PTH115  it may be no path
-    import fcntl
-
-    try:
-        return os.fsdecode(fcntl.fcntl(fd, _GET_PATH, bytes(1024)).rstrip(b"\0"))
-    except OSError:
-        return ""
 
 
 def _ask(question: Callable[[], Any]) -> Any:

@@ -85,9 +85,10 @@ class Plan:
     for all on one GPU. hidden: the kinds of device that the models do not get to see; unused: of the reasons, those why
     devices are hidden that are there. capped: why there are fewer workers than were wanted, with the arithmetic; empty
     if there are not. devices: what goes into CUDA_VISIBLE_DEVICES for each GPU that computes, labels: what the user
-    calls it, chosen: what is known of it; none on the CPU. video: where the GPUs' memory goes, batch_memory: bytes of
-    it for the batches of one process that computes; None on the CPU. fallback: what the user wanted, or could expect,
-    and does not get, with the reason and what is done instead; empty if nothing.
+    calls it, chosen: what is known of it; none on the CPU, and for MPS, of which there is one. video: where the GPUs'
+    memory goes; None on the CPU. batch_memory: bytes of it for the batches of one process that computes; None on the
+    CPU and for MPS, where batches are no larger than the user or the engine says. fallback: what the user wanted, or
+    could expect, and does not get, with the reason and what is done instead; empty if nothing.
     """
 
     facts: Facts
@@ -120,6 +121,11 @@ class Plan:
     def server_threads(self) -> int:
         """Of each server: it computes, while the workers mostly wait for it."""
         return self.request.threads or self.facts.cores
+
+    @property
+    def allowance(self) -> int | None:
+        """Bytes of the GPU that each process may take at most; None where torch keeps to what there is by itself."""
+        return self.video.room // self.workers if self.video is not None and self.device == "mps" else None
 
     @property
     def fast_dtype(self) -> str:
@@ -181,6 +187,9 @@ def decide(facts: Facts, request: Request) -> Plan:
     video = None
     if selection.devices:
         video = plan_video(selection.devices, selection.labels, request.weights, strategy)
+    elif row.device == "mps":
+        gpu = next(device for device in facts.devices.present if device.kind == "mps")
+        video = plan_video([gpu], [gpu.name], request.weights, strategy)
     workers, capped = _count_workers(facts, request, strategy, selection, budget, video, reasons)
     return Plan(
         facts=facts,
@@ -201,7 +210,7 @@ def decide(facts: Facts, request: Request) -> Plan:
         labels=selection.labels,
         chosen=selection.devices,
         video=video,
-        batch_memory=video.share_batches(workers) if video else None,
+        batch_memory=video.share_batches(workers) if video and selection.devices else None,
         fallback=reasons.fallback,
     )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import psutil
 
 from prefork.platform_matrix.devices import read_text
+from prefork.platform_matrix.systems import SYSTEM
 
 _MOST_RESERVE = 2 << 30  # bytes; a tenth of smaller machines
 _MOST_DIGITS = 20  # of what the kernel counts in 64 bits
@@ -24,7 +24,9 @@ class MachineMemory:
     limit: what may be used by all processes together. available: what of it is still free, or would be given back at
     once. some, full: percent of the last ten seconds in which some, or all, processes waited for memory (PSI), None
     where the kernel does not say. kills: processes that the kernel has ended for want of memory, since some time or
-    other; only that it grows means something.
+    other; only that it grows means something. pressure: how short memory is by the system's own account, see
+    `System.read_pressure`; None where it gives none. Where it does, little may be available all the time without any
+    harm, and `unused` is what is left of the limits set on us.
     """
 
     limit: int
@@ -33,19 +35,28 @@ class MachineMemory:
     some: float | None = None
     full: float | None = None
     kills: int = 0
+    pressure: int | None = None
+    unused: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Bytes of what must not run out."""
+        return self.available if self.pressure is None else self.unused
 
 
 def read_memory(root: Path = Path("/"), address_space: int = 0) -> MachineMemory:
     """As it is now, in about 0.3 ms. root: where /proc and /sys are. address_space: bytes, of the largest process that
     RLIMIT_AS holds for beside this one."""
     ram = psutil.virtual_memory()
+    there, pressure = max(ram.available, SYSTEM.measure_available()), SYSTEM.read_pressure()
     groups = _read_limits(root)
-    space = _read_address_space()
+    space = SYSTEM.limit_address_space()
     limit = min(ram.total, space, *(allowed for allowed, _ in groups), math.inf)
     free = [max(0, allowed - used) for allowed, used in groups]
-    available = min(ram.available, limit, max(0, space - address_space), *free, math.inf)
+    unused = min(max(0, space - address_space), *free, math.inf)
+    available = min(there, limit, unused)
     some, full = _read_pressure(root)
-    return MachineMemory(int(limit), int(available), ram.total, some, full, _count_kills(root))
+    return MachineMemory(int(limit), int(available), ram.total, some, full, _count_kills(root), pressure, unused)
 
 
 def keep_back(limit: int) -> int:
@@ -99,16 +110,6 @@ def _read_limits(root: Path) -> list[tuple[float, float]]:
                 kept = known - (_read_statistic(group / "memory.stat", inactive) or 0)
                 limits.append((allowed, max(0, kept)))
     return limits
-
-
-def _read_address_space() -> float:
-    """RLIMIT_AS: bytes of address space that any process of ours may have."""
-    if sys.platform == "win32":
-        return math.inf
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def _read_pressure(root: Path) -> tuple[float | None, float | None]:

@@ -143,7 +143,7 @@ ROWS = (
         "macOS, CPU only",
         Verdict.CAVEATS,
         (Strategy.FORK, Strategy.SPAWN),
-        ("MPS must be hidden, with --force-cpu or --no-mps", "a canary has to live before any worker is forked"),
+        ("a canary has to live before any worker is forked; it infers the longest segments too",),
         (_ACCELERATE, _OBJECTIVE_C, _MACOS_SPAWN),
     ),
     Row(

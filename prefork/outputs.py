@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from prefork.engines.base import InputError
 from prefork.engines.text.document import Document
+from prefork.platform_matrix.systems import SYSTEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class OutputFolder:
             self.locate(path)  # again, now that the folders are there
             _write_synced(partial, make)
             written = WrittenFile(str(path), partial.stat().st_size, _digest(partial))
-            partial.replace(final)
+            SYSTEM.replace(partial, final)
             sync_folder(final.parent)
         except BaseException as error:
             with contextlib.suppress(OSError):  # it may not even be there
@@ -112,7 +113,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _write_synced(path: Path, make: Callable[[BinaryIO], object]) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | SYSTEM.no_link, 0o666)
     with open(fd, "wb") as file:
         make(file)
         file.flush()
@@ -125,10 +126,4 @@ def _digest(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    SYSTEM.sync_folder(path)

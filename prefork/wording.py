@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from prefork.platform_matrix.systems import SYSTEM
+
 _REMEDIES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or have your quota raised",
@@ -20,7 +22,7 @@ _REMEDIES = {
 
 def make_printable(name: str) -> str:
     """A name or text as it can be printed on one line whatever is in it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in SYSTEM.shorten(name))
 
 
 def describe_os_error(error: OSError) -> str:

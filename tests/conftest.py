@@ -6,21 +6,30 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests import launcher
+from tests import systems
+from tests.environment import FOR_THREADS
 from tests.prefork.command import wait_until_gone
+from tests.systems.lacks import find_lack
 from tests.turns import take_turn
+
+if sys.platform == "linux":  # what it needs, no other system has
+    from tests import launcher
+
+    # As another system has it: PREFORK_TESTS_SYSTEM=darwin python -m pytest -n 0 tests/engines
+    if system := os.environ.get(systems.SYSTEM):
+        systems.become(system, "tests")
 
 # Who starts the suite in the background has it ignore SIGINT, which tests send, and which is passed on by exec.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The suite is the same whatever variables for threads whoever starts it has set, and what it starts is forked.
-for name in filter(launcher.FOR_THREADS.match, list(os.environ)):
+for name in filter(FOR_THREADS.match, list(os.environ)):
     del os.environ[name]
 SCRIPT_ENGINE = Path(__file__).parent / "data" / "script_engine"
 
@@ -47,9 +56,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _launcher(_cache: None) -> Iterator[None]:
     """Starts what prefork starts; see there."""
-    launcher.Popen.before = dict(os.environ)  # with what the modules of tests have set as they were imported
     with pytest.MonkeyPatch.context() as patch:
         if sys.platform == "linux":
+            launcher.Popen.before = dict(os.environ)  # with what the modules of tests have set as they were imported
             patch.setattr(subprocess, "Popen", launcher.Popen)
         yield
 
@@ -69,10 +78,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not (isinstance(item, pytest.Function) and item.module in longest))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a module that cannot be imported where its system's names are missing; see tests.systems.lacks."""
+    report = yield
+    call = getattr(report, "call", None)
+    error = call.excinfo.value if call is not None and call.excinfo is not None else None
+    if error is not None and (lack := find_lack(error.__cause__ or error)):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 1, lack)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[None]:
+    """The same of a test."""
+    try:
+        return (yield)
+    except Exception as error:
+        if lack := find_lack(error):
+            pytest.skip(lack)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    """And of what it is given."""
+    try:
+        return (yield)
+    except Exception as error:
+        if lack := find_lack(error):
+            pytest.skip(lack)
+        raise
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    launcher.forget_what_libraries_set()
-    launcher.Popen.is_off = item.get_closest_marker("exec") is not None
+    if sys.platform == "linux":
+        launcher.forget_what_libraries_set()
+        launcher.Popen.is_off = item.get_closest_marker("exec") is not None
     with take_turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 

@@ -44,10 +44,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefork.wire.process import die_with_parent
+from prefork.platform_matrix.systems import SYSTEM
+from tests import systems
+from tests.environment import LAUNCHER, THREADS
 from tests.launcher_client import REFUSED
 
-LAUNCHER = "tests.launcher"  # the command line of a launcher
 HARMLESS = "PREFORK_TESTS_HARMLESS"  # folders of PYTHONPATH that have no module in place of one that is imported
 ROOT = Path(__file__).resolve().parents[1]
 # What runs a child of prefork, as `prefork.wire.child` writes it, what asks torch for the devices, as
@@ -79,9 +80,7 @@ _IMPORTED = (
     *("prefork.engines.whisper.aligner", "prefork.engines.stanza.tagger", "prefork.engines.alignment.word_matching"),
     *("transformers.models.wav2vec2", "transformers.models.whisper", "transformers.models.auto.modeling_auto"),
 )
-_THREADS = "OMP|MKL|KMP|OPENBLAS|DNNL|ONEDNN|GOMP"
-FOR_THREADS = re.compile(rf"({_THREADS})_")  # variables
-_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{_THREADS})_|LANG")
+_READ_AT_IMPORT = re.compile(rf"(HF|TRANSFORMERS|STANZA|TORCH|PYTORCH|PYTHON|LD|LC|{THREADS})_|LANG")
 _READ_AGAIN = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by `_become`
 _WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # a launcher has them; only a server asks for them
 _ALLOCATOR = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # what imports pandas imports pyarrow, if it is there
@@ -401,6 +400,8 @@ def _become(request: Mapping[str, Any], fds: list[int], environment: Mapping[str
     _show_command(arguments)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if system := os.environ.get(systems.SYSTEM):
+        systems.become(system)
     known = environment.get("PYTHONPATH", "").split(os.pathsep)
     added = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name not in known]
     _read_variables_again()
@@ -432,7 +433,11 @@ def _open(name: str, fd: int, mode: str) -> io.TextIOWrapper:
     unbuffered = mode == "w" and bool(os.environ.get("PYTHONUNBUFFERED"))
     buffer: Any = raw if unbuffered else io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
     lines = not unbuffered and (name == "stderr" or raw.isatty())
-    return io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=lines, write_through=unbuffered)
+    encoding, errors = old.encoding, old.errors
+    if said := os.environ.get("PYTHONIOENCODING"):
+        encoding, _, errors = said.partition(":")
+        errors = old.errors if name == "stderr" else errors or "strict"
+    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines, write_through=unbuffered)
 
 
 def _prepare_to_ask(environment: Mapping[str, str]) -> None:
@@ -441,7 +446,7 @@ def _prepare_to_ask(environment: Mapping[str, str]) -> None:
     asker = os.getpid()
     if os.fork() == 0:
         os.setsid()
-        die_with_parent(asker)
+        SYSTEM.begin_child(asker)
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nothing, fd)

@@ -50,6 +50,7 @@ NEEDS = {
     "checkout": "changes a checkout, or measures for minutes",
     "models": "needs models that are no part of the repository, in ../shared/models",
     "gpu": "needs an NVIDIA GPU",
+    "hardware": "is for a machine that the makers do not have",
     "network": "needs the network, to download a model",
     "token": "needs the user's own account somewhere",
 }

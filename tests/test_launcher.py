@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from prefork.platform_matrix import devices
 from prefork.pool.server_processes import _WAITING
-from prefork.wire.child import _command
+from prefork.wire.child import _list_arguments
 from prefork.wire.environment import _ENVIRONMENT
 from tests import launcher, launcher_client
 from tests.prefork.command import PREFORK, wait_until_gone
@@ -205,10 +204,8 @@ def test_signals_reach_it_and_it_is_waited_for_like_any_child(tmp_path: Path, nu
 def test_what_prefork_starts_is_what_the_launcher_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each of their processes would be exec'ed, and the suite take half as long again, without a word."""
     asked = launcher.Popen.ask()
-    here, there = socket.socketpair()
-    with here, there:
-        zygote = launcher._find_code(_command("work.zygote", there))
-        server = launcher._find_code(_command("work.server", there))
+    zygote = launcher._find_code([sys.executable, *_list_arguments("work.zygote", "5")])
+    server = launcher._find_code([sys.executable, *_list_arguments("work.server", "5")])
     assert zygote is not None and asked.may_start(zygote, {**os.environ, **_ENVIRONMENT})
     assert server is not None and asked.may_start(server, {**os.environ, **_ENVIRONMENT, **_WAITING})
     command = launcher._find_code(PREFORK)

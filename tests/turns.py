@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ def take_turn(alone: bool) -> Iterator[None]:
     if run is None:  # one process
         yield
         return
+    import fcntl
+
     kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     folder = Path(tempfile.gettempdir())
     with open(folder / f"prefork-{run}.gate", "a+b") as gate, open(folder / f"prefork-{run}.room", "a+b") as room:

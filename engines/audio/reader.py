@@ -13,7 +13,6 @@ or by seeking. Three things see to that:
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -30,6 +29,7 @@ from prefork.engines.audio.recording import Recording, probe
 from prefork.engines.audio.sample_stream import SampleStream
 from prefork.engines.audio.selection import Selection
 from prefork.engines.parquet.row_path import parse
+from prefork.platform_matrix.systems import SYSTEM
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -190,7 +190,7 @@ def _forget_reader() -> None:
 
 
 # A child shares the parent's file offset: reading on with the parent's reader would garble both.
-os.register_at_fork(after_in_child=_forget_reader)
+SYSTEM.run_at_fork(after_in_child=_forget_reader)
 
 
 def read_audio(path: Path | str, start: float, end: float, selection: Selection | None = None) -> Samples:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefork.engines.checkpoints.fetching import FetchError, fetch_apart
+
 
 class NotAvailable(Exception):
     """A model that the hub does not give. Says why, and what to do."""
@@ -13,6 +15,13 @@ class NotAvailable(Exception):
 def fetch(repository: str, patterns: Sequence[str] = (), revision: str | None = None, file: str = "") -> Path:
     """The folder of a repository with the files that match the patterns, or one file of it; from the hub's cache, if it
     is there. The user's token is where the hub's own tools look for it. Raises NotAvailable."""
+    try:
+        return Path(fetch_apart(_ask, repository, list(patterns), revision, file))
+    except FetchError as error:
+        raise NotAvailable(str(error)) from error
+
+
+def _ask(repository: str, patterns: Sequence[str], revision: str | None, file: str) -> str:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -24,8 +33,8 @@ def fetch(repository: str, patterns: Sequence[str] = (), revision: str | None = 
 
     try:
         if file:
-            return Path(hf_hub_download(repository, file, revision=revision))
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+            return str(hf_hub_download(repository, file, revision=revision))
+        return str(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise NotAvailable(f"{repository} is not a valid hub id") from error
     except GatedRepoError as error:

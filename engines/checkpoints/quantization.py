@@ -18,7 +18,7 @@ _SMALLEST = 1e-12  # a scale is never 0
 
 
 class QuantizedLinear(nn.Module):
-    """An nn.Linear on the CPU: int8 weights with a scale for each output, int8 activations with a scale for each row.
+    """An nn.Linear: int8 weights with a scale for each output; on the CPU int8 activations with a scale for each row.
 
     A row's result does not depend on the rows beside it: its scale is its own, and sums of integers are exact.
 
@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., inputs) float32 to (..., outputs) float32."""
-        if not _multiplies_int8():
+        if not hidden.is_cpu or not _multiplies_int8():
             return F.linear(hidden, self.weight, self.bias)
         rows = hidden.flatten(0, -2)
         output = torch.empty(len(rows), len(self.rows))

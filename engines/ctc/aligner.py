@@ -124,6 +124,9 @@ class CTCAligner(DtypeOption, ForcedAligner):
     def example(self) -> Tensors:
         return {"waveform": make_tone(_EXAMPLE_SECONDS)}
 
+    def longest_example(self) -> Tensors:
+        return {"waveform": make_tone(WINDOW_SECONDS)}
+
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model's frames are not as long as its configuration says."""
         frames, expected = len(output["log_probs"]), _EXAMPLE_SECONDS / self._clock.frame

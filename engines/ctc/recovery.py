@@ -78,6 +78,9 @@ class CTCRecovery(Engine):
     def example(self) -> Tensors:
         return self._aligner.example()
 
+    def longest_example(self) -> Tensors:
+        return self._aligner.longest_example()
+
     def verify(self, output: Tensors) -> None:
         self._aligner.verify(output)
 

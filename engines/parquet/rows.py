@@ -6,7 +6,6 @@ pyarrow's threads are not used.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from prefork.engines.files import FileState
 from prefork.engines.parquet.columns import AudioKind, find_kind
 from prefork.engines.parquet.library import import_arrow
 from prefork.engines.parquet.row_path import RowAddress, parse
+from prefork.platform_matrix.systems import SYSTEM
 
 SLICE_BYTES = 64_000_000  # of a row group that are in memory at once, as far as its rows are of equal size
 _BUFFER = 1 << 20  # bytes read at a time
@@ -140,8 +140,7 @@ def _forget_group() -> None:
 
 
 # A child shares the parent's file offset: reading on with the parent's file would garble both.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_group)
+SYSTEM.run_at_fork(after_in_child=_forget_group)
 
 
 def read_row(path: Path) -> bytes | None:

@@ -137,7 +137,14 @@ class PyannoteDiarizer(Engine):
 
     def example(self) -> Tensors:
         """Two tones that take turns, over noise."""
-        count = self._geometry.chunk + (_EXAMPLE_CHUNKS - 1) * self._geometry.step
+        return self._make_example(_EXAMPLE_CHUNKS)
+
+    def longest_example(self) -> Tensors:
+        """As many chunks as go through a model at once."""
+        return self._make_example(math.ceil(_SECONDS_TOGETHER / self._chunk_seconds) + 1)
+
+    def _make_example(self, chunks: int) -> Tensors:
+        count = self._geometry.chunk + (chunks - 1) * self._geometry.step
         time = torch.arange(count) / SAMPLE_RATE
         pitch = torch.where(time % 2 < 1, 120.0, 210.0)
         tone = sum(torch.sin(2 * torch.pi * k * pitch * time) / k for k in range(1, 12))

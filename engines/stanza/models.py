@@ -17,6 +17,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from stanza.models.common.foundation_cache import FoundationCache
 from stanza.resources import common
 
+from prefork.engines.checkpoints.fetching import fetch_apart
 from prefork.engines.errors import LoadError
 from prefork.engines.text.languages import get_long_code, get_short_code
 
@@ -104,7 +105,7 @@ def _choose(language: str, name: str, folder: Path, *, download: bool) -> Stanza
     files = tuple(folder / code / processor / f"{package}.pt" for processor, package in wanted)
     absent = [pair for pair, file in zip(wanted, files, strict=True) if not file.is_file()]
     if absent and download:
-        _download(language, absent, resources, code, folder)
+        _download(language, absent, code, folder)
     elif absent:
         named = ", ".join(f"{processor}/{package}.pt" for processor, package in absent)
         raise MissingModel(
@@ -118,7 +119,7 @@ def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any
     path = folder / "resources.json"
     try:
         if not path.is_file() and download:
-            common.download_resources_json(str(folder))
+            fetch_apart(_fetch_index, str(folder))
         resources: Mapping[str, Any] = common.load_resources_json(str(folder))
     except common.ResourcesFileNotFoundError as error:
         raise MissingModel(
@@ -130,6 +131,16 @@ def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any
     except OSError as error:
         raise _explain_network(language, error) from error
     return resources
+
+
+def _fetch_index(folder: str) -> str:
+    common.download_resources_json(folder)
+    return folder
+
+
+def _fetch_models(pairs: list[list[str]], code: str, folder: str) -> str:
+    common.download_models(pairs, common.load_resources_json(folder), code, folder, log_info=False)
+    return folder
 
 
 def _list_files(resources: Mapping[str, Any], code: str, name: str, folder: Path) -> Sequence[tuple[str, str]]:
@@ -152,11 +163,9 @@ def _list_files(resources: Mapping[str, Any], code: str, name: str, folder: Path
     return sorted((kind, package) for kind, package in pairs if package in resources[code].get(kind, {}))
 
 
-def _download(
-    language: str, absent: Sequence[tuple[str, str]], resources: Mapping[str, Any], code: str, folder: Path
-) -> None:
+def _download(language: str, absent: Sequence[tuple[str, str]], code: str, folder: Path) -> None:
     try:
-        common.download_models([list(pair) for pair in absent], resources, code, str(folder), log_info=False)
+        fetch_apart(_fetch_models, [list(pair) for pair in absent], code, str(folder))
     except (OSError, ValueError) as error:
         raise _explain_network(language, error) from error
 

@@ -129,11 +129,12 @@ class StanzaTagger(Engine):
         longest = min(LONGEST, max((request.weight for request in segment.content or ()), default=20))
         return round(_BYTES_PER_WORD * words + (_BYTES_PER_PAIR * longest**2 if longest > _LONG else 0))
 
-    def example(self) -> Tensors:
-        requests = (
-            TaggingRequest(number, name, _EXAMPLE, (0,) * len(_EXAMPLE)) for number, name in enumerate(self._packages)
-        )
-        return _encode([one.describe() for one in requests])
+    def example(self, words: tuple[str, ...] = _EXAMPLE) -> Tensors:
+        plain = (0,) * len(words)
+        return _encode([TaggingRequest(n, name, words, plain).describe() for n, name in enumerate(self._packages)])
+
+    def longest_example(self) -> Tensors:
+        return self.example(_EXAMPLE * 40)  # to compare 1,000 words with each other takes gigabytes
 
     def verify(self, output: Tensors) -> None:
         for language, tokens in zip(self._packages, _decode(output), strict=True):

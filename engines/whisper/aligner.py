@@ -34,6 +34,7 @@ from prefork.engines.whisper.timing import SPACELESS, find_quiet, find_spans, le
 DEFAULT = "openai/whisper-large-v3-turbo"
 _EXAMPLE_SECONDS = 2
 _EXAMPLE_TEXT = "one two"
+_LONG_TIMES = 50  # that it is said in the longest example
 _LOGIT_ROWS = 64
 
 
@@ -126,6 +127,9 @@ class WhisperAligner(DtypeOption, ForcedAligner):
 
     def example(self) -> Tensors:
         return self._compose(make_tone(_EXAMPLE_SECONDS), _EXAMPLE_TEXT.split(), None)
+
+    def longest_example(self) -> Tensors:
+        return self._compose(make_tone(self._checkpoint.seconds), _EXAMPLE_TEXT.split() * _LONG_TIMES, None)
 
     def verify(self, output: Tensors) -> None:
         """Raises LoadError if the model's attention is not over the frames it was given, or is no number."""

@@ -115,6 +115,9 @@ class _Whisper(DtypeOption, Engine):
     def example(self) -> Tensors:
         return self._make_tensors(make_tone(2.0), None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
 
+    def longest_example(self) -> Tensors:
+        return self._make_tensors(make_tone(self._checkpoint.seconds), None) | {"most": torch.tensor(_EXAMPLE_TOKENS)}
+
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"features": (mel bins, 2 * frames), of its sound and some silence, "frames": of the encoder that are no
         padding, "language": its token or -1, "most": tokens, "quiet": (frames,)}."""

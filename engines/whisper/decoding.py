@@ -20,6 +20,7 @@ from torch import Tensor
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint, compose_prompt
 from prefork.engines.whisper.network import Sound, TokenCache, WhisperNetwork, list_tensors
 from prefork.engines.whisper.rules import TimestampRules, place
+from prefork.platform_matrix.device_kinds import find_kind
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_TOKENS = 224  # half of what the decoder holds: more were not trained
@@ -259,10 +260,14 @@ def _pick(logits: Tensor, drafts: Sequence[_Draft], temperature: float) -> tuple
         tokens = logits.argmax(dim=-1, keepdim=True)
     else:
         # One number for each row, and where it falls among the sums: torch.multinomial draws one for each token.
-        sums = (logits / temperature).softmax(dim=-1).double().cumsum(dim=-1)
+        weights = (logits / temperature).softmax(dim=-1)
+        if "float64" in find_kind(weights.device.type).lacks:
+            weights = weights.cpu()
+        sums = weights.double().cumsum(dim=-1)
         drawn = [torch.rand(1, generator=draft.generator, dtype=torch.float64) for draft in drafts]
-        reached = torch.stack(drawn).to(logits.device, non_blocking=True) * sums[:, -1:]
-        tokens = torch.searchsorted(sums, reached, right=True).clamp_(max=logits.shape[1] - 1)  # what is no number
+        reached = torch.stack(drawn).to(sums.device, non_blocking=True) * sums[:, -1:]
+        found = torch.searchsorted(sums, reached, right=True)
+        tokens = found.clamp_(max=logits.shape[1] - 1).to(logits.device)  # above: what is no number
     log_probs = logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
     # Both at once, in the one copy of a step that the device is waited for; a float32 holds any token's number.
     numbers = torch.stack([tokens[:, 0].to(log_probs.dtype), log_probs]).tolist()

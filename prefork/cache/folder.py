@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
 import platformdirs
 
 from prefork.engines.errors import LoadError
+from prefork.platform_matrix.systems import SYSTEM
 
 NAME = "results.sqlite"
 
@@ -34,11 +34,10 @@ def make_folder(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         there = folder.lstat()
-        if hasattr(os, "getuid"):
-            if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
-                raise Unusable(f"{folder} is not a folder of this user's; remove it, or set XDG_CACHE_HOME")
-            if there.st_mode & 0o077:
-                folder.chmod(0o700)
+        if not stat.S_ISDIR(there.st_mode) or SYSTEM.is_other_user(there):
+            raise Unusable(f"{folder} is not a folder of this user's; remove it, or set XDG_CACHE_HOME")
+        if there.st_mode & 0o077:  # but for who may write, Windows says nothing by it
+            folder.chmod(0o700)
     except OSError as error:
         raise Unusable(
             f"{folder} cannot be used ({error.strerror}); make it writable, or set XDG_CACHE_HOME"

@@ -27,6 +27,7 @@ from prefork.engines.files import FileState
 from prefork.fingerprint import ModelFile, list_files
 from prefork.installation import list_versions
 from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.platform_matrix.versions import find_version
 
 _BESIDE = ("tokenizers", "scipy", "scikit-learn")  # packages that others bring, and outputs come from
@@ -108,17 +109,11 @@ def _list_files(root: Path) -> Sequence[Path]:
 def describe_machine() -> bytes:
     """The processor, which decides in what order libraries add up, and every package that computes or decodes."""
     versions = [*list_versions(), *((name, find_version(name)) for name in _BESIDE)]
-    return digest(tuple(versions), sys.version, platform.machine(), sys.byteorder, _read_processor())
+    return digest(tuple(versions), sys.version, platform.machine(), sys.byteorder, _describe_processor())
 
 
-def _read_processor() -> str:
-    """As Linux describes the first one, without what changes with its load."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").partition("\n\n")[0]
-    except OSError:
-        return platform.processor()
-    wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in wanted)
+def _describe_processor() -> str:
+    return SYSTEM.read_processor() or platform.processor()
 
 
 def _read_variables(starts: tuple[str, ...]) -> dict[str, str]:

@@ -51,6 +51,11 @@ class Item:
 
 def to_json(examined: Sequence[Examined], finding: Finding) -> str:
     """What `read` reads."""
+    return json.dumps(describe(examined, finding), indent=2)
+
+
+def describe(examined: Sequence[Examined], finding: Finding) -> dict[str, Any]:
+    """The same as JSON has it."""
     targets = [
         {
             "name": target.name,
@@ -67,7 +72,7 @@ def to_json(examined: Sequence[Examined], finding: Finding) -> str:
         }
         for target in examined
     ]
-    return json.dumps({"version": VERSION, "finding": finding, "targets": targets}, indent=2)
+    return {"version": VERSION, "finding": finding, "targets": targets}
 
 
 def list_items(examined: Sequence[Examined]) -> list[Item]:

@@ -16,14 +16,14 @@ from prefork.check.device_check import TOGETHER
 from prefork.check.difference import Numbers, flatten
 from prefork.check.messages import ChildRefused, ChildResult
 from prefork.engines.base import Job, Segment
+from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import DeviceError, WeightsChanged
-from prefork.wire import process
 from prefork.wire.channel import Channel
 from prefork.wire.messages import ConnectServer
 from prefork.work.comparison import encode
 from prefork.work.inference import Refused, RemoteInference
 from prefork.work.loaded import Loaded
-from prefork.work.torch_state import speed_up
 from prefork.work.worker import settle
 
 _WRITTEN = 65_536  # of the weights' bytes, in their middle
@@ -34,8 +34,8 @@ Infer = Callable[[Loaded], Any]
 def live(parent: int, loaded: Loaded, threads: int, action: Callable[[Loaded], Any]) -> bytes:
     """A child's life: as a worker's begins, on its device if there is something for it. parent: the process that
     forks it."""
-    process.die_with_parent(parent)
-    process.restore_signals()
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
     try:
         return pickle.dumps(ChildResult(action(settle(loaded, threads))))
     except DeviceError as error:
@@ -55,7 +55,7 @@ def infer_alone(infer: Infer, device: str, loaded: Loaded) -> tuple[bytes, Numbe
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA is initialised, here for the first time
         models = {name: model.to("cuda") if hasattr(model, "to") else model for name, model in loaded.models.items()}
-        speed_up("cuda")
+        find_kind("cuda").speed_up()
         loaded = replace(loaded, models=models, device="cuda", arena=None)
     return infer_there(infer, loaded)
 

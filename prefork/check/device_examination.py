@@ -34,7 +34,7 @@ from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
 from prefork.platform_matrix.hazards import find_hazards
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
 from prefork.wire.environment import make_environment
@@ -70,7 +70,7 @@ class NotThere(Exception):
 
 def main() -> None:
     """Entry point of both processes."""
-    channel = open_channel()
+    channel = open_channel(forks=True)
     order, _ = channel.receive()
     (Computing if order.expected is None else Forking)(channel, order).run()
     os._exit(0)  # whatever the target has left running
@@ -134,8 +134,8 @@ class Computing(DeviceStepwise):
 
 
 def _infer_again(parent: int, loaded: Loaded, infer: Infer) -> bytes:
-    process.die_with_parent(parent)
-    process.restore_signals()
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
     return encode(infer(loaded))
 
 

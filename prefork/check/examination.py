@@ -15,7 +15,7 @@ from prefork.check.trial import Trial
 from prefork.platform_matrix.canary import Canary, Fate
 from prefork.platform_matrix.hazards import Severity, find_hazards, find_shared
 from prefork.platform_matrix.inherited import CONNECTION, identify
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.child import open_channel
 from prefork.wire.shared_tracker import list_descriptors
 from prefork.work import loading
@@ -29,7 +29,7 @@ _DECISIVE = ("load", "hazards", "canary", "same", "again")  # what fails there s
 
 def main() -> None:
     """Entry point of the examining process."""
-    channel = open_channel()
+    channel = open_channel(forks=True)
     order, _ = channel.receive()
     Examination(channel, order).run()
     os._exit(0)  # whatever the target has left running
@@ -128,15 +128,15 @@ class Examination(Trial):
 
 def _close_inherited(kept: set[int]) -> None:
     """As a worker does: it has files of its own, and shares nothing else."""
-    process.close_inherited(kept | list_descriptors())
+    SYSTEM.close_inherited(kept | list_descriptors())
 
 
 def _live(parent: int, loaded: Loaded, act: Callable[[], bytes], threads: int, wait: float) -> bytes:
     """A child's life: as a worker's begins, then what it is to do."""
     from prefork.work.worker import settle
 
-    process.die_with_parent(parent)
-    process.restore_signals()
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
     settle(loaded, threads)
     time.sleep(wait)
     return act()

@@ -7,7 +7,6 @@ children are forked by os.fork. What the model does not import is not imported h
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from prefork.engines import registry
 from prefork.platform_matrix.canary import Canary, Outcome
 from prefork.platform_matrix.hazards import Hazard, Severity, find_hazards, find_shared
 from prefork.platform_matrix.inherited import CONNECTION, Shared, identify, list_shared, read_uses
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.child import open_channel
 from prefork.wire.specification import LOADED
 from prefork.work.comparison import encode
@@ -34,7 +33,7 @@ _MOST_CHILDREN = 20  # one after the other
 
 def main() -> None:
     """Entry point of the examining process."""
-    channel = open_channel()
+    channel = open_channel(forks=True)
     order, _ = channel.receive()
     PlainExamination(channel, order).run()
     os._exit(0)  # whatever the target has left running
@@ -63,7 +62,7 @@ class PlainExamination(Trial):
     def _load(self) -> StepResult:
         specification, target = self._order.specification, self._order.target
         assert specification.plan is not None
-        if sys.platform == "darwin" and "mps" in specification.plan.hidden:  # which imports torch
+        if SYSTEM.has_metal and "mps" in specification.plan.hidden:  # which imports torch
             hide_mps()
         engines = {name: registry.create(name, options) for name, options in specification.engines.items()}
         for engine in engines.values():
@@ -143,5 +142,5 @@ def _suspect(hazard: Hazard) -> Hazard:
 
 
 def _live(parent: int, act: Callable[[], bytes]) -> bytes:
-    process.die_with_parent(parent)
+    SYSTEM.begin_child(parent)
     return act()

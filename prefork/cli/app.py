@@ -30,7 +30,7 @@ from prefork.cli.options import (
 from prefork.cli.parsing import parse_language
 from prefork.cli.terminal import make_console, prepare_streams
 from prefork.platform_matrix.errors import FactsError
-from prefork.platform_matrix.proc import check_proc
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 from prefork.wire.environment import find_folders
@@ -81,7 +81,7 @@ def configure(
     if verbose:
         raise typer.BadParameter("give -v with --version, or after `check`")
     try:
-        check_proc()
+        SYSTEM.check()
     except FactsError as error:
         print(f"prefork: {error}", file=sys.stderr)
         raise typer.Exit(2) from error

@@ -26,6 +26,7 @@ def check(context: typer.Context, options: CheckOptions) -> None:
 
     from prefork.check import baseline, steps, targets
     from prefork.check import report as check_report
+    from prefork.check.machine_report import write_report
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, decide
     from prefork.pool.runtime import make_plan
@@ -65,6 +66,8 @@ def check(context: typer.Context, options: CheckOptions) -> None:
             check_report.show_news(console, options.baseline, new, baseline.find_new(found, known))
         if options.junit is not None:
             check_report.write_junit(options.junit, examined, places)
+        if options.report is not None:
+            write_report(options.report, plan, examined, finding)
         for line in check_report.annotate(examined, places):
             print(line)
     raise typer.Exit(steps.EXIT_CODES[finding])

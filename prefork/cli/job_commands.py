@@ -40,6 +40,7 @@ from prefork.cli.parsing import (
 )
 from prefork.engines.batching import Batching
 from prefork.installation import require
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool import pipeline as pipelines
 from prefork.pool.pipeline import Intake, Pipeline
 
@@ -189,14 +190,14 @@ def _run_jobs(
     hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
     with explain():
         request = RunRequest(
-            source=options.source,
-            target=options.target,
+            source=SYSTEM.extend(options.source),
+            target=SYSTEM.extend(options.target),
             command=str(context.info_name),
             pipeline=stages,
             intake=job.intake,
             residency=pipelines.Residency(options.residency),
             formats=names,
-            media=options.media,
+            media=SYSTEM.extend(options.media) if options.media is not None else None,
             workers=parse_count("--workers", options.workers),
             threads=parse_count("--threads", options.threads),
             strategy=parse_strategy(options.strategy),

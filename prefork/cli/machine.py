@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefork.platform_matrix.alternative import find_alternative
 from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import ROWS, Plan, Reason, Row, Verdict
@@ -66,6 +67,8 @@ def show_matrix(console: Console, facts: Facts, plan: Plan, installed: Sequence[
 def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = (), batches: str = "") -> None:
     """What would happen, and every reason. work: names and values; batches: which segments go together."""
     rows = [*work, *describe_facts(plan.facts), ("row", f"{plan.row.title}: fork is {plan.row.verdict}")]
+    other = find_alternative(plan)
+    hidden = dict.fromkeys(device.kind for device in plan.facts.devices.present if device.kind in plan.hidden)
     if not plan.refusal:
         chosen = zip(plan.labels, plan.chosen, plan.devices, strict=True)
         devices = [f"{label} ({device.name}, {name})" for label, device, name in chosen]
@@ -76,8 +79,9 @@ def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()
             ("memory", plan.budget.describe(plan.workers)),
             *([("vram", plan.video.describe(plan.workers))] if plan.video else []),
             *([("batches", batches)] if batches else []),
-            ("hidden", f"{', '.join(plan.hidden) or 'no device'} from the models"),
+            *([("hidden", f"{', '.join(hidden)} from the models")] if hidden else []),
         ]
+    rows += [("instead", other.describe())] if other else []
     _show_rows(console, rows)
     console.print()
     for reason in plan.reasons:

@@ -290,6 +290,10 @@ class CheckOptions:
     ] = None
     as_json: AsJSON = False
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report to this file.")] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write what is known of this machine, to be sent to prefork's makers."),
+    ] = None
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the examined code prints.")] = False
     device: Annotated[
         str | None,

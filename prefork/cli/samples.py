@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefork.engines.base import InputError
 from prefork.outputs import name_partial, sync_folder, write_synced
+from prefork.platform_matrix.systems import SYSTEM
 
 _PACKAGE = Path(__file__).parents[1]
 SAMPLES = _PACKAGE / "samples"
@@ -61,5 +62,5 @@ def _write(target: Path, files: dict[Path, bytes]) -> None:
                 folder.rmdir()
         raise
     for path in files:
-        name_partial(path).replace(path)
+        SYSTEM.replace(name_partial(path), path)
     sync_folder(target)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from prefork.platform_matrix.systems import SYSTEM
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -47,7 +49,7 @@ def moves_cursor(is_terminal: bool, environment: Mapping[str, str]) -> bool:
     >>> moves_cursor(True, {"TERM": "xterm"}), moves_cursor(True, {"TERM": "dumb"}), moves_cursor(False, {})
     (True, False, False)
     """
-    if not is_terminal or environment.get("TERM", "dumb" if os.name == "posix" else "") in ("dumb", "unknown"):
+    if not is_terminal or environment.get("TERM", SYSTEM.terminal) in ("dumb", "unknown"):
         return False
     inline = environment.get("MPLBACKEND", "").startswith("module://")  # which ipykernel sets for its children too
     return not inline and not any(name in environment for name in _NOTEBOOKS)

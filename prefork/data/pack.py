@@ -32,6 +32,7 @@ from prefork.engines.parquet.row_path import SUFFIX
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document, Utterance
 from prefork.outputs import OutputFolder
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.pipeline import Intake
 from prefork.pool.runtime import Runtime
 from prefork.run.corpus import Corpus, find_jobs
@@ -90,6 +91,8 @@ def pack(
     Raises InputError if there is nothing to pack, or it cannot be written."""
     if target.suffix != SUFFIX:
         raise InputError(f"{target}: give a name that ends in {SUFFIX}")
+    source, target = SYSTEM.extend(source), SYSTEM.extend(target)
+    media = SYSTEM.extend(media) if media is not None else None
     corpus = _find(source, media, follow_links)
     result = PackResult(problems=[*corpus.problems, *corpus.notices])
     jobs = sorted(corpus.jobs, key=lambda job: job.id)

@@ -13,6 +13,7 @@ from prefork.platform_matrix.memory import MachineMemory
 
 PATIENCE = 30.0  # seconds that smaller tasks may pass one that does not fit, before they have to wait for it
 _LONG_SOME = 20.0  # percent of ten seconds in which some process waited for memory
+_WARNING, _URGENT = 2, 4  # the system's levels of pressure on macOS: DISPATCH_MEMORYPRESSURE_*, dispatch/source.h
 _LONG_FULL = 40.0  # percent of ten seconds in which all did; systemd-oomd kills at 60
 
 
@@ -64,7 +65,7 @@ def choose(tasks: Iterable[tuple[int, float]], room: int) -> int | None:
 
 def judge(memory: MachineMemory, reserve: int, before: Level = Level.EASY) -> tuple[Level, str]:
     """How short memory is, and why. before: what it was; it is easy again only when there is a little more."""
-    available = memory.available
+    available = memory.left
     text = f"{available / 1e9:.2f} GB available, less than {{}} the reserve of {reserve / 1e9:.2f} GB"
     if available < reserve // 4:
         return Level.DESPERATE, text.format("a quarter of")
@@ -72,8 +73,12 @@ def judge(memory: MachineMemory, reserve: int, before: Level = Level.EASY) -> tu
         return Level.CRITICAL, f"all processes waited for memory {memory.full:.0f} % of the last 10 s"
     if available < reserve // 2:
         return Level.CRITICAL, text.format("half of")
+    if memory.pressure is not None and memory.pressure >= _URGENT:
+        return Level.CRITICAL, "the system says that memory is about to run out"
     if memory.some is not None and memory.some >= _LONG_SOME:
         return Level.TIGHT, f"some process waited for memory {memory.some:.0f} % of the last 10 s"
+    if memory.pressure is not None and memory.pressure >= _WARNING:
+        return Level.TIGHT, "the system says that memory is short"
     if available < reserve or (before > Level.EASY and available < reserve + reserve // 10):
         return Level.TIGHT, text.format("" if available < reserve else "1.1 times").replace("  ", " ")
     return Level.EASY, ""

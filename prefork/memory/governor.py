@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 from prefork.memory import admission
 from prefork.memory.admission import Holder, Level
 from prefork.memory.memlog import EventName, MemoryLog
-from prefork.memory.observation import GPULoads, Observation
+from prefork.memory.observation import SUPERVISOR, GPULoads, Observation
 from prefork.memory.prediction import Demand, Predictor, is_close
 from prefork.memory.tally import Limits, Tally, describe_subjects
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.memory import MachineMemory, format_gigabytes, keep_back, read_memory
 from prefork.platform_matrix.nvml import LoadMeter
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory, Usage
 
 _LOOK_SECONDS = 0.25  # between two looks at the machine
@@ -89,7 +90,9 @@ class Governor:
         return self._predictor.recall(plan)
 
     def begin(self, plan: Plan, weights: int) -> None:
-        """The models are loaded: from here on there is something to write down."""
+        """The models are loaded: from here on there is something to write down. Again if they are loaded another way,
+        because workers must be forked no more."""
+        self._close_log()
         self._predictor.begin(plan)
         if plan.device in ("cuda", "rocm"):
             self._loads.meter = LoadMeter(plan.devices or None)
@@ -103,16 +106,25 @@ class Governor:
         """Keeps what was measured for the next run."""
         self._end_throttle()
         self._predictor.store()
-        self.write("end")
-        if self._log is not None:
-            self._log.close()
+        self._close_log()
 
-    def note_loaded(self, size: int, weights: int, forks: bool) -> None:
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self.write("end")
+            self._log.close()
+        self._log = None
+
+    def note_loaded(self, size: int, weights: int, forks: bool, shared: bool) -> None:
         """size: bytes of the process that has loaded the models, as long as nobody shares them. forks: the others are
-        forked from it."""
+        forked from it. shared: they map the same weights."""
         self.tally.loaded = max(size, self.tally.loaded)
         self._predictor.learn_libraries(max(0, size - weights))
         self._observation.shared = size if forks else None
+        self._observation.mapped = weights if shared and not (forks or SYSTEM.knows_shares) else 0
+
+    def note_memory(self, worker: str, memory: Memory) -> None:
+        """What it has found of itself after a task."""
+        self._observation.take(worker, memory)
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -162,7 +174,7 @@ class Governor:
         now = self.clock()
         if not self._clocks.is_time("look", _LOOK_SECONDS, now):
             return False
-        pids = {"supervisor": os.getpid(), **list_pids()}
+        pids = {SUPERVISOR: os.getpid(), **list_pids()}
         self._observation.look(pids, exact=self._clocks.is_time("exact", _EXACT_SECONDS, now))
         self.machine = self._read_machine()
         if self.machine.kills == self._kills:
@@ -182,6 +194,9 @@ class Governor:
     def find_memory(self, name: str) -> Memory | None:
         return self._observation.find(name)
 
+    def measure_memory(self, name: str, pid: int) -> Memory | None:
+        return self._observation.measure(name, pid)
+
     def look_again(self) -> None:
         """A task is over: if others wait for what it had, they need not wait for the next look."""
         if self._refused:
@@ -192,11 +207,9 @@ class Governor:
         most = self.limits.most
         if most is None:
             return machine
-        return replace(
-            machine,
-            limit=min(machine.limit, most),
-            available=min(machine.available, max(0, most - self._observation.total)),
-        )
+        unused = max(0, most - self._observation.total)
+        limit, available = min(machine.limit, most), min(machine.available, unused)
+        return replace(machine, limit=limit, available=available, unused=min(machine.unused, unused))
 
     def _judge(self, now: float) -> None:
         level, self.why = admission.judge(self.machine, self.reserve, self.level)

@@ -1,6 +1,6 @@
 """What the stages of a pipeline do to the memory of the device they run on: checkpoints, cleanups, warnings.
 
-    monitor = MemoryMonitor(CUDAMeter("cuda:0"))
+    monitor = MemoryMonitor(DeviceMeter("cuda:0"))
     models = Models(monitor, Residency.STAGE)
     with monitor.stage(MonitoredStage.PIPELINE):
         with monitor.stage(MonitoredStage.TRANSCRIPTION) as stage:
@@ -28,9 +28,10 @@ from typing import Protocol
 
 from prefork.memory.monitored_stages import MonitoredStage
 from prefork.memory.probe import MemoryProbe, measure_memory
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.memory import read_memory
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory
-from prefork.wire.process import release_free_memory
 
 ELEVATED = 70.0  # percent of the total that is allocated
 CRITICAL = 85.0
@@ -102,26 +103,26 @@ class Meter(Protocol):
         """Gives back what is reserved for nothing."""
 
 
-class CUDAMeter:
-    """A GPU, as this process's torch sees it (CUDA or HIP). It initialises the driver."""
+class DeviceMeter:
+    """A GPU, as this process's torch sees it. It initialises the driver."""
 
     def __init__(self, device: str = "cuda") -> None:
+        """device: as torch names it. Raises ValueError for one that has no memory of its own."""
         self._device = device
+        self._kind = find_kind(device)
+        if self._kind.name == "cpu":
+            raise ValueError("the CPU's memory is the machine's: take HostMeter()")
 
     def read(self) -> Reading:
-        import torch
-
-        free, total = torch.cuda.mem_get_info(self._device)
-        allocated = torch.cuda.memory_allocated(self._device)
-        return Reading("GPU", allocated, torch.cuda.memory_reserved(self._device), free, total)
+        memory = self._kind.read_memory(self._device)
+        assert memory is not None
+        return Reading("GPU", memory.allocated, memory.reserved, memory.free, memory.total)
 
     def glance(self) -> Reading:
         return self.read()
 
     def release(self) -> None:
-        import torch
-
-        torch.cuda.empty_cache()
+        self._kind.empty_cache()
 
 
 class HostMeter:
@@ -142,7 +143,7 @@ class HostMeter:
         return self._compare(self._probe.read())
 
     def release(self) -> None:
-        release_free_memory()
+        SYSTEM.release_free_memory()
 
     def _compare(self, own: Memory | None) -> Reading:
         if own is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prefork.memory.probe import MemoryProbe, measure_address_space
+from prefork.memory.probe import MemoryProbe, measure_address_space, measure_memory
 from prefork.memory.tally import Tally
 from prefork.platform_matrix.nvml import LoadMeter
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.messages import Memory
 
-ZYGOTE = "zygote"
+ZYGOTE, SUPERVISOR = "zygote", "supervisor"
 _MOST_NEW = 4  # processes that are measured for the first time in one look, which is exact
 
 
@@ -40,9 +41,11 @@ class GPULoads:
 
 @dataclass(slots=True)
 class Observation:
-    """shared: bytes of what workers were forked from, None if they were not."""
+    """shared: bytes of what workers were forked from, None if they were not. mapped: bytes that they map together and
+    that nobody's figures contain."""
 
     shared: int | None = None
+    mapped: int = 0
     _processes: dict[str, _Observed] = field(default_factory=dict)
     _exact: int = 0  # exact measurements so far
 
@@ -63,11 +66,32 @@ class Observation:
 
     def _find(self, name: str, pid: int) -> _Observed:
         known = self._processes.get(name)
-        return known if known is not None and known.probe.pid == pid else _Observed(MemoryProbe(pid))
+        if known is not None and known.probe.pid == pid:
+            return known
+        probe = MemoryProbe(pid)
+        if self._is_told(name):  # until it has said what it has, what it has taken since
+            probe.take(Memory(0, 0))
+        return _Observed(probe)
+
+    def _is_told(self, name: str) -> bool:
+        """Whether nobody else may look at what a process has, and what is counted of it is not its own alone: of one
+        that was forked."""
+        return SYSTEM.hides_memory and self.shared is not None and name not in (SUPERVISOR, ZYGOTE)
 
     def find(self, name: str) -> Memory | None:
         process = self._processes.get(name)
         return process.memory if process else None
+
+    def take(self, name: str, memory: Memory) -> None:
+        """What a worker has found of itself."""
+        process = self._processes.get(name)
+        if process is not None and self._is_told(name):
+            process.probe.take(memory)
+
+    def measure(self, name: str, pid: int) -> Memory | None:
+        """Exactly, or as exactly as anybody may."""
+        process = self._processes.get(name)
+        return process.probe.read(exact=True) if process is not None else measure_memory(pid)
 
     def __iter__(self) -> Iterator[tuple[str, Memory]]:
         """Those that could be measured, with their names."""
@@ -77,7 +101,7 @@ class Observation:
     def total(self) -> int:
         """Bytes of all processes together, shared pages counted once."""
         if self.shared is None:
-            return sum(memory.pss for _, memory in self)
+            return self.mapped + sum(memory.pss for _, memory in self)
         return self.shared + sum(memory.uss for name, memory in self if name != ZYGOTE)
 
     def measure_largest(self) -> int:

@@ -11,6 +11,7 @@ from prefork.memory.tally import Subject
 from prefork.platform_matrix.matrix import Plan, Strategy
 
 IDLE = 30_000_000  # bytes of a worker's own between two tasks: 10 to 24 MB were measured
+_GIGABYTE = 1 << 30
 _TOLERANCE = 0.2  # of what was measured: a prediction that is no further off was right
 
 
@@ -111,4 +112,8 @@ def is_close(predicted: int, peak: int) -> bool:
 
 
 def _describe(plan: Plan) -> str:
-    return "|".join([plan.device, str(plan.threads), plan.strategy])
+    """The way that a plan runs tasks, and the kind of machine: what one has measured says nothing of another, whose
+    plan may be asked for here (--facts), or which has the same cache folder."""
+    facts = plan.facts
+    machine = f"{facts.system} {facts.machine} {facts.installed_cores} {round(facts.installed_memory / _GIGABYTE)}"
+    return "|".join([plan.device, str(plan.threads), plan.strategy, machine])

@@ -148,14 +148,6 @@ class CloseArena:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureLoaded:
-    """What the process takes that has loaded the models. weights: bytes. forks: the workers are forked from it."""
-
-    weights: int
-    forks: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Complete:
     """A task has come to its end: with a pickled result, or an error."""
 
@@ -211,7 +203,6 @@ Action = (
     | EndOwners
     | OpenArena
     | CloseArena
-    | MeasureLoaded
     | Complete
     | Announce
     | Interrupt

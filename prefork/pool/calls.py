@@ -7,13 +7,13 @@ and its lists, and a task has a field for everything that may become of a job. H
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import Any, TypeVar
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.tasks import NotBegun, Task
 from prefork.wire.blocks import Place
 from prefork.wire.pickling import Pickled
@@ -131,5 +131,5 @@ class Call:
             _logger.exception("a callback of a future has failed")
 
 
-if hasattr(os, "register_at_fork"):  # whoever held it at the fork is not in the child to release it
-    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
+# Whoever held it at the fork is not in the child to release it.
+SYSTEM.run_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from prefork.pool.calls import Call
 from prefork.pool.tasks import Task
-from prefork.wire.endings import KILLED
 from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
 from prefork.wire.pickling import Pickled
 
@@ -102,10 +101,6 @@ class ServerExited:
     status: int
     out_of_memory: bool = False
     stderr_tail: str = ""
-
-    @property
-    def was_killed(self) -> bool:
-        return self.status == KILLED
 
 
 @dataclass(frozen=True, slots=True)

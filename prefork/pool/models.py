@@ -6,10 +6,9 @@ memory have them; or each worker loads them itself. What does not work here fall
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
-from prefork.platform_matrix.canary import describe_exit
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import (
     Announce,
@@ -18,7 +17,6 @@ from prefork.pool.actions import (
     EndZygote,
     KillZygote,
     LogText,
-    MeasureLoaded,
     OpenArena,
     Outbox,
     SendZygote,
@@ -45,6 +43,8 @@ from prefork.wire.messages import (
     WorkerForked,
 )
 from prefork.wire.specification import Inventory, Specification
+
+_MOST_CRASHES = 2  # of forked workers at different inputs
 
 
 class Models:
@@ -76,6 +76,8 @@ class Models:
         self._zygotes_lost = 0  # in a row, without anything done
         self._exports: dict[int, Export] = {}  # of the owners, by place
         self._deaths = 0  # of servers that are no more used
+        self._crashes: dict[Hashable, str] = {}  # of forked workers, by what they were at
+        self._unsafe = ""  # why workers are forked no more, once the zygote has ended
 
     @property
     def plan(self) -> Plan:
@@ -188,7 +190,9 @@ class Models:
                     self._outbox.notify(text)
             self._policy.begin(plan, inventory.weights)
             self.workers.size = plan.workers
-        self._outbox.do(MeasureLoaded(0 if self.servers is not None else inventory.weights, self._has_zygote))
+        if inventory.memory is not None:
+            weights = 0 if self.servers is not None else inventory.weights
+            self._policy.note_loaded(inventory.memory.pss, weights, self._has_zygote, plan.shared)
 
     def handle_failure(self, message: LoadFailed) -> None:
         if message.traceback:
@@ -231,6 +235,10 @@ class Models:
         tasks = self.workers.drop_all()
         if self.workers.is_closed:
             return tasks
+        if self._unsafe:
+            reason, self._unsafe, self._is_reloading = self._unsafe, "", False
+            self._spawn_instead(reason)
+            return tasks
         if self._is_reloading:  # we have killed it, and have said why
             self._start_zygote()
             return tasks
@@ -256,6 +264,25 @@ class Models:
         if not plan.refusal:
             self._outbox.notify(f"cannot fork: {reason}; the workers are spawned instead")
         self.start(plan)
+
+    @property
+    def may_stop_forking(self) -> bool:
+        """Whether workers can be spawned, and nobody insists on forked ones."""
+        plan = self.plan
+        return plan.strategy is Strategy.FORK and plan.request.strategy is None and not plan.learn(unsafe="?").refusal
+
+    def note_crash(self, task: Task, reason: str) -> bool:
+        """A forked worker has crashed at a task. One input may crash any worker; of two, it is likelier that forked
+        workers cannot live here, whatever a canary did: then all tasks start over in spawned ones."""
+        if not self.may_stop_forking or self._is_reloading:
+            return bool(self._unsafe)
+        self._crashes[id(task) if task.name == "call" else task.label] = reason
+        if len(self._crashes) < _MOST_CRASHES:
+            return False
+        self._unsafe = f"forked workers crash at different inputs: {'; '.join(self._crashes.values())}"
+        self._is_reloading = True
+        self._outbox.do(KillZygote())
+        return True
 
     # -- the servers -------------------------------------------------------------------------------------------
 
@@ -302,7 +329,7 @@ class Models:
 
     def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""
-        self.reload(f"{event.name} (pid {event.pid}) {describe_exit(event.status)}")
+        self.reload(f"{event.name} (pid {event.pid}) {describe_end(event.status, False)}")
 
     def reload(self, reason: str) -> None:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was

@@ -8,7 +8,7 @@ from typing import Protocol
 from prefork.memory.admission import Holder, Level
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.tasks import Task
-from prefork.wire.messages import Usage
+from prefork.wire.messages import Memory, Usage
 
 
 class Policy(Protocol):
@@ -22,6 +22,13 @@ class Policy(Protocol):
 
     def begin(self, plan: Plan, weights: int) -> None:
         """The models are loaded for the first time. weights: bytes."""
+
+    def note_loaded(self, size: int, weights: int, forks: bool, shared: bool) -> None:
+        """What the process takes that has loaded the models, in bytes. forks: the workers are forked from it. shared:
+        all map the same weights."""
+
+    def note_memory(self, worker: str, memory: Memory) -> None:
+        """What a worker has found of itself."""
 
     def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
         """The one that starts next; None if none may. holders: the workers that have one."""

@@ -9,7 +9,6 @@ import socket
 from dataclasses import replace
 
 from prefork.memory.observation import ZYGOTE
-from prefork.memory.probe import measure_memory
 from prefork.pool import actions
 from prefork.pool.server_processes import ServerProcesses
 from prefork.pool.watch import EXIT_SECONDS, Watch
@@ -80,8 +79,6 @@ class Processes:
                 self._arena = self._arena or MemoryFile()
             case actions.CloseArena():
                 self._close_arena()
-            case actions.MeasureLoaded():
-                self._measure_loaded(action)
             case actions.Announce():
                 reporter.announce()
             case actions.Interrupt():
@@ -128,9 +125,3 @@ class Processes:
             here, there = socket.socketpair()
             self.servers.send(action.place, ConnectWorker(action.number), (here.detach(),))
             self.workers.send(action.number, action.message, (there.detach(),))
-
-    def _measure_loaded(self, action: actions.MeasureLoaded) -> None:
-        zygote, workers = self.workers.zygote, self._watch.pool.workers.all
-        memory = measure_memory(zygote.pid if zygote is not None else next(iter(workers.values())).pid)
-        if memory is not None:
-            self._watch.governor.note_loaded(memory.pss, action.weights, action.forks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
@@ -15,7 +14,7 @@ from prefork.pool.call_scheduling import CallScheduler
 from prefork.pool.events import CallEnded
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
-from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, split_finished
+from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, put_near_first
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
@@ -175,6 +174,7 @@ class Scheduler:
             task, predicted = worker.measured
             self._policy.measure(task, worker.name, predicted, usage)
             worker.measured = None
+        self._policy.note_memory(worker.name, usage.memory)
         self._policy.look_again()
         if worker.task:  # it was given on the strength of what the worker had before
             worker.predicted += usage.memory.uss - worker.idle_bytes
@@ -191,6 +191,10 @@ class Scheduler:
             self._outbox.notify(f"{task.label}: {reason}; retrying them one by one")
             self._separate(task)
             return
+        if death.crashed and self._models.note_crash(task, reason):
+            task.attempts = 0
+            self.queue.push_again(task)
+            return
         task.attempts += not out_of_memory
         if out_of_memory and not task.alone:
             task.alone = True
@@ -202,13 +206,17 @@ class Scheduler:
         elif task.attempts < ATTEMPTS:
             self._outbox.notify(f"{task.label}: {reason}; retrying it on a new worker")
             self.queue.push_again(task)
+        elif death.crashed and self._models.may_stop_forking and not task.is_last:
+            task.is_last = True  # by then it shows whether the others crash too
+            self._outbox.notify(f"{task.label}: {reason}; retrying it after all others")
+            self.queue.push_last(task)
         else:
             error = WorkerDied(f"{reason}; its worker died twice with nothing done in between")
             self._outbox.do(Complete(task, None, error))
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
-        finished, rest = split_finished(task.parts)
+        finished, rest = task.split_parts()
         for part in finished:
             self._outbox.do(Complete(part, b"", None))
         for part in rest:
@@ -323,21 +331,11 @@ class Scheduler:
             wait = busy or self._workers.is_measuring or self._policy.level > Level.EASY
             return None if wait else next((task for task in tasks if task.alone), None)
         filling = self._list_filling() if waiting else set()
-        ready = (task for task in tasks if not (task.engine in filling and task.can_join))
-        return self._policy.select(self._put_near_first(ready, worker), self._list_holders())
-
-    def _put_near_first(self, tasks: Iterator[Task], worker: Worker | None) -> Iterator[Task]:
-        """Of tasks that read parts of data sets, first those of the part that the worker has read, then those of parts
-        that no other worker has; in their order otherwise. All other tasks keep their places."""
-        first = next(tasks, None)
-        if first is None:
-            return iter(())
-        if worker is None or not first.place:
-            return chain([first], tasks)
-        others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
-        return iter(
-            sorted(chain([first], tasks), key=lambda t: 0 if t.place == worker.place else 1 + (t.place in others))
-        )
+        ready: Iterator[Task] = (task for task in tasks if not (task.engine in filling and task.can_join))
+        if worker is not None:
+            others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
+            ready = put_near_first(ready, worker.place, others)
+        return self._policy.select(ready, self._list_holders())
 
     def _list_holders(self) -> list[Holder]:
         return [Holder(w.memory.uss if w.memory else 0, w.predicted) for w in self._workers.list_busy()]

@@ -19,7 +19,7 @@ from prefork.pool.events import ServerExited
 from prefork.pool.policy import Policy
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
-from prefork.wire.endings import describe_end
+from prefork.wire.endings import Killer, describe_end, find_killer
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     BatchDone,
@@ -290,7 +290,8 @@ class Servers:
     def _find_cause(self, server: ModelServer, event: ServerExited) -> Cause:
         if event.out_of_memory:
             return Cause.MEMORY
-        return Cause.KILL if event.was_killed and not server.kill_reason else Cause.ERROR
+        killer = find_killer(event.status, bool(server.kill_reason))
+        return Cause.KILL if killer is Killer.SOMEBODY else Cause.ERROR
 
     def _find_guilty(self, server: ModelServer, cause: Cause, reason: str) -> None:
         for batch in server.running.values():

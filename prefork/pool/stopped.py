@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import Callable, Mapping
 
-from prefork.wire.process import is_stopped
+from prefork.platform_matrix.systems import SYSTEM
 
 _LOOK_SECONDS = 1.0
 _LIMIT_SECONDS = 10.0  # somebody may have wanted to look at it
@@ -27,10 +24,9 @@ class StoppedProcesses:
             return
         slept = now - self._looked > _LIMIT_SECONDS  # we may have been stopped with them
         self._looked = now
-        stopped = {pid: name for name, pid in list_pids().items() if is_stopped(pid)}
+        stopped = {pid: name for name, pid in list_pids().items() if SYSTEM.is_stopped(pid)}
         self._since = {pid: now if slept else self._since.get(pid, now) for pid in stopped}
         for pid, name in stopped.items():
             if now - self._since[pid] > _LIMIT_SECONDS:
                 self._notify(f"{name} (pid {pid}) was stopped from outside for {_LIMIT_SECONDS:.0f} s, and is killed")
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
-                    os.kill(pid, signal.SIGKILL)
+                SYSTEM.kill(pid)

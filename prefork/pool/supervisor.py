@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
 from prefork.memory.governor import Governor
-from prefork.memory.probe import measure_memory
 from prefork.platform_matrix.matrix import Plan
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.calls import Call
 from prefork.pool.events import (
     Aborted,
@@ -36,7 +35,6 @@ from prefork.pool.state import STOPPED, Pool
 from prefork.pool.stopped import StoppedProcesses
 from prefork.pool.tasks import CANCELLED, HangLimit, NotBegun, Task, TaskQueue
 from prefork.pool.watch import Reporter, Watch
-from prefork.wire import process
 from prefork.wire.loop import Loop
 from prefork.wire.messages import Memory
 from prefork.wire.specification import Inventory, Specification
@@ -237,7 +235,7 @@ class Supervisor:
     def _run(self) -> None:
         try:
             plan = self._make_plan()
-            descriptors = process.max_descriptors()
+            descriptors = SYSTEM.max_descriptors()
             self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, descriptors)
             self._processes = processes = Processes(Watch(pool, self._loop, self.governor, self._feed, self._reporter))
             stopped = StoppedProcesses(self._reporter.notify)
@@ -248,7 +246,8 @@ class Supervisor:
                 stopped.end(processes.list_pids, time.monotonic())
                 self._measure(pool, processes)
                 self._feed(Tick())
-            self.memory = {n: m for n, pid in processes.list_pids().items() if (m := measure_memory(pid))}
+            pids = processes.list_pids()
+            self.memory = {n: m for n, pid in pids.items() if (m := self.governor.measure_memory(n, pid))}
         except BaseException as error:  # noqa: BLE001  nobody else is there to say that the loop has ended
             self._failure = self.failure or error
         finally:
@@ -325,8 +324,7 @@ def _forget_all() -> None:
     _running.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+SYSTEM.run_at_fork(after_in_child=_forget_all)
 
 
 def _print(text: str) -> None:

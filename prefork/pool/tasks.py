@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import itertools
 import pickle
+import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,8 +54,8 @@ class Task:
     goes through, the last of its arguments; what came of each, in whatever order, is kept in `pieces`, and after a
     death only the others are done again. origins: of a bundle, the task that each item is from, and its number there.
     single: it was part of one that failed, and is no more to be part of any. attempts: deaths since the last sign of
-    life. alone: nothing may run
-    beside it, because it did not fit into memory. passed: when others first passed it. peak: bytes of its worker's own,
+    life. alone: nothing may run beside it, because it did not fit into memory. is_last: it has crashed forked workers,
+    and is tried once more after all others. passed: when others first passed it. peak: bytes of its worker's own,
     the most that was seen. closing: still started while the run drains, because it saves what has been done. place:
     the part of a data set that its worker reads; a worker is given tasks of the part that it has already.
 
@@ -87,6 +88,7 @@ class Task:
     peak: int = 0
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False
+    is_last: bool = False
 
     def describe(self) -> bytes:
         """What the worker is sent: the task's name and its arguments. Items come with their numbers."""
@@ -123,6 +125,10 @@ class Task:
     def parts(self) -> list[Task]:
         """The tasks whose items these are, if it is a bundle."""
         return list(dict.fromkeys(part for part, _ in self.origins))
+
+    def split_parts(self) -> tuple[list[Task], list[Task]]:
+        """Those that are still wanted: the finished ones, and the others."""
+        return split_finished(self.parts)
 
     @property
     def is_finished(self) -> bool:
@@ -174,6 +180,18 @@ def split_finished(parts: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Of the parts of a bundle that are still wanted, those that are finished, and those that are not."""
     wanted = [part for part in parts if not part.cancelled]
     return [part for part in wanted if part.is_finished], [part for part in wanted if not part.is_finished]
+
+
+def put_near_first(tasks: Iterator[Task], place: str, others: Set[str]) -> Iterator[Task]:
+    """Of tasks that read parts of data sets, first those of the part that a worker has read, then those of parts that
+    no other has; in their order otherwise. All other tasks keep their places. place: of the worker; others: theirs."""
+    first = next(tasks, None)
+    if first is None:
+        return iter(())
+    found = itertools.chain([first], tasks)
+    if not first.place:
+        return found
+    return iter(sorted(found, key=lambda task: 0 if task.place == place else 1 + (task.place in others)))
 
 
 Select = Callable[[Iterator[Task]], Task | None]
@@ -242,6 +260,11 @@ class TaskQueue:
     def push_again(self, task: Task) -> None:
         """A task that was begun, and whose worker is gone."""
         self._again.append(task)
+
+    def push_last(self, task: Task) -> None:
+        """After all that wait."""
+        task.order = (sys.maxsize,)
+        self.push(task)
 
     def pop(self, fresh: bool, closing: bool, select: Select = take_first) -> Task | None:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.

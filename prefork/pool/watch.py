@@ -12,7 +12,7 @@ from prefork.pool.events import Event
 from prefork.pool.state import Pool
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
-from prefork.wire.endings import KILLED
+from prefork.wire.endings import Killer, find_killer
 from prefork.wire.loop import Loop
 
 EXIT_SECONDS = 2.0  # how long a process may take to end by itself
@@ -78,7 +78,7 @@ class Watch:
 
     def was_out_of_memory(self, status: int, kill_reason: str = "") -> bool:
         """Whether the kernel, and not we, has killed it for want of memory."""
-        return not kill_reason and status == KILLED and self.governor.was_killed_for_memory()
+        return find_killer(status, bool(kill_reason), self.governor.was_killed_for_memory) is Killer.KERNEL
 
     def end(self, child: ChildProcess, patience: float) -> int:
         """Its exit status. patience: seconds for it to end by itself."""

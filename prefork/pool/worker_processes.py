@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool import actions
 from prefork.pool.call_link import CallLink, FromCalls
 from prefork.pool.calls import Call
@@ -28,7 +28,6 @@ from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
 from prefork.wire.messages import ConnectServer, FromWorker, FromZygote, RefuseRequest, RunTask, WorkerExited
-from prefork.wire.process import max_descriptors
 from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
@@ -53,11 +52,11 @@ class WorkerProcesses:
         self.zygote: ChildProcess | None = None
         self._watch = watch
         self._workers: dict[int, _WorkerEnd] = {}
-        self._tracker = TrackerLink() if os.name == "posix" else None
+        self._tracker = TrackerLink() if SYSTEM.passes_descriptors else None
         if self._tracker is not None:
             watch.loop.watch(self._tracker, self._tracker.answer)
         clients = watch.pool.workers.plan.workers + 2
-        self._most_blocks = max(4, min(MOST_BLOCKS, max_descriptors() // (4 * clients)))  # of each process
+        self._most_blocks = max(4, min(MOST_BLOCKS, SYSTEM.max_descriptors() // (4 * clients)))  # of each process
         self._blocks = Blocks(self._most_blocks)
 
     # -- the zygote --------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from prefork.platform_matrix.matrix import Plan
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.actions import Fork, KillSpawned, Outbox, SendWorker, SendZygote, Spawn
 from prefork.pool.events import WorkerReaped
 from prefork.pool.tasks import Task
-from prefork.wire.endings import describe_end
+from prefork.wire.endings import CUT_OFF, describe_end, find_fatal_line
 from prefork.wire.messages import ForkWorker, KillWorker, Memory
 from prefork.wire.specification import Specification
 
@@ -69,11 +70,19 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Of a worker that had a task."""
+    """Of a worker that had a task. crashed: it was forked, and died of a signal that it raised itself."""
 
     task: Task
     reason: str
     out_of_memory: bool
+    crashed: bool = False
+
+
+def is_crash(event: WorkerReaped) -> bool:
+    """Whether it died of a signal that nobody sent it, and has not said itself what of, as it does of a write to the
+    weights."""
+    is_signal = event.status < 0 and event.status != CUT_OFF
+    return is_signal and not (SYSTEM.describe_status(event.status).ended or find_fatal_line(event.stderr_tail))
 
 
 class Clients(Protocol):
@@ -200,7 +209,8 @@ class Workers:
         if worker.ready is None:
             self._count_failed_start(reason)
         elif worker.task:
-            return Death(worker.task, reason, out_of_memory)
+            crashed = worker.forked and not (worker.kill_reason or out_of_memory) and is_crash(event)
+            return Death(worker.task, reason, out_of_memory, crashed)
         else:
             self._outbox.notify(f"{reason}; replaced")
         return None

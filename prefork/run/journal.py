@@ -24,6 +24,7 @@ from prefork.engines.text import formats
 from prefork.engines.text.cues import CueLayout
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_files, read_object
 
 FOLDER = ".prefork"  # below the output folder
@@ -129,7 +130,7 @@ class Journal:
         for part in _PARTS:
             source = self.path.with_name(self.path.name + part)
             if source.exists():
-                source.rename(kept.with_name(kept.name + part))
+                SYSTEM.replace(source, kept.with_name(kept.name + part))
         connection = self._open()
         proven = list_proven(kept, self._folder)
         connection.execute("BEGIN")

@@ -63,8 +63,6 @@ def describe(
 
 def list_gpus(plan: Plan, tally: Tally) -> list[GPULoad]:
     """What the plan's GPUs did; MIG instances are left out, as they cannot be asked."""
-    if plan.video is None:
-        return []
     places = list_watched(plan.devices)
     if len(places) != len(tally.busy):  # they could not be asked
         return []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import sys
 import warnings
 import zlib
 from bisect import bisect_right
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.private import is_copied_on_write, is_private
 from prefork.weights.walk import (
     SharedStorage,
@@ -28,11 +27,8 @@ from prefork.weights.walk import (
     visit,
     walk,
 )
-from prefork.wire.memory_file import open_memory
+from prefork.wire.memory_file import find_want, open_memory
 
-_MADV_PAGEOUT = 21  # linux/mman.h
-_MADV_POPULATE_READ = 22  # linux/mman.h
-_PAGE_READONLY = 2  # winnt.h
 _ALIGNMENT = 64  # bytes; a cache line, and what torch's vectorised kernels like
 
 
@@ -82,13 +78,15 @@ class Arena:
         path: a file that takes the weights, for `describe`; else they are in memory without a name. private: patterns
         of the names of tensors that are not moved, and can be written to by each process alone. Tensors keep their
         identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
-        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU.
+        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU, or if the
+        disk of the file has no room.
         """
         unique = _set_apart(collect(models), private)
         size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
         fd = _open_backing(size, path)
         arena = cls(fd, size, mmap.ACCESS_WRITE, path)
-        os.close(fd)
+        if fd != -1:
+            os.close(fd)
         offset = 0
         while unique:
             storage = unique.pop(0)
@@ -171,21 +169,16 @@ class Arena:
 
     def seal(self) -> None:
         """Makes the weights read-only for this process and for all that are forked from it."""
-        address, size = ctypes.c_void_p(self.address), ctypes.c_size_t(_align(self.size, mmap.PAGESIZE))
-        if sys.platform == "win32":
-            if not ctypes.windll.kernel32.VirtualProtect(address, size, _PAGE_READONLY, ctypes.byref(ctypes.c_ulong())):
-                raise ctypes.WinError()
-            return
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mprotect(address, size, mmap.PROT_READ) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot make the shared weights read-only: {os.strerror(code)}")
+        try:
+            SYSTEM.protect(self.address, _align(self.size, mmap.PAGESIZE))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot make the shared weights read-only: {error.strerror}") from error
 
     def populate(self) -> None:
         """Enters all the weights into this process's page tables, once: what they would enter one by one as they are
         used would look like memory that the first task takes."""
-        if sys.platform == "linux" and not self._populated:  # advice: a kernel before 5.14 does not know it
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), _MADV_POPULATE_READ)
+        if not self._populated:
+            SYSTEM.populate(self.address, self.size)
         self._populated = True
 
     def digest(self) -> int:
@@ -203,13 +196,13 @@ class Arena:
 def _release(source: torch.Tensor) -> None:
     """Lets the kernel take back the pages of a weights file that has been copied from.
 
-    MADV_PAGEOUT never loses data, so it does not matter who else looks at the storage; without it the file's
+    Nothing is lost by it, so it does not matter who else looks at the storage; without it the file's
     pages stay in this process's resident set until its last tensor is gone: twice the weights at the peak.
     """
     start = -(-source.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (source.data_ptr() + source.numel() - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if sys.platform == "linux" and size > 0:  # advice: a kernel too old for it (before 5.4) may ignore it
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_PAGEOUT)
+    if size > 0:
+        SYSTEM.page_out(start, size)
 
 
 def _set_apart(storages: list[SharedStorage], private: Sequence[str]) -> list[SharedStorage]:
@@ -281,8 +274,14 @@ def measure_weights(models: Mapping[str, Any]) -> int:
 
 
 def _open_backing(size: int, path: str | None) -> int:
-    """A file, by default without a name: memory that is accounted once, however many processes map it."""
-    fd = open_memory() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    """A file, by default without a name: memory that is accounted once, however many processes map it. -1 for memory
+    that only forked processes have, where a file without a name would be on a disk. Raises ValueError if there is no
+    room for it."""
+    if path is None and not SYSTEM.has_nameless_files:
+        return -1
+    if path is not None and (want := find_want(path, size)):
+        raise ValueError(want)
+    fd = open_memory() if path is None else os.open(path, os.O_RDWR)
     os.truncate(fd, 0)
     os.truncate(fd, size)
     return fd

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.endings import FATAL
 from prefork.wire.specification import LOADED
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
-
-
-_SA_SIGINFO = 4  # linux: asm-generic/signal.h
-_SI_CODE_OFFSET = 8  # bytes into siginfo_t on 64-bit Linux
-_SI_ADDR_OFFSET = 16
-
-_installed: list[Any] = []
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-
-
-class _Sigaction(ctypes.Structure):
-    _fields_ = (
-        ("handler", ctypes.c_void_p),
-        ("mask", ctypes.c_ulong * 16),
-        ("flags", ctypes.c_int),
-        ("restorer", ctypes.c_void_p),
-    )
 
 
 def describe_write(arena: Arena, address: int) -> str | None:
@@ -48,30 +28,11 @@ def describe_write(arena: Arena, address: int) -> str | None:
 
 
 def watch_for_writes(arena: Arena, fd: int) -> None:
-    """Makes this process name the weight it wrote to, on `fd`, before SIGSEGV ends it.
+    """Makes this process name the weight it wrote to, on `fd`, before SIGSEGV ends it. Linux only; elsewhere the worker
+    dies without a fatal line."""
 
-    Python's own signal handlers run between two bytecodes, which a faulting instruction never reaches; this one
-    runs inside the fault. Whatever else faults passes through it unharmed. Linux only; elsewhere the worker dies
-    without a fatal line.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = _Sigaction()
-
-    def handle(signum: int, info: int, _context: Any) -> None:
-        code = ctypes.c_int.from_address(info + _SI_CODE_OFFSET).value
-        if code <= 0:  # a process has sent it: no instruction runs again
-            libc.sigaction(signum, ctypes.byref(before), None)
-            os.kill(os.getpid(), signum)
-            return
-        address = ctypes.c_void_p.from_address(info + _SI_ADDR_OFFSET).value or 0
+    def describe(address: int) -> bytes:
         text = describe_write(arena, address) or f"invalid memory access at {address:#x} (SIGSEGV)"
-        os.write(fd, f"{FATAL}{text}\n".encode())
-        libc.sigaction(signum, ctypes.byref(before), None)  # the instruction runs again, and now it is the end
+        return f"{FATAL}{text}\n".encode()
 
-    handler = _Handler(handle)
-    _installed.append(handler)  # ctypes does not keep it alive
-    action = _Sigaction(ctypes.cast(handler, ctypes.c_void_p).value, flags=_SA_SIGINFO)
-    if libc.sigaction(signal.SIGSEGV, ctypes.byref(action), ctypes.byref(before)) != 0:
-        raise OSError(ctypes.get_errno(), "cannot watch for writes to shared weights")
+    SYSTEM.watch_faults(describe, fd)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prefork.platform_matrix.systems import SYSTEM
 
 if TYPE_CHECKING:
     import torch
@@ -42,17 +42,5 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def is_copied_on_write(memory: torch.Tensor) -> bool:
-    """Whether a process that writes there gets a copy of its own, once it is forked. What torch.multiprocessing has
-    shared, or a file that is mapped, may be everybody's, or read-only. Only Linux says it.
-
-    memory: (bytes,) uint8.
-    """
-    if sys.platform != "linux":
-        return False
-    start, end = memory.data_ptr(), memory.data_ptr() + memory.numel()
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, access, *_ = line.split()
-        low, high = (int(part, 16) for part in span.split("-"))
-        if low < end and start < high and not (access.startswith("rw") and access.endswith("p")):
-            return False
-    return True
+    """Whether a process that writes there gets a copy of its own, once it is forked. memory: (bytes,) uint8."""
+    return SYSTEM.is_copied_on_write(memory.data_ptr(), memory.numel())

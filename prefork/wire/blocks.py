@@ -25,15 +25,13 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.memory_file import open_memory
 
-CAN_SHARE = hasattr(os, "memfd_create")  # elsewhere memory has to be a file on a disk, or have a name
 LARGE = 1 << 16  # bytes from which a buffer is placed in a block; below, it costs less to copy it
 MOST_BLOCKS = 64  # of one process
 IDLE_SECONDS = 5.0  # after which a block that nobody has used is given back
 _POPULATE_READ = 22  # MADV_POPULATE_READ, linux/mman.h; since Linux 5.14
-_SHARED = 1 << 61  # in an entry of /proc/self/pagemap: the page is a file's, or shared
-_THERE = 3 << 62  # it is in memory, or swapped out
 
 
 @dataclass(slots=True)
@@ -94,7 +92,7 @@ class Blocks:
         """Copies it into a block that is free, or, if it is small or there is no more room for blocks, just copies
         it."""
         view = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer)
-        block = self._take(view.nbytes) if CAN_SHARE and view.nbytes >= LARGE else None
+        block = self._take(view.nbytes) if SYSTEM.has_nameless_files and view.nbytes >= LARGE else None
         if block is None:
             return bytearray(view)
         _copy(block.memory, view)
@@ -302,8 +300,7 @@ def _abandon_all() -> None:
         mapped.abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_abandon_all)
+SYSTEM.run_at_fork(before=_abandon_all)
 
 
 def _copy(memory: mmap.mmap, view: memoryview) -> None:
@@ -331,17 +328,5 @@ def _find_address(thing: object) -> int:
 
 
 def _was_written(mapping: _Mapping) -> bool:
-    """Whether a private mapping has pages of its own: proc_pid_pagemap(5). True where nobody can say."""
-    first, count = mapping.address // mmap.PAGESIZE, mapping.size // mmap.PAGESIZE
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(8 * first)
-            data = file.read(8 * count)
-    except OSError:
-        return True
-    if len(data) < 8 * count:
-        return True
-    import numpy as np
-
-    entries = np.frombuffer(data, np.uint64)
-    return bool(((entries & _THERE != 0) & (entries & _SHARED == 0)).any())
+    """Whether a private mapping has pages of its own. True where nobody can say."""
+    return SYSTEM.was_written(mapping.address, mapping.size)

@@ -7,15 +7,15 @@ read by one of them. The messages are tuples, because there may be thousands a s
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.blocks import Place
 from prefork.wire.channel import mark_frequent
 
-CAN_TAKE_BACK = os.name == "posix"  # elsewhere a worker is given one call at a time
+CAN_TAKE_BACK = SYSTEM.passes_descriptors  # elsewhere a worker is given one call at a time
 TOKEN = struct.Struct("=Q")  # the number of a call that may be begun
 
 

@@ -1,24 +1,37 @@
 """Messages between prefork's own processes: length-prefixed pickles over a Unix socket pair.
 
 Both ends are processes that prefork started itself; nothing that a user downloads ever passes here.
+
+macOS loses a descriptor now and then that its sender closes before the other side has taken it out of the socket. There
+it is kept until the other side says that it has it, as multiprocessing.reduction.sendfds of Python does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pickle
 import selectors
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from prefork.platform_matrix.systems import SYSTEM
+
 _HEADER = struct.Struct("!QBB")  # bytes of the message, descriptors that come with it, and its kind
 _frequent: list[type] = []  # kinds of messages, from 1 on; 0 is any other
+_RECEIVED = 0x7F  # the kind of what says that the descriptors of a message have come
+_KEPT = 0x80  # added to a message's kind: its descriptors are kept until then
+# macOS, of descriptors that find no room in the socket: not now, as libuv takes it too (src/unix/stream.c).
+_NOT_NOW = (errno.EMSGSIZE, errno.ENOBUFS)
+_RETRY_SECONDS = 0.002
 _CHUNK = 1 << 18  # bytes sent at a time
 _BUFFER = 1 << 16  # bytes read at a time
-_ANCILLARY = socket.CMSG_SPACE(4 * 250) if hasattr(socket, "CMSG_SPACE") else 0  # the kernel sends 253 descriptors
+_ANCILLARY = socket.CMSG_SPACE(4 * 250) if SYSTEM.passes_descriptors else 0  # the kernel sends 253 descriptors
 
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -45,6 +58,7 @@ class Channel:
         self._fds: deque[int] = deque()  # that have come with what is in it
         self._waiting: selectors.BaseSelector | None = None
         self._outgoing: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._sent: deque[Sequence[int]] = deque()  # descriptors that are kept until the other end has them
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
@@ -60,35 +74,56 @@ class Channel:
         if self._waiting is not None:
             self._waiting.close()
         self._socket.close()
-        for _, fds in self._outgoing:
+        for fds in (*(fds for _, fds in self._outgoing), *self._sent, self._fds):
             _close_all(fds)
         self._outgoing.clear()
-        _close_all(self._fds)
+        self._sent.clear()
         self._fds.clear()
 
     def send(self, message: Any, fds: Sequence[int] = ()) -> None:
-        """Blocks until the message is with the kernel. The descriptors go with it: here they are closed. Raises OSError
-        if the other end is gone."""
+        """Blocks until the message is with the kernel. The descriptors go with it: here they are closed, on macOS once
+        the other end has them. Raises OSError if the other end is gone."""
         data = memoryview(_encode(message, fds))
         try:
             if fds:
                 data = data[self._send_some(data, fds) :]
             self._socket.sendall(data)
-        finally:
+        except BaseException:
+            _close_all(fds)
+            raise
+        self._let_go(fds)
+
+    def _let_go(self, fds: Sequence[int]) -> None:
+        """These have been sent."""
+        if fds and SYSTEM.loses_descriptors:
+            self._sent.append(fds)
+        else:
             _close_all(fds)
 
     def receive(self) -> tuple[Any, list[int]]:
         """Blocks for the next message and the file descriptors that came with it. Raises EOFError at the end. Reads
         nothing beyond it: who waits for more can ask the socket."""
-        header = bytearray(_HEADER.size)
-        count, fds = self._receive_some(header)
-        if not count:
-            raise EOFError("the other end closed the channel")
-        self._fill(memoryview(header)[count:])
-        length, _, kind = _HEADER.unpack(header)
-        data = bytearray(length)
-        self._fill(memoryview(data))
-        return _decode(data, kind), fds
+        while True:
+            header = bytearray(_HEADER.size)
+            count, fds = self._receive_some(header)
+            if not count:
+                raise EOFError("the other end closed the channel")
+            self._fill(memoryview(header)[count:])
+            length, _, kind = _HEADER.unpack(header)
+            data = bytearray(length)
+            self._fill(memoryview(data))
+            if self._is_message(kind):
+                return _decode(data, kind), fds
+
+    def _is_message(self, kind: int) -> bool:
+        """Whether what has come is one, and not the word that descriptors have come; sends that if it is asked for."""
+        if kind == _RECEIVED:
+            _close_all(self._sent.popleft())
+        elif kind & _KEPT:
+            self._outgoing.append((memoryview(_HEADER.pack(0, 0, _RECEIVED)), ()))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has gone, and its descriptors with it
+                self.flush()
+        return kind != _RECEIVED
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to receive, or the end, within so many seconds."""
@@ -99,7 +134,7 @@ class Channel:
 
     def _receive_some(self, buffer: bytearray) -> tuple[int, list[int]]:
         """Bytes, 0 at the end, and the descriptors with them."""
-        if not hasattr(socket, "recv_fds"):  # Windows
+        if not SYSTEM.passes_descriptors:
             return self._socket.recv_into(buffer), []
         count, ancillary, _flags, _address = self._socket.recvmsg_into([buffer], _ANCILLARY)
         return count, [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("i", data[: len(data) & ~3])]
@@ -123,7 +158,7 @@ class Channel:
                 count = self._send_some(view[:_CHUNK], fds)
             except BlockingIOError:
                 return False
-            _close_all(fds)  # they went with the first byte
+            self._let_go(fds)  # they went with the first byte
             if count == len(view):
                 self._outgoing.popleft()
             else:
@@ -134,7 +169,15 @@ class Channel:
         if not fds:
             return self._socket.send(view)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-        return self._socket.sendmsg([view], ancillary)
+        while True:
+            try:
+                return self._socket.sendmsg([view], ancillary)
+            except OSError as error:
+                if error.errno not in _NOT_NOW:
+                    raise
+                if not self._socket.getblocking():
+                    raise BlockingIOError(error.errno, error.strerror) from error
+            time.sleep(_RETRY_SECONDS)
 
     def poll(self) -> Iterator[Any]:
         """The messages that have arrived whole; those of processes that send no descriptors."""
@@ -164,20 +207,22 @@ class Channel:
             end = _HEADER.size + length
             if len(self._incoming) < end:
                 return
+            is_message = self._is_message(kind)
             with memoryview(self._incoming) as view, view[_HEADER.size : end] as data:
-                message = _decode(data, kind)
+                message = _decode(data, kind) if is_message else None
             del self._incoming[:end]
-            yield message, [self._fds.popleft() for _ in range(count)]
+            if is_message:
+                yield message, [self._fds.popleft() for _ in range(count)]
 
 
 def _encode(message: Any, fds: Sequence[int]) -> bytes:
     kind = _frequent.index(type(message)) + 1 if type(message) in _frequent else 0
     payload = pickle.dumps(tuple(message) if kind else message, pickle.HIGHEST_PROTOCOL)
-    return _HEADER.pack(len(payload), len(fds), kind) + payload
+    return _HEADER.pack(len(payload), len(fds), kind | _KEPT if fds and SYSTEM.loses_descriptors else kind) + payload
 
 
 def _decode(data: bytearray | memoryview, kind: int) -> Any:
-    message = pickle.loads(data)
+    message, kind = pickle.loads(data), kind & ~_KEPT
     return _frequent[kind - 1](*message) if kind else message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import selectors
 import socket
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefork.platform_matrix.imports import explain_import
-from prefork.wire import process
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
-from prefork.wire.endings import CUT_OFF, KILLED
+from prefork.wire.endings import CUT_OFF, Killer, find_killer
 from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
@@ -32,7 +33,7 @@ class OutputPipe:
     Windows can only wait for sockets: a thread passes on there what comes out of the pipe.
     """
 
-    def __init__(self, pipe: IO[bytes], pumped: bool = os.name != "posix") -> None:
+    def __init__(self, pipe: IO[bytes], pumped: bool = not SYSTEM.waits_for_pipes) -> None:
         self._source: IO[bytes] | socket.socket = pipe
         if pumped:
             self._source, there = socket.socketpair()
@@ -94,18 +95,18 @@ class ChildProcess:
         self._received: deque[Any] = deque()
         self._is_cut_off = False  # we have killed it, and it was not about to end
         self._stderr_ended = False  # it has closed it
+        python, handover = SYSTEM.find_python(), SYSTEM.prepare_handover(there)
         with there:
             self._process = subprocess.Popen(
-                _command(module, there),
-                stdin=subprocess.DEVNULL if os.name == "posix" else subprocess.PIPE,
+                [python.executable, *_list_arguments(module, handover.handle)],
                 stdout=None if inherits_stdout else subprocess.PIPE,
                 stderr=subprocess.PIPE if inherits_stdout else subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **python.environment, **environment},
                 bufsize=0,
-                **_detach(there),
+                **handover.options,
             )
-            if self._process.stdin is not None:
-                _share(there, self._process.stdin, self._process.pid)
+            SYSTEM.bind(self._process)
+            SYSTEM.hand_over(there, self._process)
         output = self._process.stderr if inherits_stdout else self._process.stdout
         assert output is not None
         self.stderr = OutputPipe(output)
@@ -156,12 +157,13 @@ class ChildProcess:
         return None if status is None else self._settle(status)
 
     def _settle(self, status: int) -> int:
-        process.kill_session(self._process.pid)
-        return CUT_OFF if self._is_cut_off and status == KILLED else status
+        SYSTEM.kill_session(self._process.pid)
+        return CUT_OFF if find_killer(status, self._is_cut_off) is Killer.PREFORK else status
 
     def kill(self) -> None:
-        self._is_cut_off = self._is_cut_off or not process.is_exiting(self._process.pid)
-        self._process.kill()
+        self._is_cut_off = self._is_cut_off or not SYSTEM.is_exiting(self._process.pid)
+        with contextlib.suppress(PermissionError):  # Windows: it is ending, and cannot be ended
+            self._process.kill()
 
     def end(self, patience: float) -> int:
         """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it
@@ -177,6 +179,7 @@ class ChildProcess:
 
 def run(module: str) -> None:
     """In the child: its life, or, if what it needs cannot be imported, the reason over the channel."""
+    _write_utf8()
     try:
         main = import_module(f"prefork.{module}").main
     except Exception as error:
@@ -190,32 +193,29 @@ def run(module: str) -> None:
     main()
 
 
-def open_channel() -> Channel:
-    """In the child: its end of the channel. From here on it does not outlive its parent."""
+def _write_utf8() -> None:
+    """What the supervisor reads of it is UTF-8, whatever the user's locale or code page."""
+    streams = [sys.stderr]
+    with contextlib.suppress(OSError):  # stdout is closed
+        streams += [sys.stdout] if os.path.sameopenfile(1, 2) else []
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def open_channel(forks: bool = False) -> Channel:
+    """In the child: its end of the channel. From here on it does not outlive its parent. forks: it will fork, and must
+    have no thread: where the system does not see to it, it ends when it next looks at its channel."""
     handle, parent = sys.argv[2:4]
-    if handle == "stdin":
-        channel = Channel(socket.fromshare(sys.stdin.buffer.read()))  # type: ignore[attr-defined]
-    else:
-        channel = Channel(socket.socket(fileno=int(handle)))
-    process.die_with_parent(int(parent))
+    channel = Channel(SYSTEM.take_over(handle))
+    SYSTEM.begin_child(int(parent))
+    if not forks:
+        SYSTEM.watch_parent(int(parent))
     return channel
 
 
-def _command(module: str, there: socket.socket) -> list[str]:
+def _list_arguments(module: str, handle: str) -> list[str]:
     # Bound to its parent before anything else: to import torch alone may take seconds.
-    bind = "from prefork.wire.process import die_with_parent; die_with_parent(int(sys.argv[3]))"
+    bind = "from prefork.platform_matrix.systems import SYSTEM; SYSTEM.begin_child(int(sys.argv[3]))"
     code = f"import sys; sys.path.append(sys.argv[1]); {bind}; from prefork.wire.child import run; run(sys.argv[4])"
-    handle = str(there.fileno()) if os.name == "posix" else "stdin"
-    return [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), handle, str(os.getpid()), module]
-
-
-def _detach(there: socket.socket) -> dict[str, Any]:
-    if os.name == "posix":
-        return {"pass_fds": [there.fileno()], "start_new_session": True}
-    return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
-
-
-def _share(there: socket.socket, stdin: IO[bytes], pid: int) -> None:
-    """Windows knows no inherited sockets: the child makes its own from what we write to it."""
-    with stdin:
-        stdin.write(there.share(pid))  # type: ignore[attr-defined]
+    return ["-P", "-c", code, str(Path(__file__).parents[2]), handle, str(os.getpid()), module]

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
+from enum import Enum
 
-from prefork.platform_matrix.canary import describe_exit
+from prefork.platform_matrix.systems import SYSTEM
 
-KILLED = -getattr(signal, "SIGKILL", 9)  # exit status; Windows knows no signals, and no such status
 CUT_OFF = -256  # in place of the exit status of a process that closed its channel, lived on, and was killed for that
 FATAL = "prefork: fatal: "  # how the line begins in which a process says what it dies of
+
+
+class Killer(Enum):
+    """Who has ended a process at once."""
+
+    PREFORK = "prefork"
+    KERNEL = "the kernel, for want of memory"
+    SOMEBODY = "somebody else"
+
+
+def find_killer(status: int, by_prefork: bool, was_memory_short: Callable[[], bool] = lambda: False) -> Killer | None:
+    """None if nobody has: it has ended by itself, well or not.
+
+    status: as subprocess has it. by_prefork: we have killed it. was_memory_short: whether the kernel has ended a
+    process for want of memory since the last that was ended so; asked only if this may be the one.
+    """
+    killed = SYSTEM.describe_status(status).killed
+    if by_prefork and killed is not False:
+        return Killer.PREFORK
+    if not killed:
+        return None
+    return Killer.KERNEL if was_memory_short() else Killer.SOMEBODY
 
 
 def find_fatal_line(text: str) -> str:
@@ -24,4 +46,4 @@ def describe_end(status: int, out_of_memory: bool, printed: str = "") -> str:
         return "was killed by the kernel: out of memory"
     if status == CUT_OFF:
         return find_fatal_line(printed) or "closed its channel and was killed"
-    return find_fatal_line(printed) or describe_exit(status)
+    return find_fatal_line(printed) or SYSTEM.describe_status(status).words

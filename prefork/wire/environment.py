@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefork.platform_matrix.systems import SYSTEM
+
 if TYPE_CHECKING:  # the command line imports this at once, and the matrix reads the machine
     from prefork.platform_matrix.matrix import Plan
 
@@ -65,10 +67,9 @@ def find_folders() -> Mapping[str, str]:
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError:
-        shared = Path("/dev/shm")
-        if not os.access(shared, os.W_OK):
+        if SYSTEM.memory_folder is None or not os.access(SYSTEM.memory_folder, os.W_OK):
             return {}
-        found["TMPDIR"] = temporary = str(shared)
+        found[SYSTEM.temporary] = temporary = str(SYSTEM.memory_folder)
     if os.path.expanduser("~") == "~":  # noqa: PTH111  Path's raises
         found["HOME"] = _make_home(Path(temporary))
     return found
@@ -76,10 +77,10 @@ def find_folders() -> Mapping[str, str]:
 
 def _make_home(parent: Path) -> str:
     """The same one every time, so that models are downloaded once; another if it is not this user's alone."""
-    home = parent / f"prefork-home-{os.getuid()}"
+    home = parent / f"prefork-home-{SYSTEM.name_user()}"
     with contextlib.suppress(FileExistsError):
         home.mkdir(mode=0o700)
     there = home.lstat()
-    if home.is_symlink() or there.st_uid != os.getuid() or there.st_mode & 0o022:
+    if home.is_symlink() or SYSTEM.is_other_user(there) or there.st_mode & 0o022:
         return tempfile.mkdtemp(prefix="prefork-home-", dir=parent)
     return str(home)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.matrix import Plan
+
+if TYPE_CHECKING:
+    from prefork.wire.messages import Memory
 
 LOADED = "load"  # what is called by engine elsewhere, of what the user's function has returned
 
@@ -52,3 +55,4 @@ class Inventory:
     suspicions: Mapping[str, str] = field(default_factory=dict)  # by engine: why one may doubt that this can fork
     batches: Mapping[str, float] = field(default_factory=dict)  # by engine: seconds of audio that it takes in one go
     warnings: tuple[str, ...] = ()  # of what the user has asked for
+    memory: Memory | None = None  # of the process, before anybody shares it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import zlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from typing import Protocol
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
+from prefork.wire.exceptions import describe_error
 from prefork.wire.memory_file import Layout
 from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, RefuseRequest
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
-from prefork.work.torch_state import reseed, watch_draws
+from prefork.work.torch_state import is_out_of_memory, release, reseed, watch_draws
 
 
 class Refused(Exception):
@@ -67,6 +69,15 @@ def find_seed(job: Job, segment: Segment) -> int:
     return zlib.crc32(f"{job.id}:{segment.index}".encode(errors="surrogateescape"))
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What was submitted and has not been in a batch."""
+
+    seed: int
+    elements: int
+    tensors: Tensors
+
+
 class LocalInference:
     """The model is in this process."""
 
@@ -76,12 +87,14 @@ class LocalInference:
         self._loaded = loaded
         self._engine = ""
         self._batchers: dict[str, Batcher[int]] = {}
-        self._waiting: dict[int, tuple[int, Tensors]] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._shares: dict[str, float] = {}  # by engine, of a batch's usual size that there is memory for
 
     def open(self, engine: str) -> None:
         self._engine = engine
         if engine not in self._batchers:
             self._batchers[engine] = self._loaded.make_batcher(engine)
+            self._batchers[engine].limit(self._shares.get(engine, 1.0))
 
     @property
     def _batcher(self) -> Batcher[int]:
@@ -92,20 +105,42 @@ class LocalInference:
         return not self._batcher.is_full
 
     def submit(self, number: int, job: Job, segment: Segment, tensors: Tensors) -> None:
-        self._batcher.add(number, self._loaded.engines[self._engine].count_elements(segment))
-        self._waiting[number] = find_seed(job, segment), tensors
+        elements = self._loaded.engines[self._engine].count_elements(segment)
+        self._batcher.add(number, elements)
+        self._waiting[number] = _Waiting(find_seed(job, segment), elements, tensors)
 
     def collect(self) -> list[Result]:
-        """One batch. What it raises, the model has raised."""
-        numbers = self._batcher.pop(flush=True)
-        batch = [self._waiting.pop(number) for number in numbers]
-        self.inputs[:] = [tensors for _, tensors in batch]
-        self.is_alone = len(batch) == 1
-        reseed(batch[0][0])
-        with watch_draws() as draws:
-            outputs = self._loaded.infer(self._engine, self.inputs)
+        """One batch. What it raises, the model has raised; but if there is no memory for it, it is tried in halves, and
+        no batch is larger from then on."""
+        while True:
+            numbers = self._batcher.pop(flush=True)
+            batch = [self._waiting[number] for number in numbers]
+            self.inputs[:] = [waiting.tensors for waiting in batch]
+            self.is_alone = len(batch) == 1
+            reseed(batch[0].seed)
+            try:
+                with watch_draws() as draws:
+                    outputs = self._loaded.infer(self._engine, self.inputs)
+                break
+            except Exception as error:
+                if self.is_alone or not is_out_of_memory(error):
+                    raise
+                self._halve(numbers, error)
+                error.__traceback__ = None  # it holds the batch's tensors
+            release(self._loaded.device)
         self.drew = draws.any
+        for number in numbers:
+            del self._waiting[number]
         return list(zip(numbers, outputs, strict=True))
+
+    def _halve(self, numbers: Sequence[int], error: Exception) -> None:
+        """A batch of these was too large: they wait again."""
+        share = self._shares[self._engine] = self._shares.get(self._engine, 1.0) / 2
+        self._batcher.limit(share)
+        for number in numbers:
+            self._batcher.add(number, self._waiting[number].elements)
+        text = f"{self._engine}: a batch of {len(numbers)} segments failed: {describe_error(error)}"
+        print(f"{text}; from here on batches have at most {share:.4g} of their size", file=sys.stderr, flush=True)
 
     def withdraw(self, numbers: Set[int]) -> None:
         for number in numbers:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Tensors
 from prefork.engines.batching import Batcher, Batching
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.wire.messages import Export
-from prefork.work.torch_state import speed_up
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -62,7 +62,7 @@ class Loaded:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices[place]
             device = "cuda"
         guard = attach(self.arena, self.models, make_memory(export.kind), export)
-        speed_up(device)
+        find_kind(device).speed_up()
         return replace(self, device=device, arena=None, guard=guard, exports=())
 
     def compute(self, name: str, batch: Sequence[Tensors]) -> Sequence[Tensors]:
@@ -124,11 +124,12 @@ class Loaded:
             return []
         return list(dict.fromkeys(text for name in self.engines for text in self.choose_batching(name)[2]))
 
-    def try_examples(self) -> dict[str, Tensors]:
+    def try_examples(self, longest: bool = False) -> dict[str, Tensors]:
         """What each engine makes of its example; those without one are left out, and all if the models are not here."""
         if self.remote:
             return {}
-        examples = {name: engine.example() for name, engine in self.engines.items()}
+        chosen = {name: engine.longest_example if longest else engine.example for name, engine in self.engines.items()}
+        examples = {name: make() for name, make in chosen.items()}
         return {name: self.infer(name, [example])[0] for name, example in examples.items() if example is not None}
 
     def count_weights(self) -> int:

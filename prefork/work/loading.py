@@ -13,21 +13,25 @@ import time
 import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefork.engines import registry
 from prefork.engines.base import Engine, LoadError, Segment
 from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
+from prefork.memory.probe import measure_self
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
-from prefork.wire.process import flush_output, release_free_memory
+from prefork.wire.process import flush_output
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.wording import describe_os_error
 from prefork.work.loaded import _USUAL_SECONDS, Loaded
-from prefork.work.torch_state import hide_mps, speed_up
+from prefork.work.torch_state import hide_mps
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -107,16 +111,36 @@ def _load(specification: Specification) -> Loaded:
     device = "cpu" if owned else plan.device
     arena = _share(specification, models) if plan.shared and device == "cpu" else None
     if device != "cpu":
-        models = {name: model.to(device) if hasattr(model, "to") else model for name, model in models.items()}
-        speed_up(device)
+        models = {name: _move(name, model, device) for name, model in models.items()}
+        find_kind(device).speed_up()
     options = (specification.checkpoints, specification.batching)
     loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices, fingerprints=fingerprints)
-    if plan.devices:
-        loaded = replace(loaded, batch_memory=plan.learn(weights=loaded.count_weights()).batch_memory)
+    plan = plan.learn(weights=loaded.count_weights())
+    if plan.allowance is not None:
+        find_kind(device).limit_memory(plan.allowance)
+    loaded = replace(loaded, batch_memory=plan.batch_memory)
     for name, output in loaded.try_examples().items():
         engines[name].verify(output)
     _settle(loaded)
     return loaded
+
+
+def _move(name: str, model: Any, device: str) -> Any:
+    """A model on a device, if it can be moved. Raises LoadError for weights that the device cannot hold."""
+    import torch
+
+    if not hasattr(model, "to"):
+        return model
+    lacks = {getattr(torch, dtype) for dtype in find_kind(device).lacks}
+    if lacks and isinstance(model, torch.nn.Module):
+        for weight, tensor in chain(model.named_parameters(), model.named_buffers()):
+            if tensor.dtype in lacks:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise LoadError(
+                    f"{name}: its tensor {weight} is {dtype}, which {device} cannot hold; load the model in float32, "
+                    "or run with --force-cpu"
+                )
+    return model.to(device)
 
 
 def _settle(loaded: Loaded) -> None:
@@ -125,7 +149,7 @@ def _settle(loaded: Loaded) -> None:
     gc.freeze()  # the collector writes into every object it looks at, and a write copies the page
     if loaded.arena is not None:
         loaded.arena.seal()
-    release_free_memory()  # what a worker would else give back, and what was never its own
+    SYSTEM.release_free_memory()  # what a worker would else give back, and what was never its own
 
 
 def _find_model_key(name: str, engine: Engine) -> Hashable:
@@ -202,6 +226,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         batches=loaded.list_batches(),
         warnings=tuple(loaded.list_warnings()),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
+        memory=measure_self(loaded.arena.size if loaded.arena is not None else 0),
     )
 
 

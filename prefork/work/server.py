@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
 from prefork.wire.exceptions import describe_error, pickle_error
@@ -116,7 +117,7 @@ class _Server:
     _in_flight: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._in_flight = 1 if self.loaded.device == "cpu" else _IN_FLIGHT
+        self._in_flight = _IN_FLIGHT if find_kind(self.loaded.device).has_streams else 1
         self._limit = self.order.limit
         self._staging = open_staging(self.loaded.device)
         self._set_groups(self.order.groups)

@@ -1,6 +1,7 @@
 """Staging: batches on their way to the device that computes, and results on their way back.
 
-On a GPU both go through page-locked memory and are copied while it computes; on the CPU there is nothing to do.
+On a GPU with streams both go through page-locked memory and are copied while it computes; on the CPU there is nothing
+to do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from prefork.engines.base import Tensors
+from prefork.platform_matrix.device_kinds import Failure, find_kind
 from prefork.wire.exceptions import describe_error
 
 
@@ -29,6 +31,8 @@ class Staging(Protocol):
 
 def open_staging(device: str) -> Staging:
     """device: as torch names it."""
+    if find_kind(device).has_streams:
+        return StreamStage(device)
     return HostStage() if device == "cpu" else DeviceStage(device)
 
 
@@ -61,8 +65,21 @@ class _Copied:
 
 
 class DeviceStage:
-    """A GPU computes. Copies to it are made on a stream of their own, so that those of the next batch go on while this
-    one is computed; torch's allocator for page-locked memory reuses what earlier batches had."""
+    """A GPU computes whose copies wait for it."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def send(self, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        return [{name: tensor.to(self._device) for name, tensor in tensors.items()} for tensors in batch]
+
+    def fetch(self, outputs: Sequence[Tensors]) -> Results:
+        return _Done([{name: tensor.cpu() for name, tensor in tensors.items()} for tensors in outputs])
+
+
+class StreamStage:
+    """A GPU with streams computes. Copies to it are made on a stream of their own, so that those of the next batch go
+    on while this one is computed; torch's allocator for page-locked memory reuses what earlier batches had."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -95,9 +112,5 @@ class DeviceStage:
 
 
 def is_broken(error: BaseException, device: str) -> bool:
-    """Whether the device can be used no more by this process: after any error of CUDA's but want of memory."""
-    if device == "cpu":
-        return False
-    known: Any = getattr(torch, "AcceleratorError", ())
-    text = describe_error(error)
-    return isinstance(error, known) or "CUDA error" in text or "CUBLAS_STATUS" in text
+    """Whether the device can be used no more by this process."""
+    return find_kind(device).classify(error, describe_error(error)) is Failure.BROKEN

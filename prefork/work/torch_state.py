@@ -9,15 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from prefork.platform_matrix import device_kinds
+from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
-from prefork.wire.process import release_free_memory
-
-# What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
-_ALLOCATOR = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
-
-
-_MOST_UNUSED = 0.1  # of a GPU's memory that torch may keep between two segments
-
 
 _keep: list[Any] = []
 
@@ -62,28 +57,25 @@ def watch_draws() -> Iterator[Draws]:
 def release(device: str) -> None:
     """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all: the next segment
     would have to ask for it again, and that takes longer than on the CPU."""
-    import torch
-
-    release_free_memory()
-    if device != "cpu":
-        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if unused > _MOST_UNUSED * torch.cuda.mem_get_info()[1]:
-            torch.cuda.empty_cache()
+    SYSTEM.release_free_memory()
+    kind = find_kind(device)
+    memory = kind.read_memory(device)
+    if memory is not None and memory.is_hoarded:
+        kind.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory: Python's own, the allocator's of torch on the CPU, CUDA's. FFmpeg's is
-    none: see ABSURD in `prefork.engines.audio.container`."""
-    import torch
+    """Whether it was raised for want of memory: Python's own, or of a device. FFmpeg's is none: see ABSURD in
+    `prefork.engines.audio.container`."""
     from av.error import FFmpegError
 
     if isinstance(error, FFmpegError):
         return False
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in describe_error(error) for words in _ALLOCATOR)
+    return device_kinds.is_out_of_memory(error, describe_error(error))
 
 
 def hide_mps() -> None:
@@ -108,14 +100,3 @@ def hide_mps() -> None:
 
 def _refuse_mps(*_: Any, **__: Any) -> NoReturn:
     raise RuntimeError("MPS is hidden (--force-cpu, --no-mps): load this on the CPU")
-
-
-def speed_up(device: str) -> None:
-    """What a GPU can do and torch does not do by itself: matrix products of float32 in TF32, where it has that."""
-    if device != "cuda":
-        return
-    import torch
-
-    if torch.cuda.get_device_capability()[0] >= 8:  # Ampere
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from prefork.cache.keys import digest_file
@@ -21,13 +22,13 @@ from prefork.cache.pieces import DescribedSegment, Piece, SplitJob
 from prefork.engines.base import Engine, HostEngine, Job, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
-from prefork.memory.monitor import CUDAMeter, HostMeter, MemoryMonitor
+from prefork.memory.monitor import DeviceMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
-from prefork.wire import process
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
@@ -43,6 +44,7 @@ from prefork.wire.messages import (
     WeightsCorrupted,
     WorkerReady,
 )
+from prefork.wire.process import flush_output
 from prefork.work.calls import Calls
 from prefork.work.comparison import encode
 from prefork.work.inference import LocalInference, RemoteInference
@@ -52,6 +54,7 @@ from prefork.work.segments import Context, pickle_failure, run_segments
 from prefork.work.staging import is_broken
 from prefork.work.torch_state import is_out_of_memory, reseed
 
+_LARGE = 3000  # rows and columns: more than any matrix of a speech model has
 _MEASURING_SECONDS = 0.25  # between two measurements of what calls take
 Answer = TaskDone | TaskFailed | TaskOutOfMemory | WeightsCorrupted
 
@@ -63,7 +66,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     except WeightsChanged as error:
         channel.send(WeightsCorrupted(str(error)))
         return
-    process.prefer_as_victim()
+    SYSTEM.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(WorkerReady(os.getpid()))
     probe = PeakProbe()
@@ -92,10 +95,10 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
             loaded, inference, partial(_send_progress, channel), partial(_refuse, channel), monitor=monitor
         )
         answer = _run(message.task, context)
-        process.flush_output()  # before anybody can end this worker
+        flush_output()  # before anybody can end this worker
         channel.send(answer)
         del message, answer
-        process.release_free_memory()
+        SYSTEM.release_free_memory()
         channel.send(TaskUsage(probe.read(), dict(context.steps)))
 
 
@@ -125,7 +128,7 @@ class _CallMeter:
             self._measure()
 
     def _measure(self) -> None:
-        process.release_free_memory()
+        SYSTEM.release_free_memory()
         self._calls.trim()
         self._channel.send(TaskUsage(self._probe.read(), {}))
         self._is_due, self._until = False, time.monotonic() + _MEASURING_SECONDS
@@ -136,7 +139,7 @@ def _make_monitor(device: str) -> MemoryMonitor:
     logger = logging.getLogger("prefork.memory")
     logger.addHandler(logging.StreamHandler(sys.stderr))
     logger.setLevel(logging.INFO)
-    return MemoryMonitor(CUDAMeter(device) if device.startswith("cuda") else HostMeter(), logger)
+    return MemoryMonitor(HostMeter() if device == "cpu" else DeviceMeter(device), logger)
 
 
 def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
@@ -147,15 +150,25 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
     return loaded.attach(place)
 
 
-def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0) -> bytes:
+def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0, thorough: bool = False) -> bytes:
     """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device.
-    parent: the process that forks it."""
-    process.die_with_parent(parent)
-    process.restore_signals()
-    outputs = settle(loaded, threads, place).try_examples()
+    parent: the process that forks it. thorough: also the longest segments, and matrices as large as any model's."""
+    SYSTEM.begin_child(parent)
+    SYSTEM.restore_signals()
+    settled = settle(loaded, threads, place)
+    outputs = settled.try_examples()
+    if thorough:
+        outputs |= {f"{name}, longest": output for name, output in settled.try_examples(longest=True).items()}
+        outputs |= {"large": {"product": _multiply_large()}}
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
         outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}
     return encode(outputs)
+
+
+def _multiply_large() -> torch.Tensor:
+    """By torch, and by numpy, whose BLAS is another."""
+    ones = np.ones((_LARGE, _LARGE), np.float32)
+    return torch.tensor([(torch.from_numpy(ones) @ torch.from_numpy(ones))[0, 0].item(), float((ones @ ones)[0, 0])])
 
 
 def _send_progress(channel: Channel, number: int, position: float, piece: bytes) -> None:

@@ -19,11 +19,12 @@ from functools import partial
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.canary import Canary
 from prefork.platform_matrix.hazards import Severity, find_hazards
-from prefork.platform_matrix.matrix import Strategy
-from prefork.wire import process
+from prefork.platform_matrix.matrix import Plan, Strategy
+from prefork.platform_matrix.rows import Verdict
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
-from prefork.wire.endings import CUT_OFF, find_fatal_line
+from prefork.wire.endings import CUT_OFF, Killer, find_fatal_line, find_killer
 from prefork.wire.messages import (
     AttachExports,
     ForkUnsafe,
@@ -37,12 +38,14 @@ from prefork.wire.messages import (
     WorkerExited,
     WorkerForked,
 )
+from prefork.wire.process import flush_output
 from prefork.wire.shared_tracker import list_descriptors, share_tracker
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
 _CANARIES = 2  # one may be ended by somebody else, or for want of memory
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
+_THOROUGH_SECONDS = 300.0  # on the longest segments too: a large model needs 20 s on one core for each
 
 
 class CannotFork(Exception):
@@ -56,7 +59,7 @@ class CannotAttach(Exception):
 def main() -> None:
     """Entry point of the zygote process."""
     started = time.monotonic()
-    channel = open_channel()
+    channel = open_channel(forks=True)
     try:
         specification, fds = channel.receive()
     except EOFError:  # the supervisor has gone
@@ -81,7 +84,7 @@ def main() -> None:
             raise CannotFork("; ".join(f"{hazard.what}; {hazard.remedy}" for hazard in unsafe))
         if specification.plan.strategy is Strategy.IPC:
             loaded = _await_exports(channel, loaded)
-        _prove(loaded, specification.plan.threads)
+        _prove(loaded, specification.plan)
         inventory = loading.describe(loaded, started, tuple(hazards))
     except CannotAttach as error:
         channel.send(IPCUnavailable(str(error)))
@@ -107,13 +110,15 @@ def _await_exports(channel: Channel, loaded: Loaded) -> Loaded:
     return replace(loaded, exports=answer.exports)
 
 
-def _prove(loaded: Loaded, threads: int) -> None:
+def _prove(loaded: Loaded, plan: Plan) -> None:
     """Has a canary do once what the workers will do, on every device. Nothing else is forked unless it succeeds."""
     from prefork.work.worker import rehearse
 
+    thorough = plan.row.verdict is Verdict.CAVEATS
     for place in range(len(loaded.exports) or 1):
         for _ in range(_CANARIES):
-            outcome = Canary(partial(rehearse, os.getpid(), loaded, threads, place)).wait(_CANARY_SECONDS)
+            action = partial(rehearse, os.getpid(), loaded, plan.threads, place, thorough)
+            outcome = Canary(action).wait(_THOROUGH_SECONDS if thorough else _CANARY_SECONDS)
             if not outcome.was_ended:
                 break
         else:
@@ -162,9 +167,9 @@ class _ForkServer:
                 self._fork(message, fds)
             case KillWorker(number):
                 for pid in [pid for pid, worker in self._pids.items() if worker == number]:
-                    if not process.is_exiting(pid):
+                    if not SYSTEM.is_exiting(pid):
                         self._cut_off.add(pid)
-                    os.kill(pid, signal.SIGKILL)
+                    SYSTEM.kill(pid)
         return True
 
     def _fork(self, order: ForkWorker, fds: list[int]) -> None:
@@ -189,14 +194,14 @@ class _ForkServer:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)
-                if pid in self._cut_off and code == -signal.SIGKILL:
+                if find_killer(code, pid in self._cut_off) is Killer.PREFORK:
                     code = CUT_OFF
                 self._cut_off.discard(pid)
                 self._channel.send(WorkerExited(self._pids.pop(pid), code))
 
     def _end(self) -> None:
         for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
+            SYSTEM.kill(pid)
         for pid in self._pids:
             os.waitpid(pid, 0)
 
@@ -205,11 +210,12 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
     """Turns the forked child into a worker; never returns into the zygote's frames. place: of its device."""
     status = 1
     try:
-        process.die_with_parent(parent)
-        process.restore_signals()
+        SYSTEM.begin_child(parent)
+        SYSTEM.restore_signals()
         sock, errors = fds
         os.dup2(errors, 2)
-        process.close_inherited(keep={sock} | list_descriptors())
+        SYSTEM.close_inherited(keep={sock} | list_descriptors())
+        SYSTEM.watch_parent(parent)
         from prefork.work.worker import serve
 
         serve(Channel(socket.socket(fileno=sock)), loaded, threads, place)
@@ -221,6 +227,6 @@ def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, pl
         traceback.print_exc()
     finally:
         try:
-            process.flush_output()
+            flush_output()
         finally:
             os._exit(status)

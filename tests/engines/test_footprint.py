@@ -109,7 +109,7 @@ torch.set_num_threads(1)
 from prefork.engines.base import Segment
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.checkpoints.footprint import estimate_encoder
-from prefork.wire.process import release_free_memory
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.memory.probe import PeakProbe
 engine = CTCAligner()
 engine.setup()
@@ -122,12 +122,12 @@ def infer(seconds):
         engine.infer(model, [{"waveform": waveform}])
 
 infer(2)
-release_free_memory()
+SYSTEM.release_free_memory()
 for seconds in (4, 12):
     pid = os.fork()
     if pid == 0:
         infer(2)  # what a worker's first task alone costs
-        release_free_memory()
+        SYSTEM.release_free_memory()
         probe = PeakProbe()
         probe.reset()
         infer(seconds)

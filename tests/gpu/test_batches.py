@@ -15,8 +15,8 @@ from prefork.engines.alignment.forced_aligner import AlignedLines
 from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.work.staging import open_staging
-from prefork.work.torch_state import speed_up
 from tests.gpu.forked import do
 from tests.gpu.machine import TORCH, needs_cuda
 from tests.prefork.command import SAMPLES
@@ -37,7 +37,7 @@ def _compute(device: str, dtype: str = "float32", together: int = 1, fast: bool 
     loaded: Any = engine.load()
     model = loaded.to(device)
     if fast:
-        speed_up(device)
+        find_kind(device).speed_up()
     prepared = [(job, segment, engine.prepare(job, segment)) for job, segment in _split(engine)]
     outputs: list[Tensors] = []
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def test_tf32_is_on_where_the_card_has_it() -> None:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         values = torch.randn(1024, 1024, device="cuda")
         exact = values @ values
-        speed_up("cuda")
+        find_kind("cuda").speed_up()
         difference = float((values @ values - exact).abs().max() / exact.abs().max())
         flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         return torch.cuda.get_device_capability(), *flags, difference

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from prefork import Runtime
 from prefork.engines.ctc.aligner import CTCAligner
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.nvml import Load
-from prefork.work.torch_state import speed_up
 from tests.gpu import models
 from tests.gpu.forked import do
 from tests.gpu.machine import DEVICES, STAND_IN, STRATEGIES, TORCH, Meter, read_load
@@ -205,7 +205,7 @@ def _time_batches(folder: Path) -> Iterator[str]:
         engine.setup()
         loaded: Any = engine.load()
         model = loaded.to(TORCH)
-        speed_up(TORCH)
+        find_kind(TORCH).speed_up()
         for count in (1,) if STAND_IN else (1, 8, 32):
             batch = [{"waveform": torch.randn(round(_AUDIO * 16_000), device=TORCH)} for _ in range(count)]
 

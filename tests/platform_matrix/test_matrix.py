@@ -25,7 +25,7 @@ GB = 1_000_000_000
 GPU = {
     "cuda": Device("cuda", "NVIDIA H200", 140 * GB, 130 * GB, "9.0", "4b-1"),
     "rocm": Device("rocm", "AMD Instinct MI300X", 192 * GB, 190 * GB, "gfx942"),
-    "mps": Device("mps", "Apple GPU (arm64)", 16 * GB, 9 * GB),
+    "mps": Device("mps", "Apple GPU (arm64)", 12 * GB, 12 * GB),
 }
 
 
@@ -91,7 +91,8 @@ def test_what_is_decided_is_what_the_row_prefers_of_what_there_is(system: str, d
         assert any(f"{device} is hidden" in reason.text for reason in plan.reasons)
     assert set(plan.row.claims) <= set(plan.reasons)
     assert plan.shared is (plan.device == "cpu" or plan.strategy is Strategy.SERVER)
-    assert (plan.video is not None) is (plan.device == "cuda") is bool(plan.devices)
+    assert (plan.video is not None) is (plan.device != "cpu")
+    assert bool(plan.devices) is (plan.device == "cuda")
 
 
 @pytest.mark.parametrize("kind", ["cuda", "rocm"])
@@ -205,6 +206,19 @@ def test_more_workers_than_fit_are_capped_even_if_they_were_asked_for() -> None:
     plan = decide(_describe("darwin", "mps", available=11 * GB), Request(weights=3 * GB, workers=6))
     assert plan.workers == 2
     assert any(reason.text.startswith("6 workers would take 6 x (weights 3.00 GB") for reason in plan.reasons)
+
+
+def test_workers_on_mps_share_what_metal_recommends_however_much_memory_the_machine_has() -> None:
+    """Each may else take 1.7 times all of it."""
+    gpu = Device("mps", "Apple GPU (arm64)", 12 * GB, 12 * GB)
+    facts = replace(_describe("darwin", "mps", cores=10, available=60 * GB), devices=Devices("2", ("mps",), (gpu,)))
+    plan = decide(replace(facts, memory=64 * GB, installed_memory=64 * GB), Request(weights=3 * GB))
+    assert plan.workers == 2 and "10.80 GB on Apple GPU (arm64)" in plan.capped
+    assert plan.video is not None and plan.allowance == plan.video.room // 2
+    assert plan.batch_memory is None and not plan.devices
+    assert decide(facts, Request(weights=3 * GB, force_cpu=True)).allowance is None
+    small = decide(facts, Request(weights=14 * GB, workers=1))
+    assert "not enough memory on a GPU" in small.refusal
 
 
 @pytest.mark.parametrize(("system", "device"), MACHINES)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from prefork.engines.base import Job
-from tests.launcher import LAUNCHER
+from tests.environment import LAUNCHER
 
 SAMPLES = Path(__file__).resolve().parents[2] / "prefork" / "samples"
 PREFORK = [sys.executable, "-c", "from prefork.cli.app import main; main()"]

@@ -51,6 +51,10 @@ class Policy:
 
     def begin(self, plan: Plan, weights: int) -> None: ...
 
+    def note_loaded(self, size: int, weights: int, forks: bool, shared: bool) -> None: ...
+
+    def note_memory(self, worker: str, memory: Memory) -> None: ...
+
     def note_kill(self) -> None:
         self.kills += 1
 
@@ -317,7 +321,8 @@ class Machine:
 
 
 def make_plan(strategy: Strategy, workers: int) -> Plan:
-    return decide(FACTS, Request(engines=("script",), strategy=strategy, workers=workers, weights=1000, private=1000))
+    wanted = None if strategy is Strategy.FORK else strategy  # it is what the matrix chooses, and may be given up
+    return decide(FACTS, Request(engines=("script",), strategy=wanted, workers=workers, weights=1000, private=1000))
 
 
 def make_task(label: str, order: int = 0) -> Task:
@@ -356,7 +361,7 @@ def start(strategy: Strategy = Strategy.FORK, workers: int = 2, policy: Policy |
 STEPS = ["tick", "wait", "wait long", "load", "ready", "finish", "fails", "out of memory", "kill", "kill idle", "close"]
 CALLS = ["call", "calls", "begin call", "finish call", "call fails", "call out of memory", "kill call", "tick"]
 STOPS = ["stop zygote", "stop worker", "stop server"]
-HARSH = [*STEPS, *STOPS, "kill zygote", "kill server", "drain", "abort"]
+HARSH = [*STEPS, *STOPS, "crash", "kill zygote", "kill server", "drain", "abort"]
 
 
 def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912, PLR0915  a line for each step
@@ -388,6 +393,9 @@ def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912, PL
     elif step == "kill":
         if machine.tasks:
             machine.kill(random.choice(list(machine.tasks)), out_of_memory=random.random() < 0.3)
+    elif step == "crash":
+        if machine.tasks:
+            machine.kill(random.choice(list(machine.tasks)), status=-signal.SIGSEGV)
     elif step == "kill idle":
         if machine.living:
             machine.kill(random.choice(sorted(machine.living)), status=1)

@@ -202,6 +202,20 @@ def test_pressure_counts_where_the_kernel_tells_of_it() -> None:
     assert (level, why) == (Level.EASY, "")
 
 
+@given(available=AVAILABLE, unused=AVAILABLE, before=LEVELS)
+def test_where_the_system_says_how_short_memory_is_only_limits_count_beside_it(
+    available: int, unused: int, before: Level
+) -> None:
+    """macOS: next to nothing is available all the time."""
+    found = []
+    for pressure in (1, 2, 4):
+        level, why = judge(MachineMemory(10 * GB, available, 10 * GB, None, None, 0, pressure), GB, before)
+        assert level is {1: Level.EASY, 2: Level.TIGHT, 4: Level.CRITICAL}[pressure] and bool(why) is (pressure > 1)
+        found.append(judge(MachineMemory(10 * GB, available, 10 * GB, None, None, 0, pressure, unused), GB, before)[0])
+    assert found[0] is judge(MachineMemory(10 * GB, unused, 10 * GB), GB, before)[0]
+    assert found == sorted(found)
+
+
 def test_it_is_easy_again_only_when_there_is_a_little_more() -> None:
     assert _judge(1.05) is Level.EASY
     assert _judge(1.05, before=Level.TIGHT) is Level.TIGHT

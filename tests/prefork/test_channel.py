@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 import threading
+from collections import deque
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from prefork.platform_matrix.systems import SYSTEM, choose
+from prefork.wire import channel
 from prefork.wire.channel import Channel
 
 
@@ -87,3 +95,127 @@ def test_descriptors_that_were_never_sent_are_closed_with_the_channel() -> None:
     here.close()
     assert os.read(reading, 1) == b""
     os.close(reading)
+
+
+class Lossy:
+    """A socket as macOS has it: a descriptor that its sender closes in flight is lost. Of one process's two ends."""
+
+    sent: ClassVar[deque[list[tuple[int, int]]]] = deque()  # numbers and files of descriptors that are in flight
+    refusals: ClassVar[list[int]] = []  # error numbers that the next sendmsg fail with
+
+    def __init__(self, own: socket.socket) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def sendmsg(self, buffers: Any, ancillary: Any) -> int:
+        if self.refusals:
+            number = self.refusals.pop()
+            raise OSError(number, os.strerror(number))
+        fds = struct.unpack(f"{len(ancillary[0][2]) // 4}i", ancillary[0][2])
+        self.sent.append([(fd, os.fstat(fd).st_ino) for fd in fds])
+        return self._own.sendmsg(buffers, ancillary)
+
+    def recvmsg_into(self, buffers: Any, size: int) -> Any:
+        count, ancillary, flags, address = self._own.recvmsg_into(buffers, size)
+        if ancillary:
+            for fd, number in self.sent.popleft():
+                try:
+                    is_there = os.fstat(fd).st_ino == number
+                except OSError:
+                    is_there = False
+                if not is_there:
+                    for (got,) in struct.iter_unpack("i", ancillary[0][2]):
+                        os.close(got)
+                    return count, [], flags, address
+        return count, ancillary, flags, address
+
+
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, Channel]:
+    """The supervisor's end and another process's, on macOS."""
+    monkeypatch.setattr(SYSTEM, "loses_descriptors", True)
+    monkeypatch.setattr(Lossy, "sent", deque())
+    monkeypatch.setattr(Lossy, "refusals", [])
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    ends: Any = [Lossy(here), Lossy(there)]
+    return Channel(ends[0]), Channel(ends[1])
+
+
+def _open_pipe() -> tuple[int, int]:
+    """Its writing end, and the number of its file."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing, os.fstat(writing).st_ino
+
+
+def _is_open(fd: int, number: int) -> bool:
+    try:
+        return os.fstat(fd).st_ino == number
+    except OSError:
+        return False
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=12))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_descriptors_are_kept_until_the_other_side_has_them(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[bool, int]]
+) -> None:
+    """In both directions, in any order, with any number in a message."""
+    monkeypatch.setattr(SYSTEM, "loses_descriptors", True)
+    monkeypatch.setattr(Lossy, "sent", deque())
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    ends: Any = Lossy(left), Lossy(right)
+    here, there = Channel(ends[0]), Channel(ends[1])
+    mine: list[tuple[int, int]] = []
+    for place, (down, count) in enumerate(steps):
+        pipes = [_open_pipe() for _ in range(count)]
+        mine += pipes
+        numbers = [number for _, number in pipes]
+        if down:
+            here.post(place, [fd for fd, _ in pipes])
+            assert here.flush()
+            message, fds = there.receive()
+        else:
+            there.send(place, [fd for fd, _ in pipes])
+            message, fds = next(here.poll_with_fds())
+        assert (message, [os.fstat(fd).st_ino for fd in fds]) == (place, numbers)
+        channel._close_all(fds)
+    assert not list(here.poll())
+    there.send("last")
+    here.post("last")
+    here.flush()
+    assert (list(here.poll()), there.receive()) == (["last"], ("last", []))
+    assert not any(_is_open(*pipe) for pipe in mine)
+    here.close()
+    there.close()
+
+
+def test_it_is_macos_that_loses_them() -> None:
+    assert choose("darwin").loses_descriptors and not choose("linux").loses_descriptors
+
+
+@pytest.mark.parametrize("number", [errno.EMSGSIZE, errno.ENOBUFS])
+def test_descriptors_that_find_no_room_are_sent_again(lossy: tuple[Channel, Channel], number: int) -> None:
+    here, there = lossy
+    pipe = _open_pipe()
+    Lossy.refusals += [number] * 2
+    here.post("down", [pipe[0]])
+    assert not here.flush() and not here.flush() and here.flush()
+    message, fds = there.receive()
+    assert message == "down" and os.fstat(fds[0]).st_ino == pipe[1]
+    Lossy.refusals += [number] * 2
+    there.send("up", fds)
+    assert [message for message, _ in here.poll_with_fds()] == ["up"]
+
+
+def test_descriptors_that_nobody_took_are_closed_with_the_channel(lossy: tuple[Channel, Channel]) -> None:
+    here, _ = lossy
+    pipe = _open_pipe()
+    here.post("down", [pipe[0]])
+    assert here.flush() and _is_open(*pipe)
+    here.close()
+    assert not _is_open(*pipe)

@@ -50,13 +50,19 @@ def _check(load: str, infer: str, *options: object) -> tuple[int, dict[str, dict
 
 
 def test_the_embedded_engine_is_safe_and_every_step_says_so(tmp_path: Path) -> None:
-    done = run("check", "ctc", "--fork", "prefork", "--junit", tmp_path / "new" / "report.xml")
+    files = ("--junit", tmp_path / "new" / "report.xml", "--report", tmp_path / "sent" / "report.json")
+    done = run("check", "ctc", "--fork", "prefork", *files)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:-1]] == [[name, "safe"] for name in STEPS]
     assert lines[-1] == "ctc: prefork: safe"
     suite = ElementTree.parse(tmp_path / "new" / "report.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(STEPS)), "0", "0")
+    sent = json.loads((tmp_path / "sent" / "report.json").read_text())
+    assert Facts.from_json(json.dumps(sent["facts"])).system == "linux"
+    assert (sent["plan"]["strategy"], sent["check"]["finding"]) == ("fork", "safe")
+    assert "torch" in sent["installed"]["packages"] and sent["memory"]["machine"]["available"] > 0
+    assert [step["name"] for step in sent["check"]["targets"][0]["verdicts"][0]["steps"]] == list(STEPS)
 
 
 @pytest.mark.slow
@@ -271,6 +277,7 @@ def test_functions_are_found_by_module_in_the_current_folder(tmp_path: Path) -> 
         (["--fork", "vfork"], "--fork takes prefork, plain or both, not 'vfork'"),
         (["ctc", "--model", "/no/such/model"], "/no/such/model"),
         (["--load", "no.such:load", "--infer", "a:b", "--junit", "/dev/null/report.xml"], "cannot be written"),
+        (["--load", "no.such:load", "--infer", "a:b", "--report", "/dev/null/report.json"], "give another --report"),
     ],
 )
 def test_bad_input_is_told_in_one_line(options: list[str], reason: str) -> None:

@@ -124,12 +124,13 @@ def test_a_tagger_of_another_package_has_a_table_by_language_and_no_text_is_made
         ),
         (
             ("align", "--engine", "relay"),
-            "align takes --engine ctc, wav2vec2, whisper, parrot or script, not 'relay', which serves no command",
+            "align takes --engine ctc, wav2vec2, whisper, brittle, parrot or script, not 'relay', which serves no "
+            "command",
         ),
         (
             ("align", "--engine", "rular"),
-            "align takes --engine ctc, wav2vec2, whisper, parrot or script, not 'rular': no engine named 'rular'; did "
-            "you mean ruler?",
+            "align takes --engine ctc, wav2vec2, whisper, brittle, parrot or script, not 'rular': no engine named "
+            "'rular'; did you mean ruler?",
         ),
         (("align", "--utr", "ruler"), "--utr takes auto, ctc, whisper, rev, parrot, herald, off, not 'ruler', "),
         (

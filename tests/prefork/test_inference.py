@@ -29,7 +29,7 @@ from prefork.wire.messages import (
     ServerOrder,
 )
 from prefork.wire.specification import Specification
-from prefork.work.inference import Refused, RemoteInference
+from prefork.work.inference import LocalInference, Refused, RemoteInference
 from prefork.work.server import _Server
 
 M = TypeVar("M")
@@ -223,3 +223,54 @@ def test_an_engine_that_makes_too_many_outputs_is_said_to(server_thread: ServerT
     inference.take_order(RefuseRequest(0, failed.error), [])
     assert not inference.is_busy
     assert b"2 outputs" in pickle.dumps(pickle.loads(failed.error))
+
+
+class Small(Twice):
+    """Has memory for batches of so many segments, and says so in the words of its kind of device."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error = most, error
+        self.sizes: list[int] = []
+
+    def infer(self, name: str, batch: Sequence[Tensors]) -> list[Tensors]:
+        self.sizes.append(len(batch))
+        if len(batch) > self.most:
+            raise self.error
+        return self.compute(name, batch)
+
+
+_FULL = [
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.32 GiB)."),
+    RuntimeError("Invalid buffer size: 15.26 GiB"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", _FULL, ids=["mps", "mps, one buffer", "cuda", "python"])
+def test_a_batch_that_there_is_no_memory_for_is_halved_and_loses_nothing(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small: Any = Small(1, error)
+    inference = LocalInference(small)
+    found: dict[int, float] = {}
+    for _ in range(2):  # what was learned outlives a task
+        inference.open("twice")
+        for number in range(4):
+            inference.submit(number, _JOB, Segment(number, 0.0, 1.0), {"value": torch.tensor(float(number))})
+        while len(found) < 4:
+            found |= {number: float(output["value"]) for number, output in inference.collect()}  # type: ignore[index]
+        assert found == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}
+        found.clear()
+        inference.drop()
+    assert small.sizes == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert "twice: a batch of 4 segments failed" in capfd.readouterr().err
+
+
+def test_what_there_is_no_memory_for_alone_is_raised() -> None:
+    small: Any = Small(0, MemoryError("nothing left"))
+    inference = LocalInference(small)
+    inference.open("twice")
+    inference.submit(0, _JOB, Segment(0, 0.0, 1.0), {"value": torch.tensor(1.0)})
+    with pytest.raises(MemoryError, match="nothing left"):
+        inference.collect()

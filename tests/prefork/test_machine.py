@@ -16,6 +16,7 @@ from rich.console import Console
 from prefork.cli.machine import show_plan
 from prefork.engines.batching import Batching
 from prefork.engines.registry import list_obstacles
+from prefork.memory.governor import Governor
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.run.planning import describe_batches
@@ -36,7 +37,7 @@ MAC: dict[str, Any] = {
     "devices": {
         "torch": "2.11.0",
         "built": ["mps"],
-        "present": [{"kind": "mps", "name": "Apple GPU", "memory": 16 * GB, "free": 9 * GB}],
+        "present": [{"kind": "mps", "name": "Apple GPU", "memory": 12 * GB, "free": 12 * GB}],
     },
 }
 
@@ -129,6 +130,60 @@ def test_the_plan_for_a_mac_shows_how_many_copies_fit(tmp_path: Path) -> None:
     assert any("2 fit" in text and "10 x (weights 0.04 GB + libraries 0.75 GB + 0.11 GB own)" in text for text in texts)
     forced = run("plan", "align", SAMPLES, "--facts", _write(tmp_path), "--json", "--force-cpu")
     assert json.loads(forced.stdout)["strategy"] == "fork"
+
+
+def _show_mac(request: Request, **changes: Any) -> tuple[Plan, dict[str, str], str]:
+    """What `prefork plan` would show of a Mac."""
+    plan = decide(Facts.from_json(json.dumps({**MAC, **changes})), replace(request, engines=("ctc",)))
+    console = Console(file=io.StringIO(), width=300)
+    show_plan(console, plan)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return plan, _read_rows(text), text
+
+
+@pytest.mark.parametrize(("weights", "mps", "cpu"), [(GB // 10, "slower", "faster"), (GB, "faster", "slower")])
+def test_the_plan_for_a_mac_says_which_way_is_likely_faster_and_what_each_takes(
+    weights: int, mps: str, cpu: str
+) -> None:
+    plan, rows, _ = _show_mac(Request(weights=weights))
+    assert plan.device == "mps" and "hidden" not in rows
+    assert rows["instead"].startswith(f"--force-cpu: likely {cpu}, with {weights / GB:.2f} GB of weights; ")
+    assert "workers (fork): weights" in rows["instead"] and "GB available" in rows["instead"]
+    for hiding in ({"force_cpu": True}, {"no_mps": True}, {"devices": ("cpu",)}):
+        plan, rows, text = _show_mac(replace(Request(weights=weights), **hiding))
+        assert (plan.device, rows["hidden"]) == ("cpu", "mps from the models")
+        assert rows["instead"].startswith(f"MPS (without --force-cpu and --no-mps): likely {mps}, with ")
+        assert "(spawn): " in rows["instead"] and "on Apple GPU" in rows["instead"]
+        assert "must be hidden" not in text and "cuda" not in text and "rocm" not in text
+
+
+def test_where_there_is_no_choice_none_is_offered() -> None:
+    nothing = {"torch": "2.11.0", "built": ["mps"], "present": []}
+    _, rows, text = _show_mac(Request(weights=GB), devices=nothing)
+    assert "instead" not in rows and "hidden" not in rows and "hide" not in text
+    _, rows, _ = _show_mac(Request(weights=GB, cannot=(("ctc", "int8 weights"),), force_cpu=True))
+    assert "instead" not in rows
+    _, rows, _ = _show_mac(Request(weights=14 * GB), available=6 * GB)
+    assert rows["instead"].startswith("--force-cpu cannot be: not enough memory for one worker")
+
+
+@pytest.mark.parametrize("system", ["darwin", "windows", "linux"])
+def test_the_history_of_this_machine_says_nothing_of_another(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    start = {"darwin": ["spawn", "fork"], "windows": ["spawn"], "linux": ["fork", "spawn"]}[system]
+    content = {**MAC, "system": system, "start_methods": start, "devices": {"torch": "2.11.0"}}
+    other = decide(Facts.from_json(json.dumps(content)), Request(("ctc",)))
+    here = decide(replace(other.facts, installed_memory=24 * GB), Request(("ctc",)))
+    for plan in (here, other):
+        governor = Governor(command="align", engines={"ctc": {}})
+        assert governor.recall(plan).request.libraries is None
+        if plan is here:
+            governor.begin(plan, 0)
+            governor.note_loaded(3 * GB, GB, forks=True, shared=True)
+            governor.end()
+    assert Governor(command="align", engines={"ctc": {}}).recall(here).request.libraries == 2 * GB
 
 
 def _show(batching: Batching | None = None, request: Request | None = None, **changes: Any) -> tuple[Plan, str]:

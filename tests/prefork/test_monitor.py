@@ -18,7 +18,7 @@ import torch
 from prefork.memory.monitor import (
     Alarm,
     Cleanups,
-    CUDAMeter,
+    DeviceMeter,
     HostMeter,
     MemoryMonitor,
     MemoryRecovery,
@@ -423,7 +423,7 @@ def test_a_glance_does_not_take_for_allocated_what_another_process_no_longer_sha
 def test_the_gpu_meter_sees_what_torch_allocates_and_gives_back_what_it_reserves() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU: CUDA is not available on this machine")
-    meter: Meter = CUDAMeter("cuda:0")
+    meter: Meter = DeviceMeter("cuda:0")
     meter.release()
     before = meter.read()
     tensor = torch.ones(200 * MB // 4, device="cuda:0")

@@ -22,7 +22,8 @@ from prefork.memory.admission import Level
 from prefork.platform_matrix.matrix import Request, Strategy
 from prefork.pool import actions as act
 from prefork.pool import events as ev
-from prefork.pool.workers import MOST_FAILED_STARTS
+from prefork.pool.workers import MOST_FAILED_STARTS, is_crash
+from prefork.wire.endings import CUT_OFF, FATAL
 from prefork.wire.messages import (
     BatchDone,
     BatchStarted,
@@ -89,6 +90,57 @@ def test_a_task_whose_worker_dies_is_tried_once_more_on_a_fresh_worker_and_then_
     busy.feed(ev.CloseRequested())
     busy.settle()
     assert busy.ended == Counter("abc")
+
+
+def _crash(machine: Machine, label: str) -> None:
+    number = next(n for n, task in machine.tasks.items() if pickle.loads(task)[1] == (label,))
+    machine.kill(number, status=-signal.SIGSEGV)
+    for other in list(machine.silent):
+        if machine.pool.workers.all[other].forked:
+            machine.make_ready(other)
+    machine.feed(ev.Tick())
+
+
+def test_forked_workers_that_crash_at_different_tasks_give_way_to_spawned_ones_and_nothing_is_lost(
+    busy: Machine,
+) -> None:
+    _crash(busy, "a")
+    _crash(busy, "b")
+    assert busy.zygote_is_dying
+    busy.end_dying()
+    assert busy.pool.models.plan.strategy is Strategy.SPAWN
+    assert any(notice.startswith("cannot fork: forked workers crash at different inputs") for notice in busy.notices)
+    busy.feed(ev.CloseRequested())
+    busy.settle()
+    assert busy.results == dict.fromkeys("abc", b"result")
+
+
+def test_a_task_that_crashes_every_worker_is_tried_last_and_fails_alone(busy: Machine) -> None:
+    _crash(busy, "a")
+    _crash(busy, "a")
+    assert "a" not in busy.results and not busy.zygote_is_dying
+    busy.finish(next(n for n, task in busy.tasks.items() if pickle.loads(task)[1] == ("b",)))
+    for label in ("c", "a"):
+        busy.feed(ev.Tick())
+        running = {pickle.loads(task)[1][0]: number for number, task in busy.tasks.items()}
+        if label == "c":
+            busy.finish(running["c"])
+    _crash(busy, "a")
+    assert isinstance(busy.results["a"], WorkerDied) and busy.pool.models.plan.strategy is Strategy.FORK
+    assert busy.results["b"] == busy.results["c"] == b"result"
+
+
+def test_who_is_ended_from_outside_has_not_crashed(busy: Machine) -> None:
+    """Nor has one that has closed its channel and was killed for that, or has said what it died of."""
+    for label, status in (("a", -signal.SIGKILL), ("b", -signal.SIGTERM)):
+        busy.kill(next(n for n, task in busy.tasks.items() if pickle.loads(task)[1] == (label,)), status=status)
+        for other in list(busy.silent):
+            busy.make_ready(other)
+        busy.feed(ev.Tick())
+    assert not busy.zygote_is_dying
+    assert not is_crash(ev.WorkerReaped(0, CUT_OFF))
+    assert not is_crash(ev.WorkerReaped(0, -signal.SIGSEGV, stderr_tail=f"{FATAL}wrote to the weights\n"))
+    assert is_crash(ev.WorkerReaped(0, -signal.SIGBUS, stderr_tail="Fatal Python error: Bus error\n"))
 
 
 def test_a_worker_that_says_nothing_is_killed_after_its_limit_and_not_before(busy: Machine) -> None:

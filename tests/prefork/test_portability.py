@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import socket
 import subprocess
 import sys
@@ -11,44 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from prefork.wire.child import OutputPipe
+from prefork.platform_matrix.systems.windows import Windows
+from prefork.wire import endings
+from prefork.wire.child import ChildProcess, OutputPipe
+from prefork.wire.endings import CUT_OFF, Killer, find_killer
 
 pytestmark = pytest.mark.exec
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Takes from a fresh interpreter what Windows does not have, then imports every module and decides.
-WINDOWS = """
-import os, signal, socket, sys
-
-import torch, numpy, psutil, platformdirs, rich.console, typer  # what others import is their business
-import prefork.engines.ctc.aligner
-
-for name in [name for name in sys.modules if name.split(".")[0] == "prefork"]:
-    del sys.modules[name]
-for name in ("fcntl", "termios", "resource", "pwd", "grp", "pty", "tty", "syslog"):
-    sys.modules[name] = None
-for name in ("fork", "pipe2", "memfd_create", "waitpid", "waitstatus_to_exitcode", "getppid", "setsid", "killpg",
-             "sched_getaffinity", "O_DIRECTORY", "O_CLOEXEC", "getuid", "getsid", "set_blocking"):
-    if hasattr(os, name):
-        delattr(os, name)
-for name in ("SIGKILL", "SIGCHLD", "SIGUSR1", "SIGSTOP", "SIGPIPE", "pthread_sigmask", "set_wakeup_fd"):
-    delattr(signal, name)
-for name in ("recv_fds", "send_fds", "SCM_RIGHTS", "AF_UNIX"):
-    if hasattr(socket, name):
-        delattr(socket, name)
-
+# Imports every module as another system has it, and decides.
+EVERYTHING = """
+import sys
+import torch, numpy, rich.console, typer, pyarrow  # what others import is their business
+from tests.systems import become
+become(sys.argv[1])
 import importlib, pkgutil
 import prefork
 count = 0
 for module in pkgutil.walk_packages(prefork.__path__, "prefork."):
-    if module.name != "prefork.pytest_plugin":
+    if module.name != "prefork.pytest_plugin" and "platform_matrix.systems." not in module.name:
         importlib.import_module(module.name)
         count += 1
-from prefork.platform_matrix.facts import Facts
+from prefork.platform_matrix.devices import Devices
+from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, decide
-facts = Facts("windows", "11", "AMD64", "3.11.7", ("spawn",), 8, 8, 16 << 30, 16 << 30, 12 << 30)
-plan = decide(facts, Request(engines=("ctc",)))
+plan = decide(read_facts(Devices()), Request(engines=("ctc",)))
 print(count, plan.row.title, plan.strategy, plan.refusal or "no refusal", sep="|")
 """
 
@@ -74,25 +62,22 @@ print(torch.backends.mps.is_available(), torch.backends.mps.is_built(), torch.mp
 """
 
 
-def _run(code: str, **environment: str) -> list[str]:
+def _run(code: str, *arguments: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=120,
-        env={**os.environ, **environment},
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split("|")
 
 
 @pytest.mark.slow
-def test_every_module_is_imported_and_decides_where_nothing_of_posix_is_there() -> None:
-    count, title, strategy, refusal = _run(WINDOWS)
-    assert int(count) > 40
-    assert (title, strategy, refusal) == ("Windows, CPU", "spawn", "no refusal")
+@pytest.mark.parametrize(
+    ("system", "row", "strategy"), [("win32", "Windows, CPU", "spawn"), ("darwin", "macOS, CPU only", "fork")]
+)
+def test_every_module_is_imported_and_decides_where_linux_is_not(system: str, row: str, strategy: str) -> None:
+    count, *decided = _run(EVERYTHING, system)
+    assert int(count) > 250
+    assert decided == [row, strategy, "no refusal"]
 
 
 def test_mps_that_is_hidden_is_there_for_nobody() -> None:
@@ -136,3 +121,43 @@ def test_a_channel_needs_no_unix_socket() -> None:
     assert messages == ["done"]
     channel.close()
     other.close()
+
+
+def test_a_process_that_is_ending_needs_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TerminateProcess is denied then, on Windows; the supervisor's thread must not end of it."""
+
+    def deny(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    child = ChildProcess("work.spawned", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", deny)
+        child.kill()
+    child.kill()
+    assert child.end(10) in (CUT_OFF, -9)
+
+
+@pytest.mark.parametrize(
+    ("status", "by_prefork", "short", "killer"),
+    [
+        (0, True, True, None),
+        (3, True, True, None),
+        (-9, True, True, Killer.PREFORK),
+        (-9, False, True, Killer.KERNEL),
+        (-9, False, False, Killer.SOMEBODY),
+        (-11, True, True, None),
+        (-15, False, True, None),
+    ],
+)
+def test_one_function_says_whether_and_by_whom_a_process_was_killed(
+    status: int, by_prefork: bool, short: bool, killer: Killer | None
+) -> None:
+    assert find_killer(status, by_prefork, lambda: short) is killer
+
+
+def test_on_windows_only_who_has_ended_a_process_knows_that_it_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TerminateProcess leaves a status that a process can give itself, and the kernel ends none for want of memory."""
+    monkeypatch.setattr(endings, "SYSTEM", Windows())
+    assert find_killer(1, by_prefork=True) is Killer.PREFORK
+    assert find_killer(1, by_prefork=False, was_memory_short=lambda: pytest.fail("asked")) is None
+    assert find_killer(0xC0000005, by_prefork=True) is None

@@ -20,11 +20,15 @@ from prefork import LoadError, Runtime, WorkerDied
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.platform_matrix.systems import SYSTEM
 from tests.prefork.command import PREFORK, copy_sample, find_children, read_outputs, run, wait_until_gone, write_script
 
 pytestmark = pytest.mark.usefixtures("script_engine")
+needs_fork = pytest.mark.skipif(not SYSTEM.can_fork, reason="needs a system that can fork")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped, and names a fault")
 
 
+@needs_linux
 def test_spawned_workers_map_one_sealed_copy_of_the_weights() -> None:
     import script_functions as functions
 
@@ -48,6 +52,7 @@ def _wait_for_workers(runtime: Runtime, count: int) -> None:
         time.sleep(0.05)
 
 
+@needs_linux
 @pytest.mark.slow
 def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it(tmp_path: Path) -> None:
     import script_functions as functions
@@ -62,6 +67,7 @@ def test_a_spawned_worker_that_dies_is_replaced_and_a_write_to_a_weight_names_it
         assert [runtime.submit(functions.score, 1.0).result() for _ in range(4)] == [before] * 4
 
 
+@needs_fork
 @pytest.mark.slow
 def test_the_outputs_are_those_of_forked_workers(tmp_path: Path) -> None:
     copy_sample(tmp_path / "in", "child15")
@@ -108,6 +114,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run() -> None:
         pytest.fail("the block must not begin")
 
 
+@needs_fork
 @pytest.mark.slow
 def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     import script_functions as functions
@@ -119,6 +126,7 @@ def test_a_process_that_must_not_fork_spawns_instead_and_says_so(caplog: pytest.
     assert "the workers are spawned instead" in caplog.text
 
 
+@needs_fork
 @pytest.mark.slow
 def test_a_zygote_that_could_fork_and_cannot_when_it_is_started_again_makes_room_for_spawned_workers(
     tmp_path: Path,
@@ -207,6 +215,7 @@ def _wait_for_children(pid: int, count: int) -> list[int]:
         time.sleep(0.05)
 
 
+@needs_fork
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_canary_that_was_killed_from_outside_does_not_decide_the_strategy(deaths: int, tmp_path: Path) -> None:
     def load() -> Any:

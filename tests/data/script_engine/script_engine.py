@@ -48,6 +48,8 @@ class ScriptEngine(Engine):
         verb, _, rest = segment.content.partition(" ")
         if verb in ("take", "keep"):
             _allocate(int(rest), keep=verb == "keep")
+        elif verb == "print":
+            print(rest)
         elif verb != "say":
             _act(verb, rest)
         return {"length": torch.tensor([float(len(rest))])}
@@ -160,6 +162,27 @@ class Faulty(ScriptEngine):
     def finish(self, job: Job, segment: Segment, output: Tensors) -> Any:
         together, pid = output["who"].tolist()
         return segment.content, float(output["length"]), together, int(pid)
+
+
+class Brittle(ScriptEngine):
+    """Crashes a forked process at segments of more than 20 letters, as Accelerate does at matrices above some size."""
+
+    name = "brittle"
+
+    def load(self) -> Any:
+        self._home = os.getpid()
+        return super().load()
+
+    def example(self) -> Tensors:
+        return {"length": torch.tensor([3.0])}
+
+    def longest_example(self) -> Tensors:
+        return {"length": torch.tensor([100.0])}
+
+    def infer(self, model: Any, batch: Sequence[Tensors]) -> Sequence[Tensors]:
+        if os.getpid() != self._home and any(tensors["length"] > 20 for tensors in batch):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().infer(model, batch)
 
 
 class Ready(Relay):

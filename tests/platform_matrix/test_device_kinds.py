@@ -1,0 +1,123 @@
+"""Kinds of device, asked as on the machines that have them: with a torch that was built without the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from prefork.platform_matrix.device_kinds import KINDS, Failure, find_kind, is_out_of_memory
+from prefork.work.staging import is_broken, open_staging
+from prefork.work.torch_state import release
+
+GB = 1 << 30
+MPS_FULL = (
+    "MPS backend out of memory (MPS allocated: 9.00 GiB, other allocations: 464.00 KiB, max allowed: 9.32 GiB). Tried "
+    "to allocate 1024.00 MiB on private pool."
+)
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch as Macs have it: whatever needs CUDA first asks for it to be initialised, which raises this."""
+
+    def refuse() -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    for name in ("memory_allocated", "memory_reserved", "mem_get_info", "empty_cache", "synchronize", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: refuse())
+
+
+@pytest.fixture
+def metal(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What Apple's GPU answers to torch's own functions, and what they did to it."""
+    state = SimpleNamespace(allocated=2 * GB, driver=5 * GB, recommended=12 * GB, limit=1.7, emptied=0, waited=0)
+
+    def empty() -> None:
+        state.driver, state.emptied = state.allocated, state.emptied + 1
+
+    def wait() -> None:
+        state.waited += 1
+
+    def limit(share: float) -> None:
+        if not 0 <= share <= 2:
+            raise RuntimeError(f"invalid high watermark ratio {share}")
+        state.limit = share
+
+    answers: dict[str, Callable[..., Any]] = {
+        "_mps_emptyCache": empty,
+        "_mps_deviceSynchronize": wait,
+        "_mps_setMemoryFraction": limit,
+        "_mps_currentAllocatedMemory": lambda: state.allocated,
+        "_mps_driverAllocatedMemory": lambda: state.driver,
+        "_mps_recommendedMaxMemory": lambda: state.recommended,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch._C, name, answer, raising=False)
+    return state
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_every_kind_but_cuda_does_without_it(metal: SimpleNamespace) -> None:
+    for name in KINDS:
+        if name == "cuda":
+            with pytest.raises(AssertionError, match="not compiled with CUDA"):
+                release(name)
+            continue
+        kind = find_kind(name)
+        kind.empty_cache()
+        kind.synchronize(name)
+        kind.limit_memory(GB)
+        kind.speed_up()
+        release(name)
+        assert not is_broken(RuntimeError("no such operator"), name)
+        assert open_staging(name).fetch([{"a": torch.ones(2)}]).wait()[0]["a"].tolist() == [1.0, 1.0]
+    assert metal.waited == 1
+
+
+@pytest.mark.usefixtures("without_cuda")
+@pytest.mark.parametrize(("driver", "emptied"), [(3 * GB, 0), (4 * GB, 1)])
+def test_after_a_batch_mps_gives_back_what_torch_keeps_beyond_a_tenth(
+    metal: SimpleNamespace, driver: int, emptied: int
+) -> None:
+    metal.driver = driver
+    release("mps")
+    assert metal.emptied == emptied
+    memory = find_kind("mps").read_memory("mps")
+    assert memory is not None
+    assert (memory.allocated, memory.total, memory.free) == (2 * GB, 12 * GB, 12 * GB - metal.driver)
+
+
+@pytest.mark.parametrize(("size", "share"), [(6 * GB, 0.5), (40 * GB, 2.0), (0, 0.01)])
+def test_a_process_gets_a_share_of_what_metal_recommends_and_never_all(
+    metal: SimpleNamespace, size: int, share: float
+) -> None:
+    """A share of 0 would be no limit."""
+    find_kind("mps").limit_memory(size)
+    assert metal.limit == share
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (RuntimeError(MPS_FULL), True),
+        (RuntimeError("Invalid buffer size: 15.26 GiB"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), True),
+        (ValueError(MPS_FULL), False),
+        (RuntimeError("shape '[2, 3]' is invalid for input of size 7"), False),
+    ],
+)
+def test_what_is_out_of_memory_is_known_of_every_kind(error: BaseException, short: bool) -> None:
+    assert is_out_of_memory(error, f"{type(error).__name__}: {error}") is short
+
+
+def test_a_kind_that_nobody_knows_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="kind 'xpu'; known are cpu, cuda, mps"):
+        find_kind("xpu:0")
+    assert find_kind("cuda:3").name == "cuda"
+    assert find_kind("cuda").classify(RuntimeError("CUDA error: an illegal access"), "CUDA error") is Failure.BROKEN
