@@ -112,7 +112,7 @@ class FeedForward(nn.Module):
         if len(rows) <= _BLOCK or hidden.device.type != "cpu":
             return self.fc2(self._activate(self.fc1(hidden)))  # type: ignore[no-any-return]
         # All at once, half a minute takes 20 MB more than it has to.
-        blocks = [self.fc2(self._activate(self.fc1(block))) for block in rows.split(_BLOCK)]
+        blocks = [self.fc2(self._activate(self.fc1(block))) for block in torch.split(rows, _BLOCK)]
         return torch.cat(blocks).reshape(hidden.shape)
 
 

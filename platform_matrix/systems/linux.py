@@ -39,6 +39,13 @@ _SEMAPHORES = "/dev/shm/sem."
 _DELETED = " (deleted)"
 _PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+# In /proc/[pid]/smaps, of a file that cannot be written to: its addresses, and kB of it that are no longer the file's.
+_MAPPING = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) r-[-x]p \S+ \S+ [1-9]\d* +/.*\n(?:(?!Anonymous)[A-Z]\w+:.*\n)*Anonymous: +(\d+) kB",
+    re.MULTILINE,
+)
+
 _installed: list[Any] = []
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -179,6 +186,25 @@ class Linux(Posix):
         if trim is not None:
             trim(0)
 
+    def hold_blocks_apart(self) -> None:
+        """glibc raises the threshold itself to what was freed last, 32 MB at most, unless it is set.
+
+        A worker that transcribes with whisper-tiny.en has 81 MB of its own at most instead of 94, as fast as before. If
+        it kept the threshold, it would be 63 to 71, and a fifth slower: the kernel clears every page.
+        """
+        _set_malloc(_M_MMAP_THRESHOLD, 64 << 10)
+
+    def reuse_blocks(self) -> None:
+        _set_malloc(_M_MMAP_THRESHOLD, 32 << 20)
+        _set_malloc(_M_TRIM_THRESHOLD, 4 << 20)
+
+    def release_mapped_files(self) -> None:
+        madvise = ctypes.CDLL(None).madvise
+        for mapping in _MAPPING.finditer(_read("/proc/self/smaps")):
+            start, end, anonymous = (int(mapping[1], 16), int(mapping[2], 16), int(mapping[3]))
+            if not anonymous:  # else relocations were written there
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
     def open_nameless(self, label: str) -> int:
         return os.memfd_create(label, os.MFD_CLOEXEC)
 
@@ -274,3 +300,10 @@ def _read(file: str) -> str:
 
 def _advise(address: int, size: int, advice: int) -> None:
     ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
+
+
+def _set_malloc(option: int, value: int) -> None:
+    """Of glibc; musl has no such options."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(option, value)

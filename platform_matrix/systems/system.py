@@ -219,6 +219,17 @@ class System:
     def release_free_memory(self) -> None:
         """Gives the kernel what malloc holds back of memory that has been freed."""
 
+    def hold_blocks_apart(self) -> None:
+        """From here on, blocks of memory above some kB have mappings of their own: what is freed while models are
+        loaded leaves no holes among what stays, which every child would fill with pages of its own."""
+
+    def reuse_blocks(self) -> None:
+        """The opposite, for a child that computes: a block that was freed is used again."""
+
+    def release_mapped_files(self) -> None:
+        """Lets go of what is mapped of files, libraries above all, and was never written to. It is read again, from the
+        kernel's cache, when it is touched."""
+
     def count_own(self, pid: int) -> int | None:
         """Bytes of a process, counted cheaply: what they grow by, its own memory has grown by. None where nobody can
         say, or if it is gone."""

@@ -146,6 +146,7 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
     """What a forked child does before it computes; what it computes with. place: of its device."""
     if loaded.arena is not None:
         watch_for_writes(loaded.arena, 2)
+    SYSTEM.reuse_blocks()
     torch.set_num_threads(threads)
     return loaded.attach(place)
 

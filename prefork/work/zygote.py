@@ -59,6 +59,7 @@ class CannotAttach(Exception):
 def main() -> None:
     """Entry point of the zygote process."""
     started = time.monotonic()
+    SYSTEM.hold_blocks_apart()
     channel = open_channel(forks=True)
     try:
         specification, fds = channel.receive()
@@ -97,6 +98,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
         channel.send(LoadFailed(*loading.explain(error)))
         return
+    SYSTEM.release_mapped_files()  # of what computes, only its children have need
     channel.send(ModelsLoaded(inventory))
     _ForkServer(channel, loaded).run()
     os._exit(0)  # tearing the interpreter down takes a second and frees what the kernel frees at once
