@@ -57,7 +57,7 @@ def add(values: dict[str, dict[str, Any]]) -> None:
     os.kill = for_prefork(_end_process, os.kill)
     subprocess.Popen._handle_exitstatus = _take_status  # type: ignore[attr-defined]
     subprocess.Popen._execute_child = _execute  # type: ignore[attr-defined]
-    subprocess.Popen.kill = _terminate  # type: ignore[method-assign]
+    subprocess.Popen.kill = _terminate  # type: ignore[method-assign,assignment]
     subprocess.Popen._handle = property(lambda child: child.pid)  # type: ignore[attr-defined]
     os.replace, os.rename = _refuse_if_open(os.replace), _refuse_if_open(os.rename)
     os.unlink, os.remove = _refuse_if_open(os.unlink), _refuse_if_open(os.remove)
