@@ -31,7 +31,7 @@ def test_it_is_another_process_that_asks() -> None:
 @pytest.mark.usefixtures("apart")
 def test_what_it_raises_or_ends_with_is_said() -> None:
     with pytest.raises(FetchError, match="No such file or directory"):
-        fetch_apart(os.listdir, "/nowhere")
+        fetch_apart(os.listdir, "/nowhere")  # type: ignore[arg-type]
     with pytest.raises(FetchError, match="the process that was to fetch it exited with status 3"):
         fetch_apart(os._exit, 3)
 

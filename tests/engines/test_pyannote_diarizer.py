@@ -27,6 +27,7 @@ from prefork.engines.base import InputError, Job, LoadError
 from prefork.engines.speakers.chunks import take_chunks
 from prefork.engines.speakers.diarizer import PyannoteDiarizer, SpeakerModels
 from prefork.engines.text.document import Document, Turn
+from prefork.platform_matrix.systems import SYSTEM
 from tests.engines.package_weights import NoWeightsError, fetch_segmentation, fetch_voice_encoder
 
 pytestmark = pytest.mark.dependencies
