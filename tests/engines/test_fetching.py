@@ -31,7 +31,7 @@ def test_it_is_another_process_that_asks() -> None:
 @pytest.mark.usefixtures("apart")
 def test_what_it_raises_or_ends_with_is_said() -> None:
     with pytest.raises(FetchError, match="No such file or directory"):
-        fetch_apart(os.readlink, "/nowhere")
+        fetch_apart(os.listdir, "/nowhere")  # type: ignore[arg-type]
     with pytest.raises(FetchError, match="the process that was to fetch it exited with status 3"):
         fetch_apart(os._exit, 3)
 
@@ -57,5 +57,6 @@ def test_on_macos_it_is_always_another() -> None:
     assert choose("darwin").network_spoils_forks and not choose("linux").network_spoils_forks
 
 
+@pytest.mark.skipif(SYSTEM.network_spoils_forks, reason="another process asks the hub, and finds nothing replaced")
 def test_elsewhere_it_is_this_one() -> None:
     assert fetch_apart(os.getpid) == os.getpid()  # type: ignore[arg-type, comparison-overlap]

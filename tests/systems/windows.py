@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from tests.environment import LAUNCHER
 from tests.systems import for_prefork, is_asked_by_prefork, is_meant_by_prefork
 
 _TERMINATED = 1  # exit status of a process that TerminateProcess has ended, as Popen.kill has it
@@ -92,7 +93,8 @@ _JOB = "import os, sys; [os.kill(int(pid), 9) for pid in list(sys.stdin) if os.p
 
 def _make_job(_security: Any, _name: Any) -> int:
     """A process that kills all that it was told of when this one has gone: the other end of its pipe is here alone."""
-    own = _own_popen([sys.executable, "-I", "-S", "-c", _JOB], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    command = [LAUNCHER, "-I", "-S", "-c", _JOB]  # by that name it is none of prefork's
+    own = _own_popen(command, executable=sys.executable, stdin=subprocess.PIPE, text=True, start_new_session=True)
     _jobs[own.pid] = own
     return own.pid
 
