@@ -159,7 +159,9 @@ class CUDAMemory:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch first: it says best why it cannot
         except (RuntimeError, AssertionError) as error:
-            raise DeviceError(_USE, "", str(error).splitlines()[0]) from error
+            why = str(error).splitlines()[0]
+            kept = "or the process that forked this one has asked for GPUs and been told that there are none"
+            raise DeviceError(_USE, "", f"{why}, {kept}") from error
         return CUDAView(self._driver, export)
 
     def free(self) -> None:

@@ -132,6 +132,13 @@ class Loaded:
         examples = {name: make() for name, make in chosen.items()}
         return {name: self.infer(name, [example])[0] for name, example in examples.items() if example is not None}
 
+    def verify_examples(self) -> dict[str, Tensors]:
+        """The same, once each engine has found it to be what its model makes of it. Raises LoadError."""
+        outputs = self.try_examples()
+        for name, output in outputs.items():
+            self.engines[name].verify(output)
+        return outputs
+
     def count_weights(self) -> int:
         """Bytes."""
         if self.arena is not None:

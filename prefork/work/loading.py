@@ -119,8 +119,8 @@ def _load(specification: Specification) -> Loaded:
     if plan.allowance is not None:
         find_kind(device).limit_memory(plan.allowance)
     loaded = replace(loaded, batch_memory=plan.batch_memory)
-    for name, output in loaded.try_examples().items():
-        engines[name].verify(output)
+    if not owned:  # else it happens in forked children: libraries ask CUDA things, and keep the answers
+        loaded.verify_examples()
     _settle(loaded)
     return loaded
 

@@ -130,6 +130,8 @@ def _prove(loaded: Loaded, plan: Plan) -> None:
             words = find_fatal_line(outcome.words)
             text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"
             raise CannotAttach(text) if loaded.exports else CannotFork(text)
+        if outcome.result:
+            raise LoadError(outcome.result.decode())
 
 
 class _ForkServer:

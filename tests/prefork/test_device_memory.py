@@ -35,6 +35,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory is opened by way of /proc, and CUDA IPC is Linux's"),
 ]
 
+torch.set_num_threads(1)  # this process forks: it must have no pool of threads
+
 
 def _in_child(do: Callable[[], bool]) -> int:
     """Exit code of a forked process: 0 if it found it true."""
