@@ -119,8 +119,11 @@ class Servers:
         self._outbox.do(EndServers(self.list_idle()))
 
     def list_idle(self) -> frozenset[int]:
-        """Places of those that are ready and not at a batch: they look at their channel, and end by themselves."""
-        return frozenset(server.place for server in self.all if server.inventory is not None and not server.running)
+        """Places of those that are ready and not at a batch: they look at their channel, and end by themselves. With
+        NVIDIA's MPS those at a batch are waited for, too: a client that is killed at work can take the others with it.
+        """
+        waits = any(device.multi_process_service for device in self._plan.chosen)
+        return frozenset(s.place for s in self.all if s.inventory is not None and (waits or not s.running))
 
     # -- the workers -------------------------------------------------------------------------------------------
 

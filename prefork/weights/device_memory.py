@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.cuda import CUDADriver, CUDAError
+from prefork.platform_matrix.driver import is_served
 from prefork.platform_matrix.errors import PreforkError
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
 from prefork.wire.memory_file import MemoryFile
@@ -132,7 +133,7 @@ class CUDAMemory:
     def upload(self, path: str, size: int) -> Export:
         driver = self._driver
         driver.enter()
-        if driver.ask(_COMPUTE_MODE) == _EXCLUSIVE:
+        if driver.ask(_COMPUTE_MODE) == _EXCLUSIVE and not driver.is_served:
             raise DeviceError(
                 _EXPORT, "CUDA_ERROR_NOT_SUPPORTED", f"{driver.device} is in exclusive mode, for one process at a time"
             )
@@ -166,6 +167,7 @@ class CUDAMemory:
 
     def free(self) -> None:
         if self._address:
+            self._driver.call("free the weights", "cuCtxSynchronize")  # a client of NVIDIA's MPS must not just end
             self._driver.call("free the weights", "cuMemFree_v2", ctypes.c_uint64(self._address))
             self._address = 0
 
@@ -247,6 +249,11 @@ class GPU:
     def ask(self, attribute: int) -> int | None:
         """One of the device's; None if this driver does not know it."""
         return self._driver.read_attribute(attribute, self._index)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether NVIDIA's MPS is the one process that computes there, for all."""
+        return is_served(self._driver, self._index)
 
     def open_handle(self, handle: bytes) -> int:
         """The address in this process."""

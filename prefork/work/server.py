@@ -72,8 +72,9 @@ def main() -> None:
     status = 1
     try:
         _Server(channel, loaded, order).run()
-    except (BrokenPipeError, ConnectionResetError, EOFError):
-        status = 0  # the supervisor has gone
+    except (BrokenPipeError, ConnectionResetError, EOFError):  # the supervisor has gone
+        find_kind(loaded.device).synchronize(loaded.device)  # a client of NVIDIA's MPS must not just end
+        status = 0
     except BaseException:  # noqa: BLE001  it is said, and another takes this one's place
         traceback.print_exc()
     finally:

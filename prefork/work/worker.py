@@ -26,6 +26,7 @@ from prefork.memory.monitor import DeviceMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
@@ -79,6 +80,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         try:
             message, fds = channel.receive()
         except EOFError:
+            find_kind(loaded.device).synchronize(loaded.device)  # a client of NVIDIA's MPS must not just end
             return
         if isinstance(message, RunCalls | OpenTokens):
             meter.begin()

@@ -388,3 +388,42 @@ def test_mps_can_be_named_and_the_cpu_too() -> None:
     plan = decide(_describe("linux", "cuda"), Request(("ctc",), devices=("cpu",)))
     assert (plan.device, plan.hidden) == ("cpu", ("cuda", "rocm", "mps"))
     assert "all GPUs are hidden from the models (--devices cpu)" in [reason.text for reason in plan.reasons]
+
+
+_CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+
+
+def _describe_gpus(*gpus: Device, **news: Any) -> Facts:
+    devices = Devices("2.14.1+cu130", ("cuda",), gpus, architectures=_CU130)
+    return replace(_describe("linux"), devices=replace(devices, **news))
+
+
+def test_a_card_that_torch_has_no_code_for_is_not_computed_on_and_the_plan_says_so() -> None:
+    old = Device("cuda", "Tesla V100", 16 * GB, 15 * GB, "7.0", "1")
+    plan = decide(_describe_gpus(old), Request(engines=("ctc",)))
+    assert (plan.device, plan.refusal) == ("cpu", "")
+    assert "torch 2.14.1+cu130 has no code for its compute capability 7.0" in plan.fallback
+    assert plan.fallback.endswith("going on on the CPU")
+    asked = decide(_describe_gpus(old), Request(engines=("ctc",), devices=("cuda:0",)))
+    assert "cuda:0 (Tesla V100) cannot be used: torch 2.14.1+cu130 has no code" in asked.refusal
+    both = decide(_describe_gpus(old, GPU["cuda"]), Request(engines=("ctc",)))
+    assert both.labels == ("cuda:1",)
+
+
+def test_a_driver_that_is_too_old_is_said_to_be_so_where_a_gpu_could_be_expected() -> None:
+    error = "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020)"
+    plan = decide(_describe_gpus(error=error), Request(engines=("ctc",)))
+    assert (plan.device, plan.refusal) == ("cpu", "")
+    assert error in plan.fallback and "update NVIDIA's driver" in plan.fallback
+
+
+@pytest.mark.parametrize("strategy", [Strategy.IPC, Strategy.SPAWN])
+def test_under_nvidias_mps_several_processes_compute_on_an_exclusive_gpu(strategy: Strategy) -> None:
+    alone = replace(GPU["cuda"], mode="exclusive")
+    served = replace(alone, multi_process_service=True)
+    request = Request(engines=("ctc",), strategy=strategy, workers=4)
+    plan = decide(_describe_gpus(served), request)
+    assert (plan.strategy, plan.workers, plan.fallback) == (strategy, 4, "")
+    assert any("NVIDIA's MPS" in reason.text for reason in plan.reasons)
+    other = decide(_describe_gpus(alone), request)
+    assert other.strategy is Strategy.SERVER or other.workers == 1

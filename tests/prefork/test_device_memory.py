@@ -289,6 +289,19 @@ def test_what_the_driver_refuses_is_said_with_its_reason(
     assert caught.value.refuses_ipc == refuses
 
 
+def test_under_nvidias_mps_an_exclusive_gpu_exports_its_memory(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(tmp_path / "weights", 64)
+    monkeypatch.setenv("EXCLUSIVE", "1")
+    monkeypatch.setenv("MPS", "1")
+    memory = CUDAMemory(library)
+    assert memory.upload(str(tmp_path / "weights"), 64).kind == "cuda"
+    monkeypatch.setenv("FAIL", "cuCtxSynchronize:719")
+    with pytest.raises(DeviceError, match="cannot free the weights: "):  # it waits for what was launched before it ends
+        memory.free()
+
+
 def test_a_machine_without_the_driver_is_told_so() -> None:
     with pytest.raises(DeviceError, match=r"cannot use the GPU: there is no NVIDIA driver on this machine \(.*libno"):
         CUDAMemory("libnothing.so.1")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from prefork.memory.governor import Governor
+from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.pool.actions import Action, EndServers, Outbox, StartServer
@@ -144,6 +146,16 @@ def test_the_end_does_not_wait_for_a_batch(setup: Setup) -> None:
     setup.send(BatchStarted(1, ((0, 0),), _SECOND))
     setup.servers.end()
     assert setup.outbox.take() == [EndServers(frozenset())]
+
+
+def test_with_nvidias_mps_the_end_waits_for_a_batch() -> None:
+    setup = Setup()
+    gpu = Device("cuda", "NVIDIA H200", 10**11, 10**11, multi_process_service=True)
+    setup.servers._plan = replace(setup.servers._plan, chosen=(gpu,))
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND))
+    setup.servers.end()
+    assert setup.outbox.take() == [EndServers(frozenset({0}))]
 
 
 def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:
