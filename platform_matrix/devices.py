@@ -60,7 +60,7 @@ class Device:
     used when it was asked, in this run; empty if it could, or nobody asked. mode: "exclusive" if only one process may
     compute on it, "prohibited" if none, "" if many may, or nobody asked. visible: what CUDA_VISIBLE_DEVICES calls it,
     where that does not follow from the uuid. multi_process_service: NVIDIA's MPS, whose server is that one process for
-    all others.
+    all others. failed: why it was given up in this run.
     """
 
     kind: str
@@ -74,6 +74,7 @@ class Device:
     busy: str = ""
     visible: str = ""
     multi_process_service: bool = False
+    failed: str = ""
 
     @property
     def is_exclusive(self) -> bool:

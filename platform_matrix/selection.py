@@ -79,6 +79,8 @@ def find_obstacle(device: Device, devices: Devices) -> str:
             f"torch {devices.torch} has no code for its compute capability {device.capability}, only for "
             f"{', '.join(devices.architectures)}; take another GPU, install a torch that has, or take --devices cpu"
         )
+    if device.failed:
+        return f"it has failed in this run ({device.failed}); take another, or --devices cpu"
     if device.mode == "prohibited":
         return "its compute mode is `prohibited`; take another, or have `nvidia-smi -c DEFAULT` change it"
     if not device.busy:
@@ -146,11 +148,9 @@ def _make(known: dict[str, Device], labels: Sequence[str], note: str = "") -> Se
 
 def describe_sharing(selection: Selection) -> list[str]:
     """What is special about who shares these GPUs."""
-    texts = []
-    if any(device.mig for device in selection.devices):
-        texts.append(
-            "each MIG instance has a process of its own that owns the model: CUDA IPC does not reach across them"
-        )
+    texts = ["each MIG instance has a process of its own that owns the model: CUDA IPC does not reach across them"]
+    if not any(device.mig for device in selection.devices):
+        texts.clear()
     for label, device in zip(selection.labels, selection.devices, strict=True):
         if device.multi_process_service:
             texts.append(f"{label} is shared by NVIDIA's MPS: several processes compute on it in every compute mode")

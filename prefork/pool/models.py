@@ -6,9 +6,11 @@ memory have them; or each worker loads them itself. What does not work here fall
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
+from prefork.platform_matrix.failed_devices import give_up
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import (
     Announce,
@@ -23,11 +25,12 @@ from prefork.pool.actions import (
     StartOwners,
     StartZygote,
 )
+from prefork.pool.device_record import DeviceRecord
 from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
 from prefork.pool.policy import Policy
 from prefork.pool.servers import Servers
-from prefork.pool.tasks import HangLimit, Task
-from prefork.pool.workers import MOST_FAILED_STARTS, Workers
+from prefork.pool.tasks import ATTEMPTS, HangLimit, Task
+from prefork.pool.workers import MOST_FAILED_STARTS, Death, Worker, Workers
 from prefork.wire.endings import describe_end
 from prefork.wire.messages import (
     AttachExports,
@@ -75,6 +78,8 @@ class Models:
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
         self._exports: dict[int, Export] = {}  # of the owners, by place
+        self._records: defaultdict[int, DeviceRecord] = defaultdict(DeviceRecord)  # of workers' devices, by place
+        self._next_plan: Plan | None = None  # that takes the place of this one once all processes are gone
         self._deaths = 0  # of servers that are no more used
         self._crashes: dict[Hashable, str] = {}  # of forked workers, by what they were at
         self._unsafe = ""  # why workers are forked no more, once the zygote has ended
@@ -91,6 +96,7 @@ class Models:
 
     def start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
+        self.workers.is_paused = False
         self.workers.plan = plan = self._policy.recall(plan)
         if plan.refusal:
             self._fail(plan.refusal)
@@ -108,6 +114,8 @@ class Models:
 
     def tick(self) -> None:
         """Nobody is waited for without end."""
+        if self._next_plan is not None and not (self._has_zygote or self.workers.all):
+            self._change_plan(self._next_plan)
         seconds = self._find_loading_limit()
         self.workers.tick(seconds)
         if self.servers is not None:
@@ -116,6 +124,8 @@ class Models:
             self._fail(
                 f"the zygote has not loaded the models within {seconds:.0f} s; a longer hang limit allows it more"
             )
+        elif self.plan.devices and (unended := self.workers.find_unended(self._hang_limit.base)) is not None:
+            self._give_up(self.workers.find_place(unended.slot), f"{unended.name} was killed there and does not end")
         elif self._has_zygote and self.workers.is_zygote_late(self._hang_limit.base):
             self.reload("the zygote, which forks the workers, did not answer")
 
@@ -139,11 +149,12 @@ class Models:
     def is_starting(self) -> bool:
         """Whether something is about to come that workers are started from, or not to come, in limited time."""
         starting = self.servers is not None and any(server.inventory is None for server in self.servers.all)
-        return starting or self._loading_since is not None or self._is_reloading
+        return starting or self._loading_since is not None or self._is_reloading or self._next_plan is not None
 
-    def note_success(self) -> None:
+    def note_success(self, worker: Worker) -> None:
         """Something was done."""
         self._zygotes_lost = 0
+        self._records[self.workers.find_place(worker.slot)].note_done()
 
     def _specify(self) -> Specification:
         manifest = self.inventory.manifest if self.inventory else None
@@ -160,7 +171,7 @@ class Models:
     def _go_on(self) -> None:
         """Everything is loaded, or part of it: what is in servers, and what is in the process to be forked from."""
         inventory, servers = self._loaded, self.servers
-        if inventory is None or (servers is not None and servers.inventory is None):
+        if self._next_plan is not None or inventory is None or (servers is not None and servers.inventory is None):
             return
         self._loaded = None
         if servers is not None and (served := servers.inventory) is not None:
@@ -194,10 +205,61 @@ class Models:
             weights = 0 if self.servers is not None else inventory.weights
             self._policy.note_loaded(inventory.memory.pss, weights, self._has_zygote, plan.shared)
 
-    def handle_failure(self, message: LoadFailed) -> None:
+    def handle_failure(self, message: LoadFailed, place: int = 0) -> None:
+        """place: of the device of whoever could not load."""
         if message.traceback:
             self._outbox.do(LogText(message.traceback))
-        self._fail(message.reason)
+        if message.device_failed and self.plan.devices:
+            self._give_up(place, message.reason)
+        else:
+            self._fail(message.reason)
+
+    # -- devices that fail -------------------------------------------------------------------------------------
+
+    def excuses(self, death: Death) -> bool:
+        """Whether a task is not to blame for the end of its worker: all workers are replaced, or its device failed."""
+        if self._next_plan is not None:
+            return True
+        place, broken, record = death.place, death.broken, self._records[death.place]
+        if not self.plan.devices or (broken is None and not death.unended):
+            return False
+        if death.unended or (broken is not None and broken.device_failed):
+            if death.unended or record.note_fault():
+                self._give_up(place, death.reason)
+            else:
+                self._outbox.notify(f"{death.task.label}: {death.reason}; retrying it on a new worker")
+            return True
+        if death.task.attempts + 1 < ATTEMPTS or record.blames() or not self._can_spare(place):
+            return False
+        self._give_up(place, f"{death.reason}, with every segment that it was given")
+        return True
+
+    def _can_spare(self, place: int) -> bool:
+        """Whether work can go on without this device."""
+        return not give_up(self.plan, place, "it fails").refusal
+
+    def _give_up(self, place: int, reason: str) -> None:
+        """A device is used no more. All is loaded again on what is left, and no task is to blame."""
+        if self._next_plan is not None or self.workers.is_closed:
+            return
+        plan, label = give_up(self.plan, place, reason), self.plan.labels[place]
+        if plan.refusal:
+            self._fail(plan.refusal)
+            return
+        where = ", ".join(plan.labels) or "the CPU"
+        self._outbox.notify(f"{label} is used no more: {reason}; the models are loaded again, on {where}")
+        self._next_plan = plan
+        self.workers.kill_all("was killed, because its device had failed")
+        if self._has_zygote:
+            self._outbox.do(KillZygote())
+
+    def _change_plan(self, plan: Plan) -> None:
+        self._next_plan, self.inventory, self._is_reloading = None, None, False
+        self._records.clear()
+        self._end_servers()
+        self._outbox.do(EndOwners())
+        self._outbox.do(CloseArena())
+        self.start(plan)
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
@@ -233,7 +295,7 @@ class Models:
         self._loaded = None
         self._outbox.do(EndOwners())
         tasks = self.workers.drop_all()
-        if self.workers.is_closed:
+        if self.workers.is_closed or self._next_plan is not None:
             return tasks
         if self._unsafe:
             reason, self._unsafe, self._is_reloading = self._unsafe, "", False
@@ -289,7 +351,14 @@ class Models:
     def _start_servers(self) -> None:
         workers = self.workers
         self.servers = workers.servers = Servers(
-            self._outbox, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
+            self._outbox,
+            self._specification,
+            self.plan,
+            workers,
+            self._policy,
+            self._hang_limit,
+            self._descriptors,
+            self._can_spare,
         )
 
     def _end_servers(self) -> None:
@@ -301,14 +370,16 @@ class Models:
     def handle_server(self, event: ServerSent | ServerExited) -> None:
         """With it they may have become ready, or impossible."""
         servers = self.servers
-        if servers is None:
+        if servers is None or self._next_plan is not None:
             return
         if isinstance(event, ServerExited):
             servers.handle_exit(event)
         else:
             servers.handle(event.place, event.message)
         failure, servers.failure = servers.failure, None
-        if failure is not None:
+        if servers.dead is not None:
+            self._give_up(*servers.dead)
+        elif failure is not None:
             self.handle_failure(failure)
         elif servers.inventory is not None:
             self._go_on()
@@ -324,8 +395,8 @@ class Models:
                     self._outbox.do(SendZygote(AttachExports(exports)))
             case IPCUnavailable(reason):
                 self._serve_instead(reason)
-            case LoadFailed(reason):
-                self._fail(reason)
+            case LoadFailed():
+                self.handle_failure(message, place)
 
     def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""

@@ -5,8 +5,8 @@
                                    or why not: LoadFailed, ForkUnsafe, IPCUnavailable
     supervisor -> worker           RunTask, ConnectServer, RefuseRequest; first a Specification, if it was spawned
     worker -> supervisor           WorkerReady, TaskProgress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
-                                   TaskUsage, WeightsCorrupted; if it was spawned, first
-                                   ModelsLoaded or LoadFailed
+                                   TaskUsage, WeightsCorrupted, WorkerBroken; if it was
+                                   spawned, first ModelsLoaded or LoadFailed
     supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
     server -> supervisor           ModelsLoaded or LoadFailed, then BatchStarted, BatchDone | BatchFailed,
                                    RequestsDropped, ServerBroken
@@ -133,10 +133,12 @@ class ModelsLoaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """Nothing can be loaded, here or anywhere. traceback: empty where the reason says it all."""
+    """Nothing can be loaded, here or anywhere. traceback: empty where the reason says it all. device_failed: it is the
+    device's fault."""
 
     reason: str
     traceback: str = ""
+    device_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,14 @@ class WeightsCorrupted:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerBroken:
+    """As ServerBroken, of a worker that computes by itself."""
+
+    reason: str
+    device_failed: bool
+
+
 # -- to a model server, and what it answers -------------------------------------------------------------------
 
 
@@ -317,9 +327,10 @@ class RequestsDropped:
 
 @dataclass(frozen=True, slots=True)
 class ServerBroken:
-    """Its GPU can be used no more by this process, which ends."""
+    """Its GPU can be used no more by this process, which ends. device_failed: nothing that was computed is to blame."""
 
     reason: str
+    device_failed: bool = False
 
 
 # -- between a worker and a server ----------------------------------------------------------------------------
@@ -394,6 +405,7 @@ FromWorker = (
     | TaskOutOfMemory
     | TaskUsage
     | WeightsCorrupted
+    | WorkerBroken
 )
 FromServer = ModelsLoaded | LoadFailed | BatchStarted | BatchDone | BatchFailed | RequestsDropped | ServerBroken
 FromOwner = WeightsExported | IPCUnavailable | LoadFailed

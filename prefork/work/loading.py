@@ -22,11 +22,13 @@ from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
 from prefork.memory.probe import measure_self
 from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
+from prefork.wire.messages import LoadFailed
 from prefork.wire.process import flush_output
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.wording import describe_os_error
@@ -252,6 +254,15 @@ def explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
         reason = f"the models cannot be loaded: {describe_os_error(error)}"
     return reason, "".join(traceback.format_exception(error))
+
+
+def refuse(error: Exception, specification: Specification) -> LoadFailed:
+    """What to say of what went wrong while loading."""
+    assert specification.plan is not None
+    failure = None
+    if specification.plan.devices and not isinstance(error, LoadError):
+        failure = find_kind(specification.plan.device).classify(error, describe_error(error))
+    return LoadFailed(*explain(error), device_failed=failure in (Failure.CONTEXT, Failure.DEVICE))
 
 
 def _import_main(preparation: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 
+from prefork.platform_matrix.cuda_errors import blames_device
 from prefork.weights.device_memory import DeviceError, make_memory
 from prefork.wire.child import open_channel
 from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
@@ -28,7 +29,8 @@ def main() -> None:
             memory = make_memory(order.kind)
             export = memory.upload(order.path, order.size)
         except DeviceError as error:
-            channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else LoadFailed(str(error)))
+            failed = LoadFailed(str(error), device_failed=blames_device(error.name))
+            channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else failed)
             return
         channel.send(WeightsExported(export, time.monotonic() - started))
         with contextlib.suppress(EOFError):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
 from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.wire.channel import Channel
 from prefork.wire.child import open_channel
 from prefork.wire.exceptions import describe_error, pickle_error
@@ -35,7 +36,6 @@ from prefork.wire.messages import (
     InferOutput,
     InferRequest,
     KeepRequests,
-    LoadFailed,
     ModelsLoaded,
     Request,
     RequestsDropped,
@@ -45,7 +45,7 @@ from prefork.wire.messages import (
 from prefork.work import loading, torch_state
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
-from prefork.work.staging import Results, Staging, is_broken, open_staging
+from prefork.work.staging import Results, Staging, judge, open_staging
 
 _PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
 _IN_FLIGHT = 2  # batches on a GPU: one that is computed, and one that is copied
@@ -66,7 +66,7 @@ def main() -> None:
         torch.set_num_threads(order.threads)
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is said in words
-        channel.send(LoadFailed(*loading.explain(error)))
+        channel.send(loading.refuse(error, order.specification))
         return
     channel.send(ModelsLoaded(inventory))
     status = 1
@@ -299,14 +299,15 @@ class _Server:
             self._forget(request[0])
 
     def _fail(self, number: int, requests: Group, error: BaseException) -> None:
-        """A batch has raised. What it was made of waits for what the supervisor decides. A GPU's context that is broken
-        is of no more use: this process ends, and another takes its place."""
+        """A batch has raised. What it was made of waits for what the supervisor decides. If the GPU is of no more use,
+        or the context on it, this process ends."""
         out_of_memory = torch_state.is_out_of_memory(error)
+        failure = None if out_of_memory else judge(error, self.loaded.device)
         self._held.update(requests)
         text, pickled = describe_error(error), pickle_error(error, traceback.format_exc())
         error.__traceback__ = None  # it holds the tensors
-        if not out_of_memory and is_broken(error, self.loaded.device):
-            self.channel.send(ServerBroken(text))
+        if failure in (Failure.CONTEXT, Failure.DEVICE):
+            self.channel.send(ServerBroken(text, failure is Failure.DEVICE))
             os._exit(1)
         torch_state.release(self.loaded.device)
         self._undecided += 1

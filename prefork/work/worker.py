@@ -27,6 +27,7 @@ from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
 from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import WeightsChanged
 from prefork.weights.faults import watch_for_writes
@@ -43,6 +44,7 @@ from prefork.wire.messages import (
     TaskProgress,
     TaskUsage,
     WeightsCorrupted,
+    WorkerBroken,
     WorkerReady,
 )
 from prefork.wire.process import flush_output
@@ -51,7 +53,7 @@ from prefork.work.inference import LocalInference, RemoteInference
 from prefork.work.keeping import digest_segment, load_piece
 from prefork.work.loaded import Loaded
 from prefork.work.segments import Context, pickle_failure, run_segments
-from prefork.work.staging import is_broken
+from prefork.work.staging import judge
 from prefork.work.torch_state import is_out_of_memory, reseed
 
 _LARGE = 3000  # rows and columns: more than any matrix of a speech model has
@@ -73,7 +75,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)
-    calls = Calls(channel, loaded, partial(_give_up_broken, loaded.device))
+    calls = Calls(channel, loaded, partial(_give_up_broken, channel, loaded.device))
     meter = _CallMeter(channel, probe, calls)
     while True:
         meter.wait()
@@ -95,7 +97,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         context = Context(
             loaded, inference, partial(_send_progress, channel), partial(_refuse, channel), monitor=monitor
         )
-        answer = _run(message.task, context)
+        answer = _run(message.task, context, channel)
         flush_output()  # before anybody can end this worker
         channel.send(answer)
         del message, answer
@@ -184,7 +186,7 @@ def _refuse(channel: Channel, number: int, error: bytes) -> None:
     channel.send(ItemFailed(number, error))
 
 
-def _run(payload: bytes, context: Context) -> Answer:
+def _run(payload: bytes, context: Context, channel: Channel) -> Answer:
     """The message to send back. A task's exception is its result; it costs the worker nothing.
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
@@ -198,15 +200,17 @@ def _run(payload: bytes, context: Context) -> Answer:
             return WeightsCorrupted(str(error))
         if is_out_of_memory(error):
             return TaskOutOfMemory(describe_error(error))
-        _give_up_broken(context.loaded.device, error)
+        _give_up_broken(channel, context.loaded.device, error)
         return TaskFailed(pickle_failure(error))
     finally:
         context.inference.drop()
 
 
-def _give_up_broken(device: str, error: BaseException) -> None:
+def _give_up_broken(channel: Channel, device: str, error: BaseException) -> None:
     """If the GPU can be used no more by this process, it ends; another will be forked in its place."""
-    if is_broken(error, device):
+    failure = judge(error, device)
+    if failure in (Failure.CONTEXT, Failure.DEVICE):
+        channel.send(WorkerBroken(describe_error(error), failure is Failure.DEVICE))
         print(f"{FATAL}{error}".partition("\n")[0], file=sys.stderr, flush=True)
         os._exit(1)
 

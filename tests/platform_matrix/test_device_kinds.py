@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from prefork.platform_matrix.device_kinds import KINDS, Failure, find_kind, is_out_of_memory
-from prefork.work.staging import is_broken, open_staging
+from prefork.platform_matrix.device_kinds import KINDS, find_kind, is_out_of_memory
+from prefork.platform_matrix.failures import Failure
+from prefork.work.staging import judge, open_staging
 from prefork.work.torch_state import release
 
 GB = 1 << 30
@@ -74,7 +75,7 @@ def test_every_kind_but_cuda_does_without_it(metal: SimpleNamespace) -> None:
         kind.limit_memory(GB)
         kind.speed_up()
         release(name)
-        assert not is_broken(RuntimeError("no such operator"), name)
+        assert judge(RuntimeError("no such operator"), name) is None
         assert open_staging(name).fetch([{"a": torch.ones(2)}]).wait()[0]["a"].tolist() == [1.0, 1.0]
     assert metal.waited == 1
 
@@ -120,4 +121,4 @@ def test_a_kind_that_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="kind 'xpu'; known are cpu, cuda, mps"):
         find_kind("xpu:0")
     assert find_kind("cuda:3").name == "cuda"
-    assert find_kind("cuda").classify(RuntimeError("CUDA error: an illegal access"), "CUDA error") is Failure.BROKEN
+    assert find_kind("cuda").classify(RuntimeError("CUDA error: an illegal access"), "CUDA error") is Failure.CONTEXT

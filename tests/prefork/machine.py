@@ -173,6 +173,9 @@ class Machine:
                 self.servers.add(place)
                 self.serving.discard(place)
                 self.stuck_servers.discard(place)
+            case act.EndServers():
+                self.servers.clear()
+                self.serving.clear()
             case act.Complete(task, result, error):
                 assert not isinstance(result, Pickled) or result.data == task.label.encode(), "another's result"
                 self.ended[task.label] += 1
