@@ -43,7 +43,7 @@ from prefork.wire.specification import Inventory, Specification
 
 _MOST_FATAL = 8  # segments in a row that servers may die of, with nothing done in between
 _LEAST_CREDIT = 20.0  # seconds of audio that a worker may have under way
-_CREDIT_BATCHES = 2  # that all workers together may have under way: one is computed, one waits
+_CREDIT_BATCHES = 3  # that all workers together may have under way: one is computed, one copied, one prepared
 _MOST_ASKED = 128  # requests of one worker, so that they and their answers fit into a socket: nobody waits to send
 _MOST_OPEN = 1024  # descriptors that a process uses, if it may have more: select takes no others
 _SHARE_ASKED = 4  # a quarter of them is for requests that are under way
