@@ -56,6 +56,14 @@ class DeviceKind(ABC):
     def synchronize(self, device: str) -> None:
         """Waits until all that was launched is done. Raises what went wrong there."""
 
+    def reset_peak(self, device: str) -> int | None:  # noqa: ARG002
+        """Bytes that this process has in tensors; from here on the most of that is noted. None if nobody can say."""
+        return None
+
+    def read_peak(self, device: str) -> int:  # noqa: ARG002
+        """The most that it was since."""
+        return 0
+
     def limit_memory(self, size: int) -> None:  # noqa: B027  most have no such limit
         """size: bytes that this process may take of it."""
 
@@ -120,6 +128,17 @@ class _CUDA(DeviceKind):
         import torch
 
         torch.cuda.synchronize(device)
+
+    def reset_peak(self, device: str) -> int:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+
+    def read_peak(self, device: str) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
 
     def speed_up(self) -> None:
         """Matrix products of float32 in TF32, where it has that."""

@@ -119,7 +119,13 @@ class Servers:
 
     def _start(self, server: ModelServer) -> None:
         server.started = self._outbox.now
-        order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.batch_share)
+        order = ServerOrder(
+            self._specification,
+            self._plan.server_threads,
+            server.blame.groups,
+            server.batch_share,
+            self._policy.recall_batches() if server.device else {},
+        )
         self._outbox.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
     def end(self) -> None:
@@ -199,7 +205,9 @@ class Servers:
                 server.failed_starts = 0
                 begins = max([self._outbox.now, *(batch.until for batch in server.running.values())])
                 server.running[number] = RunningBatch(requests, elements, begins + self._find_hang_seconds(elements))
-            case BatchDone(number):
+            case BatchDone(number, engine, size, taken):
+                if taken:
+                    self._policy.learn_batch(engine, size, taken)
                 server.blame.clear(self._list_wanted(server.running.pop(number).requests))
                 server.fatal = 0
                 server.record.note_done()

@@ -23,7 +23,7 @@ File descriptors go beside a message: see `prefork.wire.channel`. `prefork check
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.wire.memory_file import Layout
@@ -55,12 +55,13 @@ class Usage:
 class ServerOrder:
     """What a model server is told before it begins. threads: that it computes on, on the CPU. groups: batches, of
     requests as `prefork.pool.blame` knows them, to be run before all others, as they are. limit: what is left of the
-    usual size of a batch."""
+    usual size of a batch. measured: by engine, what batches took, as `Loaded.measured` has it."""
 
     specification: Specification
     threads: int
     groups: Sequence[tuple[tuple[int, int], ...]] = ()
     limit: float = 1.0
+    measured: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +306,13 @@ class BatchStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
+    """engine: whose it was. size, taken: bytes of the device's memory that the engine estimates, and that it took;
+    0 if nobody can say."""
+
     batch: int
+    engine: str = ""
+    size: float = 0.0
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prefork.engines.base import InputError, Tensors
 from prefork.engines.batching import Batcher
@@ -48,7 +48,7 @@ from prefork.wire.messages import (
 )
 from prefork.work import loading, torch_state
 from prefork.work.exchange import pack, unpack
-from prefork.work.loaded import Loaded
+from prefork.work.loaded import BatchUse, Loaded
 from prefork.work.staging import Results, Staging, judge, open_staging
 
 _PATIENCE = 0.005  # seconds that a segment waits for others to share its batch
@@ -66,7 +66,7 @@ def main() -> None:
     try:
         import torch
 
-        loaded = loading.load(order.specification)
+        loaded = replace(loading.load(order.specification), measured=order.measured)
         torch.set_num_threads(order.threads)
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading is said in words
@@ -101,6 +101,8 @@ class _Batch:
     number: int
     requests: Group
     results: Results
+    engine: str
+    use: BatchUse
 
 
 @dataclass(slots=True)
@@ -201,14 +203,17 @@ class _Server:
 
     def _queue(self, request: Request) -> None:
         asked = self._asked[request]
-        if asked.engine not in self._batchers:
-            self._batchers[asked.engine] = self.loaded.make_batcher(asked.engine)
-            self._batchers[asked.engine].limit(self._limit)
         try:
-            self._batchers[asked.engine].add(request, asked.elements)
+            self._find_batcher(asked.engine).add(request, asked.elements)
         except ValueError as error:
             self._drop(request)
             self._send(request, InferError(request[1], pickle_error(InputError(str(error)), "")))
+
+    def _find_batcher(self, engine: str) -> Batcher[Request]:
+        if engine not in self._batchers:
+            self._batchers[engine] = self.loaded.make_batcher(engine)
+            self._batchers[engine].limit(self._limit)
+        return self._batchers[engine]
 
     def _forget(self, worker: int) -> None:
         """A worker has gone, and with it who wanted its answers."""
@@ -285,15 +290,18 @@ class _Server:
         engine = asked[0].engine
         try:
             torch_state.reseed(asked[0].seed)
-            with self._unlocked():
+            padded = len(asked) * max(one.elements for one in asked)
+            measuring = self.loaded.measure_batch(engine, self._find_batcher(engine), padded)
+            with measuring as use, self._unlocked():
                 staged = self._staging.send([one.tensors for one in asked])
                 outputs = self.loaded.compute(engine, staged)
                 if len(outputs) != len(requests):
                     raise ValueError(f"{engine}: infer returned {len(outputs)} outputs for {len(requests)} segments")
-                batch = _Batch(self._batches, requests, self._staging.fetch(outputs))
+                results = self._staging.fetch(outputs)
         except BaseException as error:  # noqa: BLE001  whatever the model raises, sys.exit too, is for others to judge
             self._fail(self._batches, requests, error)
             return
+        batch = _Batch(self._batches, requests, results, engine, use)
         self._running.append(batch)
         if self._in_flight > 1:
             self._flights.put(batch)
@@ -334,7 +342,8 @@ class _Server:
         if failure is not None:
             self._fail(batch.number, batch.requests, failure)
             return
-        self.channel.send(BatchDone(batch.number))  # before it is answered: what was answered is not asked again
+        done = BatchDone(batch.number, batch.engine, batch.use.size, batch.use.taken)
+        self.channel.send(done)  # before it is answered: what was answered is not asked again
         for request, (fd, layout) in zip(batch.requests, packed, strict=True):
             self._held.discard(request)
             if self._drop(request) is not None:

@@ -55,6 +55,11 @@ class Policy:
 
     def note_memory(self, worker: str, memory: Memory) -> None: ...
 
+    def learn_batch(self, engine: str, size: float, taken: int) -> None: ...
+
+    def recall_batches(self) -> dict[str, list[tuple[float, int]]]:
+        return {}
+
     def note_kill(self) -> None:
         self.kills += 1
 

@@ -18,6 +18,7 @@ from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import Worker, Workers
 from prefork.wire.messages import BatchDone, BatchFailed, BatchStarted, FromServer, Group, LoadFailed, ModelsLoaded
 from prefork.wire.specification import Inventory, Specification
+from tests.prefork.machine import Policy
 
 _SECOND = 16_000  # elements
 
@@ -156,6 +157,27 @@ def test_with_nvidias_mps_the_end_waits_for_a_batch() -> None:
     setup.send(BatchStarted(1, ((0, 0),), _SECOND))
     setup.servers.end()
     assert setup.outbox.take() == [EndServers(frozenset({0}))]
+
+
+def test_what_batches_took_of_a_gpu_is_told_to_the_server_that_takes_the_place_of_another() -> None:
+    setup = Setup()
+    told: list[tuple[str, float, int]] = []
+
+    class Told(Policy):
+        def learn_batch(self, engine: str, size: float, taken: int) -> None:
+            told.append((engine, size, taken))
+
+        def recall_batches(self) -> dict[str, list[tuple[float, int]]]:
+            return {"script": [(8.0, 7)]}
+
+    setup.servers._policy = Told()
+    setup.servers.all[0].device = "GPU-7"
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND), BatchDone(1, "script", 8.0, 7), BatchStarted(2, ((0, 1),), _SECOND))
+    setup.die()
+    assert told == [("script", 8.0, 7)]
+    (order,) = [action.order for action in setup.actions[1:] if isinstance(action, StartServer)]
+    assert order.measured == {"script": [(8.0, 7)]}
 
 
 def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:
