@@ -30,10 +30,9 @@ class DeviceMemory:
     free: int
     total: int
 
-    @property
-    def is_hoarded(self) -> bool:
-        """Whether torch keeps more for later than the others can spare."""
-        return self.reserved - self.allocated > _MOST_UNUSED * self.total
+    def is_hoarded(self, need: int) -> bool:
+        """Whether torch keeps more for later than the others can spare. need: bytes that the next batch takes of it."""
+        return self.reserved - self.allocated > need + _MOST_UNUSED * self.total
 
 
 class DeviceKind(ABC):
@@ -141,12 +140,15 @@ class _CUDA(DeviceKind):
         return torch.cuda.max_memory_allocated(device)
 
     def speed_up(self) -> None:
-        """Matrix products of float32 in TF32, where it has that."""
+        """Matrix products of float32 in TF32, where it has that; convolutions use it by themselves.
+
+        By the older of torch's two switches: once the newer one is set (fp32_precision, since 2.9), whoever reads the
+        older one, as pyannote does, gets a RuntimeError.
+        """
         import torch
 
         if torch.cuda.get_device_capability()[0] >= 8:  # Ampere
             torch.backends.cuda.matmul.allow_tf32 = True
-            torch.backends.cudnn.allow_tf32 = True
 
     def probe(self, device: str) -> None:
         import torch

@@ -128,7 +128,7 @@ class Computing(DeviceStepwise):
             return Finding.UNKNOWN, str(error), ()
         text = f"{self._loaded.count_weights() / 1e6:.0f} MB of weights"
         if self._loaded.device == "cuda":
-            tf32 = "with" if torch.backends.cuda.matmul.allow_tf32 else "without"
+            tf32 = "with" if loading.uses_tf32("cuda") else "without"
             text = f"{text} on {torch.cuda.get_device_name(0)}, {tf32} TF32"
         self._channel.send(DeviceResult(pickle.dumps(result)))
         return Finding.SAFE, text, ()

@@ -44,6 +44,11 @@ class BatchRoom:
         self.num_elements = count
         return True
 
+    @property
+    def most_taken(self) -> int:
+        """Bytes, of all batches; 0 before there were any."""
+        return max((taken for _, taken in self._series.points), default=0)
+
     def measure(self, num_elements: int) -> float:
         """Bytes that the engine estimates for so many."""
         return num_elements * self._rate

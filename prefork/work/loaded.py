@@ -117,6 +117,11 @@ class Loaded:
             return batching, batching.batch_size * round(_USUAL_SECONDS * ELEMENTS_PER_SECOND), warnings
         return batching, _WINDOW * (batching.max_num_elements or 1), warnings
 
+    @property
+    def batch_need(self) -> int:
+        """Bytes of the device that the next batch may take, as far as batches were measured."""
+        return max((room.most_taken for room in self.rooms.values()), default=0)
+
     def find_room(self, name: str) -> BatchRoom | None:
         """None where a device's memory does not say how large an engine's batches are."""
         chosen = self.batching.batch_size is not None or self.batching.max_num_elements is not None

@@ -222,7 +222,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         seconds=time.monotonic() - started,
         fingerprints=loaded.fingerprints,
         hazards=hazards,
-        tf32=_uses_tf32(loaded.device),
+        tf32=uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
         suspicions={} if loaded.remote else _list_suspicions(loaded.engines),
         batches=loaded.list_batches(),
@@ -236,12 +236,12 @@ def _list_suspicions(engines: Mapping[str, Engine]) -> dict[str, str]:
     return {name: engine.suspicion for name, engine in engines.items() if engine.suspicion}
 
 
-def _uses_tf32(device: str) -> bool | None:
+def uses_tf32(device: str) -> bool | None:
     if device != "cuda":
         return None
     import torch
 
-    return bool(torch.backends.cuda.matmul.allow_tf32)
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"  # to read this one never raises
 
 
 def explain(error: Exception) -> tuple[str, str]:

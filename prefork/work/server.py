@@ -141,6 +141,8 @@ class _Server:
         timeout: float | None = 0.0
         with self._lock:
             while True:
+                if timeout is None and not self._running:
+                    torch_state.release(self.loaded.device, self.loaded.batch_need)
                 self._listen(timeout)
                 timeout = 0.0 if self._launch_next() else self._find_timeout()
 
@@ -307,7 +309,7 @@ class _Server:
             self._flights.put(batch)
         else:
             self._finish(batch)
-            torch_state.release(self.loaded.device)
+            torch_state.release(self.loaded.device, idle=False)
 
     def _deliver(self) -> None:
         """The other thread's life: batches end in the order in which they were launched."""

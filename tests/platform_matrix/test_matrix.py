@@ -280,10 +280,10 @@ def test_ipc_is_what_it_was_asked_for_and_costs_a_context_for_each_worker() -> N
     assert (plan.strategy, plan.workers, plan.fallback) == (Strategy.IPC, 4, "")
     assert plan.video is not None
     assert plan.video.describe(4) == (
-        "weights 1.00 GB + 5 contexts 2.50 GB + batches 113.50 GB = 117.00 GB of 117.00 GB on cuda:0 "
+        "weights 1.00 GB + 5 contexts 3.50 GB + batches 112.50 GB = 117.00 GB of 117.00 GB on cuda:0 "
         "(130.00 GB free, less a reserve of 13.00 GB)"
     )
-    assert plan.batch_memory == 113_500_000_000 // 4
+    assert plan.batch_memory == 112_500_000_000 // 4
 
 
 def test_a_server_on_the_cpu_has_the_model_once_and_its_workers_none() -> None:
@@ -427,3 +427,13 @@ def test_under_nvidias_mps_several_processes_compute_on_an_exclusive_gpu(strateg
     assert any("NVIDIA's MPS" in reason.text for reason in plan.reasons)
     other = decide(_describe_gpus(alone), request)
     assert other.strategy is Strategy.SERVER or other.workers == 1
+
+
+@pytest.mark.parametrize(("capability", "context"), [("8.9", "0.50"), ("9.0", "0.70"), ("12.0", "0.70"), ("", "0.50")])
+def test_a_context_is_planned_with_more_from_hopper_on(capability: str, context: str) -> None:
+    gpu = replace(GPU["cuda"], capability=capability)
+    plan = decide(_describe_gpus(gpu), Request(engines=("ctc",), weights=GB, strategy=Strategy.SPAWN, workers=2))
+    assert plan.video is not None
+    assert f"2 contexts {2 * float(context):.2f} GB" in plan.video.describe(2)
+    one = decide(_describe_gpus(gpu), Request(engines=("ctc",), weights=GB))
+    assert one.video is not None and f"1 context {context} GB" in one.video.describe(1)

@@ -46,6 +46,7 @@ class Twice:
         return 16_000
 
     device = "cpu"
+    batch_need = 0
 
     @property
     def engines(self) -> dict[str, Twice]:

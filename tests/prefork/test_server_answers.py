@@ -43,6 +43,7 @@ class Device:
     arrived: dict[int, threading.Event] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
     device: str = "cuda"
+    batch_need: int = 0
 
     def __post_init__(self) -> None:
         for events in (self.begun, self.computed, self.arrived):
@@ -105,7 +106,7 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
     device = Device()
     monkeypatch.setattr(server, "open_staging", lambda _: device)
     monkeypatch.setattr(server, "judge", lambda *_: None)
-    monkeypatch.setattr(torch_state, "release", lambda _: None)
+    monkeypatch.setattr(torch_state, "release", lambda *_, **__: None)
     here, there = socket.socketpair()
     ours, theirs = socket.socketpair()
     supervisor = Channel(here)
