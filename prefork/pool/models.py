@@ -6,11 +6,9 @@ memory have them; or each worker loads them itself. What does not work here fall
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
-from prefork.platform_matrix.failed_devices import give_up
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import (
     Announce,
@@ -25,12 +23,12 @@ from prefork.pool.actions import (
     StartOwners,
     StartZygote,
 )
-from prefork.pool.device_record import DeviceRecord
 from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
+from prefork.pool.failing_devices import FailingDevices
 from prefork.pool.policy import Policy
 from prefork.pool.servers import Servers
-from prefork.pool.tasks import ATTEMPTS, HangLimit, Task
-from prefork.pool.workers import MOST_FAILED_STARTS, Death, Worker, Workers
+from prefork.pool.tasks import HangLimit, Task
+from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
 from prefork.wire.endings import describe_end
 from prefork.wire.messages import (
     AttachExports,
@@ -78,8 +76,7 @@ class Models:
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
         self._exports: dict[int, Export] = {}  # of the owners, by place
-        self._records: defaultdict[int, DeviceRecord] = defaultdict(DeviceRecord)  # of workers' devices, by place
-        self._next_plan: Plan | None = None  # that takes the place of this one once all processes are gone
+        self.devices = FailingDevices(outbox, self.workers, fail, self._kill_zygote)
         self._deaths = 0  # of servers that are no more used
         self._crashes: dict[Hashable, str] = {}  # of forked workers, by what they were at
         self._unsafe = ""  # why workers are forked no more, once the zygote has ended
@@ -114,8 +111,8 @@ class Models:
 
     def tick(self) -> None:
         """Nobody is waited for without end."""
-        if self._next_plan is not None and not (self._has_zygote or self.workers.all):
-            self._change_plan(self._next_plan)
+        if self._is_changing and not (self._has_zygote or self.workers.all):
+            self._change_plan()
         seconds = self._find_loading_limit()
         self.workers.tick(seconds)
         if self.servers is not None:
@@ -124,9 +121,11 @@ class Models:
             self._fail(
                 f"the zygote has not loaded the models within {seconds:.0f} s; a longer hang limit allows it more"
             )
-        elif self.plan.devices and (unended := self.workers.find_unended(self._hang_limit.base)) is not None:
-            self._give_up(self.workers.find_place(unended.slot), f"{unended.name} was killed there and does not end")
-        elif self._has_zygote and self.workers.is_zygote_late(self._hang_limit.base):
+        elif (
+            self._has_zygote
+            and not self.devices.give_up_unended(self._hang_limit.base)
+            and self.workers.is_zygote_late(self._hang_limit.base)
+        ):
             self.reload("the zygote, which forks the workers, did not answer")
 
     def _find_loading_limit(self) -> float:
@@ -149,12 +148,12 @@ class Models:
     def is_starting(self) -> bool:
         """Whether something is about to come that workers are started from, or not to come, in limited time."""
         starting = self.servers is not None and any(server.inventory is None for server in self.servers.all)
-        return starting or self._loading_since is not None or self._is_reloading or self._next_plan is not None
+        return starting or self._loading_since is not None or self._is_reloading or self._is_changing
 
     def note_success(self, worker: Worker) -> None:
         """Something was done."""
         self._zygotes_lost = 0
-        self._records[self.workers.find_place(worker.slot)].note_done()
+        self.devices.note_done(worker)
 
     def _specify(self) -> Specification:
         manifest = self.inventory.manifest if self.inventory else None
@@ -171,7 +170,7 @@ class Models:
     def _go_on(self) -> None:
         """Everything is loaded, or part of it: what is in servers, and what is in the process to be forked from."""
         inventory, servers = self._loaded, self.servers
-        if self._next_plan is not None or inventory is None or (servers is not None and servers.inventory is None):
+        if self._is_changing or inventory is None or (servers is not None and servers.inventory is None):
             return
         self._loaded = None
         if servers is not None and (served := servers.inventory) is not None:
@@ -210,52 +209,19 @@ class Models:
         if message.traceback:
             self._outbox.do(LogText(message.traceback))
         if message.device_failed and self.plan.devices:
-            self._give_up(place, message.reason)
+            self.devices.give_up(place, message.reason)
         else:
             self._fail(message.reason)
 
-    # -- devices that fail -------------------------------------------------------------------------------------
+    @property
+    def _is_changing(self) -> bool:
+        """Whether a device was given up: all processes end, and then comes another plan."""
+        return self.devices.next_plan is not None
 
-    def excuses(self, death: Death) -> bool:
-        """Whether a task is not to blame for the end of its worker: all workers are replaced, or its device failed."""
-        if self._next_plan is not None:
-            return True
-        place, broken, record = death.place, death.broken, self._records[death.place]
-        if not self.plan.devices or (broken is None and not death.unended):
-            return False
-        if death.unended or (broken is not None and broken.device_failed):
-            if death.unended or record.note_fault():
-                self._give_up(place, death.reason)
-            else:
-                self._outbox.notify(f"{death.task.label}: {death.reason}; retrying it on a new worker")
-            return True
-        if death.task.attempts + 1 < ATTEMPTS or record.blames() or not self._can_spare(place):
-            return False
-        self._give_up(place, f"{death.reason}, with every segment that it was given")
-        return True
-
-    def _can_spare(self, place: int) -> bool:
-        """Whether work can go on without this device."""
-        return not give_up(self.plan, place, "it fails").refusal
-
-    def _give_up(self, place: int, reason: str) -> None:
-        """A device is used no more. All is loaded again on what is left, and no task is to blame."""
-        if self._next_plan is not None or self.workers.is_closed:
-            return
-        plan, label = give_up(self.plan, place, reason), self.plan.labels[place]
-        if plan.refusal:
-            self._fail(plan.refusal)
-            return
-        where = ", ".join(plan.labels) or "the CPU"
-        self._outbox.notify(f"{label} is used no more: {reason}; the models are loaded again, on {where}")
-        self._next_plan = plan
-        self.workers.kill_all("was killed, because its device had failed")
-        if self._has_zygote:
-            self._outbox.do(KillZygote())
-
-    def _change_plan(self, plan: Plan) -> None:
-        self._next_plan, self.inventory, self._is_reloading = None, None, False
-        self._records.clear()
+    def _change_plan(self) -> None:
+        plan = self.devices.take_next_plan()
+        assert plan is not None
+        self.inventory, self._is_reloading = None, False
         self._end_servers()
         self._outbox.do(EndOwners())
         self._outbox.do(CloseArena())
@@ -267,6 +233,10 @@ class Models:
         self.workers.can_start = False
         self._has_zygote, self._is_reloading, self._loading_since = True, False, self._outbox.now
         self._outbox.do(StartZygote(self._specify(), self.plan))
+
+    def _kill_zygote(self) -> None:
+        if self._has_zygote:
+            self._outbox.do(KillZygote())
 
     def _end_zygote(self) -> None:
         if self._has_zygote:
@@ -295,7 +265,7 @@ class Models:
         self._loaded = None
         self._outbox.do(EndOwners())
         tasks = self.workers.drop_all()
-        if self.workers.is_closed or self._next_plan is not None:
+        if self.workers.is_closed or self._is_changing:
             return tasks
         if self._unsafe:
             reason, self._unsafe, self._is_reloading = self._unsafe, "", False
@@ -358,7 +328,7 @@ class Models:
             self._policy,
             self._hang_limit,
             self._descriptors,
-            self._can_spare,
+            self.devices.can_spare,
         )
 
     def _end_servers(self) -> None:
@@ -370,7 +340,7 @@ class Models:
     def handle_server(self, event: ServerSent | ServerExited) -> None:
         """With it they may have become ready, or impossible."""
         servers = self.servers
-        if servers is None or self._next_plan is not None:
+        if servers is None or self._is_changing:
             return
         if isinstance(event, ServerExited):
             servers.handle_exit(event)
@@ -378,7 +348,7 @@ class Models:
             servers.handle(event.place, event.message)
         failure, servers.failure = servers.failure, None
         if servers.dead is not None:
-            self._give_up(*servers.dead)
+            self.devices.give_up(*servers.dead)
         elif failure is not None:
             self.handle_failure(failure)
         elif servers.inventory is not None:

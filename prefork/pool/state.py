@@ -125,7 +125,7 @@ class Pool:
                 first = next(iter(worker.calls), None)  # it begins one call after it has answered the one before
                 self.scheduler.push_back(worker, [n for n in worker.calls if n != first or n in event.unbegun])
                 if (death := self.workers.reap(event)) is not None:
-                    if self.models.excuses(death):
+                    if self.models.devices.excuses(death):
                         self.scheduler.queue.push_again(death.task)
                     else:
                         self.scheduler.lose(death)
