@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefork.platform_matrix.devices import ask_devices
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Request, decide
+
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a torch that is built for CUDA"),  # type: ignore[no-untyped-call]
@@ -31,7 +35,7 @@ int cuInit(unsigned flags) {
   fflush(log);
   return 100;
 }
-int cuDriverGetVersion(int *version) { *version = 99000; return 0; }
+int cuDriverGetVersion(int *version) { char *v = getenv("DRIVER_VERSION"); *version = v ? atoi(v) : 99000; return 0; }
 int cuDeviceGetCount(int *count) { return 3; }
 static int none(void) { return 100; }
 int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long flags, int *status) {
@@ -74,7 +78,15 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("driver")
     (folder / "driver.c").write_text(DRIVER)
-    compiler = ["cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1"]
+    compiler: list[str | Path] = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        folder / "libcuda.so.1",
+    ]
     try:
         subprocess.run([*compiler, folder / "driver.c"], check=True)
     except FileNotFoundError:
@@ -105,3 +117,18 @@ def test_what_a_gpus_workers_are_forked_from_has_asked_for_no_gpu(strategy: str,
 def test_a_model_that_asks_on_the_cpu_may_be_forked_and_no_child_of_it_sees_a_gpu(driver: Path, tmp_path: Path) -> None:
     """As with --devices cpu on a machine with a GPU. This is what the other strategies are kept from."""
     assert _fork(driver, tmp_path / "asked", "fork") == ([], ["", ""])  # by the model, and before the fork
+
+
+@pytest.mark.exec
+def test_a_driver_that_is_too_old_for_this_torch_is_named_and_the_cpu_computes(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver))
+    monkeypatch.setenv("DRIVER_VERSION", "1000")
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices = ask_devices(refresh=True)
+    assert "driver on your system is too old (found version 1000)" in devices.error
+    plan = decide(read_facts(devices), Request(("ctc",)))
+    assert (plan.device, plan.refusal) == ("cpu", "")
+    assert "update NVIDIA's driver" in plan.fallback
