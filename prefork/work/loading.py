@@ -241,7 +241,7 @@ def uses_tf32(device: str) -> bool | None:
         return None
     import torch
 
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"  # to read this one never raises
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")  # to read this one never raises
 
 
 def explain(error: Exception) -> tuple[str, str]:

@@ -166,7 +166,7 @@ class _Server:
     def _listen(self, timeout: float | None) -> None:
         """Takes all that has come; waits for it so many seconds at most."""
         while True:
-            ends = [self.channel, self._wakes[0], *self._links.values()]
+            ends: list[Channel | int] = [self.channel, self._wakes[0], *self._links.values()]
             with self._unlocked():
                 ready, _, _ = select.select(ends, [], [], timeout)
             if not ready:

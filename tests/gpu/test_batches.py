@@ -100,7 +100,7 @@ def test_with_tf32_few_words_have_other_times() -> None:
 
 @needs_cuda
 def test_tf32_is_on_where_the_card_has_it() -> None:
-    def look() -> tuple[tuple[int, int], bool, bool, float]:
+    def look() -> tuple[tuple[int, int], bool | None, bool, float]:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         values = torch.randn(1024, 1024, device="cuda")
         exact = values @ values
