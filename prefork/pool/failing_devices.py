@@ -58,6 +58,14 @@ class FailingDevices:
         self.give_up(place, f"{death.reason}, with every segment that it was given")
         return True
 
+    def note_failed_start(self, worker: Worker) -> None:
+        """If a worker has ended before it was ready, and it was its device's fault."""
+        place = self._workers.find_place(worker.slot)
+        is_fault = worker.ready is None and worker.broken is not None and worker.broken.device_failed
+        if is_fault and self._workers.plan.devices and self._records[place].note_fault():
+            assert worker.broken is not None
+            self.give_up(place, f"{worker.name}: {worker.broken.reason}")
+
     def can_spare(self, place: int) -> bool:
         """Whether work can go on without this device."""
         return not give_up(self._workers.plan, place, "it fails").refusal

@@ -122,6 +122,7 @@ class Pool:
             case WorkerReaped():
                 worker = self.workers.all[event.number]
                 worker.closed = True  # it is given nothing more
+                self.models.devices.note_failed_start(worker)
                 first = next(iter(worker.calls), None)  # it begins one call after it has answered the one before
                 self.scheduler.push_back(worker, [n for n in worker.calls if n != first or n in event.unbegun])
                 if (death := self.workers.reap(event)) is not None:

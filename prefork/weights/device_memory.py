@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.base import LoadError
+from prefork.platform_matrix import cuda_errors
 from prefork.platform_matrix.cuda import CUDADriver, CUDAError
 from prefork.platform_matrix.driver import is_served
 from prefork.platform_matrix.errors import PreforkError
@@ -91,6 +92,11 @@ class DeviceError(PreforkError):
         A handle whose owner has died is refused with the same codes: ask first whether it lives.
         """
         return self.name == "CUDA_ERROR_NOT_SUPPORTED" or (self.what in (_EXPORT, _OPEN) and self.name in _REFUSALS)
+
+    @property
+    def blames_device(self) -> bool:
+        """Whether nothing can be done there, whoever tries."""
+        return self.what == _USE or cuda_errors.blames_device(self.name)
 
 
 class WeightsChanged(PreforkError):

@@ -13,7 +13,6 @@ import contextlib
 import os
 import time
 
-from prefork.platform_matrix.cuda_errors import blames_device
 from prefork.weights.device_memory import DeviceError, make_memory
 from prefork.wire.child import open_channel
 from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
@@ -29,7 +28,7 @@ def main() -> None:
             memory = make_memory(order.kind)
             export = memory.upload(order.path, order.size)
         except DeviceError as error:
-            failed = LoadFailed(str(error), device_failed=blames_device(error.name))
+            failed = LoadFailed(str(error), device_failed=error.blames_device)
             channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else failed)
             return
         channel.send(WeightsExported(export, time.monotonic() - started))

@@ -29,7 +29,7 @@ from prefork.outputs import JobOutput, OutputFolder
 from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.weights.device_memory import WeightsChanged
+from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.weights.faults import watch_for_writes
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
@@ -68,6 +68,9 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     except WeightsChanged as error:
         channel.send(WeightsCorrupted(str(error)))
         return
+    except DeviceError as error:
+        channel.send(WorkerBroken(str(error), error.blames_device))
+        raise
     SYSTEM.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(WorkerReady(os.getpid()))

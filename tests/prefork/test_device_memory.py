@@ -218,6 +218,7 @@ def test_what_ipc_refuses_is_told_from_what_no_strategy_could_do(what: str, name
     error = DeviceError(what, name, "it says")
     assert str(error) == f"cannot {what}: it says ({name})"
     assert error.refuses_ipc == refuses
+    assert error.blames_device == (name == "CUDA_ERROR_NO_DEVICE")
     assert pickle.loads(pickle.dumps(error)).args == error.args
 
 

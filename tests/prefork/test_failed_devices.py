@@ -161,6 +161,20 @@ def test_a_worker_with_a_model_of_its_own_is_not_blamed_either(failed: bool, sta
     assert machine.pool.models.plan.device == "cpu"
 
 
+def test_a_gpu_that_new_workers_cannot_use_is_given_up_before_they_are() -> None:
+    machine = Machine(Pool(Specification(), _plan(count=1, devices=(), strategy=Strategy.SPAWN), Policy(), HANG, 1024))
+    machine.feed(ev.Started())
+    machine.feed(ev.TasksSubmitted([make_task("task 0")]))
+    for _ in range(2):
+        machine.feed(ev.Tick())
+        number = next(iter(machine.silent))
+        machine.feed(ev.WorkerSent(number, WorkerBroken("cannot use the GPU: it has fallen off the bus", True)))
+        machine.kill(number, status=1)
+    assert _end(machine) == {"task 0": b"result"}
+    assert machine.pool.models.plan.device == "cpu"
+    assert any("fallen off the bus" in notice for notice in machine.notices)
+
+
 def _take(machine: Machine, step: str, random: Any) -> None:
     """One thing that can happen to a machine with GPUs."""
     workers = machine.pool.workers.all
