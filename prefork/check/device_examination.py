@@ -47,12 +47,12 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
 from prefork.wire.environment import make_environment
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import (
     BatchFailed,
     BatchStarted,
     ConnectWorker,
-    Export,
     FromOwner,
     FromServer,
     IPCUnavailable,

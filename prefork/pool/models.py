@@ -30,9 +30,9 @@ from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
 from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
 from prefork.wire.endings import describe_end
+from prefork.wire.exports import Export
 from prefork.wire.messages import (
     AttachExports,
-    Export,
     ForkUnsafe,
     FromOwner,
     FromZygote,

@@ -31,8 +31,8 @@ from prefork.platform_matrix.cuda import CUDADriver, CUDAError
 from prefork.platform_matrix.driver import is_served
 from prefork.platform_matrix.errors import PreforkError
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Export
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Segmen
 from prefork.engines.batching import Batcher, Batching
 from prefork.memory.batch_room import BatchRoom
 from prefork.platform_matrix.device_kinds import find_kind
-from prefork.wire.messages import Export
+from prefork.wire.exports import Export
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena

@@ -27,8 +27,8 @@ from prefork.engines.base import LoadError
 from prefork.weights.arena import Arena
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
 from prefork.weights.device_memory import GPU, CUDAMemory, DeviceError, HostMemory, WeightsChanged, attach
+from prefork.wire.exports import Checksum, Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Checksum, Export
 
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),
