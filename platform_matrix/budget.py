@@ -16,6 +16,7 @@ LIBRARIES = 750_000_000  # torch, torchaudio, transformers and stanza once impor
 PRIVATE = 150_000_000  # of a worker's own while it computes: 57-140 MB were measured
 HOST = 100_000_000  # of a worker's own that has no model: what it decodes, sends and gets back
 CONTEXT = 500_000_000  # of a GPU, for each process that computes on it: CUDA's own, and its libraries' kernels
+HOPPER_CONTEXT = 700_000_000  # from compute capability 9.0 on; others report 426 to 616 MiB without the libraries
 LEAST_BATCH = 600_000_000  # of a GPU: 30 s of audio, at the 20 MB a second that a wav2vec2 takes in float32
 
 
@@ -76,6 +77,7 @@ class VideoBudget:
     each: int
     memory: int  # of the GPU, whoever uses it
     known: bool  # whether `free` was asked for in this run; else it is what the GPU has, less a tenth
+    context: int = CONTEXT  # of each process that computes there
 
     @property
     def room(self) -> int:
@@ -109,7 +111,7 @@ class VideoBudget:
 
     def measure_batches(self, workers: int) -> int:
         """Bytes left for the batches of all processes of one device."""
-        return self.room - self.count_copies(workers) * self.weights - self.count_contexts(workers) * CONTEXT
+        return self.room - self.count_copies(workers) * self.weights - self.count_contexts(workers) * self.context
 
     def share_batches(self, workers: int) -> int:
         """Bytes for the batches of one process."""
@@ -118,10 +120,10 @@ class VideoBudget:
     def describe(self, workers: int) -> str:
         copies, contexts = self.count_copies(workers), self.count_contexts(workers)
         batches = max(self.measure_batches(workers), self.count_local(workers) * LEAST_BATCH)
-        need = copies * self.weights + contexts * CONTEXT + batches
+        need = copies * self.weights + contexts * self.context + batches
         parts = (
             f"{_times(copies)}weights {format_gigabytes(self.weights)}",
-            f"{contexts} context{'s' * (contexts != 1)} {format_gigabytes(contexts * CONTEXT)}",
+            f"{contexts} context{'s' * (contexts != 1)} {format_gigabytes(contexts * self.context)}",
             f"batches {format_gigabytes(batches)}",
         )
         free = f"{format_gigabytes(self.free)} {'free' if self.known else 'in all less a tenth'}"
@@ -172,9 +174,17 @@ def plan_video(
         (measure_free(device), label, device) for label, device in zip(labels, devices, strict=True)
     )
     size = weights or 0
-    once = 0 if strategy is Strategy.SPAWN else size + CONTEXT
-    each = {Strategy.SERVER: 0, Strategy.SPAWN: size + CONTEXT + LEAST_BATCH}.get(strategy, CONTEXT + LEAST_BATCH)
-    return VideoBudget(label, len(devices), free, free // 10, size, once, each, device.memory, device.free > 0)
+    context = measure_context(device)
+    once = 0 if strategy is Strategy.SPAWN else size + context
+    each = {Strategy.SERVER: 0, Strategy.SPAWN: size + context + LEAST_BATCH}.get(strategy, context + LEAST_BATCH)
+    known = device.free > 0
+    return VideoBudget(label, len(devices), free, free // 10, size, once, each, device.memory, known, context)
+
+
+def measure_context(device: Device) -> int:
+    """Bytes that each process takes of it before it computes anything, as planned."""
+    major = device.capability.partition(".")[0]
+    return HOPPER_CONTEXT if major.isdigit() and int(major) >= 9 else CONTEXT
 
 
 def measure_free(device: Device) -> int:

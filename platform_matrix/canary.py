@@ -24,6 +24,7 @@ from prefork.platform_matrix.systems import SYSTEM
 
 _POLL_SECONDS = 0.002
 _TRACE_SECONDS = 0.5  # how long a hung child may take to say where it hangs
+_DYING_SECONDS = 10.0  # and from SIGKILL to its end: the kernel may wait for a device
 _MOST_WORDS = 8192  # bytes kept of what it prints
 _MOST_LETTERS = 400  # of what an exception says
 _CAME_BACK = "prefork: a process that was forked in this call came back through it"
@@ -98,7 +99,7 @@ class Canary:
             status = self._wait_for_exit(time.monotonic() + _TRACE_SECONDS)
             if status is None:
                 self.kill()
-                status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                status = self._wait_for_exit(time.monotonic() + _DYING_SECONDS)
                 self._ended = time.monotonic()
         left = _kill_group(self.pid)
         seconds = self._ended - self._started
@@ -120,9 +121,9 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """What is left of a canary."""
+    """What is left of a canary. status: None if it does not end."""
 
-    status: int
+    status: int | None
     hung: bool
     left: bool  # processes that it had started
     seconds: float
@@ -143,7 +144,7 @@ def _judge(end: _Ending) -> Outcome:
         summary, _, text = end.result[1:].decode(errors="replace").partition("\0")
         where = tuple(describe_frame(*frame) for frame in reversed(_RAISED.findall(text)) if frame[0] != __file__)
         return Outcome(Fate.RAISED, end.seconds, None, f"raised {summary}", where, text)
-    if end.status != 0:
+    if end.status:  # None only of one that has hung
         where = tuple(describe_frame(*frame) for frame in _find_frames(end.words))
         status = SYSTEM.describe_status(end.status)
         return Outcome(Fate.DIED, end.seconds, None, status.words, where, end.words, status.ended)

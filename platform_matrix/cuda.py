@@ -14,7 +14,7 @@ from typing import Any
 from prefork.platform_matrix.errors import PreforkError
 
 _LIBRARIES = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
+_NOT_INITIALIZED, _NO_DEVICE = 3, 100  # CUDA_ERROR_NOT_INITIALIZED, CUDA_ERROR_NO_DEVICE, cuda.h
 
 
 class CUDAError(PreforkError):
@@ -61,10 +61,22 @@ class CUDADriver:
 
 def is_initialised() -> bool | None:
     """Whether CUDA's driver is initialised in this process, as it says itself; None if it is not even loaded."""
+    driver = _find_loaded()
+    return None if driver is None else bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
+
+
+def finds_no_gpu() -> bool:
+    """Whether CUDA's driver was asked in this process for GPUs, all of which were and are hidden: then it is not
+    initialised, and whatever it has opened was not inherited. It is asked once more, which changes nothing."""
+    driver = _find_loaded() if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else None
+    return driver is not None and driver.cuInit(0) == _NO_DEVICE
+
+
+def _find_loaded() -> ctypes.CDLL | None:
+    """The driver, if something in this process has loaded it; only Linux tells."""
     if sys.platform != "linux":
         return None
     try:
-        driver = ctypes.CDLL(_LIBRARIES["linux"], mode=os.RTLD_NOLOAD)
+        return ctypes.CDLL(_LIBRARIES["linux"], mode=os.RTLD_NOLOAD)
     except OSError:  # not loaded
         return None
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from prefork.platform_matrix import cuda_errors
+from prefork.platform_matrix.failures import Failure
 
 # What torch's allocator says when it gets nothing: on Linux and macOS, on Windows, and where C++ does not say more.
 _HOST_MEMORY = ("can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc")
 # ATen's MPSAllocator.mm: above the limit of the process, and above that of one buffer, which a smaller batch has not.
 _MPS_MEMORY = ("MPS backend out of memory", "Invalid buffer size: ")
 _MOST_UNUSED = 0.1  # of a device's memory that torch may keep between two segments
-
-
-class Failure(StrEnum):
-    """What an error says of the device."""
-
-    MEMORY = "memory"  # it has none left; with less to do it may go on
-    BROKEN = "broken"  # this process can use it no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +30,9 @@ class DeviceMemory:
     free: int
     total: int
 
-    @property
-    def is_hoarded(self) -> bool:
-        """Whether torch keeps more for later than the others can spare."""
-        return self.reserved - self.allocated > _MOST_UNUSED * self.total
+    def is_hoarded(self, need: int) -> bool:
+        """Whether torch keeps more for later than the others can spare. need: bytes that the next batch takes of it."""
+        return self.reserved - self.allocated > need + _MOST_UNUSED * self.total
 
 
 class DeviceKind(ABC):
@@ -61,15 +55,38 @@ class DeviceKind(ABC):
     def synchronize(self, device: str) -> None:
         """Waits until all that was launched is done. Raises what went wrong there."""
 
+    def reset_peak(self, device: str) -> int | None:  # noqa: ARG002
+        """Bytes that this process has in tensors; from here on the most of that is noted. None if nobody can say."""
+        return None
+
+    def read_peak(self, device: str) -> int:  # noqa: ARG002
+        """The most that it was since."""
+        return 0
+
     def limit_memory(self, size: int) -> None:  # noqa: B027  most have no such limit
         """size: bytes that this process may take of it."""
 
     def speed_up(self) -> None:  # noqa: B027  most do all they can by themselves
         """Has it do what it can and torch does not do by itself."""
 
+    def probe(self, device: str) -> None:  # noqa: B027  one that breaks takes the process with it
+        """Computes something small. Raises what is wrong with the device, or with this process's use of it."""
+
     @abstractmethod
     def classify(self, error: BaseException, text: str) -> Failure | None:
         """None if the error says nothing of the device. text: of the error, its type's name in front."""
+
+    def judge(self, error: BaseException, text: str, device: str) -> Failure | None:
+        """The same, once the device has been tried: CONTEXT if it does no more, None if it does."""
+        failure = self.classify(error, text)
+        if failure in (Failure.MEMORY, Failure.DEVICE):
+            return failure
+        try:
+            self.probe(device)
+        except Exception as broken:  # noqa: BLE001  whatever it raises, it does not compute
+            found = self.classify(broken, f"{type(broken).__name__}: {broken}")
+            return None if found is Failure.MEMORY else found or Failure.CONTEXT
+        return None
 
 
 class _CPU(DeviceKind):
@@ -111,23 +128,43 @@ class _CUDA(DeviceKind):
 
         torch.cuda.synchronize(device)
 
+    def reset_peak(self, device: str) -> int:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+
+    def read_peak(self, device: str) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+
     def speed_up(self) -> None:
-        """Matrix products of float32 in TF32, where it has that."""
+        """Matrix products of float32 in TF32, where it has that; convolutions use it by themselves.
+
+        By the older of torch's two switches: once the newer one is set (fp32_precision, since 2.9), whoever reads the
+        older one, as pyannote does, gets a RuntimeError.
+        """
         import torch
 
         if torch.cuda.get_device_capability()[0] >= 8:  # Ampere
             torch.backends.cuda.matmul.allow_tf32 = True
-            torch.backends.cudnn.allow_tf32 = True
+
+    def probe(self, device: str) -> None:
+        import torch
+
+        torch.ones(1, device=device).add_(1).item()
+        torch.cuda.synchronize(device)
 
     def classify(self, error: BaseException, text: str) -> Failure | None:
-        """After any error of CUDA's but want of memory, its context is of no more use."""
         import torch
 
         if isinstance(error, torch.OutOfMemoryError):
             return Failure.MEMORY
-        known: Any = getattr(torch, "AcceleratorError", ())
-        is_broken = isinstance(error, known) or "CUDA error" in text or "CUBLAS_STATUS" in text
-        return Failure.BROKEN if is_broken else None
+        if not isinstance(error, RuntimeError):
+            return None
+        code = getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None
+        return cuda_errors.classify(code, text)
 
 
 class _MPS(DeviceKind):

@@ -59,7 +59,8 @@ class Device:
     capability: "9.0" of cuda, "gfx90a" of rocm. uuid: without what NVIDIA writes before it. busy: why it could not be
     used when it was asked, in this run; empty if it could, or nobody asked. mode: "exclusive" if only one process may
     compute on it, "prohibited" if none, "" if many may, or nobody asked. visible: what CUDA_VISIBLE_DEVICES calls it,
-    where that does not follow from the uuid.
+    where that does not follow from the uuid. multi_process_service: NVIDIA's MPS, whose server is that one process for
+    all others. failed: why it was given up in this run.
     """
 
     kind: str
@@ -72,6 +73,13 @@ class Device:
     mode: str = ""
     busy: str = ""
     visible: str = ""
+    multi_process_service: bool = False
+    failed: str = ""
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether only one process may compute on it."""
+        return self.mode == "exclusive" and not self.multi_process_service
 
     def find_fault(self) -> str:
         """What cannot be true of any device; empty if nothing."""
@@ -87,7 +95,8 @@ class Devices:
     """What torch can compute on besides the CPU. torch: its version, empty if it is not installed.
 
     built: the backends it was built with. error: why it could not be asked, a line. limited: what of the environment
-    says which GPUs of NVIDIA are seen at all; empty if nothing does.
+    says which GPUs of NVIDIA are seen at all; empty if nothing does. architectures: of NVIDIA's GPUs that it has code
+    for, as `torch.cuda.get_arch_list` gives them; none if nobody knows.
     """
 
     torch: str = ""
@@ -95,6 +104,7 @@ class Devices:
     present: tuple[Device, ...] = ()
     error: str = ""
     limited: str = ""
+    architectures: tuple[str, ...] = ()
 
     def find_fault(self) -> str:
         """What cannot be true of any machine; empty if nothing."""
@@ -344,6 +354,8 @@ def _look() -> Devices:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count and warned and built[:1] in (["cuda"], ["rocm"]):  # as of a driver too old; of none it says nothing
         return replace(devices, error=_leave_out_advice(_make_line(str(warned[0].message))))
+    if count and built[:1] == ["cuda"]:
+        devices = replace(devices, architectures=tuple(torch.cuda.get_arch_list()))
     present = [_describe_gpu(torch, index, built[0]) for index in range(count)]
     if torch.backends.mps.is_available():
         memory = min(torch.mps.recommended_max_memory(), psutil.virtual_memory().total)

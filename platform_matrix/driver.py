@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from prefork.platform_matrix.cuda import CUDADriver, CUDAError
 from prefork.platform_matrix.devices import Device, Devices, NoAnswer, build, interrogate, prepare_answer
 
 _MODES = {1: "exclusive", 2: "prohibited", 3: "exclusive"}  # CUcomputemode
-_COMPUTE_MODE, _MAJOR, _MINOR = 20, 75, 76  # CUdevice_attribute
+_COMPUTE_MODE, _MAJOR, _MINOR, _MPS_ENABLED = 20, 75, 76, 133  # CUdevice_attribute
 _UNAVAILABLE = 46  # CUDA_ERROR_DEVICE_UNAVAILABLE
 _SECONDS = 30.0
 
@@ -54,7 +55,8 @@ def _find(name: str, devices: Sequence[Device]) -> bool:
 
 def _merge(old: Device, new: Device) -> Device:
     """The driver's word, and torch's where that is all there is."""
-    return replace(old, free=min(new.free, old.memory), mode=new.mode, busy=new.busy, uuid=new.uuid or old.uuid)
+    now = {name: getattr(new, name) for name in ("mode", "busy", "multi_process_service")}
+    return replace(old, free=min(new.free, old.memory), uuid=new.uuid or old.uuid, **now)
 
 
 def _ask(visible: str | None, timeout: float) -> list[Device]:
@@ -96,7 +98,17 @@ def _read_device(driver: CUDADriver, ordinal: int) -> Device:
     return Device(
         "cuda", title, memory.value, min(free, memory.value), f"{major}.{minor}", _read_uuid(driver, handle),
         "MIG" in title.split(), _MODES.get(mode or 0, ""), busy,
+        multi_process_service=is_served(driver, handle),
     )  # fmt: skip
+
+
+def is_served(driver: CUDADriver, handle: ctypes.c_int) -> bool:
+    """Whether contexts on a device are those of NVIDIA's Multi-Process Service (MPS): as the driver says since CUDA
+    12.4; before, by the pipe of its daemon: docs.nvidia.com/deploy/mps, Environment Variables."""
+    enabled = driver.read_attribute(_MPS_ENABLED, handle)
+    if enabled is not None:
+        return bool(enabled)
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps", "control").exists()
 
 
 def _read_uuid(driver: CUDADriver, handle: ctypes.c_int) -> str:

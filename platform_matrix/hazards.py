@@ -18,7 +18,7 @@ from itertools import groupby
 from types import ModuleType
 from typing import Any
 
-from prefork.platform_matrix.cuda import is_initialised
+from prefork.platform_matrix.cuda import finds_no_gpu, is_initialised
 from prefork.platform_matrix.holders import Tracked, name_holder
 from prefork.platform_matrix.inherited import Identity, Shared, list_connections, list_shared
 from prefork.platform_matrix.openings import Openings
@@ -166,11 +166,12 @@ def judge_mps(signs: Sequence[str]) -> list[Hazard]:
     ]
 
 
-def judge_driver(initialized: bool, device_open: bool) -> list[Hazard]:
-    """CUDA's driver: initialised here, or not although its device is open, which is inherited from who forked us."""
+def judge_driver(initialized: bool, inherited: bool) -> list[Hazard]:
+    """CUDA's driver, which is loaded. inherited: its device is open, and not because it was asked for GPUs here while
+    all were hidden: then whoever forked us has initialised it."""
     if initialized:
         return [_cuda_hazard(f"was initialised by this process (pid {os.getpid()}, through the driver API)")]
-    return [_cuda_hazard(f"was initialised by the process that forked this one (pid {os.getpid()})")] * device_open
+    return [_cuda_hazard(f"was initialised by the process that forked this one (pid {os.getpid()})")] * inherited
 
 
 def _cuda_hazard(how: str) -> Hazard:
@@ -222,7 +223,9 @@ def _find_mps(torch: ModuleType) -> list[str]:
 def _find_driver_hazards() -> list[Hazard]:
     """CUDA initialised behind torch's back."""
     initialised = is_initialised()
-    return [] if initialised is None else judge_driver(initialised, _CUDA_MEMORY in SYSTEM.list_open_files())
+    if initialised is None:
+        return []
+    return judge_driver(initialised, _CUDA_MEMORY in SYSTEM.list_open_files() and not finds_no_gpu())
 
 
 def _find_imports() -> Iterator[Hazard]:

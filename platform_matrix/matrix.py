@@ -19,7 +19,7 @@ from prefork.platform_matrix.budget import (
 from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.rows import ROWS, WITHOUT_IPC, Reason, Row, Strategy, Verdict, find_row
-from prefork.platform_matrix.selection import Selection, explain_absence, select
+from prefork.platform_matrix.selection import Selection, describe_sharing, explain_absence, select
 
 __all__ = [
     "HOST",
@@ -225,8 +225,7 @@ def _hide(facts: Facts, request: Request) -> tuple[str, ...]:
 def _choose_row(facts: Facts, request: Request, hidden: Sequence[str], reasons: _Reasons) -> tuple[Row, Selection]:
     """The row of the device that was asked for, or of the first one that is there, may be seen, and that the engines
     can use; and which of the GPUs."""
-    if facts.devices.error:
-        reasons.add(f"the devices could not be asked ({facts.devices.error}); all GPUs are hidden from the models")
+    _explain_error(facts, reasons)
     if request.force_cpu or request.devices == ("cpu",):
         option = "--force-cpu" if request.force_cpu else "--devices cpu"
         reasons.add(f"all GPUs are hidden from the models ({option})")
@@ -249,6 +248,15 @@ def _choose_row(facts: Facts, request: Request, hidden: Sequence[str], reasons: 
                 return row, selection
             reasons.fall_back(f"{selection.refusal}; going on on the CPU")
     return find_row(facts, "cpu"), Selection()
+
+
+def _explain_error(facts: Facts, reasons: _Reasons) -> None:
+    """Where devices could not be asked. If torch could be imported, it would have computed on them."""
+    text = f"the devices could not be asked ({facts.devices.error})"
+    if facts.devices.error and facts.devices.built:
+        reasons.fall_back(f"{text}: {explain_absence(facts.devices)[1]}; going on on the CPU")
+    elif facts.devices.error:
+        reasons.add(f"{text}; all GPUs are hidden from the models")
 
 
 def _find_obstacle(request: Request, row: Row) -> str:
@@ -296,10 +304,8 @@ def _choose_strategy(facts: Facts, request: Request, row: Row, selection: Select
         reasons.add(claim.text, claim.source)
     for constraint in row.constraints:
         reasons.add(constraint)
-    if any(device.mig for device in selection.devices):
-        reasons.add(
-            "each MIG instance has a process of its own that owns the model: CUDA IPC does not reach across them"
-        )
+    for text in describe_sharing(selection):
+        reasons.add(text)
     chosen = request.strategy or offered[0]
     if chosen in offered:
         return chosen
@@ -327,9 +333,7 @@ def _find_obstacles(facts: Facts, request: Request, row: Row, selection: Selecti
         why = "all are hidden from the models here" if seen else explain_absence(facts.devices)[0]
         found[Strategy.IPC] = f"CUDA IPC shares the memory of NVIDIA GPUs, and {why}"
     elif Strategy.IPC in row.strategies:
-        exclusive = [
-            label for label, d in zip(selection.labels, selection.devices, strict=True) if d.mode == "exclusive"
-        ]
+        exclusive = [label for label, d in zip(selection.labels, selection.devices, strict=True) if d.is_exclusive]
         mode = f"only one process may compute on {exclusive[0]} (compute mode `exclusive process`)" if exclusive else ""
         if why := request.no_ipc or mode:
             found.setdefault(Strategy.IPC, why)
@@ -378,7 +382,7 @@ def _count_workers(
     elif video is not None and video.cap is not None and video.cap < workers:
         workers = max(1, video.cap)
         capped = f"{wanted} workers would take {video.describe(wanted)}; {video.cap} fit"
-    exclusive = any(device.mode == "exclusive" for device in selection.devices)
+    exclusive = any(device.is_exclusive for device in selection.devices)
     if strategy is Strategy.SPAWN and exclusive and workers > len(selection.devices):
         workers = len(selection.devices)
         capped = (

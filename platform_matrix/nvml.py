@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefork.platform_matrix.versions import find_requirement
+
+_PATIENCE = 1.0  # seconds for an answer, which takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class LoadMeter:
         self.missing = ""
         self._library: Any = None
         self._handles: list[Any] = []
+        self._asking: threading.Thread | None = None  # the last look, which may be waiting still
         watched = None if names is None else [names[place] for place in list_watched(names)]
         if watched is not None and not watched:
             return
@@ -52,13 +56,23 @@ class LoadMeter:
 
     def read(self) -> list[Load]:
         """By the order of the names, or else of the driver; empty if it cannot be had."""
-        if self._library is None:
+        if self._library is None or (self._asking is not None and self._asking.is_alive()):
             return []
+        found: list[Load] = []
+        self._asking = threading.Thread(target=self._ask, args=(found,), name="prefork-nvml", daemon=True)
+        self._asking.start()
+        self._asking.join(_PATIENCE)
+        if self._asking.is_alive():
+            self.missing = f"NVML has not answered within {_PATIENCE:g} s"
+            return []
+        return found
+
+    def _ask(self, found: list[Load]) -> None:
+        """In a thread of its own: a driver that waits for a GPU keeps it for ever."""
         try:
-            return [self._read(handle) for handle in self._handles]
+            found.extend([self._read(handle) for handle in self._handles])
         except self._library.NVMLError as error:
             self.missing = f"NVML: {error}"
-            return []
 
     def _find_all(self) -> list[Any]:
         return [self._library.nvmlDeviceGetHandleByIndex(index) for index in range(self._library.nvmlDeviceGetCount())]

@@ -55,7 +55,7 @@ def select(devices: Devices, asked: Sequence[str] = ()) -> Selection:
         reason, remedy = explain_absence(devices)
         return Selection(refusal=f"{what}: {reason}; {remedy}")
     if not asked:
-        return _select_best(known)
+        return _select_best(known, devices)
     labels = list(known) if asked[0] == "cuda" else []
     for name in asked if not labels else ():
         found = [label for label, device in known.items() if name == label or _is(device, name)]
@@ -67,19 +67,50 @@ def select(devices: Devices, asked: Sequence[str] = ()) -> Selection:
             return Selection(refusal=f"{what}: {name} is {found[0]}, which is named twice; name each once")
         labels += found
     for label in labels:
-        if obstacle := find_obstacle(known[label]):
+        if obstacle := find_obstacle(known[label], devices):
             return Selection(refusal=f"{what}: {_describe(label, known[label])} cannot be used: {obstacle}")
     return _make(known, labels)
 
 
-def find_obstacle(device: Device) -> str:
+def find_obstacle(device: Device, devices: Devices) -> str:
     """Why a GPU cannot be used now, and what to do; empty if it can."""
+    if not has_code(device.capability, devices.architectures):
+        return (
+            f"torch {devices.torch} has no code for its compute capability {device.capability}, only for "
+            f"{', '.join(devices.architectures)}; take another GPU, install a torch that has, or take --devices cpu"
+        )
+    if device.failed:
+        return f"it has failed in this run ({device.failed}); take another, or --devices cpu"
     if device.mode == "prohibited":
         return "its compute mode is `prohibited`; take another, or have `nvidia-smi -c DEFAULT` change it"
     if not device.busy:
         return ""
-    mode = " and its compute mode is `exclusive process`" if device.mode == "exclusive" else ""
+    mode = " and its compute mode is `exclusive process`" if device.is_exclusive else ""
     return f"{device.busy}{mode}; take another, or end what uses it (`nvidia-smi` shows that)"
+
+
+def has_code(capability: str, architectures: Sequence[str]) -> bool:
+    """Whether a GPU of NVIDIA's can run what was compiled for these architectures; True if nobody knows.
+
+    Machine code (sm_XY) runs from X.Y on within X, PTX (compute_XY) from X.Y on everywhere; with the suffix f within X,
+    with a on X.Y alone: docs.nvidia.com/cuda/cuda-programming-guide, Compute Capabilities.
+
+    >>> has_code("7.0", ["sm_75", "sm_80"]), has_code("8.9", ["sm_75", "sm_80"])
+    (False, True)
+    """
+    known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in architectures]
+    found = re.fullmatch(r"(\d+)\.(\d+)", capability)
+    if found is None or not any(known):
+        return True
+    own = int(found[1]), int(found[2])
+    return any(_runs(own, *match.groups()) for match in known if match is not None)
+
+
+def _runs(own: tuple[int, int], form: str, major: str, minor: str, suffix: str) -> bool:
+    compiled = int(major), int(minor)
+    if suffix == "a":
+        return own == compiled
+    return own >= compiled and (own[0] == compiled[0] or (form == "compute" and not suffix))
 
 
 def explain_absence(devices: Devices) -> tuple[str, str]:
@@ -99,10 +130,11 @@ def explain_absence(devices: Devices) -> tuple[str, str]:
     return "torch finds no GPU of NVIDIA's here", f"see whether `nvidia-smi -L` shows one, {cpu}"
 
 
-def _select_best(known: dict[str, Device]) -> Selection:
-    usable = [label for label, device in known.items() if not find_obstacle(device)]
+def _select_best(known: dict[str, Device], devices: Devices) -> Selection:
+    obstacles = {label: find_obstacle(device, devices) for label, device in known.items()}
+    usable = [label for label, obstacle in obstacles.items() if not obstacle]
     if not usable:
-        reasons = [f"{_describe(label, device)}: {find_obstacle(device)}" for label, device in known.items()]
+        reasons = [f"{_describe(label, known[label])}: {obstacle}" for label, obstacle in obstacles.items()]
         return Selection(refusal=f"no GPU can be used: {', '.join(reasons)}")
     best = max(usable, key=lambda label: measure_free(known[label]))  # the first of several
     note = f"{best} has the most free memory of {len(known)} GPUs; --devices cuda takes all of them"
@@ -112,6 +144,17 @@ def _select_best(known: dict[str, Device]) -> Selection:
 def _make(known: dict[str, Device], labels: Sequence[str], note: str = "") -> Selection:
     names = tuple(name_device(known[label], label.partition(":")[2]) for label in labels)
     return Selection(tuple(known[label] for label in labels), tuple(labels), names, note)
+
+
+def describe_sharing(selection: Selection) -> list[str]:
+    """What is special about who shares these GPUs."""
+    texts = ["each MIG instance has a process of its own that owns the model: CUDA IPC does not reach across them"]
+    if not any(device.mig for device in selection.devices):
+        texts.clear()
+    for label, device in zip(selection.labels, selection.devices, strict=True):
+        if device.multi_process_service:
+            texts.append(f"{label} is shared by NVIDIA's MPS: several processes compute on it in every compute mode")
+    return texts
 
 
 def name_device(device: Device, index: str) -> str:

@@ -127,6 +127,12 @@ class Batcher(Generic[K]):
         self._factor = factor
         self._set_buckets()
 
+    def resize(self, batching: Batching, window: int) -> None:
+        """From now on batches are made so, and so much may wait. What waits stays, and the limit holds."""
+        check_least("window", window)
+        self._batching, self._window = batching, window
+        self._set_buckets()
+
     def _set_buckets(self) -> None:
         self._max_num_elements = max(1, int(find_max_num_elements(self._batching) * self._factor))
         if self._batching.batch_size is None:

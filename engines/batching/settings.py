@@ -9,6 +9,7 @@ from prefork.engines.base import ELEMENTS_PER_SECOND
 
 ELEMENTS_PER_GIGABYTE = 40_000  # rule of thumb; omnilingual-asr's default of 3,200,000 is that of 80 GB
 GIGABYTE = 2**30  # as cards are sold: one of 80 GB has about 80 x 2**30 bytes
+TRAINING = GIGABYTE / ELEMENTS_PER_GIGABYTE  # bytes for each element
 ENDLESS = 1 << 62  # elements; no segment is as long
 
 
@@ -74,9 +75,9 @@ class Batching:
         """Elements that a segment may have."""
         return ENDLESS if self.max_audio_len is None else self.max_audio_len
 
-    def resolve(self, memory_bytes: int) -> tuple[Batching, list[str]]:
+    def resolve(self, memory_bytes: int, bytes_per_element: float = TRAINING) -> tuple[Batching, list[str]]:
         """With max_num_elements chosen for so much free memory, and rounded down to a multiple of max_audio_len; and
-        warnings for people.
+        warnings for people. bytes_per_element: by default as omnilingual-asr has it, for training.
 
         A max_num_elements from little memory may be less than max_audio_len: then longer segments go alone, for they
         are the user's data, and a default is no reason to refuse them. What was resolved stays as it is, and without a
@@ -92,7 +93,7 @@ class Batching:
             return replace(self, max_num_elements=rounded), warnings
         if memory_bytes < 1:
             raise ValueError(explain_value("memory_bytes", "greater than or equal to 1", memory_bytes))
-        most = max(1, memory_bytes * ELEMENTS_PER_GIGABYTE // GIGABYTE)
+        most = max(1, int(memory_bytes / bytes_per_element))
         if self.max_audio_len is None or most >= self.max_audio_len:
             most, warnings = self._round(most)
         else:

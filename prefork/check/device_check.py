@@ -24,7 +24,7 @@ DEVICE_STEPS = {
     "device": "the platform matrix lets this machine compute there",
     "load": STEPS["load"],
     "naive": "a child that is forked after CUDA was initialised fails, and says so",
-    "clean": "the process that forks has not initialised CUDA",
+    "clean": "the process that forks has not initialised CUDA, and a child of it can",
     "close": "what the device computes is what the CPU computes",
     "child": "a forked child creates its own CUDA context and computes the same result",
     "ipc": f"{WORKERS} forked children compute on one copy of the weights, the same bit for bit",

@@ -44,6 +44,20 @@ def live(parent: int, loaded: Loaded, threads: int, action: Callable[[Loaded], A
         raise
 
 
+def initialise(device: str, _: Loaded) -> None:
+    """Makes a GPU visible and initialises CUDA."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+
+
+def infer_on_cpu(infer: Infer, loaded: Loaded) -> Numbers:
+    """Once, in float32: a CPU takes minutes for what a GPU does in half precision."""
+    for name, model in loaded.models.items():
+        if name in loaded.engines and hasattr(model, "float"):  # a function of the user's may make half inputs
+            model.float()
+    return flatten(infer(loaded))
+
+
 def infer_there(infer: Infer, loaded: Loaded) -> tuple[bytes, Numbers]:
     """Once: what is computed, in full and as numbers."""
     result = infer(loaded)

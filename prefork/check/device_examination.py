@@ -16,7 +16,17 @@ from typing import Any
 import torch
 
 from prefork.check.device_check import TOGETHER, WORKERS
-from prefork.check.device_children import Infer, ask, infer_alone, infer_on_signal, infer_there, live, write_to
+from prefork.check.device_children import (
+    Infer,
+    ask,
+    infer_alone,
+    infer_on_cpu,
+    infer_on_signal,
+    infer_there,
+    initialise,
+    live,
+    write_to,
+)
 from prefork.check.difference import (
     Difference,
     Numbers,
@@ -29,7 +39,6 @@ from prefork.check.difference import (
 from prefork.check.messages import ChildRefused, ChildResult, DeviceOrder, DeviceResult, ExaminationEnds
 from prefork.check.steps import LOAD_SECONDS, Finding
 from prefork.check.stepwise import SLACK_SECONDS, StepResult, Stepwise, describe_death, find_inference, judge_hazards
-from prefork.check.targets import one_process
 from prefork.engines.batching import Batching
 from prefork.platform_matrix.canary import Canary, Fate, Outcome
 from prefork.platform_matrix.devices import initialised_drivers
@@ -38,13 +47,12 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, open_channel
 from prefork.wire.environment import make_environment
-from prefork.wire.exceptions import describe_error
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
 from prefork.wire.messages import (
     BatchFailed,
     BatchStarted,
     ConnectWorker,
-    Export,
     FromOwner,
     FromServer,
     IPCUnavailable,
@@ -120,7 +128,7 @@ class Computing(DeviceStepwise):
             return Finding.UNKNOWN, str(error), ()
         text = f"{self._loaded.count_weights() / 1e6:.0f} MB of weights"
         if self._loaded.device == "cuda":
-            tf32 = "with" if torch.backends.cuda.matmul.allow_tf32 else "without"
+            tf32 = "with" if loading.uses_tf32("cuda") else "without"
             text = f"{text} on {torch.cuda.get_device_name(0)}, {tf32} TF32"
         self._channel.send(DeviceResult(pickle.dumps(result)))
         return Finding.SAFE, text, ()
@@ -164,10 +172,10 @@ class Forking(DeviceStepwise):
     def run(self) -> None:
         patience = self._order.deadline + SLACK_SECONDS
         try:
-            clean = self.take("clean", partial(self._load_with, self._stay_clean), LOAD_SECONDS, alone=True)
+            clean = self.take("clean", self._stay_clean, LOAD_SECONDS, alone=True)
             if clean is not Finding.SAFE:
                 return
-            self.take("close", self._compute_here, patience, alone=True)
+            self.take("close", self._compute_here, patience)
             if self.take("child", self._fork_one, patience) is not Finding.SAFE:
                 return
             if self.take("ipc", self._share, LOAD_SECONDS + patience) in (Finding.SAFE, Finding.SKIPPED):
@@ -202,6 +210,12 @@ class Forking(DeviceStepwise):
             self._owner = None
 
     def _stay_clean(self) -> StepResult:
+        found = self._load_with(self._look)
+        if found[0] is Finding.SAFE and self._order.device:
+            self._wait(self._fork(partial(initialise, self._order.device)))
+        return found
+
+    def _look(self) -> StepResult:
         if (nothing := self._load()) is not None:
             return nothing
         if "cuda" in initialised_drivers():
@@ -209,13 +223,12 @@ class Forking(DeviceStepwise):
         return judge_hazards(find_hazards())
 
     def _compute_here(self) -> StepResult:
-        """On the CPU."""
+        """On the CPU, in a child: libraries that a model calls ask CUDA things, and keep the answers."""
         self._dtype = find_dtype(self._loaded.models)
         try:
-            with one_process():
-                here = flatten(self._infer(self._loaded))
-        except Exception as error:  # noqa: BLE001  whatever the model raises is what came of it
-            return Finding.UNKNOWN, f"the CPU cannot infer: {describe_error(error, 'infer')}", ()
+            here = self._wait(self._fork(partial(infer_on_cpu, self._infer)))
+        except _ChildFailed as error:
+            return Finding.UNKNOWN, f"the CPU cannot infer: {error}", error.details
         return self._judge(measure_difference(self._expected, here))
 
     def _judge(self, difference: Difference, text: str = "") -> StepResult:

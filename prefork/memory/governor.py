@@ -10,7 +10,7 @@ import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +101,14 @@ class Governor:
                 self.path, notice=self.notice, strategy=str(plan.strategy), **describe_subjects(self.engines)
             )
         self.write("start", weights=weights, workers=plan.workers)
+
+    def learn_batch(self, engine: str, size: float, taken: int) -> None:
+        """A batch of a server took so many bytes of its device. size: that the engine estimates."""
+        self._predictor.learn_batch(engine, size, taken)
+
+    def recall_batches(self) -> Mapping[str, Sequence[tuple[float, int]]]:
+        """The same of all batches, of earlier runs too, by engine."""
+        return self._predictor.recall_batches()
 
     def end(self) -> None:
         """Keeps what was measured for the next run."""

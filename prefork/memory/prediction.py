@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,14 @@ class Predictor:
     def learn_libraries(self, size: int) -> None:
         """size: bytes of a process that has loaded the models, without their weights."""
         self._find("libraries").add(0.0, size)
+
+    def learn_batch(self, engine: str, size: float, taken: int) -> None:
+        """size: bytes that an engine estimates for a batch of a server. taken: bytes of its device."""
+        self._find("batch", engine).add(size, taken)
+
+    def recall_batches(self) -> Mapping[str, Sequence[tuple[float, int]]]:
+        """The same of all batches, of earlier runs too, by engine."""
+        return {engine: self._find("batch", engine).points for engine in self.subjects}
 
     def is_known(self, task: Demand) -> bool:
         """Whether an earlier run has measured its kind."""

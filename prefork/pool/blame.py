@@ -2,7 +2,8 @@
 
 A batch that fails is tried once more as it is: it may not have been to blame. If it fails again it is cut in two, and
 so is what fails of it, until there is one segment left; that one is guilty. A batch that did not fit into memory is cut
-in two at once. A server that somebody killed from outside says nothing about its batch, unless that goes on.
+in two at once. A server that somebody killed from outside says nothing about its batch, unless that goes on; a device
+that has failed says nothing at all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Cause(Enum):
     ERROR = "error"
     MEMORY = "memory"
     KILL = "kill"  # from outside
+    DEVICE = "device"  # the hardware's own fault
 
 
 class Blame:
@@ -52,6 +54,9 @@ class Blame:
         if not group:
             return None
         failures = self._failures.pop(group, 0)
+        if cause is Cause.DEVICE:
+            self._failures[group] = failures
+            return None
         if cause is Cause.KILL and self._kills[group] < _MOST_KILLS:
             self._kills[group] += 1
             self._failures[group] = failures

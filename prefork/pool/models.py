@@ -24,14 +24,15 @@ from prefork.pool.actions import (
     StartZygote,
 )
 from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
+from prefork.pool.failing_devices import FailingDevices
 from prefork.pool.policy import Policy
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
-from prefork.pool.workers import MOST_FAILED_STARTS, Workers
+from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
 from prefork.wire.endings import describe_end
+from prefork.wire.exports import Export
 from prefork.wire.messages import (
     AttachExports,
-    Export,
     ForkUnsafe,
     FromOwner,
     FromZygote,
@@ -75,6 +76,7 @@ class Models:
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
         self._exports: dict[int, Export] = {}  # of the owners, by place
+        self.devices = FailingDevices(outbox, self.workers, fail, self._kill_zygote)
         self._deaths = 0  # of servers that are no more used
         self._crashes: dict[Hashable, str] = {}  # of forked workers, by what they were at
         self._unsafe = ""  # why workers are forked no more, once the zygote has ended
@@ -91,6 +93,7 @@ class Models:
 
     def start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
+        self.workers.is_paused = False
         self.workers.plan = plan = self._policy.recall(plan)
         if plan.refusal:
             self._fail(plan.refusal)
@@ -108,6 +111,8 @@ class Models:
 
     def tick(self) -> None:
         """Nobody is waited for without end."""
+        if self._is_changing and not (self._has_zygote or self.workers.all):
+            self._change_plan()
         seconds = self._find_loading_limit()
         self.workers.tick(seconds)
         if self.servers is not None:
@@ -116,7 +121,11 @@ class Models:
             self._fail(
                 f"the zygote has not loaded the models within {seconds:.0f} s; a longer hang limit allows it more"
             )
-        elif self._has_zygote and self.workers.is_zygote_late(self._hang_limit.base):
+        elif (
+            self._has_zygote
+            and not self.devices.give_up_unended(self._hang_limit.base)
+            and self.workers.is_zygote_late(self._hang_limit.base)
+        ):
             self.reload("the zygote, which forks the workers, did not answer")
 
     def _find_loading_limit(self) -> float:
@@ -139,11 +148,12 @@ class Models:
     def is_starting(self) -> bool:
         """Whether something is about to come that workers are started from, or not to come, in limited time."""
         starting = self.servers is not None and any(server.inventory is None for server in self.servers.all)
-        return starting or self._loading_since is not None or self._is_reloading
+        return starting or self._loading_since is not None or self._is_reloading or self._is_changing
 
-    def note_success(self) -> None:
+    def note_success(self, worker: Worker) -> None:
         """Something was done."""
         self._zygotes_lost = 0
+        self.devices.note_done(worker)
 
     def _specify(self) -> Specification:
         manifest = self.inventory.manifest if self.inventory else None
@@ -160,7 +170,7 @@ class Models:
     def _go_on(self) -> None:
         """Everything is loaded, or part of it: what is in servers, and what is in the process to be forked from."""
         inventory, servers = self._loaded, self.servers
-        if inventory is None or (servers is not None and servers.inventory is None):
+        if self._is_changing or inventory is None or (servers is not None and servers.inventory is None):
             return
         self._loaded = None
         if servers is not None and (served := servers.inventory) is not None:
@@ -194,10 +204,28 @@ class Models:
             weights = 0 if self.servers is not None else inventory.weights
             self._policy.note_loaded(inventory.memory.pss, weights, self._has_zygote, plan.shared)
 
-    def handle_failure(self, message: LoadFailed) -> None:
+    def handle_failure(self, message: LoadFailed, place: int = 0) -> None:
+        """place: of the device of whoever could not load."""
         if message.traceback:
             self._outbox.do(LogText(message.traceback))
-        self._fail(message.reason)
+        if message.device_failed and self.plan.devices:
+            self.devices.give_up(place, message.reason)
+        else:
+            self._fail(message.reason)
+
+    @property
+    def _is_changing(self) -> bool:
+        """Whether a device was given up: all processes end, and then comes another plan."""
+        return self.devices.next_plan is not None
+
+    def _change_plan(self) -> None:
+        plan = self.devices.take_next_plan()
+        assert plan is not None
+        self.inventory, self._is_reloading = None, False
+        self._end_servers()
+        self._outbox.do(EndOwners())
+        self._outbox.do(CloseArena())
+        self.start(plan)
 
     # -- the zygote --------------------------------------------------------------------------------------------
 
@@ -205,6 +233,10 @@ class Models:
         self.workers.can_start = False
         self._has_zygote, self._is_reloading, self._loading_since = True, False, self._outbox.now
         self._outbox.do(StartZygote(self._specify(), self.plan))
+
+    def _kill_zygote(self) -> None:
+        if self._has_zygote:
+            self._outbox.do(KillZygote())
 
     def _end_zygote(self) -> None:
         if self._has_zygote:
@@ -233,7 +265,7 @@ class Models:
         self._loaded = None
         self._outbox.do(EndOwners())
         tasks = self.workers.drop_all()
-        if self.workers.is_closed:
+        if self.workers.is_closed or self._is_changing:
             return tasks
         if self._unsafe:
             reason, self._unsafe, self._is_reloading = self._unsafe, "", False
@@ -289,7 +321,14 @@ class Models:
     def _start_servers(self) -> None:
         workers = self.workers
         self.servers = workers.servers = Servers(
-            self._outbox, self._specification, self.plan, workers, self._policy, self._hang_limit, self._descriptors
+            self._outbox,
+            self._specification,
+            self.plan,
+            workers,
+            self._policy,
+            self._hang_limit,
+            self._descriptors,
+            self.devices.can_spare,
         )
 
     def _end_servers(self) -> None:
@@ -301,14 +340,16 @@ class Models:
     def handle_server(self, event: ServerSent | ServerExited) -> None:
         """With it they may have become ready, or impossible."""
         servers = self.servers
-        if servers is None:
+        if servers is None or self._is_changing:
             return
         if isinstance(event, ServerExited):
             servers.handle_exit(event)
         else:
             servers.handle(event.place, event.message)
         failure, servers.failure = servers.failure, None
-        if failure is not None:
+        if servers.dead is not None:
+            self.devices.give_up(*servers.dead)
+        elif failure is not None:
             self.handle_failure(failure)
         elif servers.inventory is not None:
             self._go_on()
@@ -324,8 +365,8 @@ class Models:
                     self._outbox.do(SendZygote(AttachExports(exports)))
             case IPCUnavailable(reason):
                 self._serve_instead(reason)
-            case LoadFailed(reason):
-                self._fail(reason)
+            case LoadFailed():
+                self.handle_failure(message, place)
 
     def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""

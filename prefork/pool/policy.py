@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prefork.memory.admission import Holder, Level
@@ -37,6 +37,12 @@ class Policy(Protocol):
 
     def admit(self, task: Task, worker: str, rest: int) -> int:
         """A task starts on a worker that has so many bytes of its own; the bytes that it will have at its peak."""
+
+    def learn_batch(self, engine: str, size: float, taken: int) -> None:
+        """A batch of a server took so many bytes of its device. size: that the engine estimates."""
+
+    def recall_batches(self) -> Mapping[str, Sequence[tuple[float, int]]]:
+        """The same of all batches, of earlier runs too, by engine."""
 
     def note_kill(self) -> None:
         """A server has lost a batch for want of memory."""

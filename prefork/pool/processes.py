@@ -97,11 +97,11 @@ class Processes:
             self.servers.notice_deaths()
 
     def list_pids(self) -> dict[str, int]:
-        """Of all processes, by name."""
-        pids = {worker.name: worker.pid for worker in self._watch.pool.workers.all.copy().values() if worker.pid}
-        pids |= self.servers.list_pids()
+        """Of all processes that are not about to end, by name."""
+        workers = [w for w in self._watch.pool.workers.all.copy().values() if w.pid and w.killed is None]
+        pids = {worker.name: worker.pid for worker in workers} | self.servers.list_pids()
         zygote = self.workers.zygote
-        return pids if zygote is None else {**pids, ZYGOTE: zygote.pid}
+        return pids if zygote is None or zygote.is_killed else {**pids, ZYGOTE: zygote.pid}
 
     def end(self, at_once: bool) -> None:
         """Ends every process."""

@@ -91,7 +91,7 @@ class Scheduler:
                 if worker.task is not None:
                     worker.task.position = position
                     worker.task.take(item, result)
-                    self._models.note_success()
+                    self._models.note_success(worker)
             case ItemFailed(item, error):
                 if worker.task is not None:
                     self._refuse_item(worker.task, item, unpickle_error(error))
@@ -103,7 +103,7 @@ class Scheduler:
     def handle_call(self, worker: Worker, event: CallEnded) -> None:
         """What came of one of the calls that it was given."""
         task = self._calls.end(worker, event.number)
-        self._models.note_success()
+        self._models.note_success(worker)
         if event.reason:
             reason = f"{worker.name} (pid {worker.pid}): {event.reason}"
             self.lose(Death(task, reason, out_of_memory=True))
@@ -137,7 +137,7 @@ class Scheduler:
     def _handle_end(self, worker: Worker, message: TaskDone | TaskFailed | TaskOutOfMemory) -> None:
         task, worker.task = worker.task, None
         worker.tasks += 1
-        self._models.note_success()
+        self._models.note_success(worker)
         if task is None:
             return
         worker.measuring = True

@@ -33,7 +33,9 @@ class ServerProcesses:
         self._owners: dict[int, tuple[str, ChildProcess]] = {}
 
     def list_pids(self) -> dict[str, int]:
-        return {name: child.pid for name, child in [*self._servers.values(), *self._owners.values()]}
+        """Of those that are not about to end."""
+        children = [*self._servers.values(), *self._owners.values()]
+        return {name: child.pid for name, child in children if not child.is_killed}
 
     # -- the servers -------------------------------------------------------------------------------------------
 

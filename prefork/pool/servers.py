@@ -7,7 +7,7 @@ workers keep what they have asked, and ask it again of the one that takes its pl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prefork.engines.base import ELEMENTS_PER_SECOND
@@ -15,11 +15,12 @@ from prefork.errors import OutOfMemory, WorkerDied
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.actions import Connect, EndServers, KillServer, LogText, Outbox, SendServer, SendWorker, StartServer
 from prefork.pool.blame import Blame, Cause
+from prefork.pool.device_record import DeviceRecord
 from prefork.pool.events import ServerExited
 from prefork.pool.policy import Policy
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
-from prefork.wire.endings import Killer, describe_end, find_killer
+from prefork.wire.endings import UNENDED, Killer, describe_end, find_killer
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     BatchDone,
@@ -42,7 +43,7 @@ from prefork.wire.specification import Inventory, Specification
 
 _MOST_FATAL = 8  # segments in a row that servers may die of, with nothing done in between
 _LEAST_CREDIT = 20.0  # seconds of audio that a worker may have under way
-_CREDIT_BATCHES = 2  # that all workers together may have under way: one is computed, one waits
+_CREDIT_BATCHES = 3  # that all workers together may have under way: one is computed, one copied, one prepared
 _MOST_ASKED = 128  # requests of one worker, so that they and their answers fit into a socket: nobody waits to send
 _MOST_OPEN = 1024  # descriptors that a process uses, if it may have more: select takes no others
 _SHARE_ASKED = 4  # a quarter of them is for requests that are under way
@@ -71,7 +72,9 @@ class ModelServer:
     inventory: Inventory | None = None  # once it is ready
     running: dict[int, RunningBatch] = field(default_factory=dict)
     kill_reason: str = ""
-    broken: str = ""  # why it cannot go on, as it has said itself
+    broken: str = ""  # why it cannot go on, as it has said itself: its context on the device is gone
+    device_failed: bool = False  # and the device is to blame for it
+    record: DeviceRecord = field(default_factory=DeviceRecord)
     failed_starts: int = 0  # in a row, without a batch begun
     fatal: int = 0  # segments in a row that it has died of
 
@@ -80,6 +83,7 @@ class Servers:
     """One for each device of the plan.
 
     inventory: what all have loaded, once they are ready for the first time. failure: why there will never be servers.
+    dead: the place of a device that is to be used no more, and why.
     """
 
     def __init__(
@@ -91,11 +95,13 @@ class Servers:
         policy: Policy,
         hang_limit: HangLimit,
         descriptors: int,
+        can_spare: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        """descriptors: files that a process may have open."""
+        """descriptors: files that a process may have open. can_spare: whether work can go on without this device."""
         self.deaths = 0
         self.inventory: Inventory | None = None
         self.failure: LoadFailed | None = None
+        self.dead: tuple[int, str] | None = None
         self._outbox = outbox
         self._specification = replace(specification, plan=plan, remote=False, arena=None, manifest=None)
         self._plan = plan
@@ -103,6 +109,7 @@ class Servers:
         self._policy = policy
         self._hang_limit = hang_limit
         self._descriptors = descriptors
+        self._can_spare = can_spare
         devices = plan.devices or ("",)
         names = [f"server {place}" if len(devices) > 1 else "server" for place in range(len(devices))]
         pairs = zip(names, devices, strict=True)
@@ -112,15 +119,24 @@ class Servers:
 
     def _start(self, server: ModelServer) -> None:
         server.started = self._outbox.now
-        order = ServerOrder(self._specification, self._plan.server_threads, server.blame.groups, server.batch_share)
+        order = ServerOrder(
+            self._specification,
+            self._plan.server_threads,
+            server.blame.groups,
+            server.batch_share,
+            self._policy.recall_batches() if server.device else {},
+        )
         self._outbox.do(StartServer(server.place, server.name, self._plan, server.device, order))
 
     def end(self) -> None:
         self._outbox.do(EndServers(self.list_idle()))
 
     def list_idle(self) -> frozenset[int]:
-        """Places of those that are ready and not at a batch: they look at their channel, and end by themselves."""
-        return frozenset(server.place for server in self.all if server.inventory is not None and not server.running)
+        """Places of those that are ready and not at a batch: they look at their channel, and end by themselves. With
+        NVIDIA's MPS those at a batch are waited for, too: a client that is killed at work can take the others with it.
+        """
+        waits = any(device.multi_process_service for device in self._plan.chosen)
+        return frozenset(s.place for s in self.all if s.inventory is not None and (waits or not s.running))
 
     # -- the workers -------------------------------------------------------------------------------------------
 
@@ -176,8 +192,11 @@ class Servers:
         match message:
             case ModelsLoaded(inventory):
                 self._handle_loaded(server, inventory)
-            case LoadFailed(reason, trace):
-                if self.inventory is None:
+            case LoadFailed(reason, trace, device_failed):
+                if device_failed and server.device:
+                    server.broken, server.device_failed = reason, True
+                    self._outbox.do(LogText(trace))
+                elif self.inventory is None:
                     self.failure = message
                 else:
                     server.broken = reason  # the models could be loaded before: what is wrong now may pass
@@ -186,16 +205,19 @@ class Servers:
                 server.failed_starts = 0
                 begins = max([self._outbox.now, *(batch.until for batch in server.running.values())])
                 server.running[number] = RunningBatch(requests, elements, begins + self._find_hang_seconds(elements))
-            case BatchDone(number):
+            case BatchDone(number, engine, size, taken):
+                if taken:
+                    self._policy.learn_batch(engine, size, taken)
                 server.blame.clear(self._list_wanted(server.running.pop(number).requests))
                 server.fatal = 0
+                server.record.note_done()
                 self._start_clock(server)
             case BatchFailed():
                 self._handle_failed(server, message)
             case RequestsDropped(requests):
                 server.blame.discard(requests)
-            case ServerBroken(reason):
-                server.broken = reason
+            case ServerBroken(reason, device_failed):
+                server.broken, server.device_failed = reason, device_failed
 
     def _handle_loaded(self, server: ModelServer, inventory: Inventory) -> None:
         server.inventory = inventory
@@ -269,7 +291,10 @@ class Servers:
         ended = describe_end(event.status, event.out_of_memory, event.stderr_tail)
         reason = f"{server.name} (pid {event.pid}): {server.kill_reason or server.broken or ended}"
         self.deaths += 1
-        if not server.running:
+        if server.device and (event.status == UNENDED or (server.device_failed and server.record.note_fault())):
+            self.dead = (server.place, reason)
+            return
+        if not (server.running or server.device_failed):
             server.failed_starts += 1
         if server.failed_starts >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
@@ -280,22 +305,34 @@ class Servers:
         if event.out_of_memory:
             self._halve(server, [batch.requests for batch in server.running.values()])
         self._find_guilty(server, self._find_cause(server, event), reason)
+        if self.dead is not None:
+            return
         if server.fatal >= _MOST_FATAL:
             self.failure = LoadFailed(f"the model server died on every batch: {reason}")
             return
         self._outbox.notify(f"{reason}; started again")
-        server.inventory, server.kill_reason, server.broken = None, "", ""
+        server.inventory, server.kill_reason, server.broken, server.device_failed = None, "", "", False
         self._start(server)
 
     def _find_cause(self, server: ModelServer, event: ServerExited) -> Cause:
         if event.out_of_memory:
             return Cause.MEMORY
+        if server.device_failed:
+            return Cause.DEVICE
         killer = find_killer(event.status, bool(server.kill_reason))
         return Cause.KILL if killer is Killer.SOMEBODY else Cause.ERROR
+
+    def _is_suspect(self, server: ModelServer) -> bool:
+        """Whether it is rather the device that has broken than a segment that breaks it, and others can do its work."""
+        doubtful = bool(server.broken and server.device) and not server.record.blames()
+        return doubtful and self._can_spare(server.place)
 
     def _find_guilty(self, server: ModelServer, cause: Cause, reason: str) -> None:
         for batch in server.running.values():
             guilty = server.blame.lose(self._list_wanted(batch.requests), cause)
+            if guilty is not None and self._is_suspect(server):
+                self.dead = (server.place, f"{reason}, with every segment that it was given")
+                return
             if guilty is not None:
                 kind = OutOfMemory if cause is Cause.MEMORY else WorkerDied
                 error = kind(f"{reason}, twice with only this segment in the batch")

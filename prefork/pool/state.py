@@ -45,7 +45,7 @@ from prefork.pool.models import Models
 from prefork.pool.policy import Policy
 from prefork.pool.scheduling import Scheduler
 from prefork.pool.tasks import HangLimit
-from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsCorrupted, WorkerReady
+from prefork.wire.messages import FromWorker, LoadFailed, ModelsLoaded, WeightsCorrupted, WorkerBroken, WorkerReady
 from prefork.wire.specification import Specification
 
 STOPPED = "the run was stopped before this was done"
@@ -122,10 +122,14 @@ class Pool:
             case WorkerReaped():
                 worker = self.workers.all[event.number]
                 worker.closed = True  # it is given nothing more
+                self.models.devices.note_failed_start(worker)
                 first = next(iter(worker.calls), None)  # it begins one call after it has answered the one before
                 self.scheduler.push_back(worker, [n for n in worker.calls if n != first or n in event.unbegun])
                 if (death := self.workers.reap(event)) is not None:
-                    self.scheduler.lose(death)
+                    if self.models.devices.excuses(death):
+                        self.scheduler.queue.push_again(death.task)
+                    else:
+                        self.scheduler.lose(death)
                 self.workers.refill()
             case ServerSent() | ServerExited():
                 self.models.handle_server(event)
@@ -141,11 +145,13 @@ class Pool:
             case ModelsLoaded(inventory):
                 self.models.handle_loaded(inventory)
             case LoadFailed():
-                self.models.handle_failure(message)
+                self.models.handle_failure(message, self.workers.find_place(worker.slot))
             case WorkerReady():
                 self.workers.note_ready(worker)
             case WeightsCorrupted(reason):
                 self.models.reload(reason)
+            case WorkerBroken():
+                worker.broken = message
             case _:
                 self.scheduler.handle(worker, message)
 

@@ -13,8 +13,8 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.actions import Fork, KillSpawned, Outbox, SendWorker, SendZygote, Spawn
 from prefork.pool.events import WorkerReaped
 from prefork.pool.tasks import Task
-from prefork.wire.endings import CUT_OFF, describe_end, find_fatal_line
-from prefork.wire.messages import ForkWorker, KillWorker, Memory
+from prefork.wire.endings import CUT_OFF, UNENDED, describe_end, find_fatal_line
+from prefork.wire.messages import ForkWorker, KillWorker, Memory, WorkerBroken
 from prefork.wire.specification import Specification
 
 MOST_FAILED_STARTS = 3  # of zygotes, servers or workers, in a row without anything done
@@ -37,8 +37,9 @@ class Worker:
     last_message: float = 0.0
     closed: bool = False  # its channel is at its end: it is dead, or will be
     kill_reason: str = ""
-    killed: float | None = None  # when the zygote was asked to, if it was
+    killed: float | None = None  # when, if it was
     out_of_memory: bool = False  # we killed it, because memory was short
+    broken: WorkerBroken | None = None  # what it has said of its device before it ended
     retired: bool = False  # we ended it, and it had nothing to do
     measuring: bool = False  # its task is done, and it has not reported yet what that took
     measured: tuple[Task, int] | None = None  # its last task, and what that was predicted to take
@@ -76,12 +77,15 @@ class Death:
     reason: str
     out_of_memory: bool
     crashed: bool = False
+    place: int = 0  # of its device
+    broken: WorkerBroken | None = None
+    unended: bool = False  # it was killed, and does not end
 
 
 def is_crash(event: WorkerReaped) -> bool:
     """Whether it died of a signal that nobody sent it, and has not said itself what of, as it does of a write to the
     weights."""
-    is_signal = event.status < 0 and event.status != CUT_OFF
+    is_signal = event.status < 0 and event.status not in (CUT_OFF, UNENDED)
     return is_signal and not (SYSTEM.describe_status(event.status).ended or find_fatal_line(event.stderr_tail))
 
 
@@ -105,6 +109,7 @@ class Workers:
         self.size = 0
         self.can_start = False  # there is something to fork from, or to map
         self.is_closed = False  # nobody is replaced any more
+        self.is_paused = False  # nor now
         self.deaths = 0
         self.servers: Clients | None = None
         self._outbox = outbox
@@ -123,7 +128,7 @@ class Workers:
             self.retire(worker)
 
     def refill(self) -> None:
-        if self.is_closed:
+        if self.is_closed or self.is_paused:
             return
         if not self.can_start:
             if not (self.plan.strategy.forks or self.all):  # the first one loads for all, and has died of it
@@ -137,7 +142,7 @@ class Workers:
 
     def start(self, slot: int) -> None:
         """By fork, or a fresh process, as the plan says."""
-        plan, place = self.plan, self._find_place(slot)
+        plan, place = self.plan, self.find_place(slot)
         forked = plan.strategy.forks
         worker = Worker(slot, next(self._numbers), self._outbox.now, forked)
         self.all[worker.number] = worker
@@ -148,7 +153,7 @@ class Workers:
         if self.servers is not None:
             self.servers.connect(worker)
 
-    def _find_place(self, slot: int) -> int:
+    def find_place(self, slot: int) -> int:
         """Of the device, among the plan's, that a worker computes on, or whose server it asks."""
         return slot % max(1, len(self.plan.devices))
 
@@ -159,8 +164,8 @@ class Workers:
         idle = [worker for worker in self.all.values() if worker.task is None and worker.is_open]
         if len(idle) < 2 or len(self.plan.devices) < 2:
             return idle
-        load = Counter(self._find_place(worker.slot) for worker in self.list_busy())
-        return sorted(idle, key=lambda worker: load[self._find_place(worker.slot)])
+        load = Counter(self.find_place(worker.slot) for worker in self.list_busy())
+        return sorted(idle, key=lambda worker: load[self.find_place(worker.slot)])
 
     def list_busy(self) -> list[Worker]:
         return [worker for worker in self.all.values() if worker.task]
@@ -183,8 +188,8 @@ class Workers:
     def kill(self, worker: Worker, reason: str) -> None:
         """reason: empty if it is dead already, most likely: then its exit status says why."""
         worker.kill_reason = worker.kill_reason or reason
+        worker.killed = self._outbox.now if worker.killed is None else worker.killed
         if worker.forked:
-            worker.killed = self._outbox.now if worker.killed is None else worker.killed
             self._outbox.do(SendZygote(KillWorker(worker.number)))
         else:
             self._outbox.do(KillSpawned(worker.number))
@@ -210,7 +215,8 @@ class Workers:
             self._count_failed_start(reason)
         elif worker.task:
             crashed = worker.forked and not (worker.kill_reason or out_of_memory) and is_crash(event)
-            return Death(worker.task, reason, out_of_memory, crashed)
+            place, unended = self.find_place(worker.slot), event.status == UNENDED
+            return Death(worker.task, reason, out_of_memory, crashed, place, worker.broken, unended)
         else:
             self._outbox.notify(f"{reason}; replaced")
         return None
@@ -226,6 +232,18 @@ class Workers:
             self._outbox.notify(text)
         else:
             self._fail(f"{MOST_FAILED_STARTS} workers died before they were ready, the last: {reason}")
+
+    def find_unended(self, limit: float) -> Worker | None:
+        """A worker that was killed so many seconds ago and has not ended."""
+        late = (w for w in self.all.values() if w.killed is not None and self._outbox.now - w.killed > limit)
+        return next(late, None)
+
+    def kill_all(self, reason: str) -> None:
+        """None takes their places before `is_paused` is over."""
+        self.is_paused = True
+        for worker in self.all.values():
+            worker.retired = worker.task is None
+            self.kill(worker, reason)
 
     def drop_all(self) -> list[Task]:
         """All are gone with the zygote; the tasks that they had."""

@@ -18,6 +18,7 @@ from prefork.installation import find_obstacle
 from prefork.memory.governor import Governor
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.matrix import Plan, Request, decide
+from prefork.platform_matrix.memory import format_gigabytes
 from prefork.pool.pipeline import Intake, Pipeline, choose_languages
 from prefork.run.corpus import find_jobs, find_languages
 from prefork.run.data_files import find_files, read_lengths
@@ -100,17 +101,21 @@ def describe_batches(batching: Batching, plan: Plan) -> str:
         return f"STATIC, {batching.batch_size} segment{'s' * (batching.batch_size != 1)} each"
     if batching.max_num_elements is None and plan.batch_memory is None:
         return _describe_usual(batching, plan.device)
-    chosen = batching.max_num_elements is not None
-    batching, warnings = batching.resolve(plan.batch_memory or 0)
-    most = batching.max_num_elements or 0
-    text = f"{batching.strategy.name}, up to {most:,} elements ({most / ELEMENTS_PER_SECOND:.0f} s of audio)"
+    warnings: list[str] = []
+    if batching.max_num_elements is None:
+        memory = format_gigabytes(plan.batch_memory or 0)
+        text = f"{batching.strategy.name}, as many segments as the engine estimates for {memory}, and then measures"
+    else:
+        batching, warnings = batching.resolve(0)
+        most = batching.max_num_elements or 0
+        text = f"{batching.strategy.name}, up to {most:,} elements ({most / ELEMENTS_PER_SECOND:.0f} s of audio)"
     if batching.max_bucket_size is not None:
         text += f" and {batching.max_bucket_size} segments"
     if batching.num_seqs_multiple_of > 1:
         text += f", above {batching.num_seqs_multiple_of} segments in multiples of {batching.num_seqs_multiple_of}"
     if batching.max_audio_len is not None:
         text += f", none longer than {batching.max_audio_len / ELEMENTS_PER_SECOND:.0f} s"
-    return "; ".join([text, *(warnings if chosen else [])])  # warn only of what the user has chosen
+    return "; ".join([text, *warnings])
 
 
 def _describe_usual(batching: Batching, device: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefork.wire.messages import Checksum
+from prefork.wire.exports import Checksum
 
 if TYPE_CHECKING:
     import numpy as np

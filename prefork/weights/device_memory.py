@@ -26,11 +26,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.base import LoadError
+from prefork.platform_matrix import cuda_errors
 from prefork.platform_matrix.cuda import CUDADriver, CUDAError
+from prefork.platform_matrix.driver import is_served
 from prefork.platform_matrix.errors import PreforkError
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Export
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +93,11 @@ class DeviceError(PreforkError):
         """
         return self.name == "CUDA_ERROR_NOT_SUPPORTED" or (self.what in (_EXPORT, _OPEN) and self.name in _REFUSALS)
 
+    @property
+    def blames_device(self) -> bool:
+        """Whether nothing can be done there, whoever tries."""
+        return self.what == _USE or cuda_errors.blames_device(self.name)
+
 
 class WeightsChanged(PreforkError):
     """The weights in a device's memory are not those that were put there: nothing computed since counts."""
@@ -132,7 +139,7 @@ class CUDAMemory:
     def upload(self, path: str, size: int) -> Export:
         driver = self._driver
         driver.enter()
-        if driver.ask(_COMPUTE_MODE) == _EXCLUSIVE:
+        if driver.ask(_COMPUTE_MODE) == _EXCLUSIVE and not driver.is_served:
             raise DeviceError(
                 _EXPORT, "CUDA_ERROR_NOT_SUPPORTED", f"{driver.device} is in exclusive mode, for one process at a time"
             )
@@ -159,11 +166,14 @@ class CUDAMemory:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch first: it says best why it cannot
         except (RuntimeError, AssertionError) as error:
-            raise DeviceError(_USE, "", str(error).splitlines()[0]) from error
+            why = str(error).splitlines()[0]
+            kept = "or the process that forked this one has asked for GPUs and been told that there are none"
+            raise DeviceError(_USE, "", f"{why}, {kept}") from error
         return CUDAView(self._driver, export)
 
     def free(self) -> None:
         if self._address:
+            self._driver.call("free the weights", "cuCtxSynchronize")  # a client of NVIDIA's MPS must not just end
             self._driver.call("free the weights", "cuMemFree_v2", ctypes.c_uint64(self._address))
             self._address = 0
 
@@ -245,6 +255,11 @@ class GPU:
     def ask(self, attribute: int) -> int | None:
         """One of the device's; None if this driver does not know it."""
         return self._driver.read_attribute(attribute, self._index)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether NVIDIA's MPS is the one process that computes there, for all."""
+        return is_served(self._driver, self._index)
 
     def open_handle(self, handle: bytes) -> int:
         """The address in this process."""

@@ -20,10 +20,11 @@ from typing import IO, Any
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.channel import Channel
-from prefork.wire.endings import CUT_OFF, Killer, find_killer
+from prefork.wire.endings import CUT_OFF, UNENDED, Killer, find_killer
 from prefork.wire.messages import LoadFailed
 
 _POLL_SECONDS = 0.05
+_DYING_SECONDS = 10.0  # from SIGKILL to a process's end; with a GPU that does not answer it may take for ever
 _TAIL_BYTES = 8192  # kept of what a process has printed, and read at a time
 
 
@@ -94,6 +95,7 @@ class ChildProcess:
         self.stderr_tail = bytearray()
         self._received: deque[Any] = deque()
         self._is_cut_off = False  # we have killed it, and it was not about to end
+        self._killed: float | None = None  # when
         self._stderr_ended = False  # it has closed it
         python, handover = SYSTEM.find_python(), SYSTEM.prepare_handover(there)
         with there:
@@ -152,29 +154,40 @@ class ChildProcess:
                 raise
 
     def poll(self) -> int | None:
-        """Its exit status, or CUT_OFF; None as long as it runs."""
+        """Its exit status, CUT_OFF, or UNENDED; None as long as it runs."""
         status = self._process.poll()
+        if status is None and self._killed is not None and time.monotonic() - self._killed > _DYING_SECONDS:
+            return UNENDED
         return None if status is None else self._settle(status)
 
     def _settle(self, status: int) -> int:
         SYSTEM.kill_session(self._process.pid)
         return CUT_OFF if find_killer(status, self._is_cut_off) is Killer.PREFORK else status
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether it is about to end, or should be: nobody looks at its memory any more, which can take for ever."""
+        return self._killed is not None
+
     def kill(self) -> None:
+        self._killed = self._killed or time.monotonic()
         self._is_cut_off = self._is_cut_off or not SYSTEM.is_exiting(self._process.pid)
         with contextlib.suppress(PermissionError):  # Windows: it is ending, and cannot be ended
             self._process.kill()
 
     def end(self, patience: float) -> int:
-        """Its exit status, or CUT_OFF. It ends by itself when its channel closes; if not within `patience` seconds, it
-        is killed. The kernel, or the end of their channels, ends what it has started."""
+        """Its exit status, CUT_OFF, or UNENDED. It ends by itself when its channel closes; if not within `patience`
+        seconds, it is killed. The kernel, or the end of their channels, ends what it has started."""
         self.channel.close()
         self.stderr.close()
-        try:
-            return self._settle(self._process.wait(patience))
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self._settle(self._process.wait())
+        if self._killed is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._settle(self._process.wait(patience))
+        self.kill()
+        assert self._killed is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._settle(self._process.wait(max(0.0, self._killed + _DYING_SECONDS - time.monotonic())))
+        return UNENDED
 
 
 def run(module: str) -> None:

@@ -8,6 +8,7 @@ from enum import Enum
 from prefork.platform_matrix.systems import SYSTEM
 
 CUT_OFF = -256  # in place of the exit status of a process that closed its channel, lived on, and was killed for that
+UNENDED = -257  # in place of the exit status of a process that was killed and did not end: it waits in the kernel
 FATAL = "prefork: fatal: "  # how the line begins in which a process says what it dies of
 
 
@@ -44,6 +45,8 @@ def describe_end(status: int, out_of_memory: bool, printed: str = "") -> str:
     the last that it has printed."""
     if out_of_memory:
         return "was killed by the kernel: out of memory"
+    if status == UNENDED:
+        return "was killed and did not end: the kernel waits for its device"
     if status == CUT_OFF:
         return find_fatal_line(printed) or "closed its channel and was killed"
     return find_fatal_line(printed) or SYSTEM.describe_status(status).words

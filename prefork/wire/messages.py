@@ -5,8 +5,8 @@
                                    or why not: LoadFailed, ForkUnsafe, IPCUnavailable
     supervisor -> worker           RunTask, ConnectServer, RefuseRequest; first a Specification, if it was spawned
     worker -> supervisor           WorkerReady, TaskProgress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
-                                   TaskUsage, WeightsCorrupted; if it was spawned, first
-                                   ModelsLoaded or LoadFailed
+                                   TaskUsage, WeightsCorrupted, WorkerBroken; if it was
+                                   spawned, first ModelsLoaded or LoadFailed
     supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
     server -> supervisor           ModelsLoaded or LoadFailed, then BatchStarted, BatchDone | BatchFailed,
                                    RequestsDropped, ServerBroken
@@ -23,9 +23,10 @@ File descriptors go beside a message: see `prefork.wire.channel`. `prefork check
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import Layout
 from prefork.wire.specification import Inventory, Specification
 
@@ -55,37 +56,13 @@ class Usage:
 class ServerOrder:
     """What a model server is told before it begins. threads: that it computes on, on the CPU. groups: batches, of
     requests as `prefork.pool.blame` knows them, to be run before all others, as they are. limit: what is left of the
-    usual size of a batch."""
+    usual size of a batch. measured: by engine, what batches took, as `Loaded.measured` has it."""
 
     specification: Specification
     threads: int
     groups: Sequence[tuple[tuple[int, int], ...]] = ()
     limit: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """Of memory as 64-bit words in this machine's byte order, laid out in rows of 1,024: the sum modulo 2^64 of each
-    row, mixed with the row's number and added up, and the same of the columns.
-
-    Every change of a single word is seen, and every other that changes a row's or a column's sum, but for one in 2^64.
-    Missed is what keeps them all (four words at the corners of a rectangle, plus and minus the same), and what is
-    undone before anybody looks.
-    """
-
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What another process needs to open an owner's memory. handle: CUDA's, or a path. device: for people."""
-
-    kind: str
-    handle: bytes
-    size: int  # bytes
-    checksum: Checksum  # of the file that was uploaded
-    device: str
+    measured: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
 
 
 # -- to the zygote, and what it answers -------------------------------------------------------------------------
@@ -133,10 +110,12 @@ class ModelsLoaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """Nothing can be loaded, here or anywhere. traceback: empty where the reason says it all."""
+    """Nothing can be loaded, here or anywhere. traceback: empty where the reason says it all. device_failed: it is the
+    device's fault."""
 
     reason: str
     traceback: str = ""
+    device_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +238,14 @@ class WeightsCorrupted:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerBroken:
+    """As ServerBroken, of a worker that computes by itself."""
+
+    reason: str
+    device_failed: bool
+
+
 # -- to a model server, and what it answers -------------------------------------------------------------------
 
 
@@ -295,7 +282,13 @@ class BatchStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
+    """engine: whose it was. size, taken: bytes of the device's memory that the engine estimates, and that it took;
+    0 if nobody can say."""
+
     batch: int
+    engine: str = ""
+    size: float = 0.0
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +310,10 @@ class RequestsDropped:
 
 @dataclass(frozen=True, slots=True)
 class ServerBroken:
-    """Its GPU can be used no more by this process, which ends."""
+    """Its GPU can be used no more by this process, which ends. device_failed: nothing that was computed is to blame."""
 
     reason: str
+    device_failed: bool = False
 
 
 # -- between a worker and a server ----------------------------------------------------------------------------
@@ -394,6 +388,7 @@ FromWorker = (
     | TaskOutOfMemory
     | TaskUsage
     | WeightsCorrupted
+    | WorkerBroken
 )
 FromServer = ModelsLoaded | LoadFailed | BatchStarted | BatchDone | BatchFailed | RequestsDropped | ServerBroken
 FromOwner = WeightsExported | IPCUnavailable | LoadFailed

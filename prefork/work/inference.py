@@ -119,7 +119,8 @@ class LocalInference:
             self.is_alone = len(batch) == 1
             reseed(batch[0].seed)
             try:
-                with watch_draws() as draws:
+                padded = len(batch) * max(waiting.elements for waiting in batch)
+                with watch_draws() as draws, self._loaded.measure_batch(self._engine, self._batcher, padded):
                     outputs = self._loaded.infer(self._engine, self.inputs)
                 break
             except Exception as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Tensors
+from prefork.engines.base import ELEMENTS_PER_SECOND, Engine, HostEngine, Segment, Tensors
 from prefork.engines.batching import Batcher, Batching
+from prefork.memory.batch_room import BatchRoom
 from prefork.platform_matrix.device_kinds import find_kind
-from prefork.wire.messages import Export
+from prefork.wire.exports import Export
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
@@ -18,9 +20,18 @@ if TYPE_CHECKING:
 
 
 _USUAL_SECONDS = 20.0  # of a segment
+_LONG_SECONDS = 30.0  # of one for which an engine estimates what batches take: most models hear no more at once
 
 
 _WINDOW = 4  # batches that may wait
+
+
+@dataclass(slots=True)
+class BatchUse:
+    """What a batch took of a device's memory. size: bytes that its engine estimates; taken: bytes, 0 if unknown."""
+
+    size: float = 0.0
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,8 @@ class Loaded:
     arena: None where weights cannot be shared. remote: the models are in another process. batch_memory: bytes of a GPU
     for the batches of one process; None on the CPU. exports: the weights in the memory of devices, for children to
     attach to. guard: of a child that has, says whether they are still what they were. fingerprints: of the
-    engines, taken before anything was loaded.
+    engines, taken before anything was loaded. measured: by engine, what batches took in earlier runs, as BatchRoom has
+    it; rooms: what this process has made of that.
     """
 
     engines: Mapping[str, Engine]
@@ -45,6 +57,8 @@ class Loaded:
     exports: tuple[Export, ...] = ()
     guard: Guard | None = None
     fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measured: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
+    rooms: dict[str, BatchRoom] = field(default_factory=dict)
 
     def attach(self, place: int) -> Loaded:
         """In a forked child: the same with its weights on a device, where their owner has put them, if there is one.
@@ -92,8 +106,8 @@ class Loaded:
         engine = self.engines[name]
         if self.batching.batch_size is not None or self.batching.max_num_elements is not None:
             batching, warnings = self.batching.resolve(0)
-        elif self.batch_memory is not None:
-            batching, warnings = self.batching.resolve(self.batch_memory)[0], []
+        elif (room := self.find_room(name)) is not None:
+            batching, warnings = self.batching.resolve(room.num_elements, 1.0)[0], []
         elif engine.batch_seconds:
             most = max(round(engine.batch_seconds * ELEMENTS_PER_SECOND), self.batching.max_audio_len or 0)
             return replace(self.batching, max_num_elements=most, num_seqs_multiple_of=1), most, []
@@ -102,6 +116,35 @@ class Loaded:
         if batching.batch_size is not None:
             return batching, batching.batch_size * round(_USUAL_SECONDS * ELEMENTS_PER_SECOND), warnings
         return batching, _WINDOW * (batching.max_num_elements or 1), warnings
+
+    @property
+    def batch_need(self) -> int:
+        """Bytes of the device that the next batch may take, as far as batches were measured."""
+        return max((room.most_taken for room in self.rooms.values()), default=0)
+
+    def find_room(self, name: str) -> BatchRoom | None:
+        """None where a device's memory does not say how large an engine's batches are."""
+        chosen = self.batching.batch_size is not None or self.batching.max_num_elements is not None
+        if chosen or self.batch_memory is None:
+            return None
+        if name not in self.rooms:
+            engine, segment = self.engines[name], Segment(0, 0.0, _LONG_SECONDS)
+            rate = engine.estimate_memory(segment) / engine.count_elements(segment)
+            self.rooms[name] = BatchRoom(rate, self.batch_memory, self.measured.get(name, ()))
+        return self.rooms[name]
+
+    @contextmanager
+    def measure_batch(self, name: str, batcher: Batcher[Any], num_elements: int) -> Iterator[BatchUse]:
+        """What a batch takes of the device's memory while the block runs; the batches to come are made accordingly.
+        num_elements: that it has, padded."""
+        use, room, kind = BatchUse(), self.find_room(name), find_kind(self.device)
+        before = kind.reset_peak(self.device) if room is not None else None
+        yield use
+        if room is None or before is None:
+            return
+        use.size, use.taken = room.measure(num_elements), max(1, kind.read_peak(self.device) - before)
+        if room.add(num_elements, use.taken):
+            batcher.resize(*self.choose_batching(name)[:2])
 
     def make_batcher(self, name: str) -> Batcher[Any]:
         batching, window, _ = self.choose_batching(name)
@@ -131,6 +174,13 @@ class Loaded:
         chosen = {name: engine.longest_example if longest else engine.example for name, engine in self.engines.items()}
         examples = {name: make() for name, make in chosen.items()}
         return {name: self.infer(name, [example])[0] for name, example in examples.items() if example is not None}
+
+    def verify_examples(self) -> dict[str, Tensors]:
+        """The same, once each engine has found it to be what its model makes of it. Raises LoadError."""
+        outputs = self.try_examples()
+        for name, output in outputs.items():
+            self.engines[name].verify(output)
+        return outputs
 
     def count_weights(self) -> int:
         """Bytes."""

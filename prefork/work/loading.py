@@ -22,11 +22,13 @@ from prefork.fingerprint import note_files
 from prefork.memory.forecast import BASE
 from prefork.memory.probe import measure_self
 from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.hazards import Hazard
 from prefork.platform_matrix.imports import explain_import
 from prefork.platform_matrix.matrix import Strategy
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.wire.exceptions import describe_error
+from prefork.wire.messages import LoadFailed
 from prefork.wire.process import flush_output
 from prefork.wire.specification import LOADED, Inventory, Specification
 from prefork.wording import describe_os_error
@@ -119,8 +121,8 @@ def _load(specification: Specification) -> Loaded:
     if plan.allowance is not None:
         find_kind(device).limit_memory(plan.allowance)
     loaded = replace(loaded, batch_memory=plan.batch_memory)
-    for name, output in loaded.try_examples().items():
-        engines[name].verify(output)
+    if not owned:  # else it happens in forked children: libraries ask CUDA things, and keep the answers
+        loaded.verify_examples()
     _settle(loaded)
     return loaded
 
@@ -220,7 +222,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         seconds=time.monotonic() - started,
         fingerprints=loaded.fingerprints,
         hazards=hazards,
-        tf32=_uses_tf32(loaded.device),
+        tf32=uses_tf32(loaded.device),
         private=estimate_private(loaded.engines),
         suspicions={} if loaded.remote else _list_suspicions(loaded.engines),
         batches=loaded.list_batches(),
@@ -234,12 +236,12 @@ def _list_suspicions(engines: Mapping[str, Engine]) -> dict[str, str]:
     return {name: engine.suspicion for name, engine in engines.items() if engine.suspicion}
 
 
-def _uses_tf32(device: str) -> bool | None:
+def uses_tf32(device: str) -> bool | None:
     if device != "cuda":
         return None
     import torch
 
-    return bool(torch.backends.cuda.matmul.allow_tf32)
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")  # to read this one never raises
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -252,6 +254,15 @@ def explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
         reason = f"the models cannot be loaded: {describe_os_error(error)}"
     return reason, "".join(traceback.format_exception(error))
+
+
+def refuse(error: Exception, specification: Specification) -> LoadFailed:
+    """What to say of what went wrong while loading."""
+    assert specification.plan is not None
+    failure = None
+    if specification.plan.devices and not isinstance(error, LoadError):
+        failure = find_kind(specification.plan.device).classify(error, describe_error(error))
+    return LoadFailed(*explain(error), device_failed=failure in (Failure.CONTEXT, Failure.DEVICE))
 
 
 def _import_main(preparation: Mapping[str, Any]) -> None:

@@ -28,7 +28,8 @@ def main() -> None:
             memory = make_memory(order.kind)
             export = memory.upload(order.path, order.size)
         except DeviceError as error:
-            channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else LoadFailed(str(error)))
+            failed = LoadFailed(str(error), device_failed=error.blames_device)
+            channel.send(IPCUnavailable(str(error)) if error.refuses_ipc else failed)
             return
         channel.send(WeightsExported(export, time.monotonic() - started))
         with contextlib.suppress(EOFError):

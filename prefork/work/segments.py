@@ -97,7 +97,7 @@ def run_segments(context: Context, name: str, items: Sequence[tuple[int, tuple[J
             if going:
                 _finish(context, name, going, refused, keeper)
         _withdraw(context, going, refused)
-        release(context.loaded.device)
+        release(context.loaded.device, context.loaded.batch_need, idle=not (todo or going))
 
 
 def _prepare(

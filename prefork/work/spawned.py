@@ -10,7 +10,7 @@ import os
 import time
 
 from prefork.wire.child import open_channel
-from prefork.wire.messages import LoadFailed, ModelsLoaded
+from prefork.wire.messages import ModelsLoaded
 from prefork.wire.shared_tracker import share_tracker
 from prefork.work import loading
 from prefork.work.worker import serve  # torch is imported while others load
@@ -30,7 +30,7 @@ def main() -> None:
         loaded = loading.load(specification)
         inventory = loading.describe(loaded, started)
     except Exception as error:  # noqa: BLE001  whatever goes wrong while loading ends the run, in words
-        channel.send(LoadFailed(*loading.explain(error)))
+        channel.send(loading.refuse(error, specification))
         return
     channel.send(ModelsLoaded(inventory))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor has gone

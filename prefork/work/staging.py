@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from prefork.engines.base import Tensors
-from prefork.platform_matrix.device_kinds import Failure, find_kind
+from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.wire.exceptions import describe_error
 
 
@@ -111,6 +112,6 @@ class StreamStage:
         return host.copy_(tensor, non_blocking=True)
 
 
-def is_broken(error: BaseException, device: str) -> bool:
-    """Whether the device can be used no more by this process."""
-    return find_kind(device).classify(error, describe_error(error)) is Failure.BROKEN
+def judge(error: BaseException, device: str) -> Failure | None:
+    """What an error says of the device, which is tried if that is not clear; None if it can be used as before."""
+    return find_kind(device).judge(error, describe_error(error), device)

@@ -54,13 +54,19 @@ def watch_draws() -> Iterator[Draws]:
     draws.any = look() != before
 
 
-def release(device: str) -> None:
-    """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all: the next segment
-    would have to ask for it again, and that takes longer than on the CPU."""
+def release(device: str, need: int = 0, idle: bool = True) -> None:
+    """Gives back what nobody uses; of a GPU's memory what torch keeps, once that is a tenth of all and what the next
+    batch needs. idle: nothing is computed, and nothing waits to be; else a GPU with streams keeps what it has: to give
+    it back would wait for all that it does, and the next batch would have to ask for it again.
+
+    need: bytes.
+    """
     SYSTEM.release_free_memory()
     kind = find_kind(device)
+    if kind.has_streams and not idle:
+        return
     memory = kind.read_memory(device)
-    if memory is not None and memory.is_hoarded:
+    if memory is not None and memory.is_hoarded(need):
         kind.empty_cache()
 
 

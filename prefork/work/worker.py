@@ -19,15 +19,17 @@ import torch
 
 from prefork.cache.keys import digest_file
 from prefork.cache.pieces import DescribedSegment, Piece, SplitJob
-from prefork.engines.base import Engine, HostEngine, Job, Segment
+from prefork.engines.base import Engine, HostEngine, Job, LoadError, Segment
 from prefork.engines.text import formats
 from prefork.engines.text.document import Document
 from prefork.memory.monitor import DeviceMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
 from prefork.outputs import JobOutput, OutputFolder
+from prefork.platform_matrix.device_kinds import find_kind
+from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.weights.device_memory import WeightsChanged
+from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.weights.faults import watch_for_writes
 from prefork.wire.calls import OpenTokens, RunCalls
 from prefork.wire.channel import Channel
@@ -42,16 +44,16 @@ from prefork.wire.messages import (
     TaskProgress,
     TaskUsage,
     WeightsCorrupted,
+    WorkerBroken,
     WorkerReady,
 )
 from prefork.wire.process import flush_output
 from prefork.work.calls import Calls
-from prefork.work.comparison import encode
 from prefork.work.inference import LocalInference, RemoteInference
 from prefork.work.keeping import digest_segment, load_piece
 from prefork.work.loaded import Loaded
 from prefork.work.segments import Context, pickle_failure, run_segments
-from prefork.work.staging import is_broken
+from prefork.work.staging import judge
 from prefork.work.torch_state import is_out_of_memory, reseed
 
 _LARGE = 3000  # rows and columns: more than any matrix of a speech model has
@@ -66,6 +68,9 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     except WeightsChanged as error:
         channel.send(WeightsCorrupted(str(error)))
         return
+    except DeviceError as error:
+        channel.send(WorkerBroken(str(error), error.blames_device))
+        raise
     SYSTEM.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
     channel.send(WorkerReady(os.getpid()))
@@ -73,13 +78,14 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
     remote = RemoteInference(channel, loaded) if loaded.remote else None
     inference = remote or LocalInference(loaded)
-    calls = Calls(channel, loaded, partial(_give_up_broken, loaded.device))
+    calls = Calls(channel, loaded, partial(_give_up_broken, channel, loaded.device))
     meter = _CallMeter(channel, probe, calls)
     while True:
         meter.wait()
         try:
             message, fds = channel.receive()
         except EOFError:
+            find_kind(loaded.device).synchronize(loaded.device)  # a client of NVIDIA's MPS must not just end
             return
         if isinstance(message, RunCalls | OpenTokens):
             meter.begin()
@@ -94,7 +100,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         context = Context(
             loaded, inference, partial(_send_progress, channel), partial(_refuse, channel), monitor=monitor
         )
-        answer = _run(message.task, context)
+        answer = _run(message.task, context, channel)
         flush_output()  # before anybody can end this worker
         channel.send(answer)
         del message, answer
@@ -153,17 +159,21 @@ def settle(loaded: Loaded, threads: int, place: int = 0) -> Loaded:
 
 def rehearse(parent: int, loaded: Loaded, threads: int, place: int = 0, thorough: bool = False) -> bytes:
     """What a worker does, done once in a canary: computes on the shared weights, on as many threads and its device.
-    parent: the process that forks it. thorough: also the longest segments, and matrices as large as any model's."""
+    parent: the process that forks it. thorough: also the longest segments, and matrices as large as any model's.
+    Returns why the models are not what they say, empty if they are."""
     SYSTEM.begin_child(parent)
     SYSTEM.restore_signals()
     settled = settle(loaded, threads, place)
-    outputs = settled.try_examples()
+    try:
+        outputs = settled.verify_examples()
+    except LoadError as error:
+        return str(error).encode()
     if thorough:
-        outputs |= {f"{name}, longest": output for name, output in settled.try_examples(longest=True).items()}
-        outputs |= {"large": {"product": _multiply_large()}}
+        settled.try_examples(longest=True)
+        _multiply_large()
     if not outputs:  # nothing is known of the model: at least that torch computes, on all its threads
-        outputs = {"torch": {"product": torch.ones(512, 512) @ torch.ones(512, 512)}}
-    return encode(outputs)
+        (torch.ones(512, 512) @ torch.ones(512, 512)).sum().item()
+    return b""
 
 
 def _multiply_large() -> torch.Tensor:
@@ -180,7 +190,7 @@ def _refuse(channel: Channel, number: int, error: bytes) -> None:
     channel.send(ItemFailed(number, error))
 
 
-def _run(payload: bytes, context: Context) -> Answer:
+def _run(payload: bytes, context: Context, channel: Channel) -> Answer:
     """The message to send back. A task's exception is its result; it costs the worker nothing.
 
     The supervisor gets the result as bytes: what is in it may need torch to be unpickled, which it never imports.
@@ -194,15 +204,17 @@ def _run(payload: bytes, context: Context) -> Answer:
             return WeightsCorrupted(str(error))
         if is_out_of_memory(error):
             return TaskOutOfMemory(describe_error(error))
-        _give_up_broken(context.loaded.device, error)
+        _give_up_broken(channel, context.loaded.device, error)
         return TaskFailed(pickle_failure(error))
     finally:
         context.inference.drop()
 
 
-def _give_up_broken(device: str, error: BaseException) -> None:
+def _give_up_broken(channel: Channel, device: str, error: BaseException) -> None:
     """If the GPU can be used no more by this process, it ends; another will be forked in its place."""
-    if is_broken(error, device):
+    failure = judge(error, device)
+    if failure in (Failure.CONTEXT, Failure.DEVICE):
+        channel.send(WorkerBroken(describe_error(error), failure is Failure.DEVICE))
         print(f"{FATAL}{error}".partition("\n")[0], file=sys.stderr, flush=True)
         os._exit(1)
 

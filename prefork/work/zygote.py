@@ -43,6 +43,8 @@ from prefork.wire.shared_tracker import list_descriptors, share_tracker
 from prefork.work import loading
 from prefork.work.loaded import Loaded
 
+_DYING_SECONDS = 1.0  # from SIGKILL to the ends of all workers; nobody waits for one that the kernel keeps
+_POLL_SECONDS = 0.005
 _CANARIES = 2  # one may be ended by somebody else, or for want of memory
 _CANARY_SECONDS = 60.0  # for one inference on each engine's example; the embedded one takes 0.1 s
 _THOROUGH_SECONDS = 300.0  # on the longest segments too: a large model needs 20 s on one core for each
@@ -132,6 +134,8 @@ def _prove(loaded: Loaded, plan: Plan) -> None:
             words = find_fatal_line(outcome.words)
             text = f"a canary that was forked to try it {outcome.reason}{': ' + words if words else ''}"
             raise CannotAttach(text) if loaded.exports else CannotFork(text)
+        if outcome.result:
+            raise LoadError(outcome.result.decode())
 
 
 class _ForkServer:
@@ -204,8 +208,11 @@ class _ForkServer:
     def _end(self) -> None:
         for pid in self._pids:
             SYSTEM.kill(pid)
-        for pid in self._pids:
-            os.waitpid(pid, 0)
+        until = time.monotonic() + _DYING_SECONDS
+        left = set(self._pids)
+        while left and time.monotonic() < until:
+            left = {pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] == 0}
+            time.sleep(_POLL_SECONDS)
 
 
 def _become_worker(parent: int, fds: list[int], loaded: Loaded, threads: int, place: int) -> None:

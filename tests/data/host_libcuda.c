@@ -31,7 +31,8 @@ int cuDeviceGetName(char *name, int length, int device) {
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   ENTER(device == 7);
-  *value = attribute == 20 ? (getenv("EXCLUSIVE") ? 3 : 0) : attribute == 125 ? !getenv("NO_IPC") : -1;
+  *value = attribute == 20 ? (getenv("EXCLUSIVE") ? 3 : 0) : attribute == 125 ? !getenv("NO_IPC") :
+           attribute == 133 ? !!getenv("MPS") : -1;
   return 0;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { ENTER(device == 7); *context = &ready; return 0; }

@@ -24,10 +24,21 @@ WAV2VEC2 = {  # 315 M
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-WHISPER = {  # 1.54 G, of openai/whisper-large-v3
+TINY = {  # 39 M, of openai/whisper-tiny.en
+    "d_model": 384,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_ffn_dim": 1536,
+    "num_mel_bins": 80,
+    "vocab_size": 51_864,
+}
+TURBO = {  # 0.81 G, of openai/whisper-large-v3-turbo
     "d_model": 1280,
     "encoder_layers": 32,
-    "decoder_layers": 32,
+    "decoder_layers": 4,
     "encoder_attention_heads": 20,
     "decoder_attention_heads": 20,
     "encoder_ffn_dim": 5120,

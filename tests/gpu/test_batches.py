@@ -16,6 +16,7 @@ from prefork.engines.base import Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
 from prefork.platform_matrix.device_kinds import find_kind
+from prefork.work.loading import uses_tf32
 from prefork.work.staging import open_staging
 from tests.gpu.forked import do
 from tests.gpu.machine import TORCH, needs_cuda
@@ -99,13 +100,13 @@ def test_with_tf32_few_words_have_other_times() -> None:
 
 @needs_cuda
 def test_tf32_is_on_where_the_card_has_it() -> None:
-    def look() -> tuple[tuple[int, int], bool, bool, float]:
+    def look() -> tuple[tuple[int, int], bool | None, bool, float]:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         values = torch.randn(1024, 1024, device="cuda")
         exact = values @ values
         find_kind("cuda").speed_up()
         difference = float((values @ values - exact).abs().max() / exact.abs().max())
-        flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        flags = uses_tf32("cuda"), torch.backends.cudnn.allow_tf32
         return torch.cuda.get_device_capability(), *flags, difference
 
     found = do(look)

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from prefork import Runtime
 from prefork.engines.ctc.aligner import CTCAligner
+from prefork.engines.whisper.asr import WhisperASR
 from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.nvml import Load
 from tests.gpu import models
@@ -29,9 +30,10 @@ from tests.gpu.machine import DEVICES, STAND_IN, STRATEGIES, TORCH, Meter, read_
 
 _AUDIO = 10.0  # seconds of a recording
 _RUN = 4.0  # seconds that a run is to last
-_SECONDS = float(os.environ.get("PREFORK_FIGURES_SECONDS", "100"))  # of a table
+_SECONDS = float(os.environ.get("PREFORK_FIGURES_SECONDS", "130"))  # of a table
 _LONGEST = 60.0  # seconds that loading may take
 _MOST_JOBS = 4000
+_TOKENS = 4 if STAND_IN else 64  # that a window is written with at most
 _COUNTS = (1, 2) if STAND_IN else (1, 2, 4, 8)
 _SMALL = {
     "hidden_size": 32,
@@ -80,11 +82,43 @@ def test_a_wav2vec2_of_315_million(wav2vec2: Path) -> None:
     _measure_all("ctc, wav2vec2 of 315 M, bfloat16", "ctc", wav2vec2)
 
 
+@pytest.mark.parametrize("name", ["tiny.en", "large-v3-turbo"])
 @pytest.mark.timeout(180 + _SECONDS)
-def test_a_whisper_as_large_as_large(tmp_path: Path) -> None:
-    """The aligner: encoder and decoder over known words. What random weights would write down has no end."""
-    folder = models.make_whisper(tmp_path / "model", _size(models.WHISPER))
-    _measure_all("whisper-aligner, 1.54 G, bfloat16", "whisper-aligner", folder)
+def test_a_whisper(name: str, tmp_path: Path) -> None:
+    """The aligner: encoder and decoder over known words. Then the decoder alone, that writes so many tokens."""
+    folder = models.make_whisper(tmp_path / "model", _size(models.TINY if name == "tiny.en" else models.TURBO))
+    _measure_all(f"whisper-aligner as large as {name}, bfloat16", "whisper-aligner", folder)
+    lines = do(lambda: list(_time_tokens(folder)))
+    assert isinstance(lines, list), lines
+    print("\n" + "\n".join(lines))
+
+
+def _time_tokens(folder: Path) -> Iterator[str]:
+    """Tokens that the decoder is given, those of texts that it does not believe in and writes again included."""
+    engine = WhisperASR(str(folder), dtype="bfloat16")
+    engine.setup()
+    loaded: Any = engine.load()
+    model = loaded.to(TORCH)
+    find_kind(TORCH).speed_up()
+    given: list[int] = []
+    model.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].numel()))
+    example = {**engine.example(), "most": torch.tensor(_TOKENS)}
+    for count in (1,) if STAND_IN else (1, 8, 32):
+        batch = [{name: tensor.to(TORCH) for name, tensor in example.items()} for _ in range(count)]
+        rounds = 1 if STAND_IN else 3
+        write = partial(_write, engine, model, batch)
+        write()
+        given.clear()
+        started = time.perf_counter()
+        for _ in range(rounds):
+            write()
+        seconds = time.perf_counter() - started
+        yield f"{count:2} windows together: {sum(given) / seconds:.0f} tokens/s, {sum(given)} in {seconds:.2f} s"
+
+
+def _write(engine: WhisperASR, model: Any, batch: list[dict[str, torch.Tensor]]) -> float:
+    with torch.inference_mode():
+        return float(sum(output["attention"].sum() for output in engine.infer(model, batch)))  # waits for the GPU
 
 
 def _measure_all(title: str, engine: str, folder: Path) -> None:

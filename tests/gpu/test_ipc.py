@@ -21,8 +21,9 @@ import torch
 from prefork.weights.arena import Arena
 from prefork.weights.device_memory import DeviceError, Guard, WeightsChanged, attach, make_memory
 from prefork.wire.child import ChildProcess
+from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Export, UploadWeights, WeightsExported
+from prefork.wire.messages import UploadWeights, WeightsExported
 from tests.gpu.forked import Worker, do
 from tests.gpu.machine import needs_cuda
 
@@ -229,7 +230,7 @@ def read_alone() -> None:
 
 def test_a_process_that_was_forked_after_cuda_was_used_is_told_so() -> None:
     code = (
-        "import os, torch; from prefork.wire.messages import Checksum\n"
+        "import os, torch; from prefork.wire.exports import Checksum\n"
         "from prefork.weights.device_memory import CUDAMemory, DeviceError, Export\n"
         "torch.ones(1, device='cuda')\n"
         "if os.fork() == 0:\n"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from prefork.platform_matrix.device_kinds import KINDS, Failure, find_kind, is_out_of_memory
-from prefork.work.staging import is_broken, open_staging
+from prefork.platform_matrix.device_kinds import KINDS, find_kind, is_out_of_memory
+from prefork.platform_matrix.failures import Failure
+from prefork.work.loading import uses_tf32
+from prefork.work.staging import judge, open_staging
 from prefork.work.torch_state import release
 
 GB = 1 << 30
@@ -74,7 +76,7 @@ def test_every_kind_but_cuda_does_without_it(metal: SimpleNamespace) -> None:
         kind.limit_memory(GB)
         kind.speed_up()
         release(name)
-        assert not is_broken(RuntimeError("no such operator"), name)
+        assert judge(RuntimeError("no such operator"), name) is None
         assert open_staging(name).fetch([{"a": torch.ones(2)}]).wait()[0]["a"].tolist() == [1.0, 1.0]
     assert metal.waited == 1
 
@@ -120,4 +122,57 @@ def test_a_kind_that_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="kind 'xpu'; known are cpu, cuda, mps"):
         find_kind("xpu:0")
     assert find_kind("cuda:3").name == "cuda"
-    assert find_kind("cuda").classify(RuntimeError("CUDA error: an illegal access"), "CUDA error") is Failure.BROKEN
+    assert find_kind("cuda").classify(RuntimeError("CUDA error: an illegal access"), "CUDA error") is Failure.CONTEXT
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What CUDA's allocator answers, and what was done to it."""
+    state = SimpleNamespace(allocated=10 * GB, reserved=30 * GB, emptied=0)
+    answers: dict[str, Callable[..., Any]] = {
+        "memory_allocated": lambda *_: state.allocated,
+        "memory_reserved": lambda *_: state.reserved,
+        "mem_get_info": lambda *_: (50 * GB, 80 * GB),
+        "empty_cache": lambda: setattr(state, "emptied", state.emptied + 1),
+        "get_device_capability": lambda *_: (9, 0),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("reserved", "need", "idle", "emptied"),
+    [
+        (30, 0, True, 1),  # 20 GB that nobody uses are more than a tenth
+        (17, 0, True, 0),
+        (30, 15, True, 0),  # the next batch would ask for it again
+        (34, 15, True, 1),
+        (60, 0, False, 0),  # not between two batches of a file
+    ],
+)
+def test_cudas_cache_is_emptied_between_files_and_not_below_what_a_batch_needs(
+    gpu: SimpleNamespace, reserved: int, need: int, idle: bool, emptied: int
+) -> None:
+    gpu.reserved = reserved * GB
+    release("cuda", need * GB, idle)
+    assert gpu.emptied == emptied
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("before", ["nothing", "older", "newer"])
+def test_tf32_is_switched_on_so_that_either_of_torchs_switches_can_be_read(before: str) -> None:
+    products = torch.backends.cuda.matmul
+    usual = products.allow_tf32
+    if before == "older":
+        products.allow_tf32 = False
+    elif before == "newer":
+        products.fp32_precision = "ieee"
+    try:
+        find_kind("cuda").speed_up()
+        assert products.allow_tf32 and products.fp32_precision == "tf32"
+        assert torch.get_float32_matmul_precision() == "high"
+        assert isinstance(torch.backends.cudnn.allow_tf32, bool)
+        assert uses_tf32("cuda")
+    finally:
+        products.allow_tf32 = usual

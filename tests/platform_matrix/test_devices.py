@@ -35,6 +35,7 @@ GPUS = [
 cuda = Name(
     is_available=lambda: True,
     device_count=lambda: len(GPUS),
+    get_arch_list=lambda: ["sm_80", "compute_90"],
     get_device_properties=GPUS.__getitem__,
     mem_get_info=lambda index: (1 << 30, GPUS[index].total_memory),
 )
@@ -120,6 +121,7 @@ def test_every_cuda_device_is_described_and_a_mig_instance_known_as_one(install:
             Device("cuda", "NVIDIA H200", 150 << 30, 1 << 30, "9.0", "4b-1"),
             Device("cuda", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", 5 << 30, 1 << 30, "8.0", "4b-2", mig=True),
         ),
+        architectures=("sm_80", "compute_90"),
     )
 
 

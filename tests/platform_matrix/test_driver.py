@@ -31,7 +31,9 @@ int cuDeviceGet(int *d, int n) { *d = n; return 0; }
 int cuDeviceGetName(char *s, int n, int d) { strcpy(s, mig() ? "NVIDIA H200 MIG 1g.18gb" : "NVIDIA H200"); return 0; }
 int cuDeviceTotalMem_v2(size_t *n, int d) { *n = 150000000000; return 0; }
 int cuDeviceGetAttribute(int *n, int which, int d) {
-    *n = which == 75 ? 9 : which == 76 ? 0 : which == 20 ? (unusable(d) ? 3 : 0) : -1; return 0; }
+    *n = which == 75 ? 9 : which == 76 ? 0 : which == 20 ? (unusable(d) || getenv("MPS") ? 3 : 0) : -1;
+    if (which == 133) { if (!getenv("MPS")) return 1; *n = atoi(getenv("MPS")); }  /* 1: it is too old to know */
+    return 0; }
 int cuDeviceGetUuid_v2(char *u, int d) { memset(u, 0x10 + d, 16); return 0; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { return unusable(d) ? 46 : 0; }
 int cuDevicePrimaryCtxRelease_v2(int d) { return 0; }
@@ -88,6 +90,28 @@ def test_a_gpu_that_another_process_has_for_itself_is_known_as_such(monkeypatch:
     assert (first.free, first.busy) == (90 * GB, "")
     assert (second.free, second.mode, second.busy) == (0, "exclusive", "another process has it for itself")
     assert "cuda:1 (NVIDIA H200) cannot be used" in select(look_again(KNOWN), ("cuda:1",)).refusal
+
+
+@pytest.mark.usefixtures("_driver")
+def test_nvidias_mps_is_seen_and_is_then_the_one_process_of_an_exclusive_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not look_again(KNOWN).present[0].multi_process_service
+    for served in (False, True):
+        monkeypatch.setenv("MPS", str(int(served)))
+        device = look_again(KNOWN).present[0]
+        assert (device.mode, device.multi_process_service) == ("exclusive", served)
+        assert device.is_exclusive is not served
+
+
+@pytest.mark.usefixtures("_driver")
+def test_a_driver_that_does_not_know_of_mps_is_helped_by_the_pipe_of_its_daemon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    os.mkfifo(tmp_path / "control")
+    assert all(device.multi_process_service for device in look_again(KNOWN).present)
 
 
 @pytest.mark.usefixtures("_driver")

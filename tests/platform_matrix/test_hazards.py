@@ -205,6 +205,6 @@ def test_metal_is_unsafe_once_used() -> None:
 
 
 def test_the_driver_is_unsafe_if_initialised_here_or_in_the_process_that_forked_this_one() -> None:
-    assert judge_driver(initialized=False, device_open=False) == []
-    assert _is(judge_driver(initialized=True, device_open=True), "cuda", Severity.UNSAFE, "by this process")
-    assert _is(judge_driver(initialized=False, device_open=True), "cuda", Severity.UNSAFE, "that forked this one")
+    assert _is(judge_driver(initialized=True, inherited=True), "cuda", Severity.UNSAFE, "by this process")
+    assert _is(judge_driver(initialized=False, inherited=True), "cuda", Severity.UNSAFE, "that forked this one")
+    assert judge_driver(initialized=False, inherited=False) == []

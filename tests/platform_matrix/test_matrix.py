@@ -280,10 +280,10 @@ def test_ipc_is_what_it_was_asked_for_and_costs_a_context_for_each_worker() -> N
     assert (plan.strategy, plan.workers, plan.fallback) == (Strategy.IPC, 4, "")
     assert plan.video is not None
     assert plan.video.describe(4) == (
-        "weights 1.00 GB + 5 contexts 2.50 GB + batches 113.50 GB = 117.00 GB of 117.00 GB on cuda:0 "
+        "weights 1.00 GB + 5 contexts 3.50 GB + batches 112.50 GB = 117.00 GB of 117.00 GB on cuda:0 "
         "(130.00 GB free, less a reserve of 13.00 GB)"
     )
-    assert plan.batch_memory == 113_500_000_000 // 4
+    assert plan.batch_memory == 112_500_000_000 // 4
 
 
 def test_a_server_on_the_cpu_has_the_model_once_and_its_workers_none() -> None:
@@ -388,3 +388,52 @@ def test_mps_can_be_named_and_the_cpu_too() -> None:
     plan = decide(_describe("linux", "cuda"), Request(("ctc",), devices=("cpu",)))
     assert (plan.device, plan.hidden) == ("cpu", ("cuda", "rocm", "mps"))
     assert "all GPUs are hidden from the models (--devices cpu)" in [reason.text for reason in plan.reasons]
+
+
+_CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+
+
+def _describe_gpus(*gpus: Device, **news: Any) -> Facts:
+    devices = Devices("2.14.1+cu130", ("cuda",), gpus, architectures=_CU130)
+    return replace(_describe("linux"), devices=replace(devices, **news))
+
+
+def test_a_card_that_torch_has_no_code_for_is_not_computed_on_and_the_plan_says_so() -> None:
+    old = Device("cuda", "Tesla V100", 16 * GB, 15 * GB, "7.0", "1")
+    plan = decide(_describe_gpus(old), Request(engines=("ctc",)))
+    assert (plan.device, plan.refusal) == ("cpu", "")
+    assert "torch 2.14.1+cu130 has no code for its compute capability 7.0" in plan.fallback
+    assert plan.fallback.endswith("going on on the CPU")
+    asked = decide(_describe_gpus(old), Request(engines=("ctc",), devices=("cuda:0",)))
+    assert "cuda:0 (Tesla V100) cannot be used: torch 2.14.1+cu130 has no code" in asked.refusal
+    both = decide(_describe_gpus(old, GPU["cuda"]), Request(engines=("ctc",)))
+    assert both.labels == ("cuda:1",)
+
+
+def test_a_driver_that_is_too_old_is_said_to_be_so_where_a_gpu_could_be_expected() -> None:
+    error = "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020)"
+    plan = decide(_describe_gpus(error=error), Request(engines=("ctc",)))
+    assert (plan.device, plan.refusal) == ("cpu", "")
+    assert error in plan.fallback and "update NVIDIA's driver" in plan.fallback
+
+
+@pytest.mark.parametrize("strategy", [Strategy.IPC, Strategy.SPAWN])
+def test_under_nvidias_mps_several_processes_compute_on_an_exclusive_gpu(strategy: Strategy) -> None:
+    alone = replace(GPU["cuda"], mode="exclusive")
+    served = replace(alone, multi_process_service=True)
+    request = Request(engines=("ctc",), strategy=strategy, workers=4)
+    plan = decide(_describe_gpus(served), request)
+    assert (plan.strategy, plan.workers, plan.fallback) == (strategy, 4, "")
+    assert any("NVIDIA's MPS" in reason.text for reason in plan.reasons)
+    other = decide(_describe_gpus(alone), request)
+    assert other.strategy is Strategy.SERVER or other.workers == 1
+
+
+@pytest.mark.parametrize(("capability", "context"), [("8.9", "0.50"), ("9.0", "0.70"), ("12.0", "0.70"), ("", "0.50")])
+def test_a_context_is_planned_with_more_from_hopper_on(capability: str, context: str) -> None:
+    gpu = replace(GPU["cuda"], capability=capability)
+    plan = decide(_describe_gpus(gpu), Request(engines=("ctc",), weights=GB, strategy=Strategy.SPAWN, workers=2))
+    assert plan.video is not None
+    assert f"2 contexts {2 * float(context):.2f} GB" in plan.video.describe(2)
+    one = decide(_describe_gpus(gpu), Request(engines=("ctc",), weights=GB))
+    assert one.video is not None and f"1 context {context} GB" in one.video.describe(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -135,3 +137,27 @@ def test_a_number_of_cudas_stands_for_the_only_gpu_and_is_no_number_of_nvmls(lib
 def test_a_gpu_that_nvml_does_not_know_has_no_load() -> None:
     meter = LoadMeter(("GPU-z",))
     assert (meter.read(), meter.missing) == ([], "NVML: Not Found")
+
+
+def test_a_driver_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose GPU hangs; and it may come back."""
+    library, answers = Library(1), threading.Event()
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr("prefork.platform_matrix.nvml._PATIENCE", 0.2)
+    meter = LoadMeter()
+    usual = library.nvmlDeviceGetMemoryInfo
+
+    def hang(index: int) -> SimpleNamespace:
+        assert answers.wait(20)
+        return usual(index)
+
+    monkeypatch.setattr(library, "nvmlDeviceGetMemoryInfo", hang)
+    started = time.monotonic()
+    assert [meter.read(), meter.read(), meter.read()] == [[], [], []]
+    assert time.monotonic() - started < 2.0
+    assert meter.missing == "NVML has not answered within 0.2 s"
+    answers.set()
+    until = time.monotonic() + 10
+    while not (loads := meter.read()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert loads == [Load(10.0, 1 << 30)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from prefork.platform_matrix.devices import Device, Devices
-from prefork.platform_matrix.selection import parse_devices, select
+from prefork.platform_matrix.selection import has_code, parse_devices, select
 
 GB = 1_000_000_000
 FIRST = Device("cuda", "NVIDIA H200", 150 * GB, 20 * GB, "9.0", "aaaa0000-1")
@@ -149,3 +149,28 @@ def test_a_gpu_that_cannot_be_used_is_refused_by_name_and_passed_over_if_nobody_
     named = select(devices, ("cuda:0", "cuda:1")).refusal
     assert "cuda:1 (NVIDIA H200) cannot be used: " in named and reason in named
     assert select(devices).labels == ("cuda:0",)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ("7.0", ("sm_75", "sm_80", "sm_90"), False),  # a V100, and torch for CUDA 13
+        ("7.5", ("sm_75", "sm_80"), True),
+        ("8.0", ("sm_86",), False),
+        ("8.9", ("sm_80",), True),
+        ("9.0", ("sm_80", "sm_86"), False),
+        ("12.1", ("sm_90", "compute_120"), True),
+        ("13.0", ("sm_120", "compute_120"), True),
+        ("13.0", ("sm_120",), False),
+        ("9.0", ("sm_90a",), True),
+        ("10.3", ("sm_100a",), False),
+        ("10.3", ("sm_100f", "compute_80"), True),
+        ("12.0", ("sm_100f", "compute_100f"), False),
+        ("12.0", ("compute_90a",), False),
+        ("7.0", (), True),  # nobody has said
+        ("", ("sm_75",), True),
+        ("7.0", ("nonsense",), True),
+    ],
+)
+def test_code_runs_where_cuda_says_that_it_does(capability: str, architectures: tuple[str, ...], runs: bool) -> None:
+    assert has_code(capability, architectures) is runs

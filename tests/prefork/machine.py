@@ -55,6 +55,11 @@ class Policy:
 
     def note_memory(self, worker: str, memory: Memory) -> None: ...
 
+    def learn_batch(self, engine: str, size: float, taken: int) -> None: ...
+
+    def recall_batches(self) -> dict[str, list[tuple[float, int]]]:
+        return {}
+
     def note_kill(self) -> None:
         self.kills += 1
 
@@ -173,6 +178,9 @@ class Machine:
                 self.servers.add(place)
                 self.serving.discard(place)
                 self.stuck_servers.discard(place)
+            case act.EndServers():
+                self.servers.clear()
+                self.serving.clear()
             case act.Complete(task, result, error):
                 assert not isinstance(result, Pickled) or result.data == task.label.encode(), "another's result"
                 self.ended[task.label] += 1

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from prefork.check import device_check
 from prefork.check.device_check import DEVICE_STEPS, examine, find_obstacle, judge, part
+from prefork.check.device_children import infer_on_cpu
 from prefork.check.device_examination import judge_naive
 from prefork.check.difference import Unlike, find_dtype, find_tolerance, flatten, measure_difference
 from prefork.check.report import check
@@ -30,6 +32,7 @@ from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.pool.runtime import make_plan
 from prefork.work.comparison import NotComparable
+from prefork.work.loaded import Loaded
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"
 GIGABYTE = 1 << 30
@@ -212,3 +215,26 @@ def test_what_may_differ_depends_on_the_type_of_the_weights() -> None:
     assert find_dtype({"model": model}) == "bfloat16"
     assert find_dtype({"model": object()}) == "float32"
     assert find_tolerance("float32") < find_tolerance("bfloat16")
+
+
+class _Half(torch.nn.Module):
+    """Says in what it was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_beside_a_gpu_in_half_precision_the_cpu_computes_in_float32(dtype: torch.dtype) -> None:
+    """In half precision a large model's example takes a minute and a half on one thread."""
+    engines: dict[str, Any] = {"some": None}
+    loaded = Loaded(engines, {"some": _Half().to(dtype), "function": _Half().to(dtype)}, None, "cpu")
+    seen: list[torch.dtype] = []
+
+    def infer(given: Loaded) -> torch.Tensor:
+        seen.extend(model.weight.dtype for model in given.models.values())
+        return torch.zeros(1)
+
+    infer_on_cpu(infer, loaded)
+    assert seen == [torch.float32, dtype]  # the user's function may make inputs in half precision

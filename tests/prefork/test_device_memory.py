@@ -27,13 +27,15 @@ from prefork.engines.base import LoadError
 from prefork.weights.arena import Arena
 from prefork.weights.checksum import ROW_BYTES, Summer, measure
 from prefork.weights.device_memory import GPU, CUDAMemory, DeviceError, HostMemory, WeightsChanged, attach
+from prefork.wire.exports import Checksum, Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import Checksum, Export
 
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),
     pytest.mark.skipif(sys.platform != "linux", reason="memory is opened by way of /proc, and CUDA IPC is Linux's"),
 ]
+
+torch.set_num_threads(1)  # this process forks: it must have no pool of threads
 
 
 def _in_child(do: Callable[[], bool]) -> int:
@@ -216,6 +218,7 @@ def test_what_ipc_refuses_is_told_from_what_no_strategy_could_do(what: str, name
     error = DeviceError(what, name, "it says")
     assert str(error) == f"cannot {what}: it says ({name})"
     assert error.refuses_ipc == refuses
+    assert error.blames_device == (name == "CUDA_ERROR_NO_DEVICE")
     assert pickle.loads(pickle.dumps(error)).args == error.args
 
 
@@ -285,6 +288,19 @@ def test_what_the_driver_refuses_is_said_with_its_reason(
     with pytest.raises(DeviceError, match=message) as caught:
         CUDAMemory(library).upload(str(tmp_path / "weights"), 64)
     assert caught.value.refuses_ipc == refuses
+
+
+def test_under_nvidias_mps_an_exclusive_gpu_exports_its_memory(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(tmp_path / "weights", 64)
+    monkeypatch.setenv("EXCLUSIVE", "1")
+    monkeypatch.setenv("MPS", "1")
+    memory = CUDAMemory(library)
+    assert memory.upload(str(tmp_path / "weights"), 64).kind == "cuda"
+    monkeypatch.setenv("FAIL", "cuCtxSynchronize:719")
+    with pytest.raises(DeviceError, match="cannot free the weights: "):  # it waits for what was launched before it ends
+        memory.free()
 
 
 def test_a_machine_without_the_driver_is_told_so() -> None:

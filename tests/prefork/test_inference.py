@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from prefork.wire.messages import (
 )
 from prefork.wire.specification import Specification
 from prefork.work.inference import LocalInference, Refused, RemoteInference
+from prefork.work.loaded import BatchUse
 from prefork.work.server import _Server
 
 M = TypeVar("M")
@@ -44,10 +46,14 @@ class Twice:
         return 16_000
 
     device = "cpu"
+    batch_need = 0
 
     @property
     def engines(self) -> dict[str, Twice]:
         return {"twice": self}
+
+    def measure_batch(self, *_: object) -> AbstractContextManager[BatchUse]:
+        return nullcontext(BatchUse())
 
     def make_batcher(self, _: str) -> Batcher[Any]:
         return Batcher(Batching(batch_size=4), 1 << 40)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import prefork.pool.runtime
-from prefork import Runtime
+from prefork import LoadError, Runtime
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.actions import StartOwners
 from prefork.pool.events import OwnerSent
@@ -151,3 +151,9 @@ def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_a
             time.sleep(0.05)
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
     assert read(results) == {"talk.txt": [("say one", 6.0)]}
+
+
+@pytest.mark.usefixtures("_host_ipc")
+def test_a_model_that_is_not_what_it_says_is_refused_by_the_child_that_tries_it() -> None:
+    with pytest.raises(LoadError, match="its model says something else; take another"):
+        Runtime("tracing", options={"fail": "verify"}, workers=1, strategy="ipc").__enter__()

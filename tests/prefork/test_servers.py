@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from prefork.memory.governor import Governor
+from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
 from prefork.pool.actions import Action, EndServers, Outbox, StartServer
@@ -16,6 +18,7 @@ from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import Worker, Workers
 from prefork.wire.messages import BatchDone, BatchFailed, BatchStarted, FromServer, Group, LoadFailed, ModelsLoaded
 from prefork.wire.specification import Inventory, Specification
+from tests.prefork.machine import Policy
 
 _SECOND = 16_000  # elements
 
@@ -144,6 +147,37 @@ def test_the_end_does_not_wait_for_a_batch(setup: Setup) -> None:
     setup.send(BatchStarted(1, ((0, 0),), _SECOND))
     setup.servers.end()
     assert setup.outbox.take() == [EndServers(frozenset())]
+
+
+def test_with_nvidias_mps_the_end_waits_for_a_batch() -> None:
+    setup = Setup()
+    gpu = Device("cuda", "NVIDIA H200", 10**11, 10**11, multi_process_service=True)
+    setup.servers._plan = replace(setup.servers._plan, chosen=(gpu,))
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND))
+    setup.servers.end()
+    assert setup.outbox.take() == [EndServers(frozenset({0}))]
+
+
+def test_what_batches_took_of_a_gpu_is_told_to_the_server_that_takes_the_place_of_another() -> None:
+    setup = Setup()
+    told: list[tuple[str, float, int]] = []
+
+    class Told(Policy):
+        def learn_batch(self, engine: str, size: float, taken: int) -> None:
+            told.append((engine, size, taken))
+
+        def recall_batches(self) -> dict[str, list[tuple[float, int]]]:
+            return {"script": [(8.0, 7)]}
+
+    setup.servers._policy = Told()
+    setup.servers.all[0].device = "GPU-7"
+    setup.load()
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND), BatchDone(1, "script", 8.0, 7), BatchStarted(2, ((0, 1),), _SECOND))
+    setup.die()
+    assert told == [("script", 8.0, 7)]
+    (order,) = [action.order for action in setup.actions[1:] if isinstance(action, StartServer)]
+    assert order.measured == {"script": [(8.0, 7)]}
 
 
 def test_few_requests_are_under_way_where_few_files_may_be_open() -> None:
