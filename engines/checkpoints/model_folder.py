@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.fields import EXTRACTOR, Rule, find_wrong, make_rules, show
 from prefork.engines.checkpoints.hub import NotAvailable, fetch, shorten
-from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.checkpoints.quantization import LIMIT, QuantizedLinear, find_weight_limit, quantize_linears
 from prefork.engines.checkpoints.stored_tensors import StoredTensors
 from prefork.engines.checkpoints.whisper_layers import ACTIVATIONS
 from prefork.engines.errors import LoadError
@@ -105,6 +105,12 @@ class DtypeOption:
     def suggest_dtype(self, dtype: str) -> None:
         if self._takes_suggestions:
             self._dtype = dtype
+
+    def identify_dtype(self) -> str:
+        """What results depend on: int8 has 7 bits on processors whose sums hold no more."""
+        if self._dtype == "int8" and (limit := find_weight_limit()) < LIMIT:
+            return f"int8 up to {limit}"
+        return self._dtype
 
 
 @dataclass(frozen=True, slots=True)

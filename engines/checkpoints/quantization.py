@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LIMIT = 127
+LIMIT = 127
 _EXACT_LIMIT = 64  # see find_weight_limit
 _BLOCK = 512  # rows: what is made of as many stays in the processor's cache; 1150 at once take up to twice as long
 _SMALLEST = 1e-12  # a scale is never 0
@@ -73,7 +73,7 @@ class QuantizedLinear(nn.Module):
 
     def _multiply(self, rows: Tensor, output: Tensor) -> None:
         """rows: (n, inputs). output: (n, outputs), written to."""
-        scales = _measure_rows(rows).div_(_LIMIT)
+        scales = _measure_rows(rows).div_(LIMIT)
         output.copy_(torch._int_mm((rows / scales).round_().to(torch.int8), self.rows.t()))
         output.mul_(scales).mul_(self.scales)
         if self.bias is not None:
@@ -113,11 +113,11 @@ def find_weight_limit() -> int:
     7 bits get 2 % more wrong, and 8 bits none. So the largest sums that there can be are tried.
     """
     if not _multiplies_int8():
-        return _LIMIT
+        return LIMIT
     for count in (1, 64):
         for sign in (1, -1):
-            rows = torch.full((count, 64), _LIMIT, dtype=torch.int8)
-            product = torch._int_mm(rows, torch.full((64, 64), sign * _LIMIT, dtype=torch.int8))
-            if not bool((product == sign * _LIMIT * _LIMIT * 64).all()):
+            rows = torch.full((count, 64), LIMIT, dtype=torch.int8)
+            product = torch._int_mm(rows, torch.full((64, 64), sign * LIMIT, dtype=torch.int8))
+            if not bool((product == sign * LIMIT * LIMIT * 64).all()):
                 return _EXACT_LIMIT
-    return _LIMIT
+    return LIMIT

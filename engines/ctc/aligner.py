@@ -261,5 +261,5 @@ class CTCAligner(DtypeOption, ForcedAligner):
             "model": identify(self._checkpoint),
             "files": self._checkpoint.source.list_files(),
             "max_segment": self._max_segment,
-            "dtype": self._dtype,
+            "dtype": self.identify_dtype(),
         }

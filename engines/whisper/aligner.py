@@ -208,6 +208,6 @@ class WhisperAligner(DtypeOption, ForcedAligner):
             "model": identify(self._checkpoint),
             "files": self._checkpoint.source.list_files(),
             "max_segment": self.max_joint,
-            "dtype": self._dtype,
+            "dtype": self.identify_dtype(),
             "language": self._language,
         }

@@ -156,7 +156,7 @@ class _Whisper(DtypeOption, Engine):
             "engine": self.name,
             "model": identify(self._checkpoint),
             "files": self._checkpoint.source.list_files(),
-            "dtype": self._dtype,
+            "dtype": self.identify_dtype(),
             "language": self._language,
         }
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prefork.engines.base import Engine, LoadError
-from prefork.engines.checkpoints import quantization
+from prefork.engines.checkpoints import model_folder, quantization
 from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.ctc.recovery import CTCRecovery
@@ -194,3 +194,17 @@ def test_nothing_symbolic_is_imported_to_count_weights() -> None:
 def test_what_no_weights_can_be_held_in_is_refused(kind: Any, dtype: str) -> None:
     with pytest.raises(LoadError, match=f"dtype must be one of float32, bfloat16, float16, int8, not '{dtype}'"):
         kind(dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", [CTCAligner, WhisperASR, WhisperAligner])
+def test_weights_of_7_bits_have_another_fingerprint(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one processor has made is not taken for what the other would make."""
+
+    def identify(limit: int, dtype: str) -> Any:
+        monkeypatch.setattr(model_folder, "find_weight_limit", lambda: limit)
+        engine = kind(None if kind is CTCAligner else "tiny.en", dtype=dtype)
+        engine.setup()
+        return engine.fingerprint()
+
+    assert identify(64, "int8") != identify(127, "int8")
+    assert identify(64, "float32") == identify(64, "float32") != identify(64, "int8")
