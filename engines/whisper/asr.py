@@ -299,7 +299,9 @@ class LanguageDetector(_Whisper):
         return [Segment(index, span.start, span.end, settings) for index, span in enumerate(loudest)]
 
     def infer(self, model: WhisperNetwork, batch: Sequence[Tensors]) -> list[Tensors]:
-        """{"languages": (languages,) probabilities} of each window."""
+        """{"languages": (languages,) probabilities} of each window; none of an English-only checkpoint."""
+        if not self._checkpoint.multilingual:
+            return [{"languages": torch.zeros(0)} for _ in batch]
         decoder = WindowDecoder(model, encode(model, [tensors["features"] for tensors in batch]))
         return [{"languages": opening.languages} for opening in listen(decoder, self._checkpoint)]
 
