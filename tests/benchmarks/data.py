@@ -26,7 +26,6 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,8 +43,8 @@ from prefork.data.memory import plan_memory
 from prefork.data.pack import encode_flac
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.engines.batching import measure_padding
-from prefork.memory.probe import measure_memory
 from tests.benchmarks.batching import SPEECH, draw_lengths
+from tests.benchmarks.peak_memory import watch_memory
 from tests.benchmarks.results import Results
 from tests.prefork.data_sets import make_wav
 
@@ -218,22 +217,6 @@ def compare_padding(results: Results) -> None:
                     shown.add(name, f"{window:,}", f"{len(batches)}", f"{measure_padding(batches):.1%}")
 
 
-class _Peak(threading.Thread):
-    """The most that this process and its children have had together."""
-
-    def __init__(self, pipeline: DataPipeline) -> None:
-        super().__init__(daemon=True)
-        self.most = 0
-        self.is_over = False
-        self._pipeline = pipeline
-
-    def run(self) -> None:
-        while not self.is_over:
-            pids = [os.getpid(), *self._pipeline.runtime.supervisor.list_pids().values()]
-            self.most = max(self.most, sum(m.pss for pid in pids if (m := measure_memory(pid)) is not None))
-            time.sleep(0.2)
-
-
 def write_large(path: Path, gigabytes: float) -> int:
     """WAV of 1 to 20 s, speech repeated; the bytes."""
     speech = np.concatenate([read_audio(file, 0.0, 60.0) for file in sorted(SPEECH.glob("*.flac"))])
@@ -254,18 +237,15 @@ def compare_memory(gigabytes: float, results: Results) -> None:
         size = write_large(path, gigabytes)
         with DataPipeline(path, workers=2, example_shuffle_window=WINDOW, batch_shuffle_window=20) as pipeline:
             plan = plan_memory(pipeline)
-            peak = _Peak(pipeline)
-            peak.start()
             started = time.perf_counter()
-            rows = sum(len(batch.seq_lens) for batch in pipeline)
+            with watch_memory([os.getpid()]) as peak:
+                rows = sum(len(batch.seq_lens) for batch in pipeline)
             seconds = time.perf_counter() - started
-            peak.is_over = True
-            peak.join()
         table = results.add_table("what", "MB", title=f"{size / 1e9:.1f} GB, {rows:,} rows, read in {seconds:.0f} s")
         for name in ("waiting", "loading", "decoded", "processes", "total"):
             table.add(f"plan: {name}", f"{getattr(plan, name) / 1e6:,.0f}")
-        table.add("peak of all processes", f"{peak.most / 1e6:,.0f}")
-        results.note(f"peak / plan: {peak.most / plan.total:.3f}")
+        table.add("peak of all processes", f"{peak[0] / 1e6:,.0f}")
+        results.note(f"peak / plan: {peak[0] / plan.total:.3f}")
 
 
 def main() -> None:

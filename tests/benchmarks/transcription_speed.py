@@ -19,28 +19,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prefork.engines.audio.reader import probe
-from prefork.memory.probe import measure_memory
+from tests.benchmarks.peak_memory import watch_memory
 from tests.benchmarks.results import Results
 from tests.benchmarks.transcription import SHARED, Score, list_recordings
 
 SPEECH = SHARED / "data" / "speech"
 TINY = SHARED / "models" / "whisper-tiny.en"
 PEER = "faster-whisper==1.2.1"
-_INTERVAL = 0.2  # seconds
 _CONVERT = """
 import shutil, sys
 from ctranslate2.converters import TransformersConverter
@@ -97,32 +92,6 @@ class Way:
         ]
 
 
-@contextmanager
-def watch(pids: Sequence[int]) -> Iterator[list[int]]:
-    """The largest PSS so far of these processes and all that descend from them, in a list of one."""
-    peak, over = [0], threading.Event()
-
-    def look() -> None:
-        while not over.wait(_INTERVAL):
-            found = []
-            for pid in pids:
-                try:
-                    parent = psutil.Process(pid)
-                    found += [pid, *(child.pid for child in parent.children(recursive=True))]
-                except psutil.NoSuchProcess:
-                    continue
-            sizes = [memory.pss for pid in found if (memory := measure_memory(pid)) is not None]
-            peak[0] = max(peak[0], sum(sizes))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
-
-
 def run_prefork(way: Way, model: str, options: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         command = [
@@ -142,7 +111,7 @@ def run_prefork(way: Way, model: str, options: Sequence[str]) -> None:
         begin = time.perf_counter()
         whole = [*map(str, command), *options, "--json"]
         process = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True)
-        with watch([process.pid]) as peak:
+        with watch_memory([process.pid]) as peak:
             out = process.communicate()[0]
         way.walls.append(time.perf_counter() - begin)
         summary = json.loads(out.splitlines()[-1])
@@ -175,7 +144,7 @@ def run_peer(way: Way, python: Path, folder: Path, compute: str, recordings: Seq
         )
         for half in halves
     ]
-    with watch([process.pid for process in processes]) as peak:
+    with watch_memory([process.pid for process in processes]) as peak:
         outputs = [json.loads(process.communicate()[0]) for process in processes]
     way.walls.append(time.perf_counter() - begin)
     way.loads.append(max(output["load"] for output in outputs))
