@@ -68,7 +68,7 @@ class CTCAligner(DtypeOption, ForcedAligner):
     # another recording, the highest is 0.39.
     low = 0.35
 
-    def __init__(self, model: str | None = None, max_segment: float = 60.0, dtype: str | None = None) -> None:
+    def __init__(self, model: str | None = None, max_segment: float = 24.0, dtype: str | None = None) -> None:
         if not 0 < max_segment < float("inf"):
             raise LoadError(f"max_segment must be a number of seconds above 0, not {max_segment}")
         self._model = str(EMBEDDED) if model is None else model

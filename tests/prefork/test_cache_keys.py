@@ -65,7 +65,7 @@ def test_versions_and_the_processor_are_part_of_an_identity(monkeypatch: pytest.
         changed = [(name, "0" if name == "torch" else version) for name, version in rows]
         patch.setattr(identity, "list_versions", lambda: changed)
         found.add(identity.describe_machine.__wrapped__())
-    monkeypatch.setattr(identity, "_read_processor", lambda: "flags: avx512")
+    monkeypatch.setattr(identity.SYSTEM, "read_processor", lambda: "flags: avx512")
     found.add(identity.describe_machine.__wrapped__())
     assert len(found) == 3
 

@@ -108,7 +108,7 @@ def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     assert rows["files"] == "4"
     assert rows["strategy"] == "fork: one copy of the weights for all workers"
     assert rows["workers"].startswith("2, with ")
-    assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.11 GB own) = 1.00 GB of ")
+    assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.08 GB own) = 0.95 GB of ")
     assert not (tmp_path / "aligned").exists()
 
 
@@ -127,7 +127,7 @@ def test_the_plan_for_a_mac_shows_how_many_copies_fit(tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert (plan["strategy"], plan["shared"], plan["workers"]) == ("spawn", False, 2)
     texts = [reason["text"] for reason in plan["reasons"]]
-    assert any("2 fit" in text and "10 x (weights 0.04 GB + libraries 0.75 GB + 0.11 GB own)" in text for text in texts)
+    assert any("2 fit" in text and "10 x (weights 0.04 GB + libraries 0.75 GB + 0.08 GB own)" in text for text in texts)
     forced = run("plan", "align", SAMPLES, "--facts", _write(tmp_path), "--json", "--force-cpu")
     assert json.loads(forced.stdout)["strategy"] == "fork"
 
