@@ -35,6 +35,12 @@ _MEMORY = 2
 # Of libraries that have codes of their own, and say so in words alone.
 _LIBRARIES = r"CU(BLAS|DNN|SOLVER|SPARSE)_STATUS|CUFFT"
 _MEMORY_WORDS = re.compile(rf"CUDA error: out of memory|({_LIBRARIES})_ALLOC_FAILED")
+# What torch says where it finds no device to begin with, as of a GPU that was lost before a process was started again:
+# c10/cuda/CUDAFunctions.cpp, which gives no code.
+_NONE_WORDS = re.compile(
+    "No CUDA GPUs are available|CUDA driver initialization failed|CUDA unknown error|Found no NVIDIA driver|"
+    "driver on your system is too old|Unexpected error from cudaGetDeviceCount"
+)
 _CUDA_WORDS = re.compile(rf"CUDA error|({_LIBRARIES})_")
 
 
@@ -42,9 +48,14 @@ def classify(code: int | None, text: str) -> Failure | None:
     """code: cudaError_t or CUresult, which agree; None if only words are known. text: the error's."""
     if code == _MEMORY or _MEMORY_WORDS.search(text):
         return Failure.MEMORY
-    if code in _DEVICE or (code is None and "CUDA error" in text and any(w in text for _, w in _DEVICE.values())):
+    if code in _DEVICE or (code is None and _names_device(text)):
         return Failure.DEVICE
     return Failure.CONTEXT if code is not None or _CUDA_WORDS.search(text) else None
+
+
+def _names_device(text: str) -> bool:
+    said = "CUDA error" in text and any(words in text for _, words in _DEVICE.values())
+    return said or _NONE_WORDS.search(text) is not None
 
 
 def blames_device(name: str) -> bool:

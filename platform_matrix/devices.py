@@ -106,6 +106,11 @@ class Devices:
     limited: str = ""
     architectures: tuple[str, ...] = ()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether one was given up in this run, and another computes than was planned at first."""
+        return any(device.failed for device in self.present)
+
     def find_fault(self) -> str:
         """What cannot be true of any machine; empty if nothing."""
         unknown = [kind for kind in self.built if kind not in KINDS]

@@ -129,8 +129,10 @@ class Plan:
 
     @property
     def fast_dtype(self) -> str:
-        """What weights are held in that nobody has said it of, of models that lose nothing by it."""
-        return "int8" if self.device == "cpu" and self.facts.instructions else "float32"
+        """What weights are held in that nobody has said it of, of models that lose nothing by it. A run that a GPU has
+        begun goes on in what it began with."""
+        has_int8 = self.device == "cpu" and self.facts.instructions and not self.facts.devices.has_failed
+        return "int8" if has_int8 else "float32"
 
     @property
     def wants_gpus(self) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefork.platform_matrix.versions import find_requirement
 
 _PATIENCE = 1.0  # seconds for an answer, which takes milliseconds
+_OPENING_SECONDS = 10.0  # for the library, which may have to wake every GPU first
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +48,36 @@ class LoadMeter:
         except ImportError:
             self.missing = f"GPU utilisation needs nvidia-ml-py: pip install {find_requirement('nvidia-ml-py')}"
             return
-        try:
-            pynvml.nvmlInit()
-            self._library = pynvml
-            self._handles = self._find_all() if watched is None else [self._find(name) for name in watched]
-        except (pynvml.NVMLError, LookupError) as error:
-            self.missing = f"NVML: {error}"
-            self._library = None
+        self._library = pynvml
+        self._wait_for(partial(self._open, watched), _OPENING_SECONDS)
 
     def read(self) -> list[Load]:
         """By the order of the names, or else of the driver; empty if it cannot be had."""
         if self._library is None or (self._asking is not None and self._asking.is_alive()):
             return []
         found: list[Load] = []
-        self._asking = threading.Thread(target=self._ask, args=(found,), name="prefork-nvml", daemon=True)
+        return found if self._wait_for(partial(self._ask, found), _PATIENCE) else []
+
+    def _wait_for(self, ask: Callable[[], None], seconds: float) -> bool:
+        """Whether it is done by then. In a thread of its own: a driver that waits for a GPU keeps it for ever."""
+        self._asking = threading.Thread(target=ask, name="prefork-nvml", daemon=True)
         self._asking.start()
-        self._asking.join(_PATIENCE)
+        self._asking.join(seconds)
         if self._asking.is_alive():
-            self.missing = f"NVML has not answered within {_PATIENCE:g} s"
-            return []
-        return found
+            self.missing = f"NVML has not answered within {seconds:g} s"
+            return False
+        return True
+
+    def _open(self, watched: Sequence[str] | None) -> None:
+        library = self._library
+        try:
+            library.nvmlInit()
+            self._handles = self._find_all() if watched is None else [self._find(name) for name in watched]
+        except (library.NVMLError, LookupError) as error:
+            self.missing = f"NVML: {error}"
+            self._library = None
 
     def _ask(self, found: list[Load]) -> None:
-        """In a thread of its own: a driver that waits for a GPU keeps it for ever."""
         try:
             found.extend([self._read(handle) for handle in self._handles])
         except self._library.NVMLError as error:

@@ -91,9 +91,10 @@ class Governor:
 
     def begin(self, plan: Plan, weights: int) -> None:
         """The models are loaded: from here on there is something to write down. Again if they are loaded another way,
-        because workers must be forked no more."""
+        because workers must be forked no more, or elsewhere, because a GPU was given up."""
         self._close_log()
         self._predictor.begin(plan)
+        self._loads, self.tally.busy, self.tally.used = GPULoads(), [], []  # of other GPUs, if one was given up
         if plan.device in ("cuda", "rocm"):
             self._loads.meter = LoadMeter(plan.devices or None)
         if self.path is not None:

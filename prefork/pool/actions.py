@@ -9,6 +9,7 @@ from prefork.platform_matrix.matrix import Plan
 from prefork.pool.tasks import Task
 from prefork.wire.messages import (
     AttachExports,
+    ChangeCredits,
     ConnectServer,
     DecideBatch,
     DisconnectWorker,
@@ -60,7 +61,7 @@ class Spawn:
 @dataclass(frozen=True, slots=True)
 class SendWorker:
     number: int
-    message: Specification | RunTask | RefuseRequest
+    message: Specification | RunTask | RefuseRequest | ChangeCredits
 
 
 @dataclass(frozen=True, slots=True)

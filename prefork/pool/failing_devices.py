@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from prefork.platform_matrix.failed_devices import give_up
-from prefork.platform_matrix.matrix import Plan
+from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import Outbox
 from prefork.pool.device_record import DeviceRecord
 from prefork.pool.tasks import ATTEMPTS
@@ -45,7 +45,7 @@ class FailingDevices:
         if self.next_plan is not None:
             return True
         place, broken, record = death.place, death.broken, self._records[death.place]
-        if not self._workers.plan.devices or (broken is None and not death.unended):
+        if not self._compute or (broken is None and not death.unended):
             return False
         if death.unended or (broken is not None and broken.device_failed):
             if death.unended or record.note_fault():
@@ -65,6 +65,12 @@ class FailingDevices:
         if is_fault and self._workers.plan.devices and self._records[place].note_fault():
             assert worker.broken is not None
             self.give_up(place, f"{worker.name}: {worker.broken.reason}")
+
+    @property
+    def _compute(self) -> bool:
+        """Whether workers use devices by themselves: what becomes of those that ask a server says nothing of one."""
+        plan = self._workers.plan
+        return bool(plan.devices) and plan.strategy is not Strategy.SERVER
 
     def can_spare(self, place: int) -> bool:
         """Whether work can go on without this device."""
@@ -87,7 +93,7 @@ class FailingDevices:
 
     def give_up_unended(self, limit: float) -> bool:
         """If a worker was killed so many seconds ago and does not end, its device. Whether there was one."""
-        worker = self._workers.find_unended(limit) if self._workers.plan.devices else None
+        worker = self._workers.find_unended(limit) if self._compute else None
         if worker is not None:
             self.give_up(self._workers.find_place(worker.slot), f"{worker.name} was killed there and does not end")
         return worker is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,8 @@ class JobRun:
     def _take_chunk(self, number: int, _: bytes) -> None:
         for place, data in zip(self._chunks[number], self._waiting[number].finished, strict=True):
             piece: Piece = pickle.loads(data)
+            if self._is_elsewhere and not piece.found:  # its key says what was to compute it
+                piece = replace(piece, key=b"")
             self._pieces[place] = piece
             if self._kept is not None:
                 self._kept.keep(place, piece)
@@ -199,6 +201,12 @@ class JobRun:
         del self._waiting[number]
         if not self._waiting:
             self._join()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether a device was given up, and another computes than the one that the cache knows of."""
+        plan = self._supervisor.plan
+        return plan is not None and plan.facts.devices.has_failed
 
     def _work_off(self, seconds: float) -> None:
         self._left -= seconds

@@ -221,7 +221,7 @@ class Models:
     def _change_plan(self) -> None:
         plan = self.devices.take_next_plan()
         assert plan is not None
-        self.inventory, self._is_reloading = None, False
+        self.inventory, self._loaded, self._is_reloading = None, None, False
         self._end_servers()
         self._outbox.do(EndOwners())
         self._outbox.do(CloseArena())
@@ -353,6 +353,8 @@ class Models:
             self.handle_failure(failure)
         elif servers.inventory is not None:
             self._go_on()
+            if self.inventory is not None:
+                self.inventory = replace(self.inventory, batches=servers.share_batches(servers.inventory))
 
     # -- the owners of weights on GPUs -------------------------------------------------------------------------
 

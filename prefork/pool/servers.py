@@ -26,6 +26,7 @@ from prefork.wire.messages import (
     BatchDone,
     BatchFailed,
     BatchStarted,
+    ChangeCredits,
     ConnectServer,
     DecideBatch,
     DisconnectWorker,
@@ -205,9 +206,11 @@ class Servers:
                 server.failed_starts = 0
                 begins = max([self._outbox.now, *(batch.until for batch in server.running.values())])
                 server.running[number] = RunningBatch(requests, elements, begins + self._find_hang_seconds(elements))
-            case BatchDone(number, engine, size, taken):
+            case BatchDone(number, engine, size, taken, seconds):
                 if taken:
                     self._policy.learn_batch(engine, size, taken)
+                if seconds is not None:
+                    self._resize(server, engine, seconds)
                 server.blame.clear(self._list_wanted(server.running.pop(number).requests))
                 server.fatal = 0
                 server.record.note_done()
@@ -226,6 +229,16 @@ class Servers:
         for worker in self._workers.list_open():
             if self.find(worker) is server:
                 self.connect(worker)
+
+    def _resize(self, server: ModelServer, engine: str, seconds: float) -> None:
+        """Its batches have another size: what workers may have under way is to fill them, and those that follow."""
+        assert server.inventory is not None
+        batches = {**server.inventory.batches, engine: seconds}
+        server.inventory = self.inventory = replace(server.inventory, batches=batches)
+        credits = self._find_credits(server.inventory)
+        for worker in self._workers.list_open():
+            if self.find(worker) is server:
+                self._outbox.do(SendWorker(worker.number, ChangeCredits(credits)))
 
     def _handle_failed(self, server: ModelServer, message: BatchFailed) -> None:
         """A batch has failed, and the server lives."""
@@ -324,7 +337,8 @@ class Servers:
 
     def _is_suspect(self, server: ModelServer) -> bool:
         """Whether it is rather the device that has broken than a segment that breaks it, and others can do its work."""
-        doubtful = bool(server.broken and server.device) and not server.record.blames()
+        is_odd = bool(server.device and (server.broken or server.kill_reason))  # a GPU that is lost may hang, too
+        doubtful = is_odd and not server.record.blames()
         return doubtful and self._can_spare(server.place)
 
     def _find_guilty(self, server: ModelServer, cause: Cause, reason: str) -> None:

@@ -27,11 +27,19 @@ from prefork.wire.calls import CAN_TAKE_BACK, OpenTokens
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
-from prefork.wire.messages import ConnectServer, FromWorker, FromZygote, RefuseRequest, RunTask, WorkerExited
+from prefork.wire.messages import (
+    ChangeCredits,
+    ConnectServer,
+    FromWorker,
+    FromZygote,
+    RefuseRequest,
+    RunTask,
+    WorkerExited,
+)
 from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
-Message = Specification | RunTask | RefuseRequest | ConnectServer
+Message = Specification | RunTask | RefuseRequest | ConnectServer | ChangeCredits
 
 
 @dataclass(slots=True)

@@ -3,10 +3,9 @@
     supervisor -> zygote           Specification, then ForkWorker, KillWorker, AttachExports
     zygote -> supervisor           Surveyed | WeightsPacked, ModelsLoaded, then WorkerForked, WorkerExited
                                    or why not: LoadFailed, ForkUnsafe, IPCUnavailable
-    supervisor -> worker           RunTask, ConnectServer, RefuseRequest; first a Specification, if it was spawned
-    worker -> supervisor           WorkerReady, TaskProgress, ItemFailed, TaskDone | TaskFailed | TaskOutOfMemory,
-                                   TaskUsage, WeightsCorrupted, WorkerBroken; if it was
-                                   spawned, first ModelsLoaded or LoadFailed
+    supervisor -> worker           (Specification, if spawned;) RunTask, ConnectServer, ChangeCredits, RefuseRequest
+    worker -> supervisor           (ModelsLoaded | LoadFailed, if spawned;) WorkerReady, TaskProgress, ItemFailed,
+                                   TaskDone | TaskFailed | TaskOutOfMemory, TaskUsage, WeightsCorrupted, WorkerBroken
     supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
     server -> supervisor           ModelsLoaded or LoadFailed, then BatchStarted, BatchDone | BatchFailed,
                                    RequestsDropped, ServerBroken
@@ -174,6 +173,13 @@ class ConnectServer:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeCredits:
+    """The server's batches have another size. credits: as of ConnectServer."""
+
+    credits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseRequest:
     """No server can do this. error: as `pickle_error` makes it."""
 
@@ -282,13 +288,14 @@ class BatchStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """engine: whose it was. size, taken: bytes of the device's memory that the engine estimates, and that it took;
-    0 if nobody can say."""
+    """engine: whose it was. size, taken: bytes of the device's memory as estimated, and taken; 0 if nobody can say.
+    seconds: of audio that its batches take from now on; None if as many as before."""
 
     batch: int
     engine: str = ""
     size: float = 0.0
     taken: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,14 @@ from prefork.engines.batching import Batcher
 from prefork.wire.channel import Channel
 from prefork.wire.exceptions import describe_error
 from prefork.wire.memory_file import Layout
-from prefork.wire.messages import ConnectServer, InferError, InferRequest, KeepRequests, RefuseRequest
+from prefork.wire.messages import (
+    ChangeCredits,
+    ConnectServer,
+    InferError,
+    InferRequest,
+    KeepRequests,
+    RefuseRequest,
+)
 from prefork.work.exchange import pack, unpack
 from prefork.work.loaded import Loaded
 from prefork.work.torch_state import is_out_of_memory, release, reseed, watch_draws
@@ -182,7 +189,9 @@ class RemoteInference:
         self._credits: Mapping[str, int] = {}
         self._most = 1  # requests under way
 
-    def take_order(self, message: ConnectServer | RefuseRequest, fds: Sequence[int]) -> _OpenRequest | None:
+    def take_order(
+        self, message: ConnectServer | ChangeCredits | RefuseRequest, fds: Sequence[int]
+    ) -> _OpenRequest | None:
         """What the supervisor says of servers; the request that it refuses, if one still waits for it."""
         match message:
             case ConnectServer(credits, most):
@@ -192,6 +201,9 @@ class RemoteInference:
                 self._post(KeepRequests(list(self._asked)))
                 for request in list(self._asked):
                     self._ask(request)
+                return None
+            case ChangeCredits(credits):
+                self._credits = credits
                 return None
             case RefuseRequest(request):
                 return self._take_back(request)

@@ -28,10 +28,12 @@ _WINDOW = 4  # batches that may wait
 
 @dataclass(slots=True)
 class BatchUse:
-    """What a batch took of a device's memory. size: bytes that its engine estimates; taken: bytes, 0 if unknown."""
+    """What a batch took of a device's memory. size: bytes that its engine estimates; taken: bytes, 0 if unknown.
+    seconds: of audio that the engine's batches take from now on; None if as many as before."""
 
     size: float = 0.0
     taken: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Loaded:
         use.size, use.taken = room.measure(num_elements), max(1, kind.read_peak(self.device) - before)
         if room.add(num_elements, use.taken):
             batcher.resize(*self.choose_batching(name)[:2])
+            use.seconds = self.list_batches()[name]
 
     def make_batcher(self, name: str) -> Batcher[Any]:
         batching, window, _ = self.choose_batching(name)

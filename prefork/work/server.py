@@ -344,7 +344,7 @@ class _Server:
         if failure is not None:
             self._fail(batch.number, batch.requests, failure)
             return
-        done = BatchDone(batch.number, batch.engine, batch.use.size, batch.use.taken)
+        done = BatchDone(batch.number, batch.engine, batch.use.size, batch.use.taken, batch.use.seconds)
         self.channel.send(done)  # before it is answered: what was answered is not asked again
         for request, (fd, layout) in zip(batch.requests, packed, strict=True):
             self._held.discard(request)

@@ -161,3 +161,20 @@ def test_a_driver_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
     while not (loads := meter.read()) and time.monotonic() < until:
         time.sleep(0.01)
     assert loads == [Load(10.0, 1 << 30)]
+
+
+def test_a_driver_that_does_not_even_open_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a GPU was given up, when the others are watched anew."""
+    library, answers = Library(1), threading.Event()
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr("prefork.platform_matrix.nvml._OPENING_SECONDS", 0.2)
+    monkeypatch.setattr(library, "nvmlInit", lambda: answers.wait(20))
+    started = time.monotonic()
+    meter = LoadMeter()
+    assert (meter.read(), meter.missing) == ([], "NVML has not answered within 0.2 s")
+    assert time.monotonic() - started < 2.0
+    answers.set()
+    until = time.monotonic() + 10
+    while not (loads := meter.read()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert loads == [Load(10.0, 1 << 30)]

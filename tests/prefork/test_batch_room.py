@@ -130,6 +130,21 @@ def test_a_worker_that_computes_by_itself_measures_its_batches_and_makes_larger_
     assert max(sizes) > 1.5 * sizes[0]
 
 
+def test_who_has_measured_a_batch_says_how_large_the_next_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, taken = type(find_kind("cpu")), [GB]
+    monkeypatch.setattr(kind, "reset_peak", lambda *_: 0)
+    monkeypatch.setattr(kind, "read_peak", lambda *_: taken[0])
+    loaded = _load(8 * GB)
+    before, batcher = loaded.list_batches()["large"], loaded.make_batcher("large")
+    with loaded.measure_batch("large", batcher, round(before * SECOND)) as use:
+        pass
+    assert use.seconds == loaded.list_batches()["large"] > 1.5 * before
+    taken[0] = round(GB * use.seconds / before)
+    with loaded.measure_batch("large", batcher, round(before * SECOND / 100)) as use:
+        taken[0] = 1
+    assert use.seconds is None  # next to nothing has changed
+
+
 def test_what_a_server_has_measured_is_known_to_the_next_one_and_to_the_next_run() -> None:
     engines = {"ctc": {"model": "some"}}
     plan = decide(FACTS, Request(engines=("ctc",), strategy=Strategy.SERVER))

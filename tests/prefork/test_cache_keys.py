@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,12 +19,18 @@ import torch
 from prefork.cache import identity
 from prefork.cache.identity import KnownModels, Surroundings, identify, make_models_key
 from prefork.cache.keys import digest
-from prefork.cache.pieces import DescribedSegment, Keeping, PieceCache, SplitJob, StageCache
+from prefork.cache.pieces import DescribedSegment, Keeping, Piece, PieceCache, SplitJob, StageCache
 from prefork.cache.store import Entry, Kind, Limits, Store
 from prefork.engines.base import Engine, Job, LoadError, Segment, Tensors
 from prefork.engines.text.document import Document
 from prefork.fingerprint import note_files
 from prefork.installation import list_versions
+from prefork.platform_matrix.devices import Device, Devices
+from prefork.platform_matrix.facts import read_facts
+from prefork.platform_matrix.matrix import Request, decide
+from prefork.pool.jobs import Course, JobRun
+from prefork.pool.pipeline import Stage
+from prefork.pool.tasks import Task
 from prefork.work.keeping import PieceKeeper, digest_segment, digest_tensors, find_piece_schema, load_piece, open_reader
 from prefork.work.torch_state import reseed, watch_draws
 
@@ -279,3 +286,27 @@ def test_a_first_key_leads_to_a_piece_unless_a_file_was_changed_meanwhile(store:
     assert open_stage(store, job).find(replace(split, recording=b"")) == [None]
     assert open_stage(store, replace(job, seconds=2.0)).find(split) == [None]
     assert PieceCache(None).open(job, 0) is None and sys.modules.get("torch")
+
+
+@pytest.mark.parametrize("failed", ["", "an ECC error"])
+def test_what_another_device_computes_than_the_cache_knows_of_is_not_kept(
+    failed: str, store: Store, tmp_path: Path
+) -> None:
+    """Where a GPU is given up in a run, the CPU may go on: what it makes must not be found as the GPU's."""
+    gpu = Device("cuda", "NVIDIA H200", 10**11, 10**11, "9.0", failed=failed)
+    plan = decide(replace(read_facts(), devices=Devices("2", ("cuda",), (gpu,))), Request(("ctc",)))
+    tasks: list[Task] = []
+    supervisor: Any = SimpleNamespace(plan=plan, submit=tasks.append)
+    remote: Any = None
+    course = Course((Stage("ctc"),), cache=PieceCache(store, True, lambda *_: digest("engine")))
+    source = tmp_path / "a.txt"
+    source.write_text("one")
+    JobRun(supervisor, remote, course, Job("a", source).note_files(), 0, lambda _: None).start()
+    split = SplitJob((DescribedSegment(1.0, 0, b"", digest("segment")),), True)
+    tasks[0].done(pickle.dumps(split), None)
+    tasks[1].pieces[0] = pickle.dumps(Piece(b"made", False, digest("its second key")))
+    tasks[1].done(b"", None)
+    time.sleep(0.4)
+    assert (store.open_reader().find(digest("its second key")) is None) == bool(failed)
+    (piece,) = tasks[2].arguments[4]
+    assert (piece.data, bool(piece.key)) == (b"made", not failed)  # the output is made of it all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork.engines.base import LoadError
+from prefork.memory.governor import Governor
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.failed_devices import give_up
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.platform_matrix.nvml import Load
 from prefork.pool import events as ev
 from prefork.pool.device_record import DeviceRecord
 from prefork.pool.state import Pool
@@ -121,11 +124,39 @@ def test_a_gpu_that_breaks_on_every_segment_is_to_blame_and_not_the_segments() -
     assert _list_labels(machine) == ["cuda:1"]
 
 
+def test_a_gpu_that_hangs_at_every_segment_is_to_blame_and_not_the_segments() -> None:
+    """As one that has fallen off the bus, and that raises nothing."""
+    machine = _start(_plan())
+    for _ in range(2):
+        number = next(worker.number for worker in machine.pool.workers.all.values() if worker.slot % 2 == 0)
+        machine.feed(ev.ServerSent(0, BatchStarted(1, ((number, 0),), 16_000)))
+        machine.now += HANG.seconds(1.0) + 0.1
+        machine.feed(ev.Tick())
+        assert machine.dying_servers == [0]
+        machine.serving.discard(0)
+        machine.kill_server(0)
+        machine.load()
+    assert set(_end(machine).values()) == {b"result"}
+    assert _list_labels(machine) == ["cuda:1"]
+
+
 def test_a_process_that_sigkill_does_not_end_takes_its_gpu_with_it() -> None:
     machine = _start(_plan())
     _break_server(machine, 1, failed=False, status=UNENDED)
     assert set(_end(machine).values()) == {b"result"}
     assert _list_labels(machine) == ["cuda:0"]
+
+
+def test_a_worker_that_does_not_end_costs_no_gpu_where_a_server_computes() -> None:
+    """It has never used one: another device keeps it, as a network's file system does."""
+    machine = _start(_plan())
+    machine.zygote_is_stuck = True  # nobody says that it has ended
+    machine.pool.workers.kill(next(iter(machine.pool.workers.all.values())), "was killed")
+    machine.now += HANG.base + 1.0
+    machine.feed(ev.Tick())
+    assert any("the models are loaded again" in notice for notice in machine.notices)
+    assert set(_end(machine).values()) == {b"result"}
+    assert _list_labels(machine) == ["cuda:0", "cuda:1"]
 
 
 def test_a_gpu_that_a_new_server_cannot_use_is_given_up() -> None:
@@ -241,6 +272,30 @@ def test_a_device_is_believed_once_for_each_time_that_it_has_done_something() ->
     assert [record.note_fault(), record.note_fault()] == [False, True]
     record.note_done()
     assert not record.note_fault()
+
+
+def test_a_run_that_a_gpu_has_begun_goes_on_in_its_data_type() -> None:
+    """The results of both are one run's, and the journal has one data type for them."""
+    plan = _plan(count=1, devices=())
+    plan = replace(plan, facts=replace(plan.facts, instructions=("avx512_vnni",)))
+    assert decide(plan.facts, replace(plan.request, devices=("cpu",))).fast_dtype == "int8"
+    left = give_up(plan, 0, "it fails")
+    assert (left.device, plan.fast_dtype, left.fast_dtype) == ("cpu", "float32", "float32")
+
+
+def test_the_load_of_the_gpus_that_are_left_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        def __init__(self, names: Sequence[str]) -> None:
+            self.read = lambda: [Load(50.0, GB)] * len(names)
+
+    monkeypatch.setattr("prefork.memory.governor.LoadMeter", Meter)
+    governor = Governor(clock=itertools.count(0, 10).__next__)
+    both, one = _plan(), _plan(count=1, devices=())
+    for plan in (both, give_up(both, 0, "it fails"), one, give_up(one, 0, "it fails")):
+        governor.begin(plan, 0)
+        assert governor.look(dict)
+        assert len(governor.tally.busy) == len(governor.tally.used) == len(plan.devices)
+    governor.end()
 
 
 def test_what_is_given_up_is_not_chosen_again() -> None:

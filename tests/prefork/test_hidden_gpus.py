@@ -132,3 +132,20 @@ def test_a_driver_that_is_too_old_for_this_torch_is_named_and_the_cpu_computes(
     plan = decide(read_facts(devices), Request(("ctc",)))
     assert (plan.device, plan.refusal) == ("cpu", "")
     assert "update NVIDIA's driver" in plan.fallback
+
+
+def test_a_gpu_that_was_lost_before_a_process_starts_again_is_to_blame_and_not_the_models(
+    driver: Path, tmp_path: Path
+) -> None:
+    """As one that has fallen off the bus: torch finds none, and says so without a code."""
+    code = (
+        "import torch\n"
+        "from prefork.platform_matrix.device_kinds import find_kind\n"
+        "try: torch.ones(1, device='cuda')\n"
+        "except Exception as error: print(find_kind('cuda').classify(error, f'{type(error).__name__}: {error}'))\n"
+    )
+    lost = {"CUDA_VISIBLE_DEVICES": "GPU-7", "LD_LIBRARY_PATH": str(driver), "ASKED": str(tmp_path / "asked")}
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **lost}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "device\n", done.stderr

@@ -11,12 +11,21 @@ from prefork.memory.governor import Governor
 from prefork.platform_matrix.devices import Device
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, Strategy, decide
-from prefork.pool.actions import Action, EndServers, Outbox, StartServer
+from prefork.pool.actions import Action, Connect, EndServers, Outbox, SendWorker, StartServer
 from prefork.pool.events import ServerExited
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit
 from prefork.pool.workers import Worker, Workers
-from prefork.wire.messages import BatchDone, BatchFailed, BatchStarted, FromServer, Group, LoadFailed, ModelsLoaded
+from prefork.wire.messages import (
+    BatchDone,
+    BatchFailed,
+    BatchStarted,
+    ChangeCredits,
+    FromServer,
+    Group,
+    LoadFailed,
+    ModelsLoaded,
+)
 from prefork.wire.specification import Inventory, Specification
 from tests.prefork.machine import Policy
 
@@ -75,6 +84,20 @@ def setup() -> Setup:
 
 def fail(number: int, out_of_memory: bool = False) -> BatchFailed:
     return BatchFailed(number, out_of_memory, b"", "an error")
+
+
+def test_what_may_be_under_way_grows_with_the_batches(setup: Setup) -> None:
+    """They are measured and made larger while the run goes on; three of them are to be under way all the same."""
+    setup.send(ModelsLoaded(Inventory(0, 0.0, {}, batches={"script": 100.0})))
+    setup.send(BatchStarted(1, ((0, 0),), _SECOND), BatchDone(1, "script", 1.0, 1, 400.0))
+    setup.send(BatchStarted(2, ((0, 1),), _SECOND), BatchDone(2, "script", 1.0, 1))
+    sent = [(action.number, action.message) for action in setup.actions if isinstance(action, SendWorker)]
+    assert sent == [(number, ChangeCredits({"script": 600 * _SECOND})) for number in range(2)]
+    connected = [action.message for action in setup.actions if isinstance(action, Connect)]
+    setup.servers.connect(setup.workers.all[0])  # and who comes later has as much
+    setup.note()
+    assert connected[0].credits == {"script": 150 * _SECOND}
+    assert isinstance(last := setup.actions[-1], Connect) and last.message.credits == {"script": 600 * _SECOND}
 
 
 def test_a_batch_that_waits_for_another_has_time_from_its_end(setup: Setup) -> None:
