@@ -24,6 +24,7 @@ from prefork.cache.store import Entry, Kind, Limits, Store
 from prefork.engines.base import Engine, Job, LoadError, Segment, Tensors
 from prefork.engines.text.document import Document
 from prefork.fingerprint import note_files
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.installation import list_versions
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import read_facts
@@ -72,7 +73,7 @@ def test_versions_and_the_processor_are_part_of_an_identity(monkeypatch: pytest.
         changed = [(name, "0" if name == "torch" else version) for name, version in rows]
         patch.setattr(identity, "list_versions", lambda: changed)
         found.add(identity.describe_machine.__wrapped__())
-    monkeypatch.setattr(identity.SYSTEM, "read_processor", lambda: "flags: avx512")
+    monkeypatch.setattr(SYSTEM, "read_processor", lambda: "flags: avx512")
     found.add(identity.describe_machine.__wrapped__())
     assert len(found) == 3
 
