@@ -50,6 +50,8 @@ def _describe_machine(plan: Plan) -> dict[str, Any]:
             "workers": plan.workers,
             "threads": plan.threads,
             "budget": plan.budget.describe(plan.workers),
+            "video": plan.video.describe(plan.workers) if plan.video is not None else "",
+            "allowance": plan.allowance,  # bytes of an Apple GPU, for each worker
             "refusal": plan.refusal,
             "instead": other.describe() if other is not None else "",
         },

@@ -175,9 +175,9 @@ class Channel:
             except OSError as error:
                 if error.errno not in _NOT_NOW:
                     raise
+                time.sleep(_RETRY_SECONDS)  # for bytes there is room, so that nobody else waits
                 if not self._socket.getblocking():
                     raise BlockingIOError(error.errno, error.strerror) from error
-            time.sleep(_RETRY_SECONDS)
 
     def poll(self) -> Iterator[Any]:
         """The messages that have arrived whole; those of processes that send no descriptors."""

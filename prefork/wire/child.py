@@ -108,7 +108,8 @@ class ChildProcess:
                 **handover.options,
             )
             SYSTEM.bind(self._process)
-            SYSTEM.hand_over(there, self._process)
+            with contextlib.suppress(OSError):  # it has gone, which shows as soon as it is listened to
+                SYSTEM.hand_over(there, self._process)
         output = self._process.stderr if inherits_stdout else self._process.stdout
         assert output is not None
         self.stderr = OutputPipe(output)

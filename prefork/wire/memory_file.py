@@ -32,8 +32,7 @@ def open_memory() -> int:
 class MemoryFile:
     """Memory that other processes of this user can open by `path`, as long as this object is not closed.
 
-    Where it has to be a file on a disk, its name says whose it is: the next one that is made removes those of processes
-    that have ended without a chance to.
+    Where it has to be a file on a disk, its name says whose it is: see `remove_abandoned`.
     """
 
     def __init__(self) -> None:
@@ -41,14 +40,13 @@ class MemoryFile:
             self._fd = open_memory()
             self.path = SYSTEM.name_nameless(self._fd)
         else:
-            folder = Path(tempfile.gettempdir())
-            _remove_abandoned(folder)
-            self._fd, self.path = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=folder)
+            self._fd, self.path = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-")
 
     def close(self) -> None:
         os.close(self._fd)
         if not SYSTEM.has_nameless_files:
-            with contextlib.suppress(PermissionError):  # Windows: a process that is still ending maps it
+            # Windows: a process that is still ending maps it. macOS: who cleans up temporary files was here.
+            with contextlib.suppress(PermissionError, FileNotFoundError):
                 os.unlink(self.path)  # noqa: PTH108
 
 
@@ -66,8 +64,12 @@ def find_want(path: str, size: int) -> str:
     )
 
 
-def _remove_abandoned(folder: Path) -> None:
-    for file in folder.glob(f"{_PREFIX}*"):
+def remove_abandoned() -> None:
+    """Removes the files of processes that have ended without a chance to. By whoever starts processes, whether it will
+    make such a file or not."""
+    if SYSTEM.has_nameless_files:
+        return
+    for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         found = _NAMED.match(file.name)
         with contextlib.suppress(OSError):  # somebody else has removed it, is about to end, or does not let us
             if found and _is_over(int(found[1]), file.stat().st_mtime):

@@ -19,7 +19,7 @@ class TrackerLink:
     """The program's end. Whoever has the other end gets the tracker's descriptor for each byte that it sends."""
 
     def __init__(self) -> None:
-        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._here, self._there = socket.socketpair()  # a stream: macOS has no SOCK_SEQPACKET for Unix sockets
         self._here.setblocking(False)
 
     def fileno(self) -> int:

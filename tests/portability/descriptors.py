@@ -1,4 +1,4 @@
-"""Descriptors that are passed to a process and closed here at once arrive, as prefork's supervisor passes them.
+"""Descriptors that prefork passes to a process that does not read yet, and is done with at once, arrive.
 
 Where they do not, `N of 300 lost` says how often.
 """
@@ -9,8 +9,12 @@ import os
 import socket
 import sys
 import time
+from typing import NoReturn
+
+from prefork.wire.channel import Channel
 
 _COUNT = 300
+_READING_SECONDS = 0.02
 
 
 def main() -> int:
@@ -23,38 +27,43 @@ def main() -> int:
 
 
 def _pass_on() -> bool:
-    """A socket and a pipe, to a process that does not read yet; whether both arrive."""
-    ours, theirs = socket.socketpair()
+    """A socket and a pipe, as the supervisor does; whether both arrive."""
+    channel, theirs = Channel.pair()
     here, there = socket.socketpair()
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         here.close()
-        os.close(reading)
-        ours.close()
         there.close()
+        os.close(reading)
         os.close(writing)
-        time.sleep(0.02)
-        _, fds, _, _ = socket.recv_fds(theirs, 8, 4)
-        try:
-            socket.socket(fileno=fds[0]).sendall(b"x")
-            os.write(fds[1], b"y")
-            os._exit(0)
-        except OSError:
-            os._exit(1)
-    socket.send_fds(ours, [b"12345678"], [there.fileno(), writing])
-    there.close()
-    os.close(writing)
+        _write_to_both(theirs)
     theirs.close()
-    here.settimeout(2)
+    channel.post("a socket and a pipe", (there.detach(), writing))
+    while not channel.flush():
+        time.sleep(_READING_SECONDS / 10)
+    _, status = os.waitpid(pid, 0)
+    here.setblocking(False)
+    os.set_blocking(reading, False)
     try:
-        arrived = here.recv(1) == b"x" and os.read(reading, 1) == b"y"
-    except OSError:
+        arrived = status == 0 and here.recv(1) == b"x" and os.read(reading, 1) == b"y"
+    except BlockingIOError:
         arrived = False
-    os.waitpid(pid, 0)
-    ours.close()
+    channel.close()
     here.close()
     os.close(reading)
     return arrived
+
+
+def _write_to_both(theirs: socket.socket) -> NoReturn:
+    status = 1
+    try:
+        time.sleep(_READING_SECONDS)
+        _, fds = Channel(theirs).receive()
+        socket.socket(fileno=fds[0]).sendall(b"x")
+        os.write(fds[1], b"y")
+        status = 0
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def stay(_model: Any) -> None:
 
 def keep_busy(strategy: str) -> None:
     """The program: prints the pids of itself, its zygote (0: none) and its workers, once they are busy."""
-    with Runtime(load=load, workers=2, strategy=strategy) as runtime:
+    with Runtime(load=load, workers=2, strategy=strategy, force_cpu=True) as runtime:  # with MPS there is no fork
         for _ in range(2):
             runtime.submit(stay)
         while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 2:

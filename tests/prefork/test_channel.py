@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from typing import Any, ClassVar
 
@@ -210,6 +211,19 @@ def test_descriptors_that_find_no_room_are_sent_again(lossy: tuple[Channel, Chan
     Lossy.refusals += [number] * 2
     there.send("up", fds)
     assert [message for message, _ in here.poll_with_fds()] == ["up"]
+
+
+def test_who_waits_for_room_for_descriptors_does_not_turn_in_circles(
+    monkeypatch: pytest.MonkeyPatch, lossy: tuple[Channel, Channel]
+) -> None:
+    """There is room for bytes, so a selector comes back at once."""
+    monkeypatch.setattr(channel, "_RETRY_SECONDS", 0.05)
+    here, _ = lossy
+    Lossy.refusals.append(errno.EMSGSIZE)
+    here.post("down", [_open_pipe()[0]])
+    before = time.monotonic()
+    assert not here.flush() and time.monotonic() - before >= 0.05
+    here.close()
 
 
 def test_descriptors_that_nobody_took_are_closed_with_the_channel(lossy: tuple[Channel, Channel]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prefork.check.machine_report import write_report
+from prefork.check.steps import Finding
 from prefork.cli.machine import show_plan
 from prefork.engines.batching import Batching
 from prefork.engines.registry import list_obstacles
@@ -155,6 +157,14 @@ def test_the_plan_for_a_mac_says_which_way_is_likely_faster_and_what_each_takes(
         assert rows["instead"].startswith(f"MPS (without --force-cpu and --no-mps): likely {mps}, with ")
         assert "(spawn): " in rows["instead"] and "on Apple GPU" in rows["instead"]
         assert "must be hidden" not in text and "cuda" not in text and "rocm" not in text
+
+
+def test_a_report_says_what_each_worker_may_take_of_the_gpu(tmp_path: Path) -> None:
+    plan, _, _ = _show_mac(Request(weights=GB // 10, workers=2))
+    write_report(tmp_path / "report.json", plan, (), Finding.SAFE)
+    sent = json.loads((tmp_path / "report.json").read_text())["plan"]
+    assert plan.video is not None and sent["allowance"] == plan.video.room // plan.workers > 0
+    assert "on Apple GPU" in sent["video"]
 
 
 def test_where_there_is_no_choice_none_is_offered() -> None:

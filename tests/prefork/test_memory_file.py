@@ -19,7 +19,7 @@ import torch
 
 from prefork.platform_matrix.systems import SYSTEM as SYSTEM_HERE
 from prefork.weights.arena import Arena
-from prefork.wire.memory_file import MemoryFile
+from prefork.wire.memory_file import MemoryFile, remove_abandoned
 from tests.prefork.command import PREFORK, copy_sample, run
 from tests.systems import SYSTEM
 
@@ -39,7 +39,7 @@ def _end_one() -> int:
     return process.pid
 
 
-def test_the_next_file_removes_those_of_processes_that_have_ended_and_no_others(on_disk: Path) -> None:
+def test_files_of_processes_that_have_ended_are_removed_and_no_others(on_disk: Path) -> None:
     left = on_disk / f"prefork-arena-{_end_one()}-x"
     recycled = on_disk / f"prefork-arena-{os.getpid()}-older"
     theirs, other = on_disk / f"prefork-arena-{os.getppid()}-y", on_disk / "prefork-arena-mine"
@@ -47,9 +47,18 @@ def test_the_next_file_removes_those_of_processes_that_have_ended_and_no_others(
         file.write_bytes(b"weights")
     os.utime(recycled, (1e9, 1e9))  # before this process was there
     memory = MemoryFile()
+    remove_abandoned()
     assert sorted(path.name for path in on_disk.iterdir()) == sorted([theirs.name, other.name, Path(memory.path).name])
     memory.close()
     assert not Path(memory.path).exists()
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_a_file_that_somebody_has_cleaned_up_is_closed_like_any_other() -> None:
+    """macOS does with what nobody has opened for days."""
+    memory = MemoryFile()
+    Path(memory.path).unlink()
+    memory.close()
 
 
 def test_weights_that_are_inherited_need_no_file(on_disk: Path) -> None:
@@ -107,20 +116,20 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def test_a_run_that_was_killed_leaves_no_file_to_the_next(
     strategy: str, tmp_path: Path, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
+    """However that runs: forked workers need no such file."""
     copy_sample(tmp_path / "in", "child15")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment: dict[str, Any] = {SYSTEM: "darwin", "TMPDIR": str(temporary)}
-    options = ("--force-cpu", "--strategy", strategy, "--workers", 1)
-    if strategy == "spawn":
-        process = started("align", tmp_path / "in", tmp_path / "killed", *options, **environment)
-        deadline = time.monotonic() + 60
-        while not (found := [file for file in temporary.glob("prefork-arena-*") if file.stat().st_size]):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert found[0].exists()
-    done = run("align", tmp_path / "in", tmp_path / "out", *options, **environment)
+    options = ("--force-cpu", "--workers", 1, "--strategy")
+    process = started("align", tmp_path / "in", tmp_path / "killed", *options, "spawn", **environment)
+    deadline = time.monotonic() + 60
+    while not (found := [file for file in temporary.glob("prefork-arena-*") if file.stat().st_size]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert found[0].exists()
+    done = run("align", tmp_path / "in", tmp_path / "out", *options, strategy, **environment)
     assert done.returncode == 0, done.stderr
     assert not list(temporary.glob("prefork-arena-*"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.platform_matrix.systems.windows import Windows
 from prefork.wire import endings
 from prefork.wire.child import ChildProcess, OutputPipe
@@ -135,6 +136,23 @@ def test_a_process_that_is_ending_needs_no_end(monkeypatch: pytest.MonkeyPatch) 
         child.kill()
     child.kill()
     assert child.end(10) in (CUT_OFF, -9)
+
+
+def test_a_process_that_is_gone_before_it_has_its_socket_has_ended_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows passes the socket on once the process runs, which fails then; a run must not end of it."""
+
+    def lose(_: socket.socket, child: subprocess.Popen[bytes]) -> None:
+        child.kill()
+        child.wait()
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(SYSTEM, "hand_over", lose)
+    child = ChildProcess("work.spawned", {})
+    with pytest.raises(EOFError):
+        child.receive(20)
+    assert child.end(10) == -9
 
 
 @pytest.mark.parametrize(

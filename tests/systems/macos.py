@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import re
 import select
+import socket
 from collections import namedtuple
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +19,14 @@ import psutil
 PRESSURE = "PREFORK_TESTS_PRESSURE"  # the variable: how short memory is, 1, 2 or 4
 _LINUX = frozenset({"prctl", "malloc_trim", "memfd_create"})  # functions of its C library alone
 _own_load = ctypes.CDLL
+_own_pair: Any = socket.socketpair
 
 
 def add(values: dict[str, dict[str, Any]]) -> None:
     """What prefork finds in each module in place of Linux's, or beside it."""
     values["platform"] = {"system": lambda: "Darwin", "release": lambda: "24.1.0", "machine": lambda: "arm64"}
     values["ctypes"] = {"CDLL": _load_library}
+    values["socket"] = {"socketpair": _pair_sockets}
     values["select"] = {
         "kqueue": _Queue,
         "kevent": _Event,
@@ -38,6 +42,13 @@ def _load_library(name: str | None, *arguments: Any, **options: Any) -> Any:
     if name is None:
         return _Library(_own_load(None, *arguments, **options))
     raise OSError(f"dlopen({name}, 0x0006): tried: '{name}' (no such file)")
+
+
+def _pair_sockets(family: int | None = None, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> Any:
+    """Python has the name of each kind; the kernel knows streams and datagrams alone between processes."""
+    if kind == socket.SOCK_SEQPACKET:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+    return _own_pair(family, kind, protocol)
 
 
 class _Library:
