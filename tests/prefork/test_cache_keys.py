@@ -24,11 +24,11 @@ from prefork.cache.store import Entry, Kind, Limits, Store
 from prefork.engines.base import Engine, Job, LoadError, Segment, Tensors
 from prefork.engines.text.document import Document
 from prefork.fingerprint import note_files
-from prefork.platform_matrix.systems import SYSTEM
 from prefork.installation import list_versions
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, decide
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.jobs import Course, JobRun
 from prefork.pool.pipeline import Stage
 from prefork.pool.tasks import Task
