@@ -129,8 +129,7 @@ class Plan:
 
     @property
     def fast_dtype(self) -> str:
-        """What weights are held in that nobody has said it of, of models that lose nothing by it. A run that a GPU has
-        begun goes on in what it began with."""
+        """What weights are held in if nobody has said it. A run that a GPU has begun goes on in what it began with."""
         has_int8 = self.device == "cpu" and self.facts.instructions and not self.facts.devices.has_failed
         return "int8" if has_int8 else "float32"
 

@@ -15,8 +15,7 @@
     owner -> supervisor            WeightsExported, or IPCUnavailable, LoadFailed
 
 What a message carries as bytes is pickled by whoever made it: the supervisor passes it on, and never imports torch.
-File descriptors go beside a message: see `prefork.wire.channel`. `prefork check` has messages of its own:
-`prefork.check.messages`.
+File descriptors go beside a message: see `prefork.wire.channel`. `prefork check` has its own: `prefork.check.messages`.
 """
 
 from __future__ import annotations
