@@ -137,7 +137,7 @@ class Windows(System):
         return super().describe_status(status)
 
     def list_interrupts(self) -> tuple[signal.Signals, ...]:
-        return super().list_interrupts()
+        return (*super().list_interrupts(), _signal.SIGBREAK)
 
     # -- memory --------------------------------------------------------------------------------------------------
 
