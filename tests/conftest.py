@@ -96,9 +96,8 @@ def pytest_make_collect_report(
     return report
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call() -> Iterator[None]:
-    """The same of a test."""
+def _skip_for_lack() -> Generator[None, object, object]:
+    """The same of what runs at its `yield`."""
     try:
         return (yield)
     except Exception as error:
@@ -108,14 +107,13 @@ def pytest_pyfunc_call() -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup() -> Iterator[None]:
-    """And of what it is given."""
-    try:
-        return (yield)
-    except Exception as error:
-        if lack := find_lack(error):
-            pytest.skip(lack)
-        raise
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    return (yield from _skip_for_lack())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, object, object]:
+    return (yield from _skip_for_lack())
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

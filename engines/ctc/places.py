@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -37,7 +37,7 @@ class Unit:
     known: int
 
 
-def list_columns(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
+def list_columns(texts: Iterable[str], vocabulary: Vocabulary) -> tuple[int, ...]:
     """The columns of the characters of these words, in order."""
     spelled = {column for text in texts for _, column in vocabulary.spell(text)}
     return tuple(sorted(spelled - {WILDCARD}))

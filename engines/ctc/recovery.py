@@ -17,7 +17,7 @@ from prefork.engines.alignment.sparse_alignment import FIRST, LOUD, QUIET
 from prefork.engines.alignment.viterbi import WILDCARD
 from prefork.engines.base import Engine, Job, Segment, Tensors
 from prefork.engines.ctc.aligner import CTCAligner
-from prefork.engines.ctc.places import LOWEST, Scores, find_places, fit_place, score, to_log_probs
+from prefork.engines.ctc.places import LOWEST, Scores, find_places, fit_place, list_columns, score, to_log_probs
 from prefork.engines.text.document import Document
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class CTCRecovery(Engine):
 
     def _list_columns(self, document: Document, regions: Sequence[SearchRegion]) -> tuple[int, ...]:
         texts = {word.text for r in regions for index in r.utterances for word in document.utterances[index].words}
-        spelled = {column for text in texts for _, column in self._aligner.vocabulary.spell(text)}
-        return tuple(sorted(spelled - {WILDCARD}))
+        return list_columns(texts, self._aligner.vocabulary)
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         return self._aligner.prepare(job, segment)
