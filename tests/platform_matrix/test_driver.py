@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.driver import look_again
 from prefork.platform_matrix.selection import select
+from tests.stand_in_driver import build_driver
 
 GB = 1_000_000_000
 # Two GPUs, or whatever CUDA_VISIBLE_DEVICES names if that is a MIG instance; `unusable` fails as a GPU does that
@@ -51,21 +50,8 @@ KNOWN = Devices(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler and the way that Linux finds libraries")
     folder = tmp_path_factory.mktemp("driver")
-    (folder / "driver.c").write_text(SOURCE)
-    command: list[str | Path] = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        "-w",
-        "-Wl,-soname,libcuda.so.1",
-        "-o",
-        folder / "libcuda.so.1",
-    ]
-    subprocess.run([*command, folder / "driver.c"], check=True)
+    build_driver(folder, SOURCE)
     return folder
 
 

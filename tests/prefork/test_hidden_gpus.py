@@ -18,6 +18,7 @@ import torch
 from prefork.platform_matrix.devices import ask_devices
 from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Request, decide
+from tests.stand_in_driver import build_driver
 
 pytestmark = [
     pytest.mark.usefixtures("script_engine"),
@@ -77,20 +78,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("driver")
-    (folder / "driver.c").write_text(DRIVER)
-    compiler: list[str | Path] = [
-        "cc",
-        "-shared",
-        "-fPIC",
-        "-w",
-        "-Wl,-soname,libcuda.so.1",
-        "-o",
-        folder / "libcuda.so.1",
-    ]
-    try:
-        subprocess.run([*compiler, folder / "driver.c"], check=True)
-    except FileNotFoundError:
-        pytest.skip("needs a C compiler (cc) for the driver that stands in for CUDA's")
+    build_driver(folder, DRIVER)
     return folder
 
 
