@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -275,16 +275,30 @@ class ModelFolder:
         self._check_keys(missing, stored.shapes.keys() - shapes.keys() - {_OUTPUT})
         if _OUTPUT in stored.shapes and _OUTPUT not in shapes and not stored.are_equal(_OUTPUT, _EMBEDDING):
             self.refuse(f"{_OUTPUT} differs from {_EMBEDDING}, though config.json's tie_word_embeddings is not false")
+
+        def read(path: str, name: str, parameter: torch.Tensor) -> Iterator[torch.Tensor]:
+            """Of a module's parameter, some rows after the others."""
+            sources = needed[f"{path}.{name}"]
+            for source in sources:
+                if source is None:
+                    yield torch.zeros(parameter.shape[0] // len(sources), *parameter.shape[1:])
+                else:
+                    yield from stored.read(source)
+
         for path, module in list(model.named_modules()):
+            quantised = dtype == "int8" and type(module) is torch.nn.Linear
             for name, parameter in list(module.named_parameters(recurse=False)):
-                sources = needed[f"{path}.{name}"]
-                shape = (parameter.shape[0] // len(sources), *parameter.shape[1:])
-                parts = [torch.zeros(shape) if source is None else stored.read(source) for source in sources]
-                whole = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(DTYPES[dtype])
-                setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
-            if dtype == "int8" and type(module) is torch.nn.Linear:
+                if not (quantised and name == "weight"):
+                    whole = torch.empty(parameter.shape, dtype=DTYPES[dtype])
+                    begin = 0
+                    for part in read(path, name, parameter):
+                        whole[begin : begin + len(part)] = part
+                        begin += len(part)
+                    setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
+            if quantised:
                 parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, QuantizedLinear(module))
+                layer = QuantizedLinear(module, read(path, "weight", module.weight))
+                setattr(model.get_submodule(parent), name, layer)
         model.eval()
 
     def count_weights(self, build: Callable[..., Any], config: Any, dtype: str) -> int:

@@ -6,6 +6,7 @@ torch.ao.quantization.quantize_dynamic keeps its weights in C++ objects, which c
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +41,22 @@ class QuantizedLinear(nn.Module):
     rows: Tensor
     scales: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, weight: Iterable[Tensor] | None = None) -> None:
+        """weight: the layer's, some rows after the others; by default what it holds, which may be on the meta device:
+        there nothing is computed, because symbolic shapes would do it, whose libraries take a second to import."""
         super().__init__()
-        weight = linear.weight.detach()
-        if weight.is_meta:  # there, symbolic shapes would compute, whose libraries take a second to import
-            rows = torch.empty(weight.shape, dtype=torch.int8, device="meta")
-            scales = torch.empty((len(weight), 1), device="meta")
-        else:
-            parts = [_quantize(part) for part in torch.split(weight, _PART)]
-            rows, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        self.register_buffer("rows", rows)
-        self.register_buffer("scales", scales.squeeze(1))
+        own = linear.weight.detach()
+        device = torch.device("cpu") if weight is not None else own.device
+        self.register_buffer("rows", torch.empty(own.shape, dtype=torch.int8, device=device))
+        self.register_buffer("scales", torch.empty(len(own), device=device))
         self.bias = linear.bias
+        if device.type == "meta":
+            return
+        begin = 0
+        for part in weight if weight is not None else torch.split(own, _PART):
+            end = begin + len(part)
+            self.rows[begin:end], self.scales[begin:end] = _quantize(part.float())
+            begin = end
 
     @property
     def weight(self) -> Tensor:
@@ -92,9 +97,9 @@ def quantize_linears(model: nn.Module) -> None:
 
 
 def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(outputs, inputs) to int8, and its scales, (outputs, 1)."""
+    """(outputs, inputs) to int8, and its scales, (outputs,)."""
     scales = _measure_rows(weight).float() / find_weight_limit()
-    return (weight / scales).round_().to(torch.int8), scales
+    return (weight / scales).round_().to(torch.int8), scales.squeeze(1)
 
 
 def _measure_rows(values: Tensor) -> Tensor:

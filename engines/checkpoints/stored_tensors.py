@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from prefork.engines.checkpoints.hub import shorten
 
 _SCALE = "_scale"
+_ROWS = 4096  # read at a time
 
 
 class StoredTensors:
@@ -44,28 +45,37 @@ class StoredTensors:
         for name in quantised:
             self.shapes.pop(name + _SCALE, None)
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor, of a floating type. Refuses what is of another type, or has no usable scales."""
-        tensor = self._read(name)
-        if tensor.is_floating_point():
-            return tensor
-        if tensor.dtype != torch.int8:
-            self._refuse(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and neither floating nor int8")
+    def read(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor, some thousand rows at a time, of a floating type: an embedding is 80 MB and more, which nobody
+        needs whole. Refuses what is of another type, or has no usable scales."""
+        rows = self.shapes[name][0]
+        for start in range(0, rows, _ROWS):
+            part = self._read(name, start)
+            if part.dtype == torch.int8:
+                part = part * self._read_scales(name, start, len(part)).view(-1, *[1] * (part.ndim - 1))
+            if not part.is_floating_point():
+                self._refuse(f"{name} is {str(part.dtype).removeprefix('torch.')}, and neither floating nor int8")
+            yield part
+
+    def are_equal(self, name: str, other: str) -> bool:
+        if self.shapes.get(name) != self.shapes.get(other):
+            return False
+        return all(torch.equal(*parts) for parts in zip(self.read(name), self.read(other), strict=True))
+
+    def _read_scales(self, name: str, start: int, count: int) -> torch.Tensor:
         scale = name + _SCALE
         if scale not in self._files:
             self._refuse(f"{name} is int8, and there is no {scale}")
-        scales = self._read(scale)
-        if scales.shape != tensor.shape[:1] or not bool((scales >= 0).all() & scales.isfinite().all()):
+        scales = self._read(scale, start)
+        if scales.shape != (count,) or not bool((scales >= 0).all() & scales.isfinite().all()):
             self._refuse(f"{scale} is not a number of at least 0 for each row")
-        return tensor * scales.view(-1, *[1] * (tensor.ndim - 1))
+        return scales
 
-    def are_equal(self, name: str, other: str) -> bool:
-        return self.shapes.get(name) == self.shapes.get(other) and torch.equal(self.read(name), self.read(other))
-
-    def _read(self, name: str) -> torch.Tensor:
+    def _read(self, name: str, start: int) -> torch.Tensor:
+        """Some rows of a tensor, from this one on."""
         file, stored = self._files[name]
         try:
-            return file.get_tensor(stored)  # type: ignore[no-any-return]
+            return file.get_slice(stored)[start : start + _ROWS]  # type: ignore[no-any-return]
         except (OSError, SafetensorError) as error:
             self._refuse(shorten(error), error)
 

@@ -85,7 +85,8 @@ class WindowDecoder:
     def __init__(self, network: WhisperNetwork, encoded: Sequence[Tensor]) -> None:
         self.decoder = network.decoder
         self.device = encoded[0].device
-        self._sound = self.decoder.remember(encoded)  # of all windows
+        self._encoded = encoded
+        self._sound = self.decoder.remember(encoded)  # of all windows; no layers: forgotten
         self._cache = TokenCache()
         self._order = list(range(len(encoded)))
         self._rows = len(encoded)
@@ -102,9 +103,16 @@ class WindowDecoder:
 
     def start(self, windows: Collection[int] | None = None) -> None:
         """Begins to write the windows anew; all of them by default."""
+        if not self._sound.layers:
+            self._sound = self.decoder.remember(self._encoded)
+            self._order.sort()
         self._cache = TokenCache()
         self._rows = len(self._order)
         self._keep(self._order if windows is None else windows)
+
+    def forget(self) -> None:
+        """Frees its keys and values, 18 MB for half a minute of tiny; `start` computes them again."""
+        self._sound, self._cache = Sound([]), TokenCache()
 
     def drop(self, windows: Collection[int]) -> None:
         """Leaves out windows that are written."""

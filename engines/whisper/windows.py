@@ -96,6 +96,7 @@ def transcribe(
         pending = [index for index, more in zip(pending, goes_on, strict=True) if more]
         if not pending:
             return windows
+        decoder.forget()
         rest = [cut(features[index], windows[index].first, windows[index].frames, checkpoint) for index in pending]
         decoder = WindowDecoder(network, encode(network, rest))
         openings = listen(decoder, checkpoint)

@@ -44,6 +44,7 @@ def open_engines(specification: Specification) -> dict[str, Engine]:
     said to it before anything else does."""
     import torch
 
+    SYSTEM.release_mapped_files()  # of torch's libraries, two thirds are read once: while they are linked
     plan = specification.plan
     assert plan is not None
     if "mps" in plan.hidden:

@@ -157,6 +157,37 @@ def _judge(truth: list[tuple[float, float, float, float]], text: str) -> Iterato
             yield name, f"{share:.1%}, {median:.2f} s"
 
 
+def measure_sentences() -> Iterator[Row]:
+    """1,000 recordings of one sentence each, 54 minutes: utterances of 1.5 to 4.5 s without times."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, seconds = Path(folder) / "in", 0.0
+        source.mkdir()
+        utterances = [
+            (name, utterance)
+            for name, truth in json.loads((SPEECH / "truth.json").read_text()).items()
+            for utterance in truth["utterances"]
+            if 1500 <= utterance["end_ms"] - utterance["start_ms"] <= 4500
+        ]
+        for number in range(1000):
+            name, utterance = utterances[number % len(utterances)]
+            sound = read_audio(SPEECH / f"{name}.flac", utterance["start_ms"] / 1000, utterance["end_ms"] / 1000)
+            with wave.open(str(source / f"{number:04}.wav"), "wb") as file:
+                file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+                file.writeframes((sound * 32767).astype("<i2").tobytes())
+            (source / f"{number:04}.lab").write_text(utterance["text"].lower() + "\n")
+            seconds += len(sound) / SAMPLE_RATE
+        times = []
+        for turn in range(3):
+            begin = time.perf_counter()
+            summary = _run("align", source, Path(folder) / f"out{turn}", "--cache", "off")
+            times.append(time.perf_counter() - begin)
+        yield (
+            f"1,000 recordings of one sentence, {seconds / 60:.1f} min, median of three",
+            f"{statistics.median(times):.1f} s",
+        )
+        yield "  all together", f"{summary['total'] / 1e6:.0f} MB"
+
+
 def _run(*arguments: object) -> dict[str, Any]:
     """The summary of a command."""
     done = run(*arguments, "--json", timeout=3600)
@@ -165,7 +196,12 @@ def _run(*arguments: object) -> dict[str, Any]:
     return summary
 
 
-MEASUREMENTS = {"workers": measure_workers, "four": measure_memory_of_four, "hour": measure_hour}
+MEASUREMENTS = {
+    "workers": measure_workers,
+    "four": measure_memory_of_four,
+    "hour": measure_hour,
+    "sentences": measure_sentences,
+}
 
 
 def main() -> None:
