@@ -117,6 +117,12 @@ def _multiplies_int8() -> bool:
 
 
 @functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it: without them it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+@functools.cache
 def find_weight_limit() -> int:
     """The largest integer that a weight may be.
 

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prefork.engines.checkpoints.quantization import QuantizedLinear, multiplies_bfloat16
+
 _BLOCK = 512  # rows
+_ATTENTION_BLOCK = 256  # queries of one head; 512 are as fast and twice as large, 128 take 10 % longer
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
@@ -78,7 +81,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
         """(rows, n, size)."""
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        attended = self._look(queries, keys, values, causal=causal)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def attend_within_rows(self, queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
@@ -90,8 +93,41 @@ class SelfAttention(nn.Module):
         attended = queries.new_zeros(queries.shape)
         for row, count in enumerate(lengths.tolist()):
             own = (slice(row, row + 1), slice(None), slice(count))
-            attended[own] = F.scaled_dot_product_attention(queries[own], keys[own], values[own])
+            attended[own] = self._look(queries[own], keys[own], values[own])
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _look(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
+        """(rows, heads, n, size of a head)."""
+        short = causal or queries.shape[2] < _ATTENTION_BLOCK
+        if short or not isinstance(self.out_proj, QuantizedLinear) or not queries.is_cpu or not multiplies_bfloat16():
+            return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return attend_in_bfloat16(queries, keys, values)
+
+
+def attend_in_bfloat16(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot product attention, (rows, heads, n, size of a head) float32, as all three are: products in bfloat16,
+    softmax in float32, some queries of one head at a time, so that what they look at stays in the processor's cache.
+
+    It goes with weights in int8, which are off by more. On one thread of an AMD EPYC with AVX-512 BF16, torch 2.14, 6
+    heads of 64, ms:
+
+    | n | so | torch's, float32 | torch's, bfloat16 |
+    | --- | --- | --- | --- |
+    | 500 | 2.3 | 4.6 | |
+    | 750 | 4.4 | 10.0 | 11.0 |
+    | 1500 | 17.0 | 37.2 | 40.0 |
+    """
+    rows, heads, count, size = queries.shape
+    attended = queries.new_empty(rows, count, heads, size)
+    for row in range(rows):
+        for head in range(heads):
+            asked = (queries[row, head] * size**-0.5).bfloat16()
+            looked, found = keys[row, head].bfloat16().t(), values[row, head].bfloat16()
+            for start in range(0, count, _ATTENTION_BLOCK):
+                block = slice(start, start + _ATTENTION_BLOCK)
+                weights = torch.softmax(asked[block] @ looked, dim=-1, dtype=torch.float32)
+                attended[row, block, head] = (weights.bfloat16() @ found).float()
+    return attended.transpose(1, 2)
 
 
 def check_heads(size: int, heads: int) -> None:
