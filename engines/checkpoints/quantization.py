@@ -75,15 +75,17 @@ class QuantizedLinear(nn.Module):
         output = torch.empty(len(rows), len(self.rows))
         for start in range(0, len(rows), _BLOCK):
             self._multiply(rows[start : start + _BLOCK], output[start : start + _BLOCK])
-        return output.reshape(*hidden.shape[:-1], -1)
+        return output.view(*hidden.shape[:-1], -1)
 
     def _multiply(self, rows: Tensor, output: Tensor) -> None:
         """rows: (n, inputs). output: (n, outputs), written to."""
         scales = _measure_rows(rows).div_(LIMIT)
-        output.copy_(torch._int_mm((rows / scales).round_().to(torch.int8), self.rows.t()))
-        output.mul_(scales).mul_(self.scales)
-        if self.bias is not None:
-            output.add_(self.bias)
+        product = torch._int_mm((rows / scales).round_().to(torch.int8), self.rows.t())
+        torch.mul(product, self.scales, out=output)
+        if self.bias is None:
+            output.mul_(scales)
+        else:
+            torch.addcmul(self.bias, output, scales, out=output)
 
 
 def quantize_linears(model: nn.Module) -> None:

@@ -98,17 +98,21 @@ class SelfAttention(nn.Module):
 
     def _look(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
         """(rows, heads, n, size of a head)."""
-        short = causal or queries.shape[2] < _ATTENTION_BLOCK
-        if short or not isinstance(self.out_proj, QuantizedLinear) or not queries.is_cpu or not multiplies_bfloat16():
+        if causal or queries.shape[2] < _ATTENTION_BLOCK or not attends_in_bfloat16(self.out_proj, queries):
             return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
         return attend_in_bfloat16(queries, keys, values)
+
+
+def attends_in_bfloat16(layer: nn.Module, hidden: Tensor) -> bool:
+    """Whether attention is computed in bfloat16: beside a layer's product in int8, which is off by more."""
+    return isinstance(layer, QuantizedLinear) and hidden.is_cpu and multiplies_bfloat16()
 
 
 def attend_in_bfloat16(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot product attention, (rows, heads, n, size of a head) float32, as all three are: products in bfloat16,
     softmax in float32, some queries of one head at a time, so that what they look at stays in the processor's cache.
 
-    It goes with weights in int8, which are off by more. On one thread of an AMD EPYC with AVX-512 BF16, torch 2.14, 6
+    On one thread of an AMD EPYC with AVX-512 BF16, torch 2.14, 6
     heads of 64, ms:
 
     | n | so | torch's, float32 | torch's, bfloat16 |

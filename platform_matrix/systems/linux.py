@@ -196,7 +196,7 @@ class Linux(Posix):
 
     def reuse_blocks(self) -> None:
         _set_malloc(_M_MMAP_THRESHOLD, 32 << 20)
-        _set_malloc(_M_TRIM_THRESHOLD, 4 << 20)
+        _set_malloc(_M_TRIM_THRESHOLD, 32 << 20)
 
     def release_mapped_files(self) -> None:
         madvise = ctypes.CDLL(None).madvise
