@@ -19,7 +19,7 @@ from prefork.engines.whisper.timing import weigh_head
 if TYPE_CHECKING:
     from prefork.engines.whisper.decoding import WindowDecoder
 
-_ROWS = 16  # of logits at a time: those of 448 tokens at once would be 93 MB
+_ROWS = 8  # of logits at a time: those of 448 tokens at once would be 93 MB
 
 
 def attend(
