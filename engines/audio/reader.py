@@ -41,6 +41,7 @@ __all__ = ["SAMPLE_RATE", "AudioError", "AudioReader", "Recording", "Selection",
 SAMPLE_RATE = 16_000  # Hz
 
 _READ_AHEAD = 2 * SAMPLE_RATE  # samples; further ahead, what lies between is not worth resampling
+_KEPT = 30 * SAMPLE_RATE  # samples at most that are kept once they were read: two engines read the same sentence
 _FILTER_REACH = 64  # output samples; FFmpeg's resampling filter reaches 16 of them to each side
 
 
@@ -57,6 +58,7 @@ class AudioReader:
         """Opens the recording. Raises AudioError as `probe` does, and if nothing in it can be decoded."""
         self.path = Path(path)
         self._stream = SampleStream(self.path, selection)
+        self._last: tuple[int, float, Samples] = (0, 0, np.zeros(0, np.float32))  # what was read last, if it is short
         self._start(0)
 
     def __enter__(self) -> AudioReader:
@@ -80,6 +82,9 @@ class AudioReader:
             raise ValueError(f"a span must have 0 <= start <= end, not {start} to {end}")
         first = round(start * SAMPLE_RATE)
         last = math.inf if math.isinf(end) else round(end * SAMPLE_RATE)
+        begin, end_of_last, known = self._last
+        if begin <= first and last <= end_of_last:
+            return known[first - begin : int(min(last - begin, len(known)))].copy()
         pieces = []
         try:
             self._move_to(first)
@@ -88,7 +93,10 @@ class AudioReader:
         except av.error.FFmpegError as error:  # of its filters
             reason = ABSURD if isinstance(error, MemoryError) else error.strerror
             raise AudioError(f"{self.path} is damaged: {reason}; copy it again") from error
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        if len(samples) <= _KEPT:
+            self._last = first, math.inf if self._next < last else last, samples.copy()
+        return samples
 
     def _move_to(self, first: int) -> None:
         """Makes `first`, or the end of the recording, the next sample taken."""

@@ -79,7 +79,8 @@ class SampleStream:
         self._path = path
         self._selection = selection = selection or Selection()
         self._container, self._stream = open_stream(path, selection.track)
-        frame = next(self._frames(), None)
+        frames = self._frames()
+        frame = next(frames, None)
         if frame is None:
             self.close()
             raise AudioError(f"{path} has an audio stream but no audio in it; copy or export it again")
@@ -94,7 +95,7 @@ class SampleStream:
         counts_samples = position is not None and (1 / self._scale).denominator == 1
         self.seekable = counts_samples and _forgets(self._stream.codec_context.codec.name)
         self._channels = choose_channels(path, selection) if frame.layout.nb_channels > 1 else ()
-        self._reopen()
+        self._begin(chain([frame], frames))
 
     def close(self) -> None:
         self._container.close()
@@ -146,7 +147,11 @@ class SampleStream:
         """Goes back to the first packet, to which a seek to 0 does not take every demuxer."""
         self.close()
         self._container, self._stream = open_stream(self._path, self._selection.track)
-        self._blocks, self._at = self._place(0), 0
+        self._begin(self._frames())
+
+    def _begin(self, frames: Iterator[AudioFrame]) -> None:
+        """frames: all, from the first."""
+        self._blocks, self._at = self._place(0, frames), 0
         self._ended = self._sought = False
 
     def _seek(self, position: int) -> bool:
@@ -157,7 +162,7 @@ class SampleStream:
         except av.error.FFmpegError as error:
             check_damage(error, self._path)
             return False
-        blocks = self._place(None)
+        blocks = self._place(None, self._frames())
         first = next(blocks, None)
         if first is None:
             return False
@@ -165,14 +170,14 @@ class SampleStream:
         self._ended, self._sought = False, True
         return True
 
-    def _place(self, expected: int | None) -> Iterator[_SampleBlock]:
+    def _place(self, expected: int | None, frames: Iterator[AudioFrame]) -> Iterator[_SampleBlock]:
         """Puts each frame where its timestamp says. Gapless: fills holes with silence, cuts what overlaps.
 
         expected: position that the first frame may have; None after a seek, then the first timestamps decide.
         """
         shift = 0  # from the timestamps' positions to those of the stream
         opening = expected == 0
-        for frame, starts in _look_ahead((frame, self._find_position(frame)) for frame in self._frames()):
+        for frame, starts in _look_ahead((frame, self._find_position(frame)) for frame in frames):
             if opening and starts:  # the film may begin before its sound does
                 yield from _silence(0, starts[0], self.rate)
                 expected = starts[0]

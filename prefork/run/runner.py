@@ -205,11 +205,9 @@ class Run:
                     break
                 results = self._run_phase(left, folder, documents)
                 documents = {}
-                for result in results:
-                    if result.passed is not None:
-                        documents[result.job.id] = result.passed
-                    else:
-                        self._record(result, journal, fingerprint)
+                for some in results:
+                    documents |= {result.job.id: result.passed for result in some if result.passed is not None}
+                    self._record([result for result in some if result.passed is None], journal, fingerprint, folder)
                 left = [job for job in left if job.id in documents]
         self._end_runtime()
         return skipped
@@ -237,7 +235,7 @@ class Run:
             if result is None:
                 left.append(job)
             else:
-                self._record(result, journal, fingerprint)
+                self._record([result], journal, fingerprint, folder)
         return left
 
     def _find_undone(self, corpus: Sequence[Job], journal: Journal, fingerprint: Future[Fingerprint]) -> list[Job]:
@@ -276,8 +274,10 @@ class Run:
             raise LoadError(f"{min(file.path for file in changed)}: has changed since this run began; start again")
         return loaded
 
-    def _run_phase(self, jobs: list[Job], folder: OutputFolder, documents: Mapping[str, bytes]) -> Iterator[JobResult]:
-        """Results, as they come."""
+    def _run_phase(
+        self, jobs: list[Job], folder: OutputFolder, documents: Mapping[str, bytes]
+    ) -> Iterator[list[JobResult]]:
+        """Results, as they come: all that there are."""
         runtime = self._runtime
         assert runtime is not None
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
@@ -289,33 +289,52 @@ class Run:
         while waiting:
             self._handle_signals()
             with suppress(queue.Empty):
-                yield results.get(timeout=_POLL_SECONDS)
-                waiting -= 1
+                some = [results.get(timeout=_POLL_SECONDS)]
+                with suppress(queue.Empty):
+                    while True:
+                        some.append(results.get_nowait())
+                waiting -= len(some)
+                yield some
 
-    def _record(self, result: JobResult, journal: Journal, fingerprint: Future[Fingerprint]) -> None:
-        job, error = result.job, result.error
-        if isinstance(error, Stopped | LoadError):  # nothing is wrong with the job; it is left for the next run
-            return
-        if error is None and (changed := self._find_changed_model()):
+    def _record(
+        self,
+        results: Sequence[JobResult],
+        journal: Journal,
+        fingerprint: Future[Fingerprint],
+        folder: OutputFolder,
+    ) -> None:
+        """Results that came together: what came of jobs is in the journal before anything says so."""
+        # Nothing is wrong with a job that was stopped; it is left for the next run.
+        results = [result for result in results if not isinstance(result.error, Stopped | LoadError)]
+        if any(result.error is None for result in results) and (changed := self._find_changed_model()):
             problem = LoadError(f"{changed}: has changed since this run began; start again")
             if self._runtime is None:
                 raise problem
             self._runtime.supervisor.give_up(problem)
+            results = [result for result in results if result.error is not None]
+        if not results or not self._await(fingerprint):  # then the journal cannot say what it was made with
             return
-        if not self._await(fingerprint):  # then the journal cannot say what it was made with
-            return
+        reasons = [
+            None if result.error is None else strip_name(result.job.id, find_reason(result.error)) for result in results
+        ]
+        with journal.together():
+            for result, reason in zip(results, reasons, strict=True):
+                made_with = narrow(fingerprint.result(), self._request.pipeline, result.job)
+                journal.record(result.job, made_with, () if result.error else result.files, reason)
+        for result, reason in zip(results, reasons, strict=True):
+            self._finish(result, reason, folder)
+
+    def _finish(self, result: JobResult, reason: str | None, folder: OutputFolder) -> None:
+        """A job that is in the journal. reason: why it was set aside."""
+        job, error = result.job, result.error
         if error is None:
-            journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), result.files)
             self._account.add_done(result)
             if job.id not in self._cache.restored:
-                self._cache.keep(result, OutputFolder(self._request.target))
-            self._report.finish_job(result, None)
-            return
-        reason = strip_name(job.id, find_reason(error))
-        if error.__cause__ is not None and not isinstance(error, InputError):
-            self._log(f"{job.id}: {error.__cause__}\n")
-        journal.record(job, narrow(fingerprint.result(), self._request.pipeline, job), error=reason)
-        self._account.failed[job.id] = reason
+                self._cache.keep(result, folder)
+        else:
+            if error.__cause__ is not None and not isinstance(error, InputError):
+                self._log(f"{job.id}: {error.__cause__}\n")
+            self._account.failed[job.id] = str(reason)
         self._report.finish_job(result, reason)
 
     def _find_changed_model(self) -> str:

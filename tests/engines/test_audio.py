@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from prefork.engines.audio import reader as audio
+from prefork.engines.audio import sample_stream
+from prefork.engines.audio.container import open_stream
 from prefork.engines.audio.reader import SAMPLE_RATE, AudioError, AudioReader, Selection, probe, read_audio
 from tests.engines.audio_files import Sound, make_sound, write_audio
 
@@ -310,3 +312,33 @@ def test_real_speech_reads_alike_whole_and_in_segments() -> None:
             assert np.array_equal(
                 read_audio(path, start, start + 9.7), whole[first : round((start + 9.7) * SAMPLE_RATE)]
             )
+
+
+def test_dts_in_a_wav_is_not_taken_for_noise(tmp_path: Path) -> None:
+    size = 2012  # bytes of a frame: a header as ETSI TS 102 114 has it, stereo of 44.1 kHz, and noise
+    bits = f"{0x7FFE8001:032b}1{31:05b}0{15:07b}{size - 1:014b}{2:06b}{8:04b}{24:05b}".ljust(112, "0")
+    noise = np.random.default_rng(0).integers(0, 256, (60, size - 14), dtype=np.uint8)
+    frames = b"".join(int(bits, 2).to_bytes(14, "big") + bytes(frame) for frame in noise)
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 44100, 0, "NONE", ""))
+        file.writeframes(frames)
+    container, stream = open_stream(path)
+    with container:
+        assert stream.codec_context.codec.id == av.codec.Codec("dca", "r").id
+
+
+def test_a_short_recording_is_opened_once_and_what_was_read_of_it_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(sample_stream, "open_stream", lambda *of: opened.append(of) or open_stream(*of))
+    path = write_audio(tmp_path / "a.wav", make_sound(8.0, 48_000), 48_000, "pcm_s16le")
+    whole = read_audio(path, 0, math.inf)
+    for start, end in ((0.0, 8.0), (1.0, 3.5), (7.0, 99.0), (8.0, math.inf)):
+        found = read_audio(path, start, end)
+        last = len(whole) if math.isinf(end) else round(end * SAMPLE_RATE)
+        assert np.array_equal(found, whole[round(start * SAMPLE_RATE) : last])
+        found[:] = 0  # the caller's own
+    assert np.array_equal(read_audio(path, 0, math.inf), whole)
+    assert len(opened) == 1

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from prefork.engines.base import Engine, LoadError
-from prefork.engines.checkpoints import model_folder, quantization
+from prefork.engines.checkpoints import model_folder, quantization, whisper_layers
 from prefork.engines.checkpoints.quantization import QuantizedLinear, quantize_linears
+from prefork.engines.checkpoints.whisper_layers import SelfAttention, attend_in_bfloat16
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.ctc.recovery import CTCRecovery
 from prefork.engines.whisper.aligner import WhisperAligner
@@ -208,3 +209,30 @@ def test_weights_of_7_bits_have_another_fingerprint(kind: Any, monkeypatch: pyte
 
     assert identify(64, "int8") != identify(127, "int8")
     assert identify(64, "float32") == identify(64, "float32") != identify(64, "int8")
+
+
+@pytest.mark.parametrize("count", [256, 700, 1500])
+@torch.inference_mode()
+def test_attention_in_bfloat16_is_near_that_in_float32_and_of_each_row_alone(count: int) -> None:
+    parts = torch.randn(2, count, 3 * 128).unflatten(-1, (3, 2, 64)).permute(2, 0, 3, 1, 4)
+    found = attend_in_bfloat16(*parts)
+    expected = torch.nn.functional.scaled_dot_product_attention(*parts)
+    assert found.shape == expected.shape and found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.01
+    assert torch.equal(attend_in_bfloat16(*parts[:, 1:])[0], found[1])
+
+
+@torch.inference_mode()
+def test_attention_is_in_bfloat16_only_beside_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, hidden = SelfAttention(128, 2), torch.randn(1, 300, 128)
+    used = []
+    monkeypatch.setattr(whisper_layers, "attend_in_bfloat16", lambda *of: used.append(1) or attend_in_bfloat16(*of))
+    monkeypatch.setattr(whisper_layers, "multiplies_bfloat16", lambda: True)
+    layer.attend(*layer.project(hidden))
+    assert not used
+    quantize_linears(layer)
+    layer.attend(*layer.project(hidden))
+    assert used
+    monkeypatch.setattr(whisper_layers, "multiplies_bfloat16", lambda: False)
+    layer.attend(*layer.project(hidden))
+    assert len(used) == 1

@@ -228,9 +228,14 @@ def test_an_index_that_does_not_fit_its_table_costs_no_run(root: Path) -> None:
     journal = Journal(OutputFolder(root / "out"), notes.append)
     for number in range(JOBS):
         journal.is_done(make_job(root, number), SETTINGS)
-    journal.record(make_job(root, 0), SETTINGS, error="worker 0: killed")
-    journal.close()
+    new = [replace(make_job(root, 0), id=f"new {number}") for number in range(3)]
+    file = OutputFolder(root / "out").write(PurePath("new.json"), "output")
+    with journal.together():
+        for job in new:
+            journal.record(job, SETTINGS, (file,))
     assert len(notes) == 1 and "was damaged" in notes[0]
+    assert all(journal.explain(job, {"stages": []}) for job in new)  # it has them all
+    journal.close()
 
 
 def test_the_journal_of_another_prefork_is_not_called_damaged(root: Path) -> None:

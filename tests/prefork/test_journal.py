@@ -109,3 +109,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="give another OUT"):
         Journal(OutputFolder(tmp_path / "out"))
+
+
+def test_what_is_recorded_together_is_there_together_or_not_at_all(folder: OutputFolder, job: Job) -> None:
+    jobs = [replace(job, id=f"{number}.cha") for number in range(3)]
+    files = (folder.write(PurePath("a.cha"), "aligned"),)
+    journal = Journal(folder)
+    with journal.together():
+        for each in jobs:
+            journal.record(each, SETTINGS, files)
+        assert not journal.has_done_any()
+    assert all(journal.is_done(each, SETTINGS) for each in jobs)
+    with pytest.raises(RuntimeError, match="in between"), journal.together():
+        journal.record(jobs[0], SETTINGS, error="worker 0: killed")
+        raise RuntimeError("in between")
+    assert journal.is_done(jobs[0], SETTINGS)
+    journal.record(jobs[0], SETTINGS, error="worker 0: killed")
+    assert not journal.is_done(jobs[0], SETTINGS)
