@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from prefork.engines.checkpoints.quantization import QuantizedLinear
 from prefork.engines.checkpoints.whisper_layers import EncoderConfig, FeedForward, SelfAttention, check_heads
+from prefork.platform_matrix.systems import SYSTEM
 
 _ROOM = 64  # tokens that a cache is made longer by
 
@@ -183,6 +184,7 @@ class Decoder(nn.Module):
             parts = [layer.encoder_attn.remember(states[None]) for states in encoded]
             keys, values = ([getattr(part, name) for part in parts] for name in ("keys", "values"))
             layers.append(KeysValues(_join(keys, longest), _join(values, longest)))
+        SYSTEM.release_free_memory()  # what lies between the layers, 5 MB of tiny's, would stay for the whole window
         if all(len(states) == longest for states in encoded):
             return Sound(layers)
         lengths = torch.tensor([len(states) for states in encoded])
