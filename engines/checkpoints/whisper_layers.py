@@ -58,19 +58,22 @@ class EncoderConfig:
     def num_attention_heads(self) -> int:
         return self.encoder_attention_heads
 
-    def make_layers(self) -> nn.ModuleList:
-        """Those of the encoder."""
+    def make_layers(self, *, bfloat16: bool = False) -> nn.ModuleList:
+        """Those of the encoder. bfloat16: see SelfAttention."""
         sizes = (self.d_model, self.encoder_attention_heads, self.encoder_ffn_dim, self.activation_function)
-        return nn.ModuleList(EncoderLayer(*sizes) for _ in range(self.encoder_layers))
+        return nn.ModuleList(EncoderLayer(*sizes, bfloat16=bfloat16) for _ in range(self.encoder_layers))
 
 
 class SelfAttention(nn.Module):
-    """Raises ValueError if the size cannot be shared out among the heads."""
+    """bfloat16: beside weights in int8, which are off by more, long rows are computed in it where the processor has it.
+    Not for the embedded aligner, whose times would depend on the processor. Raises ValueError if the size cannot be
+    shared out among the heads."""
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, *, bfloat16: bool = False) -> None:
         super().__init__()
         check_heads(size, heads)
         self.heads = heads
+        self._bfloat16 = bfloat16
         self.qkv_proj = nn.Linear(size, 3 * size)
         self.out_proj = nn.Linear(size, size)
 
@@ -81,7 +84,10 @@ class SelfAttention(nn.Module):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
         """(rows, n, size)."""
-        attended = self._look(queries, keys, values, causal=causal)
+        if self._bfloat16 and queries.shape[2] >= _ATTENTION_BLOCK and not causal and self._is_quantised(queries):
+            attended = attend_in_bfloat16(queries, keys, values)
+        else:
+            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def attend_within_rows(self, queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
@@ -93,19 +99,12 @@ class SelfAttention(nn.Module):
         attended = queries.new_zeros(queries.shape)
         for row, count in enumerate(lengths.tolist()):
             own = (slice(row, row + 1), slice(None), slice(count))
-            attended[own] = self._look(queries[own], keys[own], values[own])
+            attended[own] = F.scaled_dot_product_attention(queries[own], keys[own], values[own])
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _look(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
-        """(rows, heads, n, size of a head)."""
-        if causal or queries.shape[2] < _ATTENTION_BLOCK or not attends_in_bfloat16(self.out_proj, queries):
-            return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-        return attend_in_bfloat16(queries, keys, values)
-
-
-def attends_in_bfloat16(layer: nn.Module, hidden: Tensor) -> bool:
-    """Whether attention is computed in bfloat16: beside a layer's product in int8, which is off by more."""
-    return isinstance(layer, QuantizedLinear) and hidden.is_cpu and multiplies_bfloat16()
+    def _is_quantised(self, queries: Tensor) -> bool:
+        """On a processor that multiplies bfloat16."""
+        return isinstance(self.out_proj, QuantizedLinear) and queries.is_cpu and multiplies_bfloat16()
 
 
 def attend_in_bfloat16(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -159,10 +158,11 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, size: int, heads: int, inner: int, activation: str) -> None:
+    def __init__(self, size: int, heads: int, inner: int, activation: str, *, bfloat16: bool = False) -> None:
+        """bfloat16: see SelfAttention."""
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(size)
-        self.self_attn = SelfAttention(size, heads)
+        self.self_attn = SelfAttention(size, heads, bfloat16=bfloat16)
         self.final_layer_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, activation)
 

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
-        self.layers = config.make_layers()
+        self.layers = config.make_layers(bfloat16=True)
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -331,8 +331,13 @@ def test_dts_in_a_wav_is_not_taken_for_noise(tmp_path: Path) -> None:
 def test_a_short_recording_is_opened_once_and_what_was_read_of_it_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    monkeypatch.setattr(sample_stream, "open_stream", lambda *of: opened.append(of) or open_stream(*of))
+    opened: list[Path] = []
+
+    def open_counted(path: Path, track: int | None = None) -> object:
+        opened.append(path)
+        return open_stream(path, track)
+
+    monkeypatch.setattr(sample_stream, "open_stream", open_counted)
     path = write_audio(tmp_path / "a.wav", make_sound(8.0, 48_000), 48_000, "pcm_s16le")
     whole = read_audio(path, 0, math.inf)
     for start, end in ((0.0, 8.0), (1.0, 3.5), (7.0, 99.0), (8.0, math.inf)):

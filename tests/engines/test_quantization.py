@@ -214,7 +214,7 @@ def test_weights_of_7_bits_have_another_fingerprint(kind: Any, monkeypatch: pyte
 @pytest.mark.parametrize("count", [256, 700, 1500])
 @torch.inference_mode()
 def test_attention_in_bfloat16_is_near_that_in_float32_and_of_each_row_alone(count: int) -> None:
-    parts = torch.randn(2, count, 3 * 128).unflatten(-1, (3, 2, 64)).permute(2, 0, 3, 1, 4)
+    parts = torch.randn(3, 2, 2, count, 64)
     found = attend_in_bfloat16(*parts)
     expected = torch.nn.functional.scaled_dot_product_attention(*parts)
     assert found.shape == expected.shape and found.dtype == torch.float32
@@ -224,15 +224,23 @@ def test_attention_in_bfloat16_is_near_that_in_float32_and_of_each_row_alone(cou
 
 @torch.inference_mode()
 def test_attention_is_in_bfloat16_only_beside_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, hidden = SelfAttention(128, 2), torch.randn(1, 300, 128)
-    used = []
-    monkeypatch.setattr(whisper_layers, "attend_in_bfloat16", lambda *of: used.append(1) or attend_in_bfloat16(*of))
+    layer, hidden = SelfAttention(128, 2, bfloat16=True), torch.randn(1, 300, 128)
+    used: list[int] = []
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        used.append(parts[0].shape[2])
+        return attend_in_bfloat16(*parts)
+
+    monkeypatch.setattr(whisper_layers, "attend_in_bfloat16", attend)
     monkeypatch.setattr(whisper_layers, "multiplies_bfloat16", lambda: True)
     layer.attend(*layer.project(hidden))
     assert not used
     quantize_linears(layer)
     layer.attend(*layer.project(hidden))
     assert used
+    aligner = SelfAttention(128, 2)
+    quantize_linears(aligner)
+    aligner.attend(*aligner.project(hidden))
     monkeypatch.setattr(whisper_layers, "multiplies_bfloat16", lambda: False)
     layer.attend(*layer.project(hidden))
     assert len(used) == 1
