@@ -39,13 +39,26 @@ if TYPE_CHECKING:
         Utterance,
         Word,
     )
-    from prefork.errors import InputError, LoadError, OutOfMemory, PreforkError, Stopped, WorkerDied
+    from prefork.errors import (
+        CallTimedOut,
+        InitializerError,
+        InputError,
+        LoadError,
+        OutOfMemory,
+        PreforkError,
+        Stopped,
+        WorkerDied,
+    )
     from prefork.outputs import WrittenFile
     from prefork.platform_matrix.matrix import Plan, Strategy
     from prefork.pool.jobs import JobResult
     from prefork.pool.pipeline import Pipeline, Stage
     from prefork.pool.runtime import Runtime
+    from prefork.pool.status import RuntimeState, RuntimeStatus, WorkerStatus
+    from prefork.pool.submitting import Submitter
     from prefork.pool.tasks import HangLimit
+    from prefork.wire.messages import Memory
+    from prefork.wire.progress import report_progress
 
 _FOLDER = Path(__file__).parent
 if not (_FOLDER / "engines").is_dir():
@@ -58,6 +71,7 @@ if not (_FOLDER / "engines").is_dir():
 _HOMES = {
     "Batching": "prefork.engines.batching",
     "BatchingStrategy": "prefork.engines.batching",
+    "CallTimedOut": "prefork.errors",
     "Character": "prefork.engines.text.document",
     "CueLayout": "prefork.engines.text.cues",
     "Declaration": "prefork.engines.base",
@@ -66,11 +80,13 @@ _HOMES = {
     "FileState": "prefork.engines.files",
     "HangLimit": "prefork.pool.tasks",
     "HostEngine": "prefork.engines.base",
+    "InitializerError": "prefork.errors",
     "InputError": "prefork.errors",
     "Job": "prefork.engines.base",
     "JobResult": "prefork.pool.jobs",
     "LanguageTable": "prefork.engines.base",
     "LoadError": "prefork.errors",
+    "Memory": "prefork.wire.messages",
     "Obstacle": "prefork.engines.base",
     "OutOfMemory": "prefork.errors",
     "Output": "prefork.engines.base",
@@ -80,11 +96,14 @@ _HOMES = {
     "RecoveryCounts": "prefork.engines.text.document",
     "Role": "prefork.engines.base",
     "Runtime": "prefork.pool.runtime",
+    "RuntimeState": "prefork.pool.status",
+    "RuntimeStatus": "prefork.pool.status",
     "Segment": "prefork.engines.base",
     "Selection": "prefork.engines.audio.selection",
     "Stage": "prefork.pool.pipeline",
     "Stopped": "prefork.errors",
     "Strategy": "prefork.platform_matrix.matrix",
+    "Submitter": "prefork.pool.submitting",
     "SyntacticWord": "prefork.engines.text.document",
     "Tensors": "prefork.engines.base",
     "Timing": "prefork.engines.text.document",
@@ -94,11 +113,14 @@ _HOMES = {
     "Utterance": "prefork.engines.text.document",
     "Word": "prefork.engines.text.document",
     "WorkerDied": "prefork.errors",
+    "WorkerStatus": "prefork.pool.status",
     "WrittenFile": "prefork.outputs",
+    "report_progress": "prefork.wire.progress",
 }
 __all__ = [
     "Batching",
     "BatchingStrategy",
+    "CallTimedOut",
     "Character",
     "CueLayout",
     "Declaration",
@@ -107,11 +129,13 @@ __all__ = [
     "FileState",
     "HangLimit",
     "HostEngine",
+    "InitializerError",
     "InputError",
     "Job",
     "JobResult",
     "LanguageTable",
     "LoadError",
+    "Memory",
     "Obstacle",
     "OutOfMemory",
     "Output",
@@ -121,11 +145,14 @@ __all__ = [
     "RecoveryCounts",
     "Role",
     "Runtime",
+    "RuntimeState",
+    "RuntimeStatus",
     "Segment",
     "Selection",
     "Stage",
     "Stopped",
     "Strategy",
+    "Submitter",
     "SyntacticWord",
     "Tensors",
     "Timing",
@@ -135,7 +162,9 @@ __all__ = [
     "Utterance",
     "Word",
     "WorkerDied",
+    "WorkerStatus",
     "WrittenFile",
+    "report_progress",
 ]
 
 

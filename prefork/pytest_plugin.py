@@ -64,7 +64,7 @@ def require_fork_safe(
     from prefork.check.targets import Reference, Target
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, Strategy
-    from prefork.pool.runtime import make_plan
+    from prefork.pool.requests import make_plan
 
     shown = io.StringIO()
     try:

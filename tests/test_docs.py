@@ -52,6 +52,7 @@ NEEDS = {
     "gpu": "needs an NVIDIA GPU",
     "hardware": "is for a machine that the makers do not have",
     "network": "needs the network, to download a model",
+    "service": "serves until it is stopped; tests/prefork/test_service.py runs it",
     "token": "needs the user's own account somewhere",
 }
 FOREIGN = {  # options of other people's commands

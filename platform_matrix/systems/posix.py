@@ -25,6 +25,7 @@ class Posix(System):
     passes_descriptors = True
     waits_for_pipes = True
     terminal = "dumb"
+    interruption = signal.SIGURG if hasattr(signal, "SIGURG") else None  # by default it is ignored
     no_link = os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
 
     def prepare_handover(self, there: socket.socket) -> Handover:
@@ -38,6 +39,11 @@ class Posix(System):
     def kill(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+    def interrupt(self, pid: int) -> None:
+        assert self.interruption is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, self.interruption)
 
     def kill_session(self, leader: int) -> None:
         import psutil

@@ -63,6 +63,7 @@ class System:
     terminal = ""  # what a terminal is called that no TERM describes
 
     has_metal = False  # and with it MPS
+    interruption: int | None = None  # a signal that tells a worker to end its call, and else does nothing
     tells_threads = False  # whether each of them rests, and who started it
     no_link = 0  # for os.open: fails where a symbolic link stands for the file
     descriptors = Path("/dev/fd")  # a folder that lists this process's own, where it can fork
@@ -104,6 +105,9 @@ class System:
     def kill(self, pid: int) -> None:
         """Ends a process at once. Nothing happens if it has just ended."""
         raise NotImplementedError
+
+    def interrupt(self, pid: int) -> None:
+        """Sends `interruption`, if there is one. Nothing happens if the process has just ended."""
 
     def kill_session(self, leader: int) -> None:
         """Ends what is left of the session of a process that has ended: children that were stopped before they could

@@ -53,15 +53,13 @@ from prefork.wire.messages import (
     BatchFailed,
     BatchStarted,
     ConnectWorker,
-    FromOwner,
     FromServer,
     IPCUnavailable,
     LoadFailed,
     ServerBroken,
     ServerOrder,
-    UploadWeights,
-    WeightsExported,
 )
+from prefork.wire.owner_messages import FromOwner, UploadWeights, WeightsExported
 from prefork.work import loading
 from prefork.work.comparison import NotComparable, encode
 from prefork.work.loaded import Loaded

@@ -29,7 +29,7 @@ def check(context: typer.Context, options: CheckOptions) -> None:
     from prefork.check.machine_report import write_report
     from prefork.engines.base import LoadError
     from prefork.platform_matrix.matrix import Request, decide
-    from prefork.pool.runtime import make_plan
+    from prefork.pool.requests import make_plan
 
     hiding: Hiding = context.obj.add(options.force_cpu, options.no_mps)
     seconds = parse_seconds("--deadline", options.deadline) if options.deadline is not None else None

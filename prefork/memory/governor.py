@@ -164,6 +164,17 @@ class Governor:
             passed.passed = passed.passed or now
         return seen[place]
 
+    def explain_want(self, size: int) -> str:
+        """Why there is no room for so many bytes more, for a while; empty if there is."""
+        self.machine = machine = self._read_machine()
+        if size <= machine.available - self.reserve:
+            return ""
+        return (
+            f"the new weights are loaded beside the old ones, and there is no room for {format_gigabytes(size)} more: "
+            f"{format_gigabytes(machine.available)} are available, of which {format_gigabytes(self.reserve)} are kept "
+            "back; free memory, or make a new Runtime once this one has ended"
+        )
+
     def explain(self, task: Demand) -> str:
         """Why the task does not start, or did not live."""
         parts = [f"{format_gigabytes(self.predict(task))} more predicted at its peak"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.tasks import Task
+from prefork.wire.calls import ContinueCall
 from prefork.wire.messages import (
     AttachExports,
     ChangeCredits,
@@ -14,6 +15,7 @@ from prefork.wire.messages import (
     DecideBatch,
     DisconnectWorker,
     ForkWorker,
+    InterruptWorker,
     KillWorker,
     RefuseRequest,
     RunTask,
@@ -25,28 +27,35 @@ from prefork.wire.specification import Specification
 
 @dataclass(frozen=True, slots=True)
 class StartZygote:
+    """generation: of the weights that it loads; there may be one for each."""
+
     specification: Specification
     plan: Plan
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EndZygote:
     """In order, and with it its workers; nothing that it has sent since matters."""
 
+    generation: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class KillZygote:
-    pass
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SendZygote:
-    message: KillWorker | AttachExports
+    message: KillWorker | InterruptWorker | AttachExports
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
     order: ForkWorker
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class Spawn:
 @dataclass(frozen=True, slots=True)
 class SendWorker:
     number: int
-    message: Specification | RunTask | RefuseRequest | ChangeCredits
+    message: Specification | RunTask | RefuseRequest | ChangeCredits | ContinueCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,15 @@ class SendCalls:
 
 
 @dataclass(frozen=True, slots=True)
+class PassOn:
+    """What a call has yielded, or reported, to who waits for it."""
+
+    call: Task
+    thing: Pickled
+    yielded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TakeCallsBack:
     """Those that a worker has not begun: CallsTakenBack says how many."""
 
@@ -84,6 +102,13 @@ class TakeCallsBack:
 
 @dataclass(frozen=True, slots=True)
 class KillSpawned:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptSpawned:
+    """As InterruptWorker, of a worker that was spawned."""
+
     number: int
 
 
@@ -193,8 +218,10 @@ Action = (
     | Spawn
     | SendWorker
     | SendCalls
+    | PassOn
     | TakeCallsBack
     | KillSpawned
+    | InterruptSpawned
     | StartServer
     | SendServer
     | Connect

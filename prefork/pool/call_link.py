@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from prefork.pool import events
 from prefork.pool.calls import Call
 from prefork.pool.events import CallEnded
 from prefork.wire.blocks import IDLE_SECONDS, Blocks, Mapped, Place, Placed
-from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallOutOfMemory, RunCalls
+from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallGave, CallOutOfMemory, RunCalls
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.pickling import Pickled
 
-FromCalls = CallDone | CallFailed | CallOutOfMemory | BlocksReleased
+FromCalls = CallDone | CallGave | CallFailed | CallOutOfMemory | BlocksReleased
 
 
 class CallLink:
@@ -65,18 +66,15 @@ class CallLink:
             self._blocks.let_go(self._places.pop(number, ()), self._number)
         return numbers
 
-    def take(self, message: FromCalls, fds: Sequence[int]) -> CallEnded | None:
+    def take(self, message: FromCalls, fds: Sequence[int]) -> CallEnded | events.CallGave | None:
         """What the worker has sent."""
-        if not isinstance(message, BlocksReleased):
+        if not isinstance(message, BlocksReleased | CallGave):
             self._places.pop(message.number, None)
         match message:
-            case CallDone(number, data, places, fresh, returned, dropped):
-                self._mapped.forget(dropped)
-                for (block, size), fd in zip(fresh, fds, strict=True):
-                    self._mapped.open(block, size, fd)
-                result = Pickled(data, [self._view(place) for place in places])  # before what it lies in is returned
-                self._blocks.release(returned, self._number)
-                return CallEnded(self._number, number, result)
+            case CallDone(number):
+                return CallEnded(self._number, number, self._receive(message, fds))
+            case CallGave(number, _, yielded):
+                return events.CallGave(self._number, number, self._receive(message, fds), yielded)
             case CallFailed(number, error):
                 return CallEnded(self._number, number, error=unpickle_error(error))
             case CallOutOfMemory(number, reason):
@@ -85,6 +83,14 @@ class CallLink:
                 self._blocks.release(returned, self._number)
                 self._mapped.forget(dropped)
         return None
+
+    def _receive(self, message: CallDone | CallGave, fds: Sequence[int]) -> Pickled:
+        self._mapped.forget(message.dropped)
+        for (block, size), fd in zip(message.fresh, fds, strict=True):
+            self._mapped.open(block, size, fd)
+        thing = Pickled(message.data, [self._view(place) for place in message.places])
+        self._blocks.release(message.returned, self._number)  # what the places lie in is not returned before
+        return thing
 
     def _view(self, place: Place) -> memoryview | bytearray:
         """It is handed over: whoever holds the view holds the block."""

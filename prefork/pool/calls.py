@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prefork.platform_matrix.systems import SYSTEM
+from prefork.pool.call_options import CallOptions
 from prefork.pool.tasks import NotBegun, Task
 from prefork.wire.blocks import Place
 from prefork.wire.pickling import Pickled
@@ -24,14 +26,17 @@ _logger = logging.getLogger("prefork")
 
 
 class CallFuture(Future[T]):
-    """As in the standard library. What nobody waits for yet has no condition and no lists."""
+    """As in the standard library. What nobody waits for yet has no condition and no lists. owner: of the runtime that
+    it is of."""
 
+    __slots__ = ("owner",)
     _state = PENDING
     _result: Any = None
     _exception: BaseException | None = None
 
-    def __init__(self) -> None:
-        """Nothing is made here."""
+    def __init__(self, owner: object) -> None:
+        """Nothing else is made here."""
+        self.owner = owner
 
     def __getattr__(self, name: str) -> Any:
         """Makes what somebody asks for the first time."""
@@ -71,6 +76,14 @@ class CallFuture(Future[T]):
                 if self._state == RUNNING:
                     self._state = PENDING
 
+    def abandon(self) -> bool:
+        """Cancels it, though it may run; False if it has ended."""
+        if not self.cancel():
+            self.withdraw()
+            if not self.cancel():
+                return False
+        return True
+
     def _change(self, before: str, after: str) -> bool:
         """False if somebody waits, who has to be told under the condition."""
         with _lock:
@@ -87,18 +100,30 @@ class Call:
     worker, from the first attempt to the end.
     """
 
-    __slots__ = ("future", "label", "pickled", "places", "rank")
+    __slots__ = ("future", "label", "options", "pickled", "places", "rank")
 
-    def __init__(self, future: CallFuture[Any], pickled: Pickled, label: str, rank: int) -> None:
+    def __init__(self, future: CallFuture[Any], pickled: Pickled, label: str, rank: int, options: CallOptions) -> None:
         self.future = future
         self.pickled = pickled
         self.label = label
         self.rank = rank
+        self.options = options
         self.places: Sequence[Place] = ()
+
+    @property
+    def priority(self) -> int:
+        return self.options.priority
 
     def make_task(self) -> Task:
         return Task(
-            "call", (self,), self.end, (self.rank,), self.label, begin=self.begin, withdraw=self.future.withdraw
+            "call",
+            (self,),
+            self.end,
+            (self.rank,),
+            self.label,
+            begin=self.begin,
+            withdraw=self.future.withdraw,
+            options=self.options,
         )
 
     def begin(self) -> bool:
@@ -107,6 +132,17 @@ class Call:
         if state == RUNNING:
             return True
         return state != CANCELLED_AND_NOTIFIED and self.future.set_running_or_notify_cancel()
+
+    def take_report(self, report: Pickled) -> None:
+        """What it has reported while it runs."""
+        try:
+            if self.options.on_progress is not None:
+                self.options.on_progress(report.load())
+        except BaseException:  # of no concern to the call, nor to others
+            _logger.exception("%s: on_progress has failed", self.label)
+
+    def take_yielded(self, item: Pickled) -> None:
+        """What it has yielded while it runs; nobody asks for that."""
 
     def end(self, result: Any, error: BaseException | None) -> None:
         """result: pickled."""
@@ -129,6 +165,38 @@ class Call:
                 future.set_exception(error)
         except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
             _logger.exception("a callback of a future has failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In place of something that was yielded and cannot be unpickled here."""
+
+    error: BaseException
+
+
+class StreamedCall(Call):
+    """One of a generator function. take: gets what it yields, in the supervisor's thread."""
+
+    __slots__ = ("_take",)
+
+    def __init__(
+        self,
+        future: CallFuture[Any],
+        pickled: Pickled,
+        label: str,
+        rank: int,
+        options: CallOptions,
+        take: Callable[[Any], None],
+    ) -> None:
+        super().__init__(future, pickled, label, rank, options)
+        self._take = take
+
+    def take_yielded(self, item: Pickled) -> None:
+        try:
+            thing = item.load()
+        except BaseException as error:  # noqa: BLE001  it is the stream's error
+            thing = Unreadable(error)
+        self._take(thing)
 
 
 # Whoever held it at the fork is not in the child to release it.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prefork.pool.calls import Call
 from prefork.pool.tasks import Task
-from prefork.wire.messages import FromOwner, FromServer, FromWorker, FromZygote, Memory
+from prefork.wire.messages import (
+    FromServer,
+    FromWorker,
+    FromZygote,
+    Memory,
+)
+from prefork.wire.owner_messages import FromOwner
 from prefork.wire.pickling import Pickled
 
 
@@ -19,17 +25,23 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteSent:
+    """generation: of the weights that it loads."""
+
     message: FromZygote
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ZygoteExited:
     """Its workers have died with it. status: as subprocess has it. out_of_memory: the kernel has killed it for want of
-    memory. stderr_tail: the last that it has printed."""
+    memory. stderr_tail: the last that it has printed. unbegun: numbers of calls that they had not begun, by worker.
+    generation: of its weights."""
 
     status: int
     out_of_memory: bool = False
     stderr_tail: str = ""
+    unbegun: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,15 @@ class CallEnded(NamedTuple):
     result: Pickled | None = None
     error: BaseException | None = None
     reason: str = ""
+
+
+class CallGave(NamedTuple):
+    """A call has yielded something, or reported it, while it runs."""
+
+    worker: int
+    number: int
+    thing: Pickled
+    yielded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +149,29 @@ class CallsSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class CallCancelled:
+    """Nobody wants what comes of the call that has this future."""
+
+    future: object
+
+
+@dataclass(frozen=True, slots=True)
+class CallContinued:
+    """So many of the things that the call has yielded which has this future were taken."""
+
+    future: object
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """load: the pickled function that loads other weights. task: ends with it."""
+
+    load: bytes
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
 class WaitingCancelled:
     """Every task that has not begun ends now."""
 
@@ -170,6 +214,7 @@ Event = (
     | WorkerStarted
     | WorkerSent
     | CallEnded
+    | CallGave
     | CallsTakenBack
     | WorkerClosed
     | WorkerReaped
@@ -179,6 +224,9 @@ Event = (
     | OwnerExited
     | TasksSubmitted
     | CallsSubmitted
+    | CallCancelled
+    | CallContinued
+    | ReloadRequested
     | WaitingCancelled
     | CloseRequested
     | DrainRequested

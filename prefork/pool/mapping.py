@@ -23,7 +23,7 @@ from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from typing import Any, Protocol
 
-from prefork.wire.chunk import ChunkOf
+from prefork.wire.wrapped import ChunkOf
 
 WINDOW = 1024  # calls, or chunks, ahead of what was consumed: enough to keep many workers busy with tiny ones
 _MOMENT = 0.05  # seconds

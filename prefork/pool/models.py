@@ -6,9 +6,9 @@ memory have them; or each worker loads them itself. What does not work here fall
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import replace
 
+from prefork.engines.base import LoadError
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.actions import (
     Announce,
@@ -19,37 +19,34 @@ from prefork.pool.actions import (
     LogText,
     OpenArena,
     Outbox,
-    SendZygote,
-    StartOwners,
     StartZygote,
 )
 from prefork.pool.events import OwnerExited, ServerExited, ServerSent, ZygoteExited
 from prefork.pool.failing_devices import FailingDevices
+from prefork.pool.fork_crashes import ForkCrashes
+from prefork.pool.owners import Owners
 from prefork.pool.policy import Policy
+from prefork.pool.reloading import Reloading
 from prefork.pool.servers import Servers
 from prefork.pool.tasks import HangLimit, Task
-from prefork.pool.workers import MOST_FAILED_STARTS, Worker, Workers
+from prefork.pool.workers import MOST_FAILED_STARTS, Fail, Worker, Workers
 from prefork.wire.endings import describe_end
-from prefork.wire.exports import Export
 from prefork.wire.messages import (
-    AttachExports,
     ForkUnsafe,
-    FromOwner,
     FromZygote,
     IPCUnavailable,
     LoadFailed,
     ModelsLoaded,
-    WeightsExported,
     WeightsPacked,
     WorkerForked,
 )
+from prefork.wire.owner_messages import FromOwner, WeightsExported
 from prefork.wire.specification import Inventory, Specification
-
-_MOST_CRASHES = 2  # of forked workers at different inputs
 
 
 class Models:
-    """plan, inventory: as they are now. descriptors: files that a process may have open."""
+    """plan, inventory: as they are now. specification: what is loaded. loading_since: when the zygote began to, if it
+    does. descriptors: files that a process may have open."""
 
     def __init__(
         self,
@@ -58,28 +55,28 @@ class Models:
         plan: Plan,
         policy: Policy,
         hang_limit: HangLimit,
-        fail: Callable[[str], None],
+        fail: Fail,
         descriptors: int,
     ) -> None:
         self.inventory: Inventory | None = None
         self.servers: Servers | None = None
-        self.workers = Workers(outbox, plan, self._specify, fail)
+        self.workers = Workers(outbox, plan, self._specify, self._give_up)
+        self.reloading = Reloading(outbox, self.workers, policy, self._adopt, self._load_anew)
         self._outbox = outbox
-        self._specification = specification
+        self.specification = specification
         self._policy = policy
         self._hang_limit = hang_limit
-        self._fail = fail
+        self._fail_all = fail
         self._descriptors = descriptors
         self._has_zygote = False
-        self._loading_since: float | None = None  # the zygote
-        self._is_reloading = False  # we have killed the zygote
+        self.loading_since: float | None = None  # the zygote
+        self._is_restarting = False  # we have killed the zygote
         self._loaded: Inventory | None = None  # of the process to be forked from, until that is made use of
         self._zygotes_lost = 0  # in a row, without anything done
-        self._exports: dict[int, Export] = {}  # of the owners, by place
-        self.devices = FailingDevices(outbox, self.workers, fail, self._kill_zygote)
+        self._owners = Owners(outbox, self.workers)
+        self.devices = FailingDevices(outbox, self.workers, self._give_up, self._kill_zygote)
         self._deaths = 0  # of servers that are no more used
-        self._crashes: dict[Hashable, str] = {}  # of forked workers, by what they were at
-        self._unsafe = ""  # why workers are forked no more, once the zygote has ended
+        self._crashes = ForkCrashes()
 
     @property
     def plan(self) -> Plan:
@@ -91,12 +88,17 @@ class Models:
         servers = self.servers
         return self.workers.deaths + self._deaths + (servers.deaths if servers is not None else 0)
 
+    def _give_up(self, reason: str, error: BaseException | None = None) -> None:
+        """Nothing can be loaded, for this reason."""
+        if not self.reloading.take_failure(reason):
+            self._fail_all(reason, error)
+
     def start(self, plan: Plan) -> None:
         """Has the models loaded as the plan says: by a zygote, or by the first of the workers itself."""
         self.workers.is_paused = False
         self.workers.plan = plan = self._policy.recall(plan)
         if plan.refusal:
-            self._fail(plan.refusal)
+            self._give_up(plan.refusal)
         elif plan.strategy.forks:
             if plan.strategy is Strategy.SERVER and self.servers is None:
                 self._start_servers()
@@ -113,42 +115,32 @@ class Models:
         """Nobody is waited for without end."""
         if self._is_changing and not (self._has_zygote or self.workers.all):
             self._change_plan()
-        seconds = self._find_loading_limit()
-        self.workers.tick(seconds)
+        seconds = self.find_loading_limit()
+        self.workers.tick(seconds, self._hang_limit.base)
+        self.reloading.tick(seconds)
+        self.reloading.kill_late(self._hang_limit.base)
         if self.servers is not None:
             self.servers.kill_hung(seconds)
-        if self._loading_since is not None and self._outbox.now - self._loading_since > seconds:
-            self._fail(
+        if self.loading_since is not None and self._outbox.now - self.loading_since > seconds:
+            self._give_up(
                 f"the zygote has not loaded the models within {seconds:.0f} s; a longer hang limit allows it more"
             )
         elif (
             self._has_zygote
             and not self.devices.give_up_unended(self._hang_limit.base)
-            and self.workers.is_zygote_late(self._hang_limit.base)
+            and self.workers.is_zygote_late(self._hang_limit.base, self.workers.generation)
         ):
-            self.reload("the zygote, which forks the workers, did not answer")
+            self.start_over("the zygote, which forks the workers, did not answer")
 
-    def _find_loading_limit(self) -> float:
+    def find_loading_limit(self) -> float:
         return self._hang_limit.loading(self.plan.request.weights or 0)
-
-    def describe_loading(self) -> list[str]:
-        """Who loads the models now, since when, and how long that may take."""
-        since = {"the zygote": self._loading_since}
-        if self.servers is not None:
-            since |= {f"the {s.name}": s.started for s in self.servers.all if s.inventory is None}
-        since |= {worker.name: worker.loading for worker in self.workers.all.values() if worker.ready is None}
-        limit, now = self._find_loading_limit(), self._outbox.now
-        return [
-            f"{name} loads the models ({now - began:.0f} s; at most {limit:.0f} s)"
-            for name, began in since.items()
-            if began is not None
-        ]
 
     @property
     def is_starting(self) -> bool:
         """Whether something is about to come that workers are started from, or not to come, in limited time."""
         starting = self.servers is not None and any(server.inventory is None for server in self.servers.all)
-        return starting or self._loading_since is not None or self._is_reloading or self._is_changing
+        reloading = self._is_restarting or self.reloading.current is not None
+        return starting or self.loading_since is not None or reloading or self._is_changing
 
     def note_success(self, worker: Worker) -> None:
         """Something was done."""
@@ -157,13 +149,13 @@ class Models:
 
     def _specify(self) -> Specification:
         manifest = self.inventory.manifest if self.inventory else None
-        return replace(self._specification, plan=self.plan, remote=self.servers is not None, manifest=manifest)
+        return replace(self.specification, plan=self.plan, remote=self.servers is not None, manifest=manifest)
 
     # -- what is loaded ----------------------------------------------------------------------------------------
 
     def handle_loaded(self, inventory: Inventory) -> None:
         """By the zygote or by a spawned worker. Now that the weights are known, so is how many workers fit."""
-        self._loading_since = None
+        self.loading_since = None
         self._loaded = inventory
         self._go_on()
 
@@ -186,7 +178,32 @@ class Models:
             self._take_inventory(inventory)
             self.workers.can_start = True
             self.workers.refill()
-        self._outbox.do(Announce())
+        self.reloading.note_loaded()
+        if self.specification.initializer is None or self.workers.were_ready:
+            self._outbox.do(Announce())
+
+    def _adopt(self, specification: Specification, inventory: Inventory) -> None:
+        """Workers are forked from another zygote from here on, which has loaded this."""
+        self.specification, self._loaded, self.loading_since = specification, None, None
+        self._crashes = ForkCrashes()
+        self._has_zygote, self._is_restarting, self.workers.can_start = True, False, True
+        self._take_inventory(inventory)
+
+    def _load_anew(self, specification: Specification) -> None:
+        """There is no worker any more: other weights are loaded."""
+        self.specification, self._loaded, self.inventory = specification, None, None
+        if self._has_zygote:
+            self._is_restarting = True
+            self._kill_zygote()
+        else:
+            self._outbox.do(CloseArena())
+            self.start(self.plan)
+
+    def handle_ready(self, worker: Worker) -> None:
+        """A worker is; the first that an initializer lets be shows that it does."""
+        if not self.workers.were_ready and self.specification.initializer is not None:
+            self._outbox.do(Announce())
+        self.workers.note_ready(worker)
 
     def _take_inventory(self, inventory: Inventory) -> None:
         first, plan = self.inventory is None, self.plan
@@ -211,7 +228,7 @@ class Models:
         if message.device_failed and self.plan.devices:
             self.devices.give_up(place, message.reason)
         else:
-            self._fail(message.reason)
+            self._give_up(message.reason)
 
     @property
     def _is_changing(self) -> bool:
@@ -221,7 +238,7 @@ class Models:
     def _change_plan(self) -> None:
         plan = self.devices.take_next_plan()
         assert plan is not None
-        self.inventory, self._loaded, self._is_reloading = None, None, False
+        self.inventory, self._loaded, self._is_restarting = None, None, False
         self._end_servers()
         self._outbox.do(EndOwners())
         self._outbox.do(CloseArena())
@@ -231,19 +248,22 @@ class Models:
 
     def _start_zygote(self) -> None:
         self.workers.can_start = False
-        self._has_zygote, self._is_reloading, self._loading_since = True, False, self._outbox.now
-        self._outbox.do(StartZygote(self._specify(), self.plan))
+        self._has_zygote, self._is_restarting, self.loading_since = True, False, self._outbox.now
+        self._outbox.do(StartZygote(self._specify(), self.plan, self.workers.generation))
 
     def _kill_zygote(self) -> None:
         if self._has_zygote:
-            self._outbox.do(KillZygote())
+            self._outbox.do(KillZygote(self.workers.generation))
 
     def _end_zygote(self) -> None:
         if self._has_zygote:
-            self._outbox.do(EndZygote())
-        self._has_zygote, self._loading_since = False, None
+            self._outbox.do(EndZygote(self.workers.generation))
+        self._has_zygote, self.loading_since = False, None
 
-    def handle_zygote(self, message: FromZygote) -> None:
+    def handle_zygote(self, message: FromZygote, generation: int) -> None:
+        if generation != self.workers.generation and not isinstance(message, WorkerForked):
+            self.reloading.handle_zygote(message, generation)
+            return
         match message:
             case ModelsLoaded(inventory):
                 self.handle_loaded(inventory)
@@ -254,40 +274,40 @@ class Models:
             case IPCUnavailable(reason):
                 self._serve_instead(reason)
             case WeightsPacked(size):
-                self._exports.clear()
-                self._outbox.do(StartOwners(self.plan, size))
+                self._owners.start(size)
             case WorkerForked(number, pid):
                 self.workers.all[number].pid = pid
 
-    def handle_zygote_exit(self, event: ZygoteExited) -> list[Task]:
-        """The tasks of its workers, which have died with it and are not to blame."""
-        self._has_zygote, self._loading_since = False, None
-        self._loaded = None
+    def handle_zygote_exit(self, event: ZygoteExited) -> None:
+        """Its workers have died with it, and are not to blame."""
+        if self.reloading.handle_zygote_exit(event):
+            self.workers.refill()
+            return
+        self._has_zygote, self.loading_since, self._loaded = False, None, None
         self._outbox.do(EndOwners())
-        tasks = self.workers.drop_all()
         if self.workers.is_closed or self._is_changing:
-            return tasks
-        if self._unsafe:
-            reason, self._unsafe, self._is_reloading = self._unsafe, "", False
+            return
+        if self._crashes.unsafe:
+            reason, self._crashes, self._is_restarting = self._crashes.unsafe, ForkCrashes(), False
             self._spawn_instead(reason)
-            return tasks
-        if self._is_reloading:  # we have killed it, and have said why
+            return
+        if self._is_restarting:  # we have killed it, and have said why
             self._start_zygote()
-            return tasks
+            return
         reason = describe_end(event.status, event.out_of_memory)
         self._zygotes_lost += 1
         if self._zygotes_lost >= MOST_FAILED_STARTS:
             last = event.stderr_tail.strip().rpartition("\n")[2]
             text = f"the zygote, which loads the models, {reason} {self._zygotes_lost} times in a row"
-            self._fail(f"{text}: {last}" if last else text)
-            return tasks
+            self._give_up(f"{text}: {last}" if last else text)
+            return
         again = "loading the models again" if self.servers is None else "started again"
         self._outbox.notify(f"the zygote {reason}; {again}")
         self._start_zygote()
-        return tasks
 
     def _spawn_instead(self, reason: str) -> None:
         """The zygote must not fork. If nobody insisted on it, workers load by themselves."""
+        self.reloading.end(LoadError(f"the weights were not reloaded: {reason}"))
         self._end_zygote()
         self._end_servers()
         self._outbox.do(EndOwners())
@@ -304,32 +324,20 @@ class Models:
         return plan.strategy is Strategy.FORK and plan.request.strategy is None and not plan.learn(unsafe="?").refusal
 
     def note_crash(self, task: Task, reason: str) -> bool:
-        """A forked worker has crashed at a task. One input may crash any worker; of two, it is likelier that forked
-        workers cannot live here, whatever a canary did: then all tasks start over in spawned ones."""
-        if not self.may_stop_forking or self._is_reloading:
-            return bool(self._unsafe)
-        self._crashes[id(task) if task.name == "call" else task.label] = reason
-        if len(self._crashes) < _MOST_CRASHES:
-            return False
-        self._unsafe = f"forked workers crash at different inputs: {'; '.join(self._crashes.values())}"
-        self._is_reloading = True
-        self._outbox.do(KillZygote())
-        return True
+        """A forked worker has crashed at a task. Whether all tasks start over in spawned ones."""
+        if self.may_stop_forking and not self._is_restarting:
+            self._crashes.note(task, reason)
+            self._is_restarting = bool(self._crashes.unsafe)
+            if self._is_restarting:
+                self._kill_zygote()
+        return bool(self._crashes.unsafe)
 
     # -- the servers -------------------------------------------------------------------------------------------
 
     def _start_servers(self) -> None:
-        workers = self.workers
-        self.servers = workers.servers = Servers(
-            self._outbox,
-            self._specification,
-            self.plan,
-            workers,
-            self._policy,
-            self._hang_limit,
-            self._descriptors,
-            self.devices.can_spare,
-        )
+        what = self._outbox, self.specification, self.plan, self.workers, self._policy
+        limits = self._hang_limit, self._descriptors, self.devices.can_spare
+        self.servers = self.workers.servers = Servers(*what, *limits)
 
     def _end_servers(self) -> None:
         servers, self.servers, self.workers.servers = self.servers, None, None
@@ -361,10 +369,7 @@ class Models:
     def handle_owner(self, place: int, message: FromOwner) -> None:
         match message:
             case WeightsExported(export):
-                self._exports[place] = export
-                if len(self._exports) == max(1, len(self.plan.devices)):
-                    exports = tuple(self._exports[place] for place in sorted(self._exports))
-                    self._outbox.do(SendZygote(AttachExports(exports)))
+                self._owners.take(place, export)
             case IPCUnavailable(reason):
                 self._serve_instead(reason)
             case LoadFailed():
@@ -372,15 +377,15 @@ class Models:
 
     def handle_owner_exit(self, event: OwnerExited) -> None:
         """It takes its memory with it."""
-        self.reload(f"{event.name} (pid {event.pid}) {describe_end(event.status, False)}")
+        self.start_over(f"{event.name} (pid {event.pid}) {describe_end(event.status, False)}")
 
-    def reload(self, reason: str) -> None:
+    def start_over(self, reason: str) -> None:
         """The weights are gone, or no longer what they were: whoever reads them is ended, with the zygote that it was
         forked from; all is loaded anew."""
-        if self._has_zygote and not (self.workers.is_closed or self._is_reloading):
-            self._is_reloading = True
+        if self._has_zygote and not (self.workers.is_closed or self._is_restarting):
+            self._is_restarting = True
             self._outbox.notify(f"{reason}; the models are loaded again, and running tasks start over")
-            self._outbox.do(KillZygote())
+            self._kill_zygote()
 
     def _serve_instead(self, reason: str) -> None:
         """Memory cannot be shared between processes here."""

@@ -33,6 +33,9 @@ class Policy(Protocol):
     def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
         """The one that starts next; None if none may. holders: the workers that have one."""
 
+    def explain_want(self, size: int) -> str:
+        """Why there is no room for so many bytes more, for a while; empty if there is."""
+
     def explain(self, task: Task) -> str: ...
 
     def admit(self, task: Task, worker: str, rest: int) -> int:

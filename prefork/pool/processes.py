@@ -40,6 +40,9 @@ class Processes:
                 action.complete()
                 if action.task.name == "call":
                     workers.end_call(action.task.arguments[0])
+            case actions.PassOn(task, thing, yielded):
+                call = task.arguments[0]
+                (call.take_yielded if yielded else call.take_report)(thing)
             case actions.TakeCallsBack(number):
                 workers.take_calls_back(number)
             case actions.SendWorker(number, message):
@@ -47,20 +50,22 @@ class Processes:
                     workers.send(number, self._name_arena(message) if isinstance(message, Specification) else message)
             case actions.StartZygote():
                 workers.start_zygote(replace(action, specification=self._name_arena(action.specification)))
-            case actions.EndZygote():
-                workers.end_zygote(EXIT_SECONDS)
-            case actions.KillZygote():
-                if workers.zygote is not None:
-                    workers.zygote.kill()
-            case actions.SendZygote(message):
-                if workers.zygote is not None:
-                    self._watch.post(workers.zygote.channel, message)
+            case actions.EndZygote(generation):
+                workers.end_zygote(generation, EXIT_SECONDS)
+            case actions.KillZygote(generation):
+                if (zygote := workers.zygotes.get(generation)) is not None:
+                    zygote.kill()
+            case actions.SendZygote(message, generation):
+                if (zygote := workers.zygotes.get(generation)) is not None:
+                    self._watch.post(zygote.channel, message)
             case actions.Fork():
                 workers.fork(action)
             case actions.Spawn():
                 workers.spawn(action)
             case actions.KillSpawned(number):
                 workers.kill_spawned(number)
+            case actions.InterruptSpawned(number):
+                workers.interrupt_spawned(number)
             case actions.StartServer():
                 servers.start_server(action)
             case actions.SendServer(place, message):
@@ -101,8 +106,13 @@ class Processes:
         """Of all processes that are not about to end, by name."""
         workers = [w for w in self._watch.pool.workers.all.copy().values() if w.pid and w.killed is None]
         pids = {worker.name: worker.pid for worker in workers} | self.servers.list_pids()
-        zygote = self.workers.zygote
-        return pids if zygote is None or zygote.is_killed else {**pids, ZYGOTE: zygote.pid}
+        current = self._watch.pool.workers.generation
+        zygotes = {
+            ZYGOTE if generation == current else f"{ZYGOTE} {generation}": zygote.pid
+            for generation, zygote in self.workers.zygotes.copy().items()
+            if not zygote.is_killed
+        }
+        return pids | zygotes
 
     def end(self, at_once: bool) -> None:
         """Ends every process."""

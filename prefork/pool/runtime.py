@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-import multiprocessing
-import multiprocessing.spawn
 import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import replace
+from concurrent.futures import Future
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from prefork.engines import registry
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
 from prefork.installation import require
 from prefork.memory.governor import Governor
 from prefork.memory.tally import Limits
-from prefork.platform_matrix.devices import Devices
-from prefork.platform_matrix.driver import look_again
-from prefork.platform_matrix.facts import read_facts
-from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
+from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.selection import parse_devices
-from prefork.pool.calls import Call, CallFuture
+from prefork.pool.arguments import check_names, check_numbers, describe_main, join_loads
+from prefork.pool.call_options import USUAL, CallOptions
+from prefork.pool.calls import Call, CallFuture, StreamedCall
 from prefork.pool.jobs import Course, JobResult, JobRun
 from prefork.pool.mapping import Mappings
 from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
-from prefork.pool.supervisor import Supervisor
-from prefork.pool.tasks import HangLimit
-from prefork.wire.pickling import dump, dump_apart, has_importable_main, is_interruption
+from prefork.pool.requests import make_request, plan_at_start
+from prefork.pool.status import RuntimeStatus
+from prefork.pool.submitting import Submitter
+from prefork.pool.supervisor import Supervisor, describe_supervisor
+from prefork.pool.tasks import HangLimit, Task
+from prefork.wire.pickling import dump, dump_apart, is_interruption
 from prefork.wire.specification import Specification
+from prefork.wire.wrapped import OnModel, Reporting, name_function
 
 T = TypeVar("T")
 _logger = logging.getLogger("prefork")
 
 
-class Runtime(Executor):
+class Runtime(Submitter):
     """Workers that share one copy of the models, forked from one process that has loaded them wherever that is safe.
 
     With an engine, for its jobs:
@@ -81,7 +82,7 @@ class Runtime(Executor):
         self,
         engine: str | Pipeline | None = None,
         *,
-        load: Callable[[], Any] | None = None,
+        load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
         private: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         workers: int | None = None,
@@ -91,6 +92,9 @@ class Runtime(Executor):
         batching: Batching | None = None,
         force_cpu: bool = False,
         no_mps: bool = False,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
         hang_limit: HangLimit | None = None,
         memory_limit: int | None = None,
         mem_guard: bool = False,
@@ -102,37 +106,40 @@ class Runtime(Executor):
     ) -> None:
         if engine is not None and load is not None:
             raise ValueError("Runtime takes an engine or a load function, not both")
-        if isinstance(private, str) or not all(isinstance(pattern, str) for pattern in private):
-            raise ValueError(f'private must be a sequence of patterns, as ("*.kv_cache",), not {private!r}')
-        if private and load is None:
-            raise ValueError("private names tensors of what load returns, and there is no load")
-        for name, value in (("workers", workers), ("threads", threads), ("memory_limit", memory_limit)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if strategy is not None and strategy not in list(Strategy):
-            raise ValueError(f"strategy must be one of {', '.join(Strategy)}, not {strategy!r}")
+        check_names(private, load is not None, strategy)
+        numbers = {"workers": workers, "threads": threads, "memory_limit": memory_limit}
+        check_numbers(**numbers, max_tasks_per_child=max_tasks_per_child)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a function, not {initializer!r}")
         asked = () if devices is None else parse_devices(devices if isinstance(devices, str) else ",".join(devices))
         batching = batching or Batching()
         batching.check_for_jobs()
         self.pipeline = (Stage(engine, dict(options or {})),) if isinstance(engine, str) else engine or ()
         local = {stage.engine: stage.options for stage in self.pipeline if not stage.is_remote}
-        require(local)
+        if local:
+            require(local)
+        self._load = load
+        load, self._model_names = join_loads(load)
+        self._owner = object()  # what its futures are known by
         self._ranks = itertools.count()
         self._shutdown = False
         self._lock = threading.Lock()
         specification = Specification(
             engines=local,
             load=dump(load) if load else None,
-            preparation=_describe_main(),
+            preparation=describe_main(),
             checkpoints=memory_checkpoints,
             batching=batching,
             private=tuple(private),
+            initializer=dump((initializer, tuple(initargs))) if initializer is not None else None,
         )
         hiding = (force_cpu, no_mps)
         request = make_request(self.pipeline, strategy, workers, threads, asked, *hiding, memory_limit)
         limits = Limits(memory_limit, mem_guard)
         governor = Governor(limits, command=command, engines=local, path=memory_log)
-        self.supervisor = Supervisor(specification, partial(make_plan, request), hang_limit, notice, log, governor)
+        self.supervisor = Supervisor(
+            specification, partial(plan_at_start, request), hang_limit, notice, log, governor, max_tasks_per_child
+        )
         self._mappings = Mappings(self.supervisor)
         self.supervisor.before_close = self._mappings.finish
         self._remote = Remote(self.supervisor, {s.engine: s.options for s in self.pipeline if s.is_remote})
@@ -152,6 +159,26 @@ class Runtime(Executor):
             self.shutdown()
             raise self.supervisor.failure
 
+    async def __aenter__(self) -> Runtime:
+        """As `__enter__`, without blocking the event loop."""
+        await asyncio.shield(asyncio.wrap_future(self.supervisor.loading))
+        if self.supervisor.failure is not None:
+            await self.__aexit__(None)
+            raise self.supervisor.failure
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """As `__exit__`, without blocking the event loop."""
+        if kind is not None:
+            self.supervisor.drain(0.0)
+        self.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(self.supervisor.ending))
+        self._remote.close()
+
+    def status(self) -> RuntimeStatus:
+        """What it is doing now, from any thread. Waits for nothing."""
+        return describe_supervisor(self.supervisor, self._shutdown)
+
     @property
     def fingerprints(self) -> dict[str, Mapping[str, Any]]:
         """What the outputs depend on besides the inputs, by engine. Known once the models are
@@ -168,16 +195,23 @@ class Runtime(Executor):
             raise self.supervisor.failure or RuntimeError("this runtime was ended before it had a plan")
         return self.supervisor.plan
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Runs fn(model, *args, **kwargs) in a worker; without a model, fn(*args, **kwargs).
+    @property
+    def _runtime(self) -> Runtime:
+        return self
 
-        If the worker dies, the call is retried on a new one; if that dies too, the future raises WorkerDied, and the
-        pool lives on. Raises RuntimeError after `shutdown`, and in a process that was forked since.
-        """
+    def _submit(
+        self,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        take: Callable[[Any], None] | None = None,
+    ) -> Future[Any]:
+        """take: gets what the function yields."""
         self._check_process()
-        future: CallFuture[T] = CallFuture()
-        label = _name(fn)
-        call = (fn, args, kwargs)
+        future: CallFuture[Any] = CallFuture(self._owner)
+        label = name_function(fn)
+        call = (fn if options is USUAL else self._wrap(fn, options), args, kwargs)
         try:
             pickled = dump_apart(call)
         except BaseException as error:  # whatever pickling it raises is the call's error
@@ -191,7 +225,82 @@ class Runtime(Executor):
         with self._lock:
             if (self._shutdown or self.supervisor.is_closing) and not self._mappings.is_submitting:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self.supervisor.submit_call(Call(future, pickled, label, next(self._ranks)))
+            rank = next(self._ranks)
+            given = (
+                Call(future, pickled, label, rank, options)
+                if take is None
+                else StreamedCall(future, pickled, label, rank, options, take)
+            )
+            self.supervisor.submit_call(given)
+        return future
+
+    @staticmethod
+    def _wrap(fn: Callable[..., Any], options: CallOptions) -> Callable[..., Any] | Reporting:
+        if options.model is not None:
+            fn = OnModel(options.model, fn)
+        return Reporting(fn, options.stream) if options.stream or options.on_progress is not None else fn
+
+    def _check_model(self, name: str | None) -> None:
+        """Raises ValueError if there is none of that name."""
+        if name is None or name in self._model_names:
+            return
+        if not self._model_names:
+            raise ValueError(f"model={name!r}: this Runtime has no models by name; load={{{name!r}: ...}} gives it one")
+        near = get_close_matches(name, self._model_names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no model {name!r}, but {', '.join(map(repr, self._model_names))}{hint}")
+
+    def _continue(self, future: Future[Any], count: int) -> None:
+        """So many of the things that a call has yielded were taken."""
+        self.supervisor.continue_call(future, count)
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """Cancels a call of this runtime's, whether it waits or runs; False if it has ended already.
+
+        The future is cancelled at once. One that runs is interrupted in its worker, as by Ctrl-C: KeyboardInterrupt is
+        raised in it, so that `with` and `finally` release what it holds. If it has not ended 2 s later, its worker is
+        killed. Either way a new worker takes its place, and no other call is affected. Raises ValueError for a future
+        that is not this runtime's.
+        """
+        if not isinstance(future, CallFuture) or future.owner is not self._owner:
+            raise ValueError(f"{future!r} is not of a call that this Runtime was given")
+        if not future.abandon():
+            return False
+        self.supervisor.cancel_call(future)
+        return True
+
+    def reload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None) -> None:
+        """Replaces the weights while calls run. Returns once calls that begin from here on get the new ones; those that
+        run are finished on the old ones, and none is lost.
+
+        load: loads them; by default what was given at first, as for files that have changed. What it returns must have
+        the same tensors: names, shapes and types. Forked workers go on while they are loaded, and both are in memory
+        meanwhile; elsewhere calls wait. Raises LoadError if the new weights cannot be used; then the old ones are.
+        """
+        self._begin_reload(load).result()
+
+    async def areload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None) -> None:
+        """As `reload`, without blocking the event loop."""
+        await asyncio.shield(asyncio.wrap_future(self._begin_reload(load)))
+
+    def _begin_reload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None) -> Future[None]:
+        self._check_process()
+        if self._load is None:
+            raise ValueError("reload replaces what load has returned, and this Runtime has no load; make a new one")
+        function, names = join_loads(self._load if load is None else load)
+        if names != self._model_names:
+            raise ValueError(f"reload takes models of the same names: {self._model_names}, not {names}")
+        if self._shutdown or self.supervisor.is_closing:
+            raise RuntimeError("cannot reload after shutdown")
+        future: Future[None] = Future()
+
+        def done(_: object, error: BaseException | None) -> None:
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.supervisor.reload(dump(function), Task("reload", (), done))
         return future
 
     @overload
@@ -215,11 +324,23 @@ class Runtime(Executor):
         """
         self._check_process()
         if callable(first):
-            return self._mappings.map(self.submit, first, iterables, **options)
+            return super().map(first, *iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         jobs = list(first)
         run_jobs(self, jobs, Course(self.pipeline, target), results.put)
         return (results.get() for _ in jobs)
+
+    def _map(
+        self,
+        submit: Callable[..., Future[Any]],
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int,
+        buffersize: int | None,
+    ) -> Iterator[Any]:
+        self._check_process()
+        return self._mappings.map(submit, fn, iterables, timeout, chunksize, buffersize)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -266,61 +387,3 @@ def run_jobs(
     for job in sorted(jobs, key=lambda job: -job.seconds):
         rank = next(runtime._ranks)
         JobRun(runtime.supervisor, runtime._remote, course, job, rank, done, known.get(job.id)).start()
-
-
-def _name(fn: Callable[..., Any]) -> str:
-    """For messages. Not its repr, which may be as long as what a partial holds."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    name = getattr(fn, "__qualname__", None)
-    return name if isinstance(name, str) else type(fn).__qualname__
-
-
-def make_request(
-    pipeline: Pipeline,
-    strategy: str | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
-    devices: Sequence[str] = (),
-    force_cpu: bool = False,
-    no_mps: bool = False,
-    memory_limit: int | None = None,
-) -> Request:
-    """What a runtime of these engines asks of the machine. Raises LoadError."""
-    local = {stage.engine: stage.options for stage in pipeline if not stage.is_remote}
-    return Request(
-        engines=tuple(local),
-        strategy=Strategy(strategy) if strategy else None,
-        workers=workers,
-        threads=threads,
-        force_cpu=force_cpu,
-        no_mps=no_mps,
-        memory_limit=memory_limit,
-        devices=tuple(devices),
-        cannot=registry.list_obstacles(local),
-    )
-
-
-def make_plan(request: Request) -> Plan:
-    """What the matrix says for this machine. Devices that are to be hidden need not be asked; GPUs that are to compute
-    are asked once more what they are doing now."""
-    facts = read_facts(Devices() if request.force_cpu or request.devices == ("cpu",) else None)
-    plan = decide(facts, request)
-    if not plan.wants_gpus:
-        return plan
-    return decide(replace(facts, devices=look_again(facts.devices, request.devices)), request)
-
-
-def _describe_main() -> dict[str, Any]:
-    """What another process needs to import this program's main module."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            "a Runtime was created while its own script is imported by the process that loads the models; "
-            'put the code that starts it under `if __name__ == "__main__":`'
-        )
-    preparation = multiprocessing.spawn.get_preparation_data("prefork-zygote")
-    known = {key: value for key, value in preparation.items() if key not in ("authkey", "log_to_stderr", "log_level")}
-    if not has_importable_main():  # what is defined there goes by value
-        known = {key: value for key, value in known.items() if not key.startswith("init_main")}
-    # What a manager's proxies need to answer to each other; multiprocessing lets it be pickled as plain bytes alone.
-    return {**known, "authkey": bytes(multiprocessing.current_process().authkey)}

@@ -9,9 +9,9 @@ from functools import partial
 from prefork.engines.base import LoadError
 from prefork.errors import OutOfMemory, WorkerDied
 from prefork.memory.admission import Holder, Level
-from prefork.pool.actions import Complete, Interrupt, Outbox, SendWorker
+from prefork.pool.actions import Complete, Interrupt, Outbox, PassOn, SendWorker
 from prefork.pool.call_scheduling import CallScheduler
-from prefork.pool.events import CallEnded
+from prefork.pool.events import CallEnded, CallGave
 from prefork.pool.models import Models
 from prefork.pool.policy import Policy
 from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, put_near_first
@@ -19,7 +19,6 @@ from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
     ItemFailed,
-    Memory,
     RunTask,
     TaskDone,
     TaskFailed,
@@ -31,7 +30,6 @@ from prefork.wire.messages import (
 
 _PATIENCE = 60.0  # seconds that a run waits for memory with nothing to do, before it tries all the same
 _SETTLE_SECONDS = 1.0  # for the memory of what has just ended to be there again
-_GUARD_SECONDS = 4.0  # that what runs may go on for when memory gets too short and --mem-guard stops the run
 _MOST_GROWTH = 64_000_000  # bytes that a worker may keep beyond twice what it had after its first task
 
 FromTask = TaskProgress | ItemFailed | TaskDone | TaskFailed | TaskOutOfMemory | TaskUsage
@@ -53,7 +51,6 @@ class Scheduler:
     ) -> None:
         self.queue = TaskQueue()
         self.steps: Counter[tuple[str, str]] = Counter()  # seconds of all workers together, by engine and step of a job
-        self.exhausted = ""  # why the run was stopped: memory was too short
         self.drain_until: float | None = None
         self._outbox = outbox
         self._models = models
@@ -63,7 +60,7 @@ class Scheduler:
         self._fail = fail
         self._unfit_since: float | None = None  # since when nothing has started because nothing fits
         self._growth = _MOST_GROWTH
-        self._calls = CallScheduler(outbox, self._workers, self.queue)
+        self.calls = CallScheduler(outbox, self._workers, self.queue)
         self._is_cancelling = False
 
     @property
@@ -74,12 +71,12 @@ class Scheduler:
         """Starts nothing new but what saves work that is done."""
         self.drain_until = min(until, self.drain_until or until)
         self._workers.is_closed = True
-        self._calls.take_back()
+        self.calls.take_back()
         self._outbox.do(Interrupt())
 
     def cancel_waiting(self) -> None:
         self._is_cancelling = True
-        self._calls.take_back()
+        self.calls.take_back()
         for task in self.queue.clear():
             self._outbox.do(Complete(task, None, NotBegun(CANCELLED)))
 
@@ -102,28 +99,38 @@ class Scheduler:
 
     def handle_call(self, worker: Worker, event: CallEnded) -> None:
         """What came of one of the calls that it was given."""
-        task = self._calls.end(worker, event.number)
+        task = self.calls.end(worker, event.number)
         self._models.note_success(worker)
-        if event.reason:
+        error = self.calls.endings.explain(worker, task, event)
+        if worker.interrupted is not None:
+            self._workers.retire(worker)
+        elif event.reason:
             reason = f"{worker.name} (pid {worker.pid}): {event.reason}"
             self.lose(Death(task, reason, out_of_memory=True))
             return
-        if event.error is not None:
-            self._policy.lose(task, str(event.error), out_of_memory=False)
+        if error is not None:
+            self._policy.lose(task, str(error), out_of_memory=False)
         elif not worker.calls:
             blank = Task(task.name, (), _ignore, label=task.label)  # what has come of the other is the program's alone
             worker.measured = (blank, worker.predicted)
-        self._outbox.do(Complete(task, event.result, event.error))
+        self._outbox.do(Complete(task, event.result, error))
+
+    def pass_on(self, worker: Worker, event: CallGave) -> None:
+        """What a call has yielded, or reported; nothing of one that has ended for who asked."""
+        call = worker.calls[event.number]
+        if call.ended is None:
+            self._outbox.do(PassOn(call, event.thing, event.yielded))
 
     def push_back(self, worker: Worker, numbers: Sequence[int]) -> None:
         """A worker will not begin these of the calls that it was given."""
         calls = [worker.end_call(number) for number in numbers]
         for call in calls:
-            call.withdraw()
+            call.give_back()
             if self._is_cancelling:
                 self._outbox.do(Complete(call, None, NotBegun(CANCELLED)))
         if calls and not self._is_cancelling:
             self.queue.push_calls_back(calls)
+            self.calls.endings.tick()
             self.dispatch()
 
     def _refuse_item(self, task: Task, item: int, error: BaseException) -> None:
@@ -187,6 +194,13 @@ class Scheduler:
         self._policy.lose(task, reason, out_of_memory)
         if task.cancelled:
             return
+        if task.ended is not None:
+            self._outbox.do(Complete(task, None, task.ended))
+            return
+        if not task.options.retry:
+            kind = OutOfMemory if out_of_memory else WorkerDied
+            self._outbox.do(Complete(task, None, kind(f"{reason}; the call is not tried again (retry=False)")))
+            return
         if task.parts:
             self._outbox.notify(f"{task.label}: {reason}; retrying them one by one")
             self._separate(task)
@@ -213,6 +227,21 @@ class Scheduler:
         else:
             error = WorkerDied(f"{reason}; its worker died twice with nothing done in between")
             self._outbox.do(Complete(task, None, error))
+
+    def start_over(self, task: Task, reason: str) -> None:
+        """It was begun, and was not to blame for its end."""
+        if task.ended is not None or not task.options.retry:
+            self.lose(Death(task, reason, out_of_memory=False))
+        else:
+            self.queue.push_again(task)
+
+    def give_back(self, tasks: Sequence[Task], unbegun: Sequence[Task]) -> None:
+        """Their workers have ended with the zygote. unbegun: calls that they were given too."""
+        for call in unbegun:
+            call.give_back()
+        self.queue.push_calls_back(unbegun)
+        for task in tasks:
+            self.start_over(task, f"{task.label}: its worker ended with the zygote")
 
     def _separate(self, task: Task) -> None:
         """Several were done in one go, and one of them has ended it: those that were not done are done one by one."""
@@ -241,13 +270,13 @@ class Scheduler:
         """Gives idle workers what may start."""
         idle = self._workers.list_idle()
         if not self.is_draining:
-            idle = self._replace_grown(idle)
+            idle = self._replace_used(idle)
         while idle and self.queue and self._start_next(idle):
             pass
         if not idle and self.queue.calls and self._may_give_ahead:
-            self._calls.give_ahead()
+            self.calls.give_ahead()
         elif idle and not self.queue.calls:
-            self._calls.take_back()
+            self.calls.take_back()
         if not idle or self.is_draining:
             return
         workers = self._workers.all.values()
@@ -260,10 +289,13 @@ class Scheduler:
     def _may_give_ahead(self) -> bool:
         return not (self.is_draining or self.queue.wants_alone or self._policy.level > Level.EASY)
 
-    def _replace_grown(self, idle: list[Worker]) -> list[Worker]:
+    def _replace_used(self, idle: list[Worker]) -> list[Worker]:
         """Those that are not."""
+        limit = self._workers.max_tasks
         for worker in idle:
-            if worker.idle_bytes > 2 * worker.first_idle_bytes + self._growth:
+            if limit is not None and worker.tasks >= limit:
+                self._workers.retire(worker)
+            elif worker.idle_bytes > 2 * worker.first_idle_bytes + self._growth:
                 self._growth *= 2  # what each of them comes to keep is not worth replacing them for ever
                 self._outbox.notify(f"{worker.name}: still used {worker.idle_bytes / 1e6:.0f} MB while idle; replaced")
                 self._workers.retire(worker)
@@ -362,36 +394,6 @@ class Scheduler:
         worker.place = task.place or worker.place
         worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
         if task.name == "call":
-            self._calls.give(worker, task, idle)
+            self.calls.give(worker, task, idle)
         else:
             self._outbox.do(SendWorker(worker.number, RunTask(task.describe())))
-
-    # -- memory ------------------------------------------------------------------------------------------------
-
-    def handle_memory(self, memory: Mapping[int, Memory]) -> None:
-        """All were measured, by number. As many workers as memory allows: fewer when it is short, more again later."""
-        for worker in self._workers.all.values():
-            worker.memory = memory.get(worker.number) or worker.memory
-            if worker.task and worker.memory:
-                worker.task.peak = max(worker.task.peak, worker.memory.uss)
-        if not self.is_draining:
-            self._fit_workers()
-
-    def _fit_workers(self) -> None:
-        policy, workers = self._policy, self._workers
-        busy, size = workers.list_busy(), workers.size
-        if policy.must_stop() and not self.exhausted:
-            self.exhausted = policy.why
-            self._outbox.notify(f"stopping: {policy.why} (--mem-guard)")
-            self.drain(self._outbox.now + _GUARD_SECONDS)
-        elif busy and policy.must_end_one([worker.memory.uss for worker in busy if worker.memory]):
-            worker = max(busy, key=lambda w: w.memory.uss - w.predicted if w.memory else 0)
-            worker.out_of_memory = True
-            workers.kill(worker, f"was stopped, because memory was too short ({policy.why})")
-        elif size > 1 and len(workers.all) <= size and policy.must_shrink():
-            policy.shrink(size - 1)
-            size -= 1
-        elif 0 < size < workers.plan.workers and policy.may_grow(workers.plan):
-            policy.grow(size + 1)
-            size += 1
-        workers.resize(size)

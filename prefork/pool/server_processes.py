@@ -14,10 +14,9 @@ from prefork.wire.messages import (
     ConnectWorker,
     DecideBatch,
     DisconnectWorker,
-    FromOwner,
     FromServer,
-    UploadWeights,
 )
+from prefork.wire.owner_messages import FromOwner, UploadWeights
 
 # OpenMP's threads wait for the next product by turning round and round, on the cores that the workers want: on two of
 # them a server was three times slower at times, and one and a half times as fast with this.

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import Future
 
 from prefork.engines.base import LoadError
 from prefork.errors import Stopped
@@ -20,11 +20,14 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.pool.calls import Call
 from prefork.pool.events import (
     Aborted,
+    CallCancelled,
+    CallContinued,
     CallsSubmitted,
     CloseRequested,
     DrainRequested,
     Event,
     MemoryMeasured,
+    ReloadRequested,
     Started,
     TasksSubmitted,
     Tick,
@@ -32,6 +35,7 @@ from prefork.pool.events import (
 )
 from prefork.pool.processes import Processes
 from prefork.pool.state import STOPPED, Pool
+from prefork.pool.status import RuntimeState, RuntimeStatus, WorkerStatus, describe_worker
 from prefork.pool.stopped import StoppedProcesses
 from prefork.pool.tasks import CANCELLED, HangLimit, NotBegun, Task, TaskQueue
 from prefork.pool.watch import Reporter, Watch
@@ -41,18 +45,6 @@ from prefork.wire.specification import Inventory, Specification
 
 _TICK_SECONDS = 0.25
 _ENDING_SECONDS = 0.02  # between two looks at a process that is about to be gone
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """What one worker is doing now."""
-
-    slot: int
-    pid: int
-    label: str
-    position: float  # seconds in the recording
-    memory: Memory | None
-    ready_seconds: float | None  # from the request for it to its first message
 
 
 class Supervisor:
@@ -69,15 +61,20 @@ class Supervisor:
         notice: Callable[[str], None] | None = None,
         log: Callable[[str], None] | None = None,
         governor: Governor | None = None,
+        max_tasks: int | None = None,
     ) -> None:
         """make_plan: called once, first thing in the supervisor's thread: to look at the machine takes a while.
         notice: gets what happens to workers; by default a warning of the logger `prefork`. log: gets what the
-        processes print; by default it comes out as it is, on stdout and stderr."""
+        processes print; by default it comes out as it is, on stdout and stderr. max_tasks: that a worker does before
+        another takes its place."""
+        self._max_tasks = max_tasks
         self._make_plan = make_plan
         self._specification = specification
         self._hang_limit = hang_limit or HangLimit()
         self._failure: BaseException | None = None  # of this thread itself
         self.loaded = threading.Event()  # set when the models are loaded, or never will be
+        self.loading: Future[None] = Future()  # done then, for asyncio
+        self.ending: Future[None] = Future()  # done when every process is gone
         self.memory: dict[str, Memory] = {}  # the last measurement of all processes, made at the end
         self.governor = governor or Governor()
         self.governor.notice = notify = notice or logging.getLogger("prefork").warning
@@ -85,7 +82,7 @@ class Supervisor:
         self.is_closing = False
         self.before_close: Callable[[], None] = lambda: None  # has submitted whatever is still to be
         self._reporter = Reporter(
-            announce=self.loaded.set,
+            announce=self._announce,
             interrupt=self.interrupted.set,
             notify=notify,
             log=log or _print,
@@ -135,6 +132,19 @@ class Supervisor:
         """Those that are running run on; the others are never started and their `done` is never called."""
         for task in tasks:
             task.cancelled = True
+
+    def cancel_call(self, future: object) -> None:
+        """Ends the call that has this future, if it runs."""
+        self._send(CallCancelled(future))
+
+    def continue_call(self, future: object, count: int) -> None:
+        """So many of the things that the call has yielded which has this future were taken."""
+        self._send(CallContinued(future, count))
+
+    def reload(self, load: bytes, task: Task) -> None:
+        """Replaces the weights by those that another function loads, which is pickled. task: ends with it."""
+        if not self._send(ReloadRequested(load, task)):
+            task.done(None, self.failure or Stopped(STOPPED))
 
     def cancel_waiting(self) -> None:
         """Gives every task that has not begun its end now."""
@@ -188,11 +198,11 @@ class Supervisor:
         """One entry for each worker that has a process, by slot."""
         known = self.pool.workers.all.copy().values() if self.pool is not None else ()
         workers = [worker for worker in known if worker.pid]  # a signal to 0 would reach the program itself
-        return [
-            WorkerStatus(w.slot, w.pid, t.label if t else "", t.position if t else 0.0, w.memory, w.ready)
-            for w in sorted(workers, key=lambda w: w.slot)
-            for t in [w.task]
-        ]
+        return [describe_worker(worker) for worker in sorted(workers, key=lambda worker: worker.slot)]
+
+    def count_waiting(self) -> int:
+        """Calls and other tasks that no worker has."""
+        return len(self._calls) + (len(self.pool.scheduler.queue) if self.pool is not None else 0)
 
     def list_pids(self) -> dict[str, int]:
         """Of all processes, by name: "zygote", "worker 0" ..."""
@@ -216,6 +226,11 @@ class Supervisor:
         return self.pool.models.inventory if self.pool is not None else None
 
     @property
+    def reloads(self) -> int:
+        """How often the weights were replaced."""
+        return self.pool.models.reloading.count if self.pool is not None else 0
+
+    @property
     def deaths(self) -> int:
         """Workers and servers that died and were needed."""
         return self.pool.models.deaths if self.pool is not None else 0
@@ -228,20 +243,21 @@ class Supervisor:
     @property
     def exhausted(self) -> str:
         """Why the run was stopped, if memory was too short."""
-        return self.pool.scheduler.exhausted if self.pool is not None else ""
+        return self.pool.fitting.exhausted if self.pool is not None else ""
 
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             plan = self._make_plan()
-            descriptors = SYSTEM.max_descriptors()
-            self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, descriptors)
+            limits = SYSTEM.max_descriptors(), self._max_tasks
+            self.pool = pool = Pool(self._specification, plan, self.governor, self._hang_limit, *limits)
             self._processes = processes = Processes(Watch(pool, self._loop, self.governor, self._feed, self._reporter))
             stopped = StoppedProcesses(self._reporter.notify)
             self._feed(Started())
             while not pool.is_finished(time.monotonic(), bool(self._elsewhere or self._loop.has_actions)):
-                self._loop.turn(_ENDING_SECONDS if processes.workers.is_ending else _TICK_SECONDS)
+                most = _ENDING_SECONDS if processes.workers.is_ending else _TICK_SECONDS
+                self._loop.turn(pool.find_wait(most, time.monotonic()))
                 processes.reap(time.monotonic())
                 stopped.end(processes.list_pids, time.monotonic())
                 self._measure(pool, processes)
@@ -287,9 +303,15 @@ class Supervisor:
                 action.complete()
             self._end_submitted()
         finally:
-            self.loaded.set()
+            self._announce()
             self._loop.close()
             _running.discard(self)
+            self.ending.set_result(None)
+
+    def _announce(self) -> None:
+        self.loaded.set()
+        if not self.loading.done():
+            self.loading.set_result(None)
 
     def _end_submitted(self) -> None:
         """What nobody has handled any more, or ever, if there was no plan and so no pool."""
@@ -297,6 +319,8 @@ class Supervisor:
         for event in self._events:
             if isinstance(event, TasksSubmitted):
                 queue.push(*event.tasks)
+            elif isinstance(event, ReloadRequested):
+                queue.push(event.task)
             elif isinstance(event, CallsSubmitted):
                 queue.push_calls(event.calls)
             elif isinstance(event, WaitingCancelled):
@@ -304,6 +328,29 @@ class Supervisor:
                     task.done(None, NotBegun(CANCELLED))
         for task in queue.clear():
             task.done(None, self.failure or Stopped(STOPPED))
+
+
+def describe_supervisor(supervisor: Supervisor, is_shut_down: bool) -> RuntimeStatus:
+    """is_shut_down: it is given nothing more."""
+    if supervisor.failure is not None:
+        state = RuntimeState.FAILED
+    elif supervisor.ending.done():
+        state = RuntimeState.ENDED
+    elif is_shut_down or supervisor.is_closing:
+        state = RuntimeState.CLOSING
+    else:
+        state = RuntimeState.RUNNING if supervisor.loaded.is_set() else RuntimeState.LOADING
+    workers, inventory = tuple(supervisor.status()), supervisor.inventory
+    return RuntimeStatus(
+        state=state,
+        workers=workers,
+        running=sum(bool(worker.label) for worker in workers),
+        waiting=supervisor.count_waiting(),
+        deaths=supervisor.deaths,
+        reloads=supervisor.reloads,
+        weights=inventory.weights if inventory is not None else None,
+        failure=supervisor.failure,
+    )
 
 
 _running: set[Supervisor] = set()  # whoever has started them may be gone: what was submitted is done all the same

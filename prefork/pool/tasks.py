@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prefork.errors import Stopped
+from prefork.pool.call_options import USUAL, CallOptions
 
 CANCELLED = "it was cancelled before it began"
 ATTEMPTS = 2  # a task whose worker dies is tried once more
@@ -57,7 +58,8 @@ class Task:
     life. alone: nothing may run beside it, because it did not fit into memory. is_last: it has crashed forked workers,
     and is tried once more after all others. passed: when others first passed it. peak: bytes of its worker's own,
     the most that was seen. closing: still started while the run drains, because it saves what has been done. place:
-    the part of a data set that its worker reads; a worker is given tasks of the part that it has already.
+    the part of a data set that its worker reads; a worker is given tasks of the part that it has already. options: of
+    a call. ended: why a call is ended while it runs.
 
     Called in the supervisor's thread: begin, before it is given to a worker, returns False if nobody wants it any more;
     withdraw, if it was given and has not begun; done, with the pickled result or an exception.
@@ -89,6 +91,13 @@ class Task:
     position: float = 0.0  # seconds in the recording
     cancelled: bool = False
     is_last: bool = False
+    options: CallOptions = USUAL
+    ended: BaseException | None = None
+
+    def give_back(self) -> None:
+        """A worker was given this call and has not begun it."""
+        self.ended = None
+        self.withdraw()
 
     def describe(self) -> bytes:
         """What the worker is sent: the task's name and its arguments. Items come with their numbers."""
@@ -202,9 +211,12 @@ def take_first(tasks: Iterator[Task]) -> Task | None:
 
 
 class Waiting(Protocol):
-    """A call of a function that waits; there may be very many. rank: its place among all tasks."""
+    """A call of a function that waits; there may be very many. rank: its place among all tasks of its priority."""
 
     rank: int
+
+    @property
+    def priority(self) -> int: ...
 
     def make_task(self) -> Task: ...
 
@@ -212,12 +224,12 @@ class Waiting(Protocol):
 class TaskQueue:
     """Tasks that wait for a worker: those whose worker died first, then by their order.
 
-    Calls are made tasks when it is their turn, and come in the order in which they were submitted.
+    Calls are made tasks when it is their turn, and come in the order in which they were submitted, those of a higher
+    priority first. Jobs have priority 0.
     """
 
     def __init__(self) -> None:
-        self._calls: deque[Waiting] = deque()
-        self._next_calls: deque[Task] = deque()  # those before them: made already
+        self._calls: dict[int, deque[Waiting | Task]] = {}  # by priority; some at the front are made tasks already
         self._waiting: list[tuple[tuple[int, ...], int, Task]] = []  # sorted
         self._again: deque[Task] = deque()
         self._numbers = itertools.count()
@@ -230,28 +242,44 @@ class TaskQueue:
             self._count(task, 1)
 
     def push_calls(self, calls: Iterable[Waiting]) -> None:
-        self._calls.extend(calls)
+        for call in calls:
+            self._find_line(call.priority).append(call)
+
+    def _find_line(self, priority: int) -> deque[Waiting | Task]:
+        line = self._calls.get(priority)
+        if line is None:
+            line = self._calls[priority] = deque()
+        return line
 
     def push_calls_back(self, calls: Sequence[Task]) -> None:
         """They were given to a worker that has not begun them."""
-        self._next_calls.extendleft(reversed(calls))
+        for call in reversed(calls):
+            self._find_line(call.options.priority).appendleft(call)
 
     def pop_call(self) -> Task | None:
         """The next one, whatever else waits; None if there is none."""
-        call = self._peek_call()
+        call = self.peek_call()
         if call is not None:
-            self._next_calls.popleft()
+            line = self._calls[call.options.priority]
+            line.popleft()
+            if not line:
+                del self._calls[call.options.priority]
         return call
 
-    def _peek_call(self) -> Task | None:
-        if not self._next_calls and self._calls:
-            self._next_calls.append(self._calls.popleft().make_task())
-        return self._next_calls[0] if self._next_calls else None
+    def peek_call(self) -> Task | None:
+        """The same, which still waits."""
+        if not self._calls:
+            return None
+        line = self._calls[max(self._calls)]
+        first = line[0]
+        if not isinstance(first, Task):
+            first = line[0] = first.make_task()
+        return first
 
     @property
     def calls(self) -> int:
         """How many wait."""
-        return len(self._calls) + len(self._next_calls)
+        return sum(map(len, self._calls.values()))
 
     def _count(self, task: Task, sign: int) -> None:
         self.splits[task.engine] += sign * (task.name == "split")
@@ -270,7 +298,7 @@ class TaskQueue:
         """The next one to start. fresh: there is a worker that has done nothing yet, which a second attempt needs.
         closing: only tasks that save what has been done. select: takes one of those that may start, in their order."""
         if not (self._waiting or self._again):  # the most frequent case, and many times a second
-            call = self._peek_call()
+            call = self.peek_call()
             found = select(iter((call,))) if call is not None and not closing else None
             return self.pop_call() if found is not None else None
         while self._waiting and self._waiting[0][2].cancelled:
@@ -280,8 +308,8 @@ class TaskQueue:
         found = select(task for task in ready if not task.cancelled and (task.closing or not closing))
         if found is None:
             return None
-        if self._next_calls and found is self._next_calls[0]:
-            self._next_calls.popleft()
+        if found is self.peek_call():
+            self.pop_call()
         elif found in self._again:
             self._again.remove(found)
         else:
@@ -290,9 +318,9 @@ class TaskQueue:
 
     def _list_waiting(self) -> Iterator[Task]:
         """In their order; of the calls the first, because all take the same, as far as anybody knows."""
-        call = self._peek_call()
+        call = self.peek_call()
         for order, _, task in self._waiting:
-            if call is not None and call.order < order:
+            if call is not None and (-call.options.priority, call.order) < (0, order):
                 yield call
                 call = None
             yield task
@@ -321,7 +349,6 @@ class TaskQueue:
         """Empties the queue; those that were in it and not cancelled."""
         tasks = list(self)
         self._calls.clear()
-        self._next_calls.clear()
         self._again.clear()
         self._waiting.clear()
         self.splits.clear()
@@ -329,12 +356,17 @@ class TaskQueue:
         return tasks
 
     def __iter__(self) -> Iterator[Task]:
-        calls = itertools.chain(self._next_calls, (call.make_task() for call in self._calls))
+        lines = itertools.chain.from_iterable(self._calls[priority] for priority in sorted(self._calls, reverse=True))
+        calls = (call if isinstance(call, Task) else call.make_task() for call in lines)
         everything = itertools.chain(self._again, (task for _, _, task in self._waiting), calls)
         return (task for task in everything if not task.cancelled)
 
     def __bool__(self) -> bool:
-        return bool(self._next_calls or self._calls) or any(True for _ in self)
+        return bool(self._calls) or any(True for _ in self)
+
+    def __len__(self) -> int:
+        """About how many wait, for any thread; those that were cancelled are counted until it is their turn."""
+        return sum(map(len, self._calls.copy().values())) + len(self._waiting) + len(self._again)
 
     @property
     def has_closing(self) -> bool:

@@ -23,7 +23,7 @@ from prefork.pool.events import (
 )
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.wire.blocks import MOST_BLOCKS, Blocks
-from prefork.wire.calls import CAN_TAKE_BACK, OpenTokens
+from prefork.wire.calls import CAN_TAKE_BACK, ContinueCall, OpenTokens
 from prefork.wire.channel import Channel
 from prefork.wire.child import ChildProcess, OutputPipe
 from prefork.wire.environment import hide_gpus, make_environment
@@ -39,7 +39,7 @@ from prefork.wire.messages import (
 from prefork.wire.shared_tracker import TrackerLink
 from prefork.wire.specification import Specification
 
-Message = Specification | RunTask | RefuseRequest | ConnectServer | ChangeCredits
+Message = Specification | RunTask | RefuseRequest | ConnectServer | ChangeCredits | ContinueCall
 
 
 @dataclass(slots=True)
@@ -49,15 +49,16 @@ class _WorkerEnd:
     channel: Channel
     stderr: OutputPipe
     child: ChildProcess | None = None
+    generation: int = 0  # of its zygote
     stderr_tail: bytearray = field(default_factory=bytearray)
     calls: CallLink | None = None  # from the first call on
 
 
 class WorkerProcesses:
-    """zygote: None while there is none."""
+    """zygotes: by the generation of their weights; usually there is one."""
 
     def __init__(self, watch: Watch) -> None:
-        self.zygote: ChildProcess | None = None
+        self.zygotes: dict[int, ChildProcess] = {}
         self._watch = watch
         self._workers: dict[int, _WorkerEnd] = {}
         self._tracker = TrackerLink() if SYSTEM.passes_descriptors else None
@@ -71,43 +72,47 @@ class WorkerProcesses:
 
     def start_zygote(self, action: actions.StartZygote) -> None:
         environment = {**make_environment(action.plan), **hide_gpus(action.plan)}
-        self.zygote = zygote = ChildProcess("work.zygote", environment, self._watch.reporter.inherits_stdout)
-        self._watch.watch(zygote, partial(self._read_zygote, zygote))
+        self.zygotes[action.generation] = zygote = ChildProcess(
+            "work.zygote", environment, self._watch.reporter.inherits_stdout
+        )
+        self._watch.watch(zygote, partial(self._read_zygote, action.generation, zygote))
         self._watch.post(zygote.channel, action.specification, self._open_tracker())
 
-    def _read_zygote(self, zygote: ChildProcess) -> None:
+    def _read_zygote(self, generation: int, zygote: ChildProcess) -> None:
         def take(message: FromZygote, _: Sequence[int]) -> None:
             if isinstance(message, WorkerExited):
                 self._reap_worker(message.number, message.status)
             else:
-                self._watch.feed(ZygoteSent(message))
+                self._watch.feed(ZygoteSent(message, generation))
 
-        lose = partial(self._lose_zygote, zygote)
-        self._watch.read(zygote.channel, take, lose, is_wanted=lambda: self.zygote is zygote)
+        lose = partial(self._lose_zygote, generation, zygote)
+        self._watch.read(zygote.channel, take, lose, is_wanted=lambda: self.zygotes.get(generation) is zygote)
 
-    def _lose_zygote(self, zygote: ChildProcess) -> None:
+    def _lose_zygote(self, generation: int, zygote: ChildProcess) -> None:
         tail = self._watch.read_stderr(zygote.stderr, zygote.stderr_tail)
-        status = self.end_zygote(EXIT_SECONDS)
+        status = self.end_zygote(generation, EXIT_SECONDS)
+        unbegun: dict[int, Sequence[int]] = {}
         for number, end in list(self._workers.items()):
-            if end.child is None:  # it has died with the zygote, and may have finished something before
+            if end.child is None and end.generation == generation:  # it died with it, and may have finished something
                 self._drain(number, end)
+                unbegun[number] = end.calls.take_back() if end.calls is not None else ()
                 self._forget(end)
                 del self._workers[number]
-        self._watch.feed(ZygoteExited(status, self._watch.was_out_of_memory(status), tail))
+        self._watch.feed(ZygoteExited(status, self._watch.was_out_of_memory(status), tail, unbegun, generation))
 
-    def end_zygote(self, patience: float) -> int:
-        zygote, self.zygote = self.zygote, None
+    def end_zygote(self, generation: int, patience: float) -> int:
+        zygote = self.zygotes.pop(generation, None)
         return self._watch.end(zygote, patience) if zygote is not None else 0
 
     # -- the workers -------------------------------------------------------------------------------------------
 
     def fork(self, action: actions.Fork) -> None:
-        if self.zygote is None:
+        if (zygote := self.zygotes.get(action.generation)) is None:
             return
         channel, there = Channel.pair()
         stderr, writing = OutputPipe.pipe()
-        self._add(action.order.number, _WorkerEnd(channel, stderr))
-        self._watch.post(self.zygote.channel, action.order, (there.detach(), writing))
+        self._add(action.order.number, _WorkerEnd(channel, stderr, generation=action.generation))
+        self._watch.post(zygote.channel, action.order, (there.detach(), writing))
 
     def spawn(self, action: actions.Spawn) -> None:
         environment = make_environment(action.plan)
@@ -169,6 +174,10 @@ class WorkerProcesses:
         if (end := self._workers.get(number)) is not None and end.child is not None:
             end.child.kill()
 
+    def interrupt_spawned(self, number: int) -> None:
+        if (end := self._workers.get(number)) is not None and end.child is not None:
+            end.child.interrupt()
+
     def _read_worker(self, number: int, end: _WorkerEnd) -> None:
         def close() -> None:
             self._watch.loop.ignore(end.channel)
@@ -224,11 +233,11 @@ class WorkerProcesses:
         """Of those whose channel does not say so, because a child of theirs has it open too."""
         for number, end in list(self._workers.items()):
             self._reap_spawned(number, end)
-        zygote = self.zygote
-        if zygote is not None and zygote.poll() is not None:
-            self._read_zygote(zygote)  # what it has sent before
-            if self.zygote is zygote:
-                self._lose_zygote(zygote)
+        for generation, zygote in list(self.zygotes.items()):
+            if zygote.poll() is not None:
+                self._read_zygote(generation, zygote)  # what it has sent before
+                if self.zygotes.get(generation) is zygote:
+                    self._lose_zygote(generation, zygote)
 
     def _reap_spawned(self, number: int, end: _WorkerEnd) -> None:
         if end.child is not None and (status := end.child.poll()) is not None:
@@ -242,7 +251,8 @@ class WorkerProcesses:
             self._forget(end)
         for child in [end.child for end in workers if end.child is not None]:
             child.end(max(0.0, until - time.monotonic()))
-        self.end_zygote(EXIT_SECONDS if self._watch.pool.models.inventory else 0.0)
+        for generation in list(self.zygotes):
+            self.end_zygote(generation, EXIT_SECONDS if self._watch.pool.models.inventory else 0.0)
         if self._tracker is not None:
             self._watch.loop.ignore(self._tracker)
             self._tracker.close()

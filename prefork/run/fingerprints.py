@@ -12,7 +12,8 @@ from prefork.engines.base import LoadError
 from prefork.fingerprint import complete, note_files
 from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Pipeline
-from prefork.pool.runtime import Runtime, make_plan, make_request
+from prefork.pool.requests import make_plan, make_request
+from prefork.pool.runtime import Runtime
 from prefork.run.planning import survey
 from prefork.wire.specification import Specification
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prefork.pool.jobs import JobResult
-from prefork.pool.supervisor import WorkerStatus
+from prefork.pool.status import WorkerStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from prefork.wire.blocks import Place
 from prefork.wire.channel import mark_frequent
 
 CAN_TAKE_BACK = SYSTEM.passes_descriptors  # elsewhere a worker is given one call at a time
+MOST_YIELDED = 16  # things that a call has yielded and nobody has taken yet: then it waits
 TOKEN = struct.Struct("=Q")  # the number of a call that may be begun
 
 
@@ -55,6 +56,26 @@ class CallDone(NamedTuple):
     fresh: Sequence[tuple[int, int]] = ()
     returned: Sequence[tuple[int, int]] = ()
     dropped: Sequence[int] = ()
+
+
+@mark_frequent
+class CallGave(NamedTuple):
+    """Something that a call has yielded, or reported, while it runs."""
+
+    number: int
+    data: bytes
+    yielded: bool
+    places: Sequence[Place] = ()
+    fresh: Sequence[tuple[int, int]] = ()
+    returned: Sequence[tuple[int, int]] = ()
+    dropped: Sequence[int] = ()
+
+
+class ContinueCall(NamedTuple):
+    """So many of the things that a call has yielded have been taken."""
+
+    number: int
+    taken: int
 
 
 class CallFailed(NamedTuple):

@@ -125,8 +125,8 @@ class Channel:
                 self.flush()
         return kind != _RECEIVED
 
-    def wait(self, seconds: float) -> bool:
-        """Whether there is something to receive, or the end, within so many seconds."""
+    def wait(self, seconds: float | None) -> bool:
+        """Whether there is something to receive, or the end, within so many seconds; None for as long as it takes."""
         if self._waiting is None:  # to make it takes longer than to wait for the next of many short calls
             self._waiting = selectors.DefaultSelector()
             self._waiting.register(self._socket, selectors.EVENT_READ)

@@ -176,6 +176,11 @@ class ChildProcess:
         with contextlib.suppress(PermissionError):  # Windows: it is ending, and cannot be ended
             self._process.kill()
 
+    def interrupt(self) -> None:
+        """See SYSTEM.interruption."""
+        if self._process.poll() is None:
+            SYSTEM.interrupt(self._process.pid)
+
     def end(self, patience: float) -> int:
         """Its exit status, CUT_OFF, or UNENDED. It ends by itself when its channel closes; if not within `patience`
         seconds, it is killed. The kernel, or the end of their channels, ends what it has started."""

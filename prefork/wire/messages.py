@@ -1,21 +1,21 @@
 """Everything that one process of prefork says to another, a frozen dataclass for each message.
 
-    supervisor -> zygote           Specification, then ForkWorker, KillWorker, AttachExports
+    supervisor -> zygote           Specification, then ForkWorker, KillWorker, InterruptWorker, AttachExports
     zygote -> supervisor           Surveyed | WeightsPacked, ModelsLoaded, then WorkerForked, WorkerExited
                                    or why not: LoadFailed, ForkUnsafe, IPCUnavailable
     supervisor -> worker           (Specification, if spawned;) RunTask, ConnectServer, ChangeCredits, RefuseRequest
-    worker -> supervisor           (ModelsLoaded | LoadFailed, if spawned;) WorkerReady, TaskProgress, ItemFailed,
+    worker -> supervisor           (ModelsLoaded | LoadFailed, if spawned; WorkerInitializes, InitializerFailed, if it
+                                   has an initializer;) WorkerReady, TaskProgress, ItemFailed,
                                    TaskDone | TaskFailed | TaskOutOfMemory, TaskUsage, WeightsCorrupted, WorkerBroken
     supervisor -> server           ServerOrder, then ConnectWorker, DisconnectWorker, DecideBatch
     server -> supervisor           ModelsLoaded or LoadFailed, then BatchStarted, BatchDone | BatchFailed,
                                    RequestsDropped, ServerBroken
     worker -> server               InferRequest, KeepRequests
     server -> worker               InferOutput, InferError
-    supervisor -> owner            UploadWeights
-    owner -> supervisor            WeightsExported, or IPCUnavailable, LoadFailed
 
 What a message carries as bytes is pickled by whoever made it: the supervisor passes it on, and never imports torch.
-File descriptors go beside a message: see `prefork.wire.channel`. `prefork check` has its own: `prefork.check.messages`.
+File descriptors go beside a message: see `prefork.wire.channel`. More are in `prefork.wire.calls`,
+`prefork.wire.owner_messages`, and for `prefork check` in `prefork.check.messages`.
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ class ForkWorker:
 @dataclass(frozen=True, slots=True)
 class KillWorker:
     """Only its parent can be sure that a pid is still the worker's."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWorker:
+    """The call that it runs is to end."""
 
     number: int
 
@@ -183,6 +190,18 @@ class RefuseRequest:
     """No server can do this. error: as `pickle_error` makes it."""
 
     request: int
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInitializes:
+    """It calls the user's initializer."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitializerFailed:
+    """The worker ends. error: as `pickle_error` makes it."""
+
     error: bytes
 
 
@@ -360,32 +379,14 @@ class InferError:
     error: bytes
 
 
-# -- to an owner of weights on a GPU, and what it answers -----------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class UploadWeights:
-    """path: of a file with the weights. size: bytes. kind: "cuda", or "host" for the host's memory."""
-
-    path: str
-    size: int
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsExported:
-    """They are on the device until the channel is closed. seconds: that this took."""
-
-    export: Export
-    seconds: float
-
-
 FromZygote = (
     Surveyed | WeightsPacked | ModelsLoaded | LoadFailed | ForkUnsafe | IPCUnavailable | WorkerForked | WorkerExited
 )
 FromWorker = (
     ModelsLoaded
     | LoadFailed
+    | WorkerInitializes
+    | InitializerFailed
     | WorkerReady
     | TaskProgress
     | ItemFailed
@@ -397,4 +398,3 @@ FromWorker = (
     | WorkerBroken
 )
 FromServer = ModelsLoaded | LoadFailed | BatchStarted | BatchDone | BatchFailed | RequestsDropped | ServerBroken
-FromOwner = WeightsExported | IPCUnavailable | LoadFailed

@@ -25,7 +25,8 @@ class Specification:
     arena: the file that takes the weights, for processes that are not forked; None for memory without a name.
     manifest: a pickled arena.Manifest of weights that another process has put there. batching: what the user wants of
     batches. remote: the models are in another process, which is asked. private: patterns of the names of tensors that
-    are not shared.
+    are not shared. initializer: a pickled function and its arguments, for each worker to call first of all. expected:
+    tensors of what is loaded, as the inventory has them; None for any.
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -39,6 +40,8 @@ class Specification:
     batching: Batching = Batching()  # noqa: RUF009  frozen, so one may serve all
     remote: bool = False
     private: tuple[str, ...] = ()
+    initializer: bytes | None = None
+    expected: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,4 @@ class Inventory:
     batches: Mapping[str, float] = field(default_factory=dict)  # by engine: seconds of audio that it takes in one go
     warnings: tuple[str, ...] = ()  # of what the user has asked for
     memory: Memory | None = None  # of the process, before anybody shares it
+    tensors: Mapping[str, str] = field(default_factory=dict)  # of what the user's function returned: name, shape, type

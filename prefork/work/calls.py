@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import WeightsChanged
-from prefork.wire import process
+from prefork.wire import process, progress
 from prefork.wire.blocks import Blocks, Mapped, Place
-from prefork.wire.calls import TOKEN, BlocksReleased, CallDone, CallFailed, CallOutOfMemory, OpenTokens, RunCalls
+from prefork.wire.calls import (
+    MOST_YIELDED,
+    TOKEN,
+    BlocksReleased,
+    CallDone,
+    CallFailed,
+    CallGave,
+    CallOutOfMemory,
+    ContinueCall,
+    OpenTokens,
+    RunCalls,
+)
 from prefork.wire.channel import Channel
 from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.messages import WeightsCorrupted
 from prefork.wire.pickling import Pickled, dump_apart
+from prefork.wire.wrapped import Reporting
 from prefork.work.loaded import Loaded
 from prefork.work.torch_state import is_out_of_memory
 
@@ -35,9 +53,39 @@ class Calls:
         self._next: int | None = None  # may be begun, and is still to come: those before it were taken back meanwhile
         self._blocks = Blocks()
         self._mapped = Mapped()
+        self._number = -1  # of the call that runs
+        self._open = 0  # things that it has yielded, and nobody has taken
+        self._sending = threading.Lock()  # a thread of the call's may report too
+        self._is_interruptible = self._is_interrupted = False
+        if SYSTEM.interruption is not None:
+            signal.signal(SYSTEM.interruption, self._interrupt)
 
-    def take(self, message: RunCalls | OpenTokens, fds: list[int]) -> None:
+    def _interrupt(self, *_: object) -> None:
+        """The call that runs is to end. Once, and nowhere else than in the user's code: what it sends is sent whole."""
+        self._is_interrupted = self._number >= 0
+        if self._is_interruptible:
+            self._raise_interruption()
+
+    def _raise_interruption(self) -> None:
+        self._is_interruptible = self._is_interrupted = False
+        raise KeyboardInterrupt("the call is to end: it was cancelled, or has reached its timeout")
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Within the call that runs, what is not the user's code; an interruption waits until it is done."""
+        was, self._is_interruptible = self._is_interruptible, False
+        try:
+            yield
+        finally:
+            self._is_interruptible = was
+        if was and self._is_interrupted:
+            self._raise_interruption()
+
+    def take(self, message: RunCalls | OpenTokens | ContinueCall, fds: list[int]) -> None:
         """Runs all that it is given and may begin."""
+        if isinstance(message, ContinueCall):
+            self._open -= message.taken if message.number == self._number else 0
+            return
         if isinstance(message, OpenTokens):
             (self._tokens,) = fds
             os.set_blocking(self._tokens, False)
@@ -48,6 +96,8 @@ class Calls:
         self._mapped.forget(message.dropped)
         self._blocks.release(message.returned, _US)
         self._given.extend((message.first + place, *call) for place, call in enumerate(message.calls))
+        if self._number >= 0:  # it is at a call, and has looked for this one's sake
+            return
         if message.at_once:
             self._run(*self._given.popleft())
         while (given := self._begin()) is not None:
@@ -80,12 +130,35 @@ class Calls:
         answer = self._answer(number, data, places)
         process.flush_output()  # before anybody can end this worker
         if isinstance(answer, CallDone):
-            returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
-            fresh, fds = self._blocks.list_fresh(answer.places, _US) if answer.places else ((), [])
-            self._channel.send(answer._replace(fresh=fresh, returned=returned, dropped=dropped), fds)
+            self._send(answer)
         else:
             self._channel.send(answer)
             self._return_blocks()
+
+    def _send(self, message: CallDone | CallGave) -> None:
+        returned, dropped = self._mapped.take_released(), self._blocks.take_gone(_US)
+        fresh, fds = self._blocks.list_fresh(message.places, _US) if message.places else ((), [])
+        self._channel.send(message._replace(fresh=fresh, returned=returned, dropped=dropped), fds)
+
+    def _give(self, thing: Any, yielded: bool) -> None:
+        """Sends something while the call runs."""
+        pickled = dump_apart(thing)
+        with self._uninterrupted(), self._sending:
+            if self._number >= 0:
+                places = self._place(pickled) if pickled.buffers else ()
+                self._send(CallGave(self._number, pickled.data, yielded, places))
+
+    def _give_all(self, things: Iterable[Any]) -> None:
+        """What a call yields, no more at a time than may be open."""
+        self._open = 0
+        for thing in things:
+            self._give(thing, yielded=True)
+            del thing
+            self._open += 1
+            while self._open >= MOST_YIELDED:
+                self._channel.wait(None)
+                with self._uninterrupted():
+                    self.take(*self._channel.receive())
 
     def trim(self) -> None:
         """Gives back memory that is not needed any more."""
@@ -102,7 +175,13 @@ class Calls:
     ) -> CallDone | CallFailed | CallOutOfMemory | WeightsCorrupted:
         """A call's exception is its result; it costs the worker nothing."""
         try:
-            result = self._call(data, places)
+            try:
+                self._number, self._is_interruptible = number, True
+                result = self._call(data, places)
+            finally:
+                self._is_interruptible = self._is_interrupted = False
+                with self._sending:
+                    self._number = -1
             return CallDone(number, result.data, self._place(result) if result.buffers else ())
         except BaseException as error:  # noqa: BLE001  whatever it raises, sys.exit included, goes to who asked for it
             if isinstance(error, WeightsChanged):
@@ -114,7 +193,21 @@ class Calls:
 
     def _call(self, data: bytes, places: Sequence[Place]) -> Pickled:
         target, args, kwargs = Pickled(data, [self._mapped.view(place) for place in places]).load()
+        if isinstance(target, Reporting):
+            return self._call_reporting(target, args, kwargs)
         return dump_apart(target(*self._models, *args, **kwargs))
+
+    def _call_reporting(self, target: Reporting, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pickled:
+        """While it runs, somebody gets what it reports, and if that is wanted, what it yields."""
+        progress.listen(partial(self._give, yielded=False))
+        try:
+            result = target.function(*self._models, *args, **kwargs)
+            if target.yields:
+                self._give_all(result)
+                result = None
+            return dump_apart(result)
+        finally:
+            progress.listen(None)
 
     def _place(self, result: Pickled) -> list[Place]:
         """Where the buffers of a result lie: in the blocks in which they have come, if nothing here looks at those any

@@ -84,7 +84,7 @@ def estimate_private(engines: Mapping[str, Engine]) -> int | None:
 def load(specification: Specification) -> Loaded:
     """Everything the specification names, its weights shared, used once and read-only. Raises LoadError."""
     try:
-        return _load(specification)
+        return replace(_load(specification), initializer=specification.initializer)
     except Exception:
         raise
     except BaseException as error:  # sys.exit, in a script without its guard or in `load`: to load again is no use
@@ -109,6 +109,8 @@ def _load(specification: Specification) -> Loaded:
     if specification.load is not None:
         models[LOADED] = _call_load(specification.load)
         _check_private(models[LOADED], specification.private)
+        if specification.expected is not None:
+            _compare(specification.expected, list_tensors(models[LOADED]))
     plan = specification.plan
     owned = plan.strategy is Strategy.IPC  # each worker finds them on its device
     device = "cpu" if owned else plan.device
@@ -205,6 +207,24 @@ def _check_private(model: Any, patterns: Sequence[str]) -> None:
         raise LoadError(str(error)) from error
 
 
+def list_tensors(model: Any) -> dict[str, str]:
+    """Shape and type of every tensor that can be reached from a model, by name."""
+    from prefork.weights.walk import walk
+
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "") for name, tensor in walk(model)}
+
+
+def _compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises LoadError if a model is not like the one whose place it takes."""
+    for name in dict.fromkeys((*expected, *found)):
+        new, old = found.get(name, "not there"), expected.get(name, "not there")
+        if new != old:
+            raise LoadError(
+                f"the tensor {name} is {new}, and was {old}; reload takes other weights of the same model: for another "
+                "model, make a new Runtime"
+            )
+
+
 def _share(specification: Specification, models: Mapping[str, Any]) -> Arena:
     from prefork.weights.arena import Arena
 
@@ -230,6 +250,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         warnings=tuple(loaded.list_warnings()),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
         memory=measure_self(loaded.arena.size if loaded.arena is not None else 0),
+        tensors=list_tensors(loaded.models[LOADED]) if LOADED in loaded.models else {},
     )
 
 
@@ -251,7 +272,7 @@ def explain(error: Exception) -> tuple[str, str]:
         return str(error), ""
     if line := explain_import(error):
         return line, ""
-    reason = describe_error(error)
+    reason = "; ".join([describe_error(error), *getattr(error, "__notes__", ())])
     if isinstance(error, OSError):
         reason = f"the models cannot be loaded: {describe_os_error(error)}"
     return reason, "".join(traceback.format_exception(error))

@@ -15,7 +15,11 @@ import time
 
 from prefork.weights.device_memory import DeviceError, make_memory
 from prefork.wire.child import open_channel
-from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
+from prefork.wire.messages import (
+    IPCUnavailable,
+    LoadFailed,
+)
+from prefork.wire.owner_messages import UploadWeights, WeightsExported
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,11 +32,12 @@ from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.device_memory import DeviceError, WeightsChanged
 from prefork.weights.faults import watch_for_writes
-from prefork.wire.calls import OpenTokens, RunCalls
+from prefork.wire.calls import ContinueCall, OpenTokens, RunCalls
 from prefork.wire.channel import Channel
 from prefork.wire.endings import FATAL
-from prefork.wire.exceptions import describe_error
+from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.messages import (
+    InitializerFailed,
     ItemFailed,
     RunTask,
     TaskDone,
@@ -45,6 +47,7 @@ from prefork.wire.messages import (
     TaskUsage,
     WeightsCorrupted,
     WorkerBroken,
+    WorkerInitializes,
     WorkerReady,
 )
 from prefork.wire.process import flush_output
@@ -73,6 +76,8 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         raise
     SYSTEM.prefer_as_victim()
     reseed(int.from_bytes(os.urandom(8)))
+    if loaded.initializer is not None and not _initialize(loaded, loaded.initializer, channel):
+        return
     channel.send(WorkerReady(os.getpid()))
     probe = PeakProbe()
     monitor = _make_monitor(loaded.device) if loaded.checkpoints else None
@@ -87,7 +92,7 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         except EOFError:
             find_kind(loaded.device).synchronize(loaded.device)  # a client of NVIDIA's MPS must not just end
             return
-        if isinstance(message, RunCalls | OpenTokens):
+        if isinstance(message, RunCalls | OpenTokens | ContinueCall):
             meter.begin()
             calls.take(message, fds)
             continue
@@ -106,6 +111,21 @@ def serve(channel: Channel, loaded: Loaded, threads: int, place: int = 0) -> Non
         del message, answer
         SYSTEM.release_free_memory()
         channel.send(TaskUsage(probe.read(), dict(context.steps)))
+
+
+def _initialize(loaded: Loaded, initializer: bytes, channel: Channel) -> bool:
+    """Calls the user's initializer, with the models first, as a function that is given to `submit`; False if that
+    fails."""
+    channel.send(WorkerInitializes())
+    try:
+        function, arguments = pickle.loads(initializer)
+        function(*loaded.models.values(), *arguments)
+    except BaseException as error:  # noqa: BLE001  whatever it raises, sys.exit included, is told
+        channel.send(InitializerFailed(pickle_error(error, traceback.format_exc())))
+        return False
+    finally:
+        flush_output()
+    return True
 
 
 class _CallMeter:

@@ -29,6 +29,7 @@ from prefork.wire.messages import (
     AttachExports,
     ForkUnsafe,
     ForkWorker,
+    InterruptWorker,
     IPCUnavailable,
     KillWorker,
     LoadFailed,
@@ -176,6 +177,9 @@ class _ForkServer:
                     if not SYSTEM.is_exiting(pid):
                         self._cut_off.add(pid)
                     SYSTEM.kill(pid)
+            case InterruptWorker(number):
+                for pid in [pid for pid, worker in self._pids.items() if worker == number]:
+                    SYSTEM.interrupt(pid)
         return True
 
     def _fork(self, order: ForkWorker, fds: list[int]) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import prefork.pool.runtime
+import prefork.pool.requests
 from prefork import Runtime
 from prefork.engines.audio.reader import SAMPLE_RATE, read_audio
 from prefork.memory.probe import measure_memory
@@ -65,7 +65,7 @@ def measure_memory_of_four() -> Iterator[Row]:
     jobs = find_jobs(SPEECH, None, intake=Intake.RECORDINGS).jobs[-8:]  # the shortest
     totals = {}
     for name, strategy, copies in (("forked", "fork", False), ("mapped", "spawn", False), ("copies", "spawn", True)):
-        prefork.pool.runtime.make_plan = _fix_copies(copies)
+        prefork.pool.requests.make_plan = _fix_copies(copies)
         with Runtime(transcribe(model=str(WHISPER)), workers=4, threads=1, strategy=strategy) as runtime:
             while sum(worker.ready_seconds is not None for worker in runtime.supervisor.status()) < 4:
                 time.sleep(0.2)
@@ -84,7 +84,7 @@ def _fix_copies(copies: bool) -> Any:
     return lambda request: _make_plan(replace(request, copies=copies))
 
 
-_make_plan = prefork.pool.runtime.make_plan
+_make_plan = prefork.pool.requests.make_plan
 
 
 def measure_hour() -> Iterator[Row]:

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import prefork.pool.runtime
+import prefork.pool.requests
 from prefork import Runtime
 from prefork.engines.base import Job
 from prefork.memory.probe import measure_memory
@@ -98,7 +98,7 @@ def measure_mapping() -> Iterator[Row]:
             jobs = write_jobs(Path(folder), 8, 10.0)
             totals = []
             for shared in (True, False):
-                prefork.pool.runtime.make_plan = _fix_sharing(shared)
+                prefork.pool.requests.make_plan = _fix_sharing(shared)
                 what = f"{dtype} in the file, {'with' if shared else 'without'} the arena"
                 memory, peak, ready = _spawn_four(model, jobs)
                 totals.append(sum(m.pss for m in memory))
@@ -131,7 +131,7 @@ def _fix_sharing(shared: bool) -> Any:
     return lambda request: make_plan(replace(request, copies=not shared))
 
 
-make_plan = prefork.pool.runtime.make_plan
+make_plan = prefork.pool.requests.make_plan
 
 
 def measure_start() -> Iterator[Row]:

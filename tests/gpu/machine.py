@@ -20,7 +20,7 @@ import torch
 
 from prefork.platform_matrix.matrix import Request
 from prefork.platform_matrix.nvml import Load, LoadMeter
-from prefork.pool.runtime import make_plan
+from prefork.pool.requests import make_plan
 
 STAND_IN = os.environ.get("PREFORK_GPU_TESTS") == "cpu"
 TORCH = "cpu" if STAND_IN else "cuda"  # as torch calls it, in a process that sees no other

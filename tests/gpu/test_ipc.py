@@ -23,7 +23,7 @@ from prefork.weights.device_memory import DeviceError, Guard, WeightsChanged, at
 from prefork.wire.child import ChildProcess
 from prefork.wire.exports import Export
 from prefork.wire.memory_file import MemoryFile
-from prefork.wire.messages import UploadWeights, WeightsExported
+from prefork.wire.owner_messages import UploadWeights, WeightsExported
 from tests.gpu.forked import Worker, do
 from tests.gpu.machine import needs_cuda
 

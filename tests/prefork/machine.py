@@ -14,11 +14,13 @@ from prefork.platform_matrix.facts import read_facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
 from prefork.pool import actions as act
 from prefork.pool import events as ev
+from prefork.pool.call_options import USUAL, CallOptions
 from prefork.pool.state import Pool
 from prefork.pool.tasks import HangLimit, Task
 from prefork.wire.exceptions import pickle_error
 from prefork.wire.messages import (
     BatchStarted,
+    InterruptWorker,
     KillWorker,
     Memory,
     ModelsLoaded,
@@ -65,6 +67,9 @@ class Policy:
 
     def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
         return next(tasks, None) if self.level is Level.EASY else None
+
+    def explain_want(self, size: int) -> str:
+        return ""
 
     def explain(self, task: Task) -> str:
         return "too large"
@@ -124,6 +129,9 @@ class Machine:
     zygote_is_stuck: bool = False
     dying_servers: list[int] = field(default_factory=list)
     zygote_is_dying: bool = False
+    interrupted: set[int] = field(default_factory=set)  # workers whose call is to end
+    beside: int | None = None  # the generation of weights that another zygote loads
+    old: set[int] = field(default_factory=set)  # of zygotes whose last workers are at their last calls
 
     def feed(self, what: ev.Event) -> None:
         """What comes of handling an event is handled after it, as the supervisor has it."""
@@ -138,8 +146,19 @@ class Machine:
         finally:
             self.handling = False
 
-    def do(self, action: act.Action) -> None:  # noqa: PLR0912  a case for each action
+    def do(self, action: act.Action) -> None:  # noqa: PLR0912, PLR0915  a case for each action
         match action:
+            case act.StartZygote(generation=generation) if generation != self.pool.workers.generation:
+                assert self.beside is None
+                self.beside = generation
+            case act.KillZygote(generation) | act.EndZygote(generation) if generation != self.pool.workers.generation:
+                if generation == self.beside:
+                    self.beside = None
+                else:
+                    self.old.remove(generation)
+                    if isinstance(action, act.EndZygote):
+                        assert not self._list_workers(generation), "it has a worker"
+                    self._end_zygote(generation)
             case act.StartZygote():
                 self.zygote = self.loading = True
                 self.zygote_is_stuck = self.zygote_is_dying = False
@@ -149,9 +168,7 @@ class Machine:
                 self.dying_servers.append(place)
             case act.EndZygote():
                 self.zygote = self.loading = False
-                self.living.clear()
-                self.given.clear()
-                self.begun.clear()
+                self._forget(self._list_workers(self.pool.workers.generation))
             case act.Fork(order):
                 assert self.zygote and not self.loading, "nothing to fork from"
                 if not self.zygote_is_stuck:
@@ -161,6 +178,10 @@ class Machine:
             case act.SendZygote(KillWorker(number)) | act.KillSpawned(number):
                 if number in self.living and not self.zygote_is_stuck:
                     self.dying.append(number)
+            case act.SendZygote(InterruptWorker(number)) | act.InterruptSpawned(number):
+                assert len(self.given[number]) <= 1, "another call may be the one that it interrupts"
+                if number in self.living and self.given[number]:
+                    self.interrupted.add(number)
             case act.SendWorker(number, RunTask(task)):
                 assert number in self.living and number not in self.silent, "nobody to do it"
                 assert number not in self.tasks, "it has one already"
@@ -205,11 +226,16 @@ class Machine:
         return unbegun
 
     def begin_call(self, number: int) -> None:
-        if self.given.get(number):
+        if self.given.get(number) and number not in self.begun:
             self.begun.add(number)
+            call: Call = next(iter(self.given[number].values())).arguments[0]
+            call.begun += 1
+            assert call.options.retry or call.begun == 1, "it must not run twice"
 
     def finish_call(self, number: int, how: str = "done") -> None:
+        self.begin_call(number)
         self.begun.discard(number)
+        self.interrupted.discard(number)
         place = next(iter(self.given[number]))
         task = self.given[number].pop(place)
         assert not task.cancelled
@@ -217,6 +243,7 @@ class Machine:
             "done": ev.CallEnded(number, place, Pickled(task.label.encode())),
             "fails": ev.CallEnded(number, place, error=ValueError("no")),
             "out of memory": ev.CallEnded(number, place, reason="no room"),
+            "interrupted": ev.CallEnded(number, place, error=KeyboardInterrupt()),
         }
         self.feed(result[how])
 
@@ -243,6 +270,7 @@ class Machine:
         unbegun = self._take_back(number)
         self.given.pop(number, None)
         self.begun.discard(number)
+        self.interrupted.discard(number)
         self.dying = [other for other in self.dying if other != number]
         if number in self.pool.workers.all:
             self.feed(ev.WorkerClosed(number))
@@ -266,19 +294,45 @@ class Machine:
 
     def kill_zygote(self) -> None:
         self.zygote = self.loading = self.zygote_is_dying = self.zygote_is_stuck = False
-        self.stuck.clear()
-        self.living.clear()
-        self.silent.clear()
-        self.tasks.clear()
-        self.given.clear()
-        self.begun.clear()
-        self.dying.clear()
-        self.feed(ev.ZygoteExited(-signal.SIGKILL))
+        self._end_zygote(self.pool.workers.generation)
+
+    def _list_workers(self, generation: int) -> list[int]:
+        """Forked from its zygote."""
+        workers = self.pool.workers.all
+        return [n for n in self.living if n in workers and workers[n].forked and workers[n].generation == generation]
+
+    def _end_zygote(self, generation: int) -> None:
+        numbers = self._list_workers(generation)
+        unbegun = {number: self._take_back(number) for number in numbers}
+        self._forget(numbers)
+        self.feed(ev.ZygoteExited(-signal.SIGKILL, unbegun=unbegun, generation=generation))
+
+    def _forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            for known in (self.stuck, self.living, self.silent, self.begun, self.interrupted):
+                known.discard(number)
+            self.tasks.pop(number, None)
+            self.given.pop(number, None)
+        self.dying = [number for number in self.dying if number not in numbers]
+
+    def kill_beside(self) -> None:
+        if self.beside is not None:
+            generation, self.beside = self.beside, None
+            self.feed(ev.ZygoteExited(-signal.SIGKILL, generation=generation))
+
+    def load_beside(self) -> None:
+        """The other zygote has loaded the new weights, and takes the place of the first."""
+        if self.beside is not None:
+            generation, self.beside = self.beside, None
+            self.old.add(self.pool.workers.generation)
+            self.zygote, self.loading = True, False
+            self.zygote_is_stuck = self.zygote_is_dying = False
+            self.feed(ev.ZygoteSent(ModelsLoaded(Inventory(0, 0.0, {})), generation))
 
     def load(self) -> None:
         if self.zygote and self.loading and not self.zygote_is_stuck:
             self.loading = False
-            self.feed(ev.ZygoteSent(ModelsLoaded(Inventory(0, 0.0, {}))))
+            self.feed(ev.ZygoteSent(ModelsLoaded(Inventory(0, 0.0, {})), self.pool.workers.generation))
         for place in self.servers - self.serving - self.stuck_servers:
             self.serving.add(place)
             self.feed(ev.ServerSent(place, ModelsLoaded(Inventory(0, 0.0, {}))))
@@ -286,7 +340,7 @@ class Machine:
     def make_ready(self, number: int) -> None:
         self.silent.discard(number)
         if self.pool.workers.all[number].forked:
-            self.feed(ev.ZygoteSent(WorkerForked(number, 1000 + number)))
+            self.feed(ev.ZygoteSent(WorkerForked(number, 1000 + number), self.pool.workers.all[number].generation))
         else:
             self.feed(ev.WorkerSent(number, ModelsLoaded(Inventory(0, 0.0, {}, manifest=b"there"))))
         self.feed(ev.WorkerSent(number, WorkerReady(1000 + number)))
@@ -314,13 +368,14 @@ class Machine:
             if self.pool.is_finished(self.now, pending=False):
                 return
             self.load()
+            self.load_beside()
             self.end_dying()
             for number in self.list_starting():
                 self.make_ready(number)
             for number in [number for number in self.tasks if number not in self.stuck]:
                 self.finish(number)
             for number in set(self.list_calling()) - self.stuck:
-                self.finish_call(number)
+                self.finish_call(number, "interrupted" if number in self.interrupted else "done")
             for number in self.stuck.intersection(self.list_calling()):
                 self.kill(number)  # a call may take for ever: who is stopped is found by the one who watches processes
             self.now += 1.0
@@ -343,18 +398,40 @@ class Call:
 
     label: str
     rank: int
+    options: CallOptions = USUAL
     state: str = "waits"
+    begun: int = 0
+
+    @property
+    def priority(self) -> int:
+        return self.options.priority
+
+    @property
+    def future(self) -> object:
+        """What it is known by to who cancels it."""
+        return self.label
 
     def make_task(self) -> Task:
-        return Task("call", (self,), self._end, (self.rank,), self.label, begin=self._begin, withdraw=self._withdraw)
+        return Task(
+            "call",
+            (self,),
+            self._end,
+            (self.rank,),
+            self.label,
+            begin=self._begin,
+            withdraw=self._withdraw,
+            options=self.options,
+        )
 
     def _begin(self) -> bool:
+        if self.state == "cancelled":
+            return False
         self.state = "begun"
         return True
 
     def _withdraw(self) -> None:
-        assert self.state == "begun"
-        self.state = "waits"
+        assert self.state in ("begun", "cancelled")
+        self.state = "waits" if self.state == "begun" else self.state
 
     def _end(self, result: Any, error: BaseException | None) -> None: ...
 
@@ -368,6 +445,7 @@ def start(strategy: Strategy = Strategy.FORK, workers: int = 2, policy: Policy |
 
 STEPS = ["tick", "wait", "wait long", "load", "ready", "finish", "fails", "out of memory", "kill", "kill idle", "close"]
 CALLS = ["call", "calls", "begin call", "finish call", "call fails", "call out of memory", "kill call", "tick"]
+ENDS = ["cancel call", "interrupted", "reload", "load beside", "kill beside"]
 STOPS = ["stop zygote", "stop worker", "stop server"]
 HARSH = [*STEPS, *STOPS, "crash", "kill zygote", "kill server", "drain", "abort"]
 
@@ -393,6 +471,13 @@ def take(machine: Machine, step: str, random: Any) -> None:  # noqa: PLR0912, PL
         if calling := [number for number in machine.list_calling() if number not in machine.stuck]:
             how = {"finish call": "done", "call fails": "fails", "call out of memory": "out of memory"}[step]
             machine.finish_call(random.choice(calling), how)
+    elif step == "interrupted":
+        if able := sorted(machine.interrupted - machine.stuck):
+            machine.finish_call(random.choice(able), random.choice(["interrupted", "done", "fails"]))
+    elif step == "load beside":
+        machine.load_beside()
+    elif step == "kill beside":
+        machine.kill_beside()
     elif step == "kill call":
         if calling := machine.list_calling():
             machine.kill(random.choice(calling), out_of_memory=random.random() < 0.3)

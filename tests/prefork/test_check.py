@@ -24,7 +24,7 @@ from prefork.engines.base import LoadError
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, decide
-from prefork.pool.runtime import make_plan
+from prefork.pool.requests import make_plan
 from tests.prefork.command import run
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models_to_check.py"

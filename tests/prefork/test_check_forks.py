@@ -17,7 +17,7 @@ from prefork.check.fork_check import examine, examine_plainly
 from prefork.check.steps import PLAIN_STEPS, STEPS, Finding, Step
 from prefork.check.targets import Reference, Target
 from prefork.platform_matrix.matrix import Request
-from prefork.pool.runtime import make_plan
+from prefork.pool.requests import make_plan
 from tests.prefork.command import run
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "sharing_models.py"

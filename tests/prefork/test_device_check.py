@@ -30,7 +30,7 @@ from prefork.platform_matrix.canary import Fate, Outcome
 from prefork.platform_matrix.devices import Device, Devices
 from prefork.platform_matrix.facts import Facts
 from prefork.platform_matrix.matrix import Plan, Request, Strategy, decide
-from prefork.pool.runtime import make_plan
+from prefork.pool.requests import make_plan
 from prefork.work.comparison import NotComparable
 from prefork.work.loaded import Loaded
 

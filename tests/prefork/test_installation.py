@@ -19,7 +19,7 @@ from prefork.engines.base import LoadError
 from prefork.installation import find_needs
 from prefork.platform_matrix.matrix import Request
 from prefork.platform_matrix.versions import find_module, read_versions
-from prefork.pool.runtime import make_plan
+from prefork.pool.requests import make_plan
 from tests.conftest import SCRIPT_ENGINE
 from tests.prefork.command import SAMPLES, run, write_script
 from tests.prefork.installations import HERE, Installation, link, write_metadata

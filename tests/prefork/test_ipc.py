@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import prefork.pool.runtime
+import prefork.pool.requests
 from prefork import LoadError, Runtime
 from prefork.platform_matrix.matrix import Plan, Request, Strategy
 from prefork.pool.actions import StartOwners
@@ -26,7 +26,7 @@ from prefork.wire.messages import IPCUnavailable
 from tests.prefork.command import write_job
 
 pytestmark = pytest.mark.usefixtures("script_engine")
-_decide = prefork.pool.runtime.make_plan
+_decide = prefork.pool.requests.make_plan
 
 
 class HostPlan(Plan):
@@ -43,7 +43,7 @@ def _host_ipc(monkeypatch: pytest.MonkeyPatch) -> None:
         values = {field.name: getattr(plan, field.name) for field in fields(plan)}
         return HostPlan(**{**values, "strategy": Strategy.IPC})
 
-    monkeypatch.setattr(prefork.pool.runtime, "make_plan", make)
+    monkeypatch.setattr(prefork.pool.requests, "make_plan", make)
 
 
 def read(results: list[JobResult]) -> dict[str, list[tuple[str, float | None]]]:

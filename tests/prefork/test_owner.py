@@ -18,7 +18,11 @@ from prefork.memory.probe import measure_memory
 from prefork.weights.checksum import measure
 from prefork.weights.device_memory import DeviceError, HostMemory
 from prefork.wire.child import ChildProcess
-from prefork.wire.messages import IPCUnavailable, LoadFailed, UploadWeights, WeightsExported
+from prefork.wire.messages import (
+    IPCUnavailable,
+    LoadFailed,
+)
+from prefork.wire.owner_messages import UploadWeights, WeightsExported
 from tests.prefork.command import wait_until_gone
 from tests.prefork.test_device_memory import compile_driver
 
@@ -104,7 +108,7 @@ def test_weights_that_cannot_be_read_fail_in_words(owners: list[ChildProcess], t
 def test_the_owner_ends_with_the_process_that_started_it(weights: Path) -> None:
     script = (
         "import sys, time; from prefork.wire.child import ChildProcess\n"
-        "from prefork.wire.messages import UploadWeights\n"
+        "from prefork.wire.owner_messages import UploadWeights\n"
         "owner = ChildProcess('work.owner', {})\n"
         "owner.channel.post(UploadWeights(sys.argv[1], int(sys.argv[2]), 'host'))\n"
         "owner.receive(30); print(owner.pid, flush=True); time.sleep(60)\n"

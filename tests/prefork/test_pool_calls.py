@@ -10,19 +10,20 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from prefork.engines.base import LoadError
-from prefork.errors import OutOfMemory, Stopped, WorkerDied
+from prefork.errors import CallTimedOut, OutOfMemory, Stopped, WorkerDied
 from prefork.platform_matrix.matrix import Strategy
 from prefork.pool import events as ev
-from prefork.pool.tasks import NotBegun
+from prefork.pool.call_options import USUAL, CallOptions
+from prefork.pool.tasks import NotBegun, Task
 from prefork.wire.pickling import Pickled
-from tests.prefork.machine import CALLS, EXAMPLES, HARSH, Call, Machine, make_task, start, take
+from tests.prefork.machine import CALLS, ENDS, EXAMPLES, HARSH, Call, Machine, make_task, start, take
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
     st.sampled_from([Strategy.FORK, Strategy.SPAWN]),
     st.integers(1, 3),
-    st.lists(st.sampled_from([*CALLS, *CALLS, *HARSH, "submit", "cancel"]), max_size=80),
+    st.lists(st.sampled_from([*CALLS, *CALLS, *HARSH, *ENDS, "submit", "cancel"]), max_size=80),
     st.randoms(use_true_random=False),
 )
 def test_every_call_ends_once_and_is_at_one_worker_at_a_time(
@@ -30,6 +31,7 @@ def test_every_call_ends_once_and_is_at_one_worker_at_a_time(
 ) -> None:
     machine = start(strategy, workers)
     submitted: list[str] = []
+    waiting: list[Call] = []
     if random.random() < 0.8:  # most of what can go wrong needs workers that are given several calls at once
         machine.get_ready()
         submitted += be_quick(machine)
@@ -38,9 +40,18 @@ def test_every_call_ends_once_and_is_at_one_worker_at_a_time(
             break
         if step in ("call", "calls"):
             labels = [f"call {number}.{place}" for place in range(1 if step == "call" else 20)]
-            submit(machine, labels)
+            waiting += submit(machine, labels, random.choice(OPTIONS))
             submitted += labels
             machine.feed(ev.Tick())
+        elif step == "cancel call":
+            if waiting:
+                call = waiting.pop(random.randrange(len(waiting)))
+                call.state = "cancelled"
+                machine.feed(ev.CallCancelled(call.label))
+        elif step == "reload":
+            submitted.append(f"reload {number}")
+            task = Task("reload", (), lambda *_: None, label=submitted[-1])
+            machine.feed(ev.ReloadRequested(b"", task))
         elif step == "submit":
             submitted.append(f"task {number}")
             machine.feed(ev.TasksSubmitted([make_task(submitted[-1], random.randrange(3))]))
@@ -51,7 +62,7 @@ def test_every_call_ends_once_and_is_at_one_worker_at_a_time(
     event("failed" if machine.pool.failure else "closed")
     assert "no process is left" not in str(machine.pool.failure)  # what nobody has thought of
     assert machine.ended == Counter(submitted)
-    kinds = bytes | Pickled | ValueError | WorkerDied | OutOfMemory | Stopped | LoadError | KeyError
+    kinds = bytes | Pickled | CallTimedOut | ValueError | WorkerDied | OutOfMemory | Stopped | LoadError | KeyError
     assert all(isinstance(outcome, kinds) for outcome in machine.results.values())
 
 
@@ -67,8 +78,18 @@ def be_quick(machine: Machine) -> list[str]:
     return labels
 
 
-def submit(machine: Machine, labels: list[str]) -> list[Call]:
-    calls = [Call(label, rank) for rank, label in enumerate(labels, len(machine.ended))]
+OPTIONS = [
+    CallOptions(),
+    CallOptions(timeout=1.0),
+    CallOptions(retry=False),
+    CallOptions(timeout=0.00005, retry=False, priority=3),
+    CallOptions(priority=-1),
+    CallOptions(stream=True, retry=False),
+]
+
+
+def submit(machine: Machine, labels: list[str], options: CallOptions = USUAL) -> list[Call]:
+    calls = [Call(label, rank, options) for rank, label in enumerate(labels, len(machine.ended))]
     machine.feed(ev.CallsSubmitted(calls))  # type: ignore[arg-type]  # all that the pool asks of a call they have
     return calls
 

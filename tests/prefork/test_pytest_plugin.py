@@ -99,7 +99,7 @@ def infer(model: object) -> None:
 
 def test_where_nothing_forks_it_skips_and_where_memory_is_short_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU of this Mac is what forbids to fork; without it, there is not enough memory."""
-    monkeypatch.setattr("prefork.pool.runtime.make_plan", lambda request: decide(MAC, request))
+    monkeypatch.setattr("prefork.pool.requests.make_plan", lambda request: decide(MAC, request))
     with pytest.raises(pytest.skip.Exception, match="macOS, MPS: fork is refused"):
         require_fork_safe(load_model, infer)
     with pytest.raises(pytest.fail.Exception, match=r"cannot tell .*not enough memory for one worker"):

@@ -38,7 +38,7 @@ class Setup:
     def __init__(self, descriptors: int = 100_000) -> None:
         self.outbox = Outbox()
         plan = decide(read_facts(), Request(engines=("script",), strategy=Strategy.SERVER, workers=2))
-        self.workers = Workers(self.outbox, plan, Specification, lambda _: None)
+        self.workers = Workers(self.outbox, plan, Specification, lambda *_: None)
         for slot in range(2):
             self.workers.all[slot] = Worker(slot, slot, 0.0, forked=True)
         limit = HangLimit(10.0, 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import prefork.pool.runtime
+import prefork.pool.requests
 from prefork import LoadError, Runtime, WorkerDied
 from prefork.platform_matrix.devices import Devices
 from prefork.platform_matrix.facts import read_facts
@@ -31,8 +31,8 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tel
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac with MPS nothing is forked, and those that GitHub lends cannot allocate there."""
-    original = prefork.pool.runtime.make_plan
-    monkeypatch.setattr(prefork.pool.runtime, "make_plan", lambda request: original(replace(request, force_cpu=True)))
+    original = prefork.pool.requests.make_plan
+    monkeypatch.setattr(prefork.pool.requests, "make_plan", lambda request: original(replace(request, force_cpu=True)))
     monkeypatch.setenv("PREFORK_FORCE_CPU", "1")
 
 
@@ -158,8 +158,8 @@ def test_a_zygote_that_could_fork_and_cannot_when_it_is_started_again_makes_room
 def test_where_nothing_can_be_shared_each_worker_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     import script_functions as functions
 
-    original = prefork.pool.runtime.make_plan
-    monkeypatch.setattr(prefork.pool.runtime, "make_plan", lambda request: original(replace(request, copies=True)))
+    original = prefork.pool.requests.make_plan
+    monkeypatch.setattr(prefork.pool.requests, "make_plan", lambda request: original(replace(request, copies=True)))
     with Runtime(load=functions.load_linear, workers=1, strategy="spawn") as runtime:
         _, line = runtime.submit(functions.find_mapping).result()
         assert "memfd" not in line
@@ -176,7 +176,7 @@ def test_fewer_workers_than_were_asked_for_are_explained(
         facts = replace(read_facts(Devices()), memory=2_200_000_000, available=2_200_000_000)
         return decide(facts, request)
 
-    monkeypatch.setattr(prefork.pool.runtime, "make_plan", make_plan)
+    monkeypatch.setattr(prefork.pool.requests, "make_plan", make_plan)
     with caplog.at_level(logging.WARNING, "prefork"):
         with Runtime(load=functions.load_linear, workers=5, strategy="spawn") as runtime:
             assert isinstance(runtime.submit(functions.score, 1.0).result(), float)

@@ -6,8 +6,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 import psutil
@@ -18,8 +16,7 @@ ALL: weakref.WeakSet[RuntimeExecutor] = weakref.WeakSet()  # to be ended where a
 
 
 class RuntimeExecutor(Runtime):
-    """mp_context: nothing that `Runtime` could use; how its processes start is `strategy`. initializer: called once, as
-    `load`, in the process that the workers are forked from."""
+    """mp_context: nothing that `Runtime` could use; how its processes start is `strategy`."""
 
     def __init__(
         self,
@@ -32,19 +29,14 @@ class RuntimeExecutor(Runtime):
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        if max_tasks_per_child is not None:
-            raise NotImplementedError(
-                "workers are replaced by what they keep of memory, not by how many calls they had"
-            )
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
-        self._has_model = initializer is not None
-        load = partial(_initialize, initializer, initargs) if initializer is not None else None
         ALL.add(self)
-        super().__init__(workers=self._max_workers, load=load, notice=lambda _: None)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return (
-            super().submit(_drop_model, fn, *args, **kwargs) if self._has_model else super().submit(fn, *args, **kwargs)
+        super().__init__(
+            workers=self._max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            notice=lambda _: None,
         )
 
     @property
@@ -71,11 +63,3 @@ class _Process(psutil.Process):  # type: ignore[misc]
 class _CallQueue:
     def join_thread(self) -> None:
         """There is no such thread."""
-
-
-def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
-    initializer(*initargs)
-
-
-def _drop_model(_: None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    return fn(*args, **kwargs)
