@@ -25,7 +25,8 @@ class Posix(System):
     passes_descriptors = True
     waits_for_pipes = True
     terminal = "dumb"
-    interruption = signal.SIGURG if hasattr(signal, "SIGURG") else None  # by default it is ignored
+    # By default it is ignored, and workers have no terminal that would send it. (SIGURG is Go's, for its own threads.)
+    interruption = signal.SIGWINCH if hasattr(signal, "SIGWINCH") else None
     no_link = os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
 
     def prepare_handover(self, there: socket.socket) -> Handover:

@@ -59,19 +59,23 @@ class Runtime(Submitter):
 
     engine: a name from the entry points `prefork.engines`, or a pipeline of several (`prefork.pool.pipeline`). options:
     the engine's own settings.
-    load: a function without arguments that returns the model, or anything that holds it. private: patterns of the names
-    of tensors in it that each worker may write to, as `("*.kv_cache",)`: they are not shared.
+    load: a function without arguments that returns the model, or anything that holds it; or several by name, as
+    {"small": load_small, "large": load_large}, of which `with_options(model=...)` chooses. private: patterns of the
+    names of tensors in it that each worker may write to, as `("*.kv_cache",)`: they are not shared.
     workers: processes; by default one for each core that may be used; fewer if the memory does not suffice.
-    threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by default
-    what the platform matrix says for this machine. devices: those that compute, as `--devices` has them: ["cuda:0",
-    "cuda:1"]; by default one GPU for engines, and the CPU for what `load` returns. batching: which segments go through
-    the model together: see prefork.engines.batching. force_cpu, no_mps: hide all GPUs, or Apple's, from what is loaded.
-    hang_limit: when a worker that runs a job counts as hung; functions given to `submit` may take as long as they
-    like. memory_limit: bytes that all processes together may take; by default what the machine, its control group and
+    threads: of each worker, by default its share of the cores. strategy: `fork`, `ipc`, `server` or `spawn`; by
+    default what the platform matrix says for this machine. devices: those that compute, as `--devices` has them:
+    ["cuda:0", "cuda:1"]; by default one GPU for engines, and the CPU for what `load` returns. batching: which
+    segments go through the model together: see prefork.engines.batching. force_cpu, no_mps: hide all GPUs, or
+    Apple's, from what is loaded. initializer, initargs: called in each worker before anything else:
+    initializer(model, *initargs), without a model initializer(*initargs). max_tasks_per_child: calls, or parts of
+    jobs, after which another takes a worker's place. hang_limit: when a worker that runs a job counts as hung, and
+    how long an initializer may take (`base`); functions given to `submit` may take as long as they like.
+    memory_limit: bytes that all processes together may take; by default what the machine, its control group and
     RLIMIT_AS allow. mem_guard: end what runs in order when memory gets too short, before the kernel ends a process.
-    memory_log: a file that gets one JSON line for each thing that happens to memory. memory_checkpoints: have workers
-    print what they use before and after the steps of every segment. command: what the measured peaks
-    are kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
+    memory_log: a file that gets one JSON line for each thing that happens to memory. memory_checkpoints: have
+    workers print what they use before and after the steps of every segment. command: what the measured peaks are
+    kept under, for the next run to predict from. notice: gets what happens to workers, by default a warning of the
     logger `prefork`. log: gets what the workers print, which by default comes out as it is.
 
     Functions and `load` go by name where that finds them, as with multiprocessing's spawn: your script then needs its

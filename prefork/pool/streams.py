@@ -34,8 +34,8 @@ class _Progress:
         self._taken = 0
 
     def begin(self, future: Future[Any]) -> None:
-        self.future = future
-        future.add_done_callback(lambda _: self.put(_END))
+        self.future, put = future, self.put
+        future.add_done_callback(lambda _: put(_END))  # which does not hold this: it is dropped with its stream
 
     def take(self, item: Any) -> Any:
         if isinstance(item, Unreadable):
@@ -52,6 +52,9 @@ class _Progress:
         """Nobody takes any more."""
         if self.future is not None and not self.future.done():
             self._source.cancel(self.future)
+
+    def __del__(self) -> None:
+        self.end()
 
 
 class Stream(Generic[T_co]):
@@ -79,9 +82,6 @@ class Stream(Generic[T_co]):
     def close(self) -> None:
         self._progress.end()
         self._progress.future = None
-
-    def __del__(self) -> None:
-        self._progress.end()
 
 
 class AsyncStream(Generic[T_co]):
@@ -122,6 +122,3 @@ class AsyncStream(Generic[T_co]):
     async def aclose(self) -> None:
         self._progress.end()
         self._progress.future = None
-
-    def __del__(self) -> None:
-        self._progress.end()

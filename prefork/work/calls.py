@@ -56,30 +56,36 @@ class Calls:
         self._number = -1  # of the call that runs
         self._open = 0  # things that it has yielded, and nobody has taken
         self._sending = threading.Lock()  # a thread of the call's may report too
-        self._is_interruptible = self._is_interrupted = False
+        self._is_interruptible = self._is_to_end = False
+        self._pid = os.getpid()
         if SYSTEM.interruption is not None:
             signal.signal(SYSTEM.interruption, self._interrupt)
 
     def _interrupt(self, *_: object) -> None:
-        """The call that runs is to end. Once, and nowhere else than in the user's code: what it sends is sent whole."""
-        self._is_interrupted = self._number >= 0
+        """The call that runs, or is about to, is to end: after it, this worker gets no other. It is interrupted once,
+        and nowhere else than in the user's code: what it sends is sent whole."""
+        self._is_to_end = True
         if self._is_interruptible:
-            self._raise_interruption()
+            self._end_call()
 
-    def _raise_interruption(self) -> None:
-        self._is_interruptible = self._is_interrupted = False
+    def _end_call(self) -> None:
+        self._is_interruptible = self._is_to_end = False
         raise KeyboardInterrupt("the call is to end: it was cancelled, or has reached its timeout")
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """Within the call that runs, what is not the user's code; an interruption waits until it is done."""
+        """Within the call that runs, what is not the user's code; an interruption waits until it is done. It comes in
+        the main thread, so that others need not care."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         was, self._is_interruptible = self._is_interruptible, False
         try:
             yield
         finally:
             self._is_interruptible = was
-        if was and self._is_interrupted:
-            self._raise_interruption()
+        if was and self._is_to_end:
+            self._end_call()
 
     def take(self, message: RunCalls | OpenTokens | ContinueCall, fds: list[int]) -> None:
         """Runs all that it is given and may begin."""
@@ -141,10 +147,10 @@ class Calls:
         self._channel.send(message._replace(fresh=fresh, returned=returned, dropped=dropped), fds)
 
     def _give(self, thing: Any, yielded: bool) -> None:
-        """Sends something while the call runs."""
+        """Sends something while the call runs; nothing from a process that it has forked."""
         pickled = dump_apart(thing)
         with self._uninterrupted(), self._sending:
-            if self._number >= 0:
+            if self._number >= 0 and os.getpid() == self._pid:
                 places = self._place(pickled) if pickled.buffers else ()
                 self._send(CallGave(self._number, pickled.data, yielded, places))
 
@@ -177,9 +183,11 @@ class Calls:
         try:
             try:
                 self._number, self._is_interruptible = number, True
+                if self._is_to_end:
+                    self._end_call()
                 result = self._call(data, places)
             finally:
-                self._is_interruptible = self._is_interrupted = False
+                self._is_interruptible = False
                 with self._sending:
                     self._number = -1
             return CallDone(number, result.data, self._place(result) if result.buffers else ())

@@ -143,6 +143,18 @@ def test_calls_that_are_cancelled_at_any_moment_cost_no_other(tmp_path: Path) ->
     assert len(ran) == len(set(ran)) and {str(number) for number in range(600) if number % 7} <= set(ran)
 
 
+def test_a_call_that_is_cancelled_as_it_begins_is_interrupted_too() -> None:
+    """Its worker may not have come to it yet: to kill it for that would take 2 s each time."""
+    with Runtime(workers=1, notice=pytest.fail) as runtime:
+        began = time.monotonic()
+        for _ in range(12):
+            future = runtime.submit(time.sleep, 3600)
+            _wait_until(future.running)
+            assert runtime.cancel(future)
+        assert runtime.submit(abs, -1).result(timeout=60) == 1
+        assert time.monotonic() - began < 20
+
+
 def test_only_a_runtime_s_own_futures_are_cancelled() -> None:
     with Runtime(workers=1) as runtime, Runtime(workers=1) as other:
         for foreign in (Future[None](), other.submit(time.sleep, 0.5)):
