@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.spawn
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from prefork.platform_matrix.matrix import Strategy
-from prefork.wire.pickling import has_importable_main
+from prefork.wire.pickling import dump, has_importable_main
 from prefork.wire.wrapped import LoadEach
 
 
@@ -29,8 +30,43 @@ def check_numbers(**numbers: int | None) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
+def dump_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
+    """Pickled. Raises TypeError, and what pickle raises."""
+    if initializer is None:
+        return None
+    if not callable(initializer):
+        raise TypeError(f"initializer must be a function, not {initializer!r}")
+    return dump((initializer, tuple(initargs)))
+
+
+def check_model(name: str | None, names: Sequence[str]) -> None:
+    """Raises ValueError if there is no model of that name."""
+    if name is None or name in names:
+        return
+    if not names:
+        raise ValueError(f"model={name!r}: this Runtime has no models by name; load={{{name!r}: ...}} gives it one")
+    near = get_close_matches(name, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"there is no model {name!r}, but {', '.join(map(repr, names))}{hint}")
+
+
+Load = Callable[[], Any] | Mapping[str, Callable[[], Any]]
+
+
+def join_again(first: Load | None, again: Load | None) -> Callable[[], Any]:
+    """One function that loads all anew. again: by default as at first. Raises TypeError, ValueError."""
+    if first is None:
+        raise ValueError("reload replaces what load has returned, and this Runtime has no load; make a new one")
+    function, names = join_loads(first if again is None else again)
+    before = join_loads(first)[1]
+    if names != before:
+        raise ValueError(f"reload takes models of the same names: {before}, not {names}")
+    assert function is not None
+    return function
+
+
 def join_loads(
-    load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None,
+    load: Load | None,
 ) -> tuple[Callable[[], Any] | None, tuple[str, ...]]:
     """One function that loads all, and the names of the models, if they have names. Raises TypeError, ValueError."""
     if load is None or callable(load):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+_logger = logging.getLogger("prefork")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,11 @@ class CallOptions:
 
 
 USUAL = CallOptions()
+
+
+def tell(listener: Callable[[Any], object], who: str, value: Any) -> None:
+    """Passes a value on to an `on_progress`; that it fails is of no concern to what it is told of."""
+    try:
+        listener(value)
+    except BaseException:
+        _logger.exception("%s: on_progress has failed", who)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.pool.call_options import CallOptions
+from prefork.pool.call_options import CallOptions, tell
 from prefork.pool.tasks import NotBegun, Task
 from prefork.wire.blocks import Place
 from prefork.wire.pickling import Pickled
@@ -135,11 +135,9 @@ class Call:
 
     def take_report(self, report: Pickled) -> None:
         """What it has reported while it runs."""
-        try:
-            if self.options.on_progress is not None:
-                self.options.on_progress(report.load())
-        except BaseException:  # of no concern to the call, nor to others
-            _logger.exception("%s: on_progress has failed", self.label)
+        listener = self.options.on_progress
+        if listener is not None:
+            tell(lambda made: listener(made.load()), self.label, report)
 
     def take_yielded(self, item: Pickled) -> None:
         """What it has yielded while it runs; nobody asks for that."""
@@ -163,6 +161,8 @@ class Call:
                 future.set_result(value)
             else:
                 future.set_exception(error)
+        except InvalidStateError:
+            return  # it was cancelled this moment
         except BaseException:  # what a callback raises that is no Exception: of no concern to the other calls
             _logger.exception("a callback of a future has failed")
 

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from difflib import get_close_matches
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -23,8 +23,9 @@ from prefork.memory.governor import Governor
 from prefork.memory.tally import Limits
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.selection import parse_devices
-from prefork.pool.arguments import check_names, check_numbers, describe_main, join_loads
-from prefork.pool.call_options import USUAL, CallOptions
+from prefork.pool import arguments
+from prefork.pool.arguments import Load
+from prefork.pool.call_options import USUAL, CallOptions, tell
 from prefork.pool.calls import Call, CallFuture, StreamedCall
 from prefork.pool.jobs import Course, JobResult, JobRun
 from prefork.pool.mapping import Mappings
@@ -86,7 +87,7 @@ class Runtime(Submitter):
         self,
         engine: str | Pipeline | None = None,
         *,
-        load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+        load: Load | None = None,
         private: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         workers: int | None = None,
@@ -110,11 +111,9 @@ class Runtime(Submitter):
     ) -> None:
         if engine is not None and load is not None:
             raise ValueError("Runtime takes an engine or a load function, not both")
-        check_names(private, load is not None, strategy)
+        arguments.check_names(private, load is not None, strategy)
         numbers = {"workers": workers, "threads": threads, "memory_limit": memory_limit}
-        check_numbers(**numbers, max_tasks_per_child=max_tasks_per_child)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a function, not {initializer!r}")
+        arguments.check_numbers(**numbers, max_tasks_per_child=max_tasks_per_child)
         asked = () if devices is None else parse_devices(devices if isinstance(devices, str) else ",".join(devices))
         batching = batching or Batching()
         batching.check_for_jobs()
@@ -123,7 +122,7 @@ class Runtime(Submitter):
         if local:
             require(local)
         self._load = load
-        load, self._model_names = join_loads(load)
+        load, self._model_names = arguments.join_loads(load)
         self._owner = object()  # what its futures are known by
         self._ranks = itertools.count()
         self._shutdown = False
@@ -131,11 +130,11 @@ class Runtime(Submitter):
         specification = Specification(
             engines=local,
             load=dump(load) if load else None,
-            preparation=describe_main(),
+            preparation=arguments.describe_main(),
             checkpoints=memory_checkpoints,
             batching=batching,
             private=tuple(private),
-            initializer=dump((initializer, tuple(initargs))) if initializer is not None else None,
+            initializer=arguments.dump_initializer(initializer, initargs),
         )
         hiding = (force_cpu, no_mps)
         request = make_request(self.pipeline, strategy, workers, threads, asked, *hiding, memory_limit)
@@ -244,16 +243,6 @@ class Runtime(Submitter):
             fn = OnModel(options.model, fn)
         return Reporting(fn, options.stream) if options.stream or options.on_progress is not None else fn
 
-    def _check_model(self, name: str | None) -> None:
-        """Raises ValueError if there is none of that name."""
-        if name is None or name in self._model_names:
-            return
-        if not self._model_names:
-            raise ValueError(f"model={name!r}: this Runtime has no models by name; load={{{name!r}: ...}} gives it one")
-        near = get_close_matches(name, self._model_names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no model {name!r}, but {', '.join(map(repr, self._model_names))}{hint}")
-
     def _continue(self, future: Future[Any], count: int) -> None:
         """So many of the things that a call has yielded were taken."""
         self.supervisor.continue_call(future, count)
@@ -273,7 +262,7 @@ class Runtime(Submitter):
         self.supervisor.cancel_call(future)
         return True
 
-    def reload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None) -> None:
+    def reload(self, load: Load | None = None) -> None:
         """Replaces the weights while calls run. Returns once calls that begin from here on get the new ones; those that
         run are finished on the old ones, and none is lost.
 
@@ -281,19 +270,17 @@ class Runtime(Submitter):
         the same tensors: names, shapes and types. Forked workers go on while they are loaded, and both are in memory
         meanwhile; elsewhere calls wait. Raises LoadError if the new weights cannot be used; then the old ones are.
         """
+        if self.supervisor.is_own_thread:
+            raise RuntimeError("reload waits for the thread that calls it: a callback of a future, or on_progress")
         self._begin_reload(load).result()
 
-    async def areload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None) -> None:
+    async def areload(self, load: Load | None = None) -> None:
         """As `reload`, without blocking the event loop."""
         await asyncio.shield(asyncio.wrap_future(self._begin_reload(load)))
 
-    def _begin_reload(self, load: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None) -> Future[None]:
+    def _begin_reload(self, load: Load | None) -> Future[None]:
         self._check_process()
-        if self._load is None:
-            raise ValueError("reload replaces what load has returned, and this Runtime has no load; make a new one")
-        function, names = join_loads(self._load if load is None else load)
-        if names != self._model_names:
-            raise ValueError(f"reload takes models of the same names: {self._model_names}, not {names}")
+        function = arguments.join_again(self._load, load)
         if self._shutdown or self.supervisor.is_closing:
             raise RuntimeError("cannot reload after shutdown")
         future: Future[None] = Future()
@@ -308,7 +295,14 @@ class Runtime(Submitter):
         return future
 
     @overload
-    def map(self, jobs: Iterable[Job], /, *, target: Path | None = None) -> Iterator[JobResult]: ...
+    def map(
+        self,
+        jobs: Iterable[Job],
+        /,
+        *,
+        target: Path | None = None,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> Iterator[JobResult]: ...
     @overload
     def map(
         self,
@@ -319,10 +313,19 @@ class Runtime(Submitter):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]: ...
-    def map(self, first: Any, /, *iterables: Any, target: Path | None = None, **options: Any) -> Iterator[Any]:
+    def map(
+        self,
+        first: Any,
+        /,
+        *iterables: Any,
+        target: Path | None = None,
+        on_progress: Callable[[float], object] | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
         """map(jobs): their results, as they finish. map(fn, *iterables): as ProcessPoolExecutor does it.
 
-        target: where the jobs' outputs are written; without it, the documents are in the results alone. chunksize:
+        target: where the jobs' outputs are written; without it, the documents are in the results alone. on_progress:
+        called with seconds of audio as they are worked off, in a thread of the runtime's: it must not block. chunksize:
         calls that go to a worker together. buffersize: results, or chunks of them, that are made ahead of what is
         consumed; by default all, or 1,024 where no iterable has a length, so that one may be endless.
         """
@@ -331,7 +334,10 @@ class Runtime(Submitter):
             return super().map(first, *iterables, **options)
         results: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         jobs = list(first)
-        run_jobs(self, jobs, Course(self.pipeline, target), results.put)
+        course = Course(self.pipeline, target)
+        if on_progress is not None:
+            course = replace(course, advance=partial(tell, on_progress, "map"))
+        run_jobs(self, jobs, course, results.put)
         return (results.get() for _ in jobs)
 
     def _map(

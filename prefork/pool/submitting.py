@@ -6,9 +6,10 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prefork.pool.arguments import check_model
 from prefork.pool.call_options import USUAL, CallOptions
 from prefork.pool.streams import AsyncStream, Stream
 
@@ -98,10 +99,15 @@ class Submitter(Executor, ABC):
         called with what the function gives to `prefork.report_progress`, in a thread of the runtime's: it must not
         block.
         """
-        given = {"timeout": timeout, "retry": retry, "priority": priority, "model": model, "on_progress": on_progress}
-        known = {field.name: getattr(self._options, field.name) for field in fields(CallOptions)}
-        options = CallOptions(**{**known, **{name: value for name, value in given.items() if value is not _SAME}})
-        self._runtime._check_model(options.model)
+        given: dict[str, Any] = {
+            "timeout": timeout,
+            "retry": retry,
+            "priority": priority,
+            "model": model,
+            "on_progress": on_progress,
+        }
+        options = replace(self._options, **{name: value for name, value in given.items() if value is not _SAME})
+        check_model(options.model, self._runtime._model_names)
         return OptionedSubmitter(self._runtime, options)
 
 

@@ -99,6 +99,11 @@ class Supervisor:
         self._lock = threading.RLock()  # of that number
         self._thread = threading.Thread(target=self._run, name="prefork-supervisor", daemon=True)
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether this is called in the supervisor's thread, which nothing may wait for there."""
+        return threading.current_thread() is self._thread
+
     # -- from any thread -------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefork import CallTimedOut, Runtime, WorkerDied, report_progress
+from prefork import CallTimedOut, Job, Runtime, WorkerDied, report_progress
 from prefork.wire.calls import MOST_YIELDED
 
 pytestmark = pytest.mark.usefixtures("script_engine")
@@ -129,6 +129,23 @@ def test_a_call_reports_its_progress_to_who_listens(runtime: Runtime) -> None:
     assert runtime.submit(calls.report, 5).result() == "done", "and costs nothing where nobody does"
     report_progress("nor outside of a call")
     assert len(heard) == 5
+
+
+def test_jobs_tell_the_seconds_that_are_worked_off(script_engine: None, tmp_path: Path) -> None:
+    jobs = []
+    for number in range(3):
+        source = tmp_path / f"job{number}"
+        source.write_text("\n".join(["say x"] * 40))
+        jobs.append(Job(source.name, source, seconds=40.0))
+    heard: list[float] = []
+
+    def listen(seconds: float) -> None:
+        heard.append(seconds)
+        raise ValueError("a bug in the bar")
+
+    with Runtime("script", workers=2) as runtime:
+        assert [result.error for result in runtime.map(jobs, on_progress=listen)] == [None] * 3
+    assert sum(heard) == pytest.approx(120.0) and len(heard) > 3
 
 
 def test_a_listener_that_fails_costs_the_call_nothing(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ except (ImportError, unittest.SkipTest) as error:
 
 _STARTED = "all workers are started at once, from the process that has loaded, and not as calls come"
 _RETRIED = "a worker that was killed costs nothing: its call is done by another, and the pool lives on"
-_RECYCLED = "max_tasks_per_child: workers are replaced by what they keep of memory, not by how many calls they had"
+_STRATEGY = "how processes start is `strategy`, and forked ones may be replaced too"
 _OWN_ERROR = "what raises as it is unpickled is its own call's error, and breaks no pool"
 _INSIDES = "replaces what ProcessPoolExecutor is made of"
 # What `Runtime` does otherwise, and why.
@@ -30,9 +30,7 @@ NOT_APPLICABLE = {
     "ProcessPoolExecutorTest.test_idle_process_reuse_one": _STARTED,
     "ProcessPoolExecutorTest.test_idle_process_reuse_multiple": _STARTED,
     "ProcessPoolExecutorTest.test_killed_child": _RETRIED,
-    "ProcessPoolExecutorTest.test_max_tasks_early_shutdown": _RECYCLED,
-    "ProcessPoolExecutorTest.test_max_tasks_per_child": _RECYCLED,
-    "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": _RECYCLED,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": _STRATEGY,
     "ExecutorDeadlockTest.test_error_at_task_unpickle": _OWN_ERROR,
     "ExecutorDeadlockTest.test_exit_at_task_unpickle": _OWN_ERROR,
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _OWN_ERROR,
