@@ -73,10 +73,13 @@ class CallEndings:
             return most
         wait = most
         for worker in self._workers.list_busy():
+            call = next(iter(worker.calls.values()), None)
+            if call is None or worker.closed or worker.kill_reason:
+                continue
             if worker.interrupted is not None:
                 wait = min(wait, worker.interrupted + _GRACE_SECONDS - self._outbox.now)
-            elif worker.calls and worker.task is not None and (limit := worker.task.options.timeout) is not None:
-                wait = min(wait, worker.begun + limit - self._outbox.now)
+            elif call.ended is None and call.options.timeout is not None:
+                wait = min(wait, worker.begun + call.options.timeout - self._outbox.now)
         return max(0.0, wait)
 
     @staticmethod

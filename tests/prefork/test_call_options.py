@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from prefork import CallTimedOut, OutOfMemory, Runtime, WorkerDied
+from prefork.platform_matrix.systems import SYSTEM
 
 pytestmark = pytest.mark.usefixtures("script_engine")
 _STRATEGIES = ["fork", "spawn"]
@@ -52,6 +53,21 @@ def test_a_call_that_ignores_its_end_is_ended_with_its_worker_and_no_other_call_
         assert [future.result() for future in others] == list(range(500))
         assert isinstance(stubborn.exception(timeout=60), CallTimedOut)
         assert 2.0 < time.monotonic() - began < 40
+
+
+def test_where_no_process_can_be_interrupted_its_worker_is_killed_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on Windows."""
+    import script_calls as calls
+
+    monkeypatch.setattr(SYSTEM, "interruption", None)
+    with Runtime(workers=1, notice=pytest.fail) as runtime:
+        lock = str(tmp_path / "lock")
+        assert isinstance(runtime.with_options(timeout=0.5).submit(calls.hold, lock, 3600).exception(60), CallTimedOut)
+        assert Path(lock).exists()
+        assert runtime.submit(abs, -1).result(timeout=60) == 1
+        assert runtime.status().deaths == 0
 
 
 def test_the_time_that_a_call_waits_does_not_count() -> None:

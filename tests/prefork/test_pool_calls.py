@@ -127,6 +127,24 @@ def test_a_worker_that_has_nothing_to_do_gets_what_another_has_not_begun(quick: 
     assert len(quick.given[0]) == 1
 
 
+def test_there_is_something_to_do_when_a_call_is_to_end_and_not_before_or_after() -> None:
+    machine = start(workers=1)
+    machine.get_ready()
+    assert machine.pool.find_wait(9.0, machine.now) == 9.0
+    submit(machine, ["slow"], CallOptions(timeout=3.0))
+    machine.feed(ev.Tick())
+    machine.begin_call(0)
+    assert machine.pool.find_wait(9.0, machine.now + 1.0) == 2.0
+    machine.now += 3.0
+    machine.feed(ev.Tick())
+    assert machine.interrupted == {0} and machine.pool.find_wait(9.0, machine.now) == 2.0
+    machine.now += 2.0
+    machine.feed(ev.Tick())
+    assert machine.dying == [0] and machine.pool.find_wait(9.0, machine.now) == 9.0, "it is killed, and not waited for"
+    machine.end_dying()
+    assert isinstance(machine.results["slow"], CallTimedOut)
+
+
 def test_what_no_worker_has_begun_can_be_cancelled(quick: Machine) -> None:
     quick.begin_call(0)
     quick.begin_call(1)
