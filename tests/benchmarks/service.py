@@ -92,13 +92,18 @@ async def ask_all(port: int) -> tuple[float, float, float]:
     return rate, statistics.median(taken) * 1e3, statistics.quantiles(taken, n=20)[-1] * 1e3
 
 
+def _tell(port: int) -> None:
+    """In the process that asks: what it has found, for the other."""
+    print(json.dumps(asyncio.run(ask_all(port))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ask", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ask:
-        print(json.dumps(asyncio.run(ask_all(options.ask))))
+        _tell(options.ask)
         return
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in VARIANTS}
     with Results() as results, tempfile.TemporaryDirectory() as folder:
