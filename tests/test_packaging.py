@@ -132,7 +132,7 @@ def test_the_licences_of_all_that_comes_along_are_in_the_wheel_and_its_metadata(
         metadata = message_from_string(wheel.read(f"{folder}/METADATA").decode())
         names = metadata.get_all("License-File", [])
         texts = {name: wheel.read(f"{folder}/licenses/{name}").decode() for name in names}
-    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND CC-BY-SA-4.0 AND PDDL-1.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND BSD-2-Clause AND CC-BY-SA-4.0 AND PDDL-1.0"
     assert "Apache License" in texts["LICENSE"]
     assert "MIT License" in texts["engines/models/ctc-aligner-en/LICENSE"]
     assert "MIT License" in texts["engines/models/whisper-tiny.en/LICENSE"]

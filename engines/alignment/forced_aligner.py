@@ -26,6 +26,10 @@ NOTHING = 10 ** (-105 / 20)  # of full scale: what is below it was not recorded;
 _QUIET = 10 ** (-50 / 20)  # of full scale; where nothing is louder, the samples are made
 _PEAK = 0.3  # so loud
 _BEYOND = 2.0  # seconds after a stretch, more than any search goes
+# Of 327 utterances that had one word in place of another, 84 % have a word below it, of those with times 3 s and more
+# off 98 %, of 327 right ones 3 %.
+LOW_WORD = 0.05
+_LISTED = 3  # words that a warning names
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -218,16 +222,24 @@ def rate(words: Sequence[Word]) -> float | None:
 
 
 def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
-    """What there is to say about utterances whose words' mean score is low."""
-    rated = {index: rate(utterance.words) for index, utterance in enumerate(utterances)}
-    means = {index: mean for index, mean in rated.items() if mean is not None}
-    warnings = [
-        f"utterance {index + 1} ({utterances[index].text[:40].strip()}): low confidence ({mean:.2f}); check its times"
-        for index, mean in means.items()
-        if mean < low
-    ]
-    if len(warnings) * 2 > len(means) > 1:
-        reason = f"{len(warnings)} of {len(means)} utterances have a low confidence"
+    """What there is to say about utterances of which a word is probably not said; where nothing says so of single
+    words, about those whose words' mean score is low."""
+    warnings, rated = [], 0
+    for index, utterance in enumerate(utterances):
+        mean = rate(utterance.words)
+        if mean is None:
+            continue
+        rated += 1
+        what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
+        scores = {word.text: word.score for word in utterance.words if word.phones and word.score is not None}
+        doubtful = [text for text, score in scores.items() if score < LOW_WORD]
+        if doubtful:
+            listed = ", ".join(doubtful[:_LISTED]) + (" ..." if len(doubtful) > _LISTED else "")
+            warnings.append(f"{what}: low confidence ({min(scores.values()):.2f}) in: {listed}; check text and times")
+        elif not scores and mean < low:
+            warnings.append(f"{what}: low confidence ({mean:.2f}); check its times")
+    if len(warnings) * 2 > rated > 1:
+        reason = f"{len(warnings)} of {rated} utterances have a low confidence"
         warnings.append(f"{reason}; check that the transcript is of this recording")
     return warnings
 

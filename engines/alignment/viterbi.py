@@ -199,11 +199,14 @@ def _clip(word: Word, start: float, end: float) -> Word:
     assert word.end is not None
     end = round(max(start, min(word.end, end)), 3)
 
-    def limit(character: Character) -> Character:
-        first = min(max(character.start, start), end)
-        last = min(max(character.end, first), end)
-        return Character(character.text, round(first, 3), round(last, 3), round(character.score, 4))
+    def round_(character: Character) -> Character:
+        times = round(character.start, 3), round(character.end, 3)
+        return Character(character.text, *times, round(character.score, 4))
 
-    characters = tuple(limit(character) for character in word.characters)
-    score = None if word.score is None else round(word.score, 4)
-    return replace(word, start=start, end=end, score=score, characters=characters)
+    clipped = replace(word, start=start, end=end).keep_parts_within(start, end)
+    return replace(
+        clipped,
+        score=None if word.score is None else round(word.score, 4),
+        characters=tuple(map(round_, clipped.characters)),
+        phones=tuple(map(round_, clipped.phones)),
+    )

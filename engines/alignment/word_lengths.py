@@ -84,18 +84,15 @@ def _push_back(spans: Sequence[tuple[int, int]], least: int, last: int) -> list[
 
 
 def _move(word: Word, start: float, end: float) -> Word:
-    """The word at another time, its characters within it; evenly where they had no time either."""
+    """The word at another time, its characters and phones within it; evenly where they had no time either."""
     if (word.start, word.end) == (start, end):
         return word
-    count = len(word.characters)
-    if word.start == word.end:
-        edges = [start + (end - start) * place / max(1, count) for place in range(count + 1)]
-        spread = [replace(c, start=edges[i], end=edges[i + 1]) for i, c in enumerate(word.characters)]
-    else:
-        spread = [_clip(character, start, end) for character in word.characters]
-    return replace(word, start=start, end=end, characters=tuple(spread))
+    moved = replace(word, start=start, end=end)
+    if word.start != word.end:
+        return moved.keep_parts_within(start, end)
+    return replace(moved, characters=_spread(word.characters, start, end), phones=_spread(word.phones, start, end))
 
 
-def _clip(character: Character, start: float, end: float) -> Character:
-    first = min(max(character.start, start), end)
-    return replace(character, start=first, end=min(max(character.end, first), end))
+def _spread(parts: Sequence[Character], start: float, end: float) -> tuple[Character, ...]:
+    edges = [start + (end - start) * place / max(1, len(parts)) for place in range(len(parts) + 1)]
+    return tuple(replace(part, start=edges[place], end=edges[place + 1]) for place, part in enumerate(parts))

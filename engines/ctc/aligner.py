@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from prefork.engines.checkpoints.footprint import estimate_encoder
 from prefork.engines.checkpoints.model_folder import DtypeOption
 from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, identify, load_model, open_checkpoint
 from prefork.engines.ctc.padding import choose_padding, compute_logits
-from prefork.engines.ctc.recent_emissions import find_recent
+from prefork.engines.ctc.phone_head import SILENCE, STEPS
+from prefork.engines.ctc.phone_times import PhoneClock, measure_words
+from prefork.engines.ctc.recent_emissions import Emission, find_recent
 from prefork.engines.ctc.stretch_search import REACH, StretchSearch
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
@@ -101,7 +104,7 @@ class CTCAligner(DtypeOption, ForcedAligner):
         search = max((self._count_search_bytes(s.words, s.end - s.start) for s in segment.content or ()), default=0.0)
         window = estimate_encoder(self._checkpoint.config, min(segment.seconds, WINDOW_SECONDS), self._clock.frame)
         waveform = 2 * 4 * SAMPLE_RATE * segment.seconds
-        emission = 2 * 4 * self._checkpoint.config.vocab_size * segment.seconds / self._clock.frame
+        emission = 2 * 4 * self._checkpoint.count_outputs() * segment.seconds / self._clock.frame
         return round(window + waveform + emission + search)
 
     def count_seconds_needed(self, words: Sequence[str]) -> float:
@@ -137,7 +140,8 @@ class CTCAligner(DtypeOption, ForcedAligner):
             )
 
     def infer(self, model: Model, batch: Sequence[Tensors]) -> list[Tensors]:
-        """{"log_probs": (frames, vocabulary)} of each waveform.
+        """{"log_probs": (frames, vocabulary)} of each waveform; with {"phones": (steps, phones)}, log-probabilities
+        too, in half precision, of a model that tells these apart.
 
         A waveform goes through the model in windows, as many of them at once as the batch has waveforms: what the model
         takes grows with the batch and its longest window, not with how long a waveform is.
@@ -145,25 +149,24 @@ class CTCAligner(DtypeOption, ForcedAligner):
         cut = [self._cut(tensors["waveform"]) for tensors in batch]
         windows = [amplify(window) for parts in cut for window in parts]
         emissions = iter(self._emit_or_recall(model, windows, len(batch)))
-        merged = [self._merge([next(emissions) for _ in parts]) for parts in cut]
-        waveforms = [tensors["waveform"] for tensors in batch]
-        return [{"log_probs": self._mute(rows, samples)} for rows, samples in zip(merged, waveforms, strict=True)]
+        outputs: list[Tensors] = []
+        for tensors, parts in zip(batch, cut, strict=True):
+            heard = [next(emissions) for _ in parts]
+            log_probs = self._merge([emission.log_probs for emission in heard])
+            silent = self._find_silence(tensors["waveform"], len(log_probs))
+            output = {"log_probs": _mute(log_probs, silent, self._vocabulary.blank)}
+            if phones := [emission.phones for emission in heard if emission.phones is not None]:
+                output["phones"] = _mute(self._merge(phones, STEPS), silent.repeat_interleave(STEPS), SILENCE)
+            outputs.append(output)
+        return outputs
 
-    def _mute(self, log_probs: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
-        """The emission, with nothing but blanks where nothing was recorded: models hear letters in digital silence.
-
-        log_probs: (frames, vocabulary). waveform: (samples,).
-        """
+    def _find_silence(self, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        """(frames,) bool: where nothing was recorded. waveform: (samples,)."""
         context = round(_EDGE_SECONDS * SAMPLE_RATE / self._hop)
         loudest = torch.nn.functional.max_pool1d(waveform.abs()[None], self._hop, ceil_mode=True)
         around = torch.nn.functional.max_pool1d(loudest, 2 * context + 1, stride=1, padding=context)[0]
-        silent = around[: len(log_probs)] < NOTHING
-        if not silent.any():
-            return log_probs
-        muted = torch.full_like(log_probs, _NEVER)
-        muted[:, self._vocabulary.blank] = 0.0
-        beyond = silent.new_zeros(len(log_probs) - len(silent))  # a model may give a frame more
-        return torch.where(torch.cat([silent, beyond])[:, None], muted, log_probs)
+        silent = around[:frames] < NOTHING
+        return torch.cat([silent, silent.new_zeros(frames - len(silent))])  # a model may give a frame more
 
     def count_window_frames(self) -> tuple[int, int]:
         """Frames of what the model is given at a time, and of the context at each of its ends."""
@@ -208,34 +211,42 @@ class CTCAligner(DtypeOption, ForcedAligner):
             return [waveform]
         return [waveform[first : first + size] for first in range(0, len(waveform) - 2 * context, size - 2 * context)]
 
-    def _merge(self, emissions: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(frames, vocabulary) of the whole waveform from those of its windows, without their contexts."""
+    def _merge(self, emissions: Sequence[torch.Tensor], steps: int = 1) -> torch.Tensor:
+        """(rows, ...) of the whole waveform from those of its windows, without their contexts. steps: rows of a
+        frame."""
         if len(emissions) == 1:
             return emissions[0]
-        size, context = self.count_window_frames()
+        size, context = (frames * steps for frames in self.count_window_frames())
         last = len(emissions) - 1
         return torch.cat(
             [e[context if i else 0 : None if i == last else size - context] for i, e in enumerate(emissions)]
         )
 
-    def _emit_or_recall(self, model: Model, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
+    def _emit_or_recall(self, model: Model, windows: Sequence[torch.Tensor], together: int) -> list[Emission]:
         """`_emit`, of what this process has not heard lately."""
         if not getattr(model, "batch_invariant", False) or windows[0].device.type != "cpu":
             return self._emit(model, windows, together)
         return find_recent(model).look_up(windows, lambda new: self._emit(model, new, together))
 
-    def _emit(self, model: Model, windows: Sequence[torch.Tensor], together: int) -> list[torch.Tensor]:
-        """(frames, vocabulary) log-probabilities of each window. together: how many go through the model at once."""
+    def _emit(self, model: Model, windows: Sequence[torch.Tensor], together: int) -> list[Emission]:
+        """What is heard in each window. together: how many go through the model at once."""
         dtype = getattr(model, "input_dtype", DTYPES[self._dtype])
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))  # the least padding
-        emissions: dict[int, torch.Tensor] = {}
+        emissions: dict[int, Emission] = {}
         for first in range(0, len(order), together):
             some = order[first : first + together]
             logits = compute_logits(model, [self._encode(windows[index]).to(dtype) for index in some], self._padding)
-            emissions.update(
-                (index, rows.float().log_softmax(dim=-1)) for index, rows in zip(some, logits, strict=True)
-            )
+            emissions.update((index, self._read(rows)) for index, rows in zip(some, logits, strict=True))
         return [emissions[index] for index in range(len(windows))]
+
+    def _read(self, logits: torch.Tensor) -> Emission:
+        """logits: (frames, vocabulary), and phones behind it if the model has them."""
+        characters = self._checkpoint.config.vocab_size
+        log_probs = logits[:, :characters].float().log_softmax(dim=-1)
+        if logits.shape[1] == characters:
+            return Emission(log_probs)
+        phones = logits[:, characters:].float().reshape(len(logits) * STEPS, -1).log_softmax(dim=-1)
+        return Emission(log_probs, phones.half())
 
     def _encode(self, waveform: torch.Tensor) -> torch.Tensor:
         """The model's input: the waveform, (samples,), or the features of the extractor that came with it."""
@@ -250,7 +261,18 @@ class CTCAligner(DtypeOption, ForcedAligner):
 
     def align(self, stretch: Stretch, output: Tensors, segment: Segment) -> list[Word] | None:
         origin = round(segment.start / self._clock.frame)
-        return StretchSearch(stretch, output["log_probs"], origin, self._vocabulary, self._clock, self.low).align()
+        measure = None
+        if self._checkpoint.pronunciations is not None:
+            measure = partial(
+                measure_words,
+                phones=output["phones"],
+                clock=PhoneClock(origin * self._clock.frame, self._clock.frame / STEPS),
+                pronunciations=self._checkpoint.pronunciations,
+                limit=stretch.limit,
+            )
+        return StretchSearch(
+            stretch, output["log_probs"], origin, self._vocabulary, self._clock, self.low, measure
+        ).align()
 
     def identify_model(self) -> Hashable:
         return ("ctc", str(self._checkpoint.folder), self._dtype)
@@ -263,3 +285,13 @@ class CTCAligner(DtypeOption, ForcedAligner):
             "max_segment": self._max_segment,
             "dtype": self.identify_dtype(),
         }
+
+
+def _mute(log_probs: torch.Tensor, silent: torch.Tensor, nothing: int) -> torch.Tensor:
+    """(rows, columns) with the column of nothing alone where nothing was recorded: models hear letters in digital
+    silence. silent: (rows,) bool."""
+    if not silent.any():
+        return log_probs
+    muted = torch.full_like(log_probs, _NEVER)
+    muted[:, nothing] = 0.0
+    return torch.where(silent[:, None], muted, log_probs)

@@ -22,6 +22,9 @@ from prefork.engines.checkpoints.model_folder import (
     is_ctc,
 )
 from prefork.engines.checkpoints.whisper_layers import list_sources
+from prefork.engines.ctc.phone_head import PHONES, STEPS
+from prefork.engines.ctc.pronunciations import FILE as PRONUNCIATIONS
+from prefork.engines.ctc.pronunciations import Pronunciations
 from prefork.engines.ctc.whisper_ctc import WhisperCTC, WhisperCTCConfig
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ class Checkpoint:
 
     extractor: transformers' feature extractor for a model that takes features, None for one that takes the waveform;
     normalize: whether that is brought to zero mean and unit variance.
+    pronunciations: with a model that tells phones apart.
     """
 
     source: ModelFolder
@@ -49,6 +53,7 @@ class Checkpoint:
     clock: Clock
     extractor: Any | None
     normalize: bool
+    pronunciations: Pronunciations | None = None
 
     @property
     def name(self) -> str:
@@ -58,13 +63,18 @@ class Checkpoint:
     def folder(self) -> Path:
         return self.source.path
 
+    def count_outputs(self) -> int:
+        """Of a frame: the vocabulary, and phones."""
+        characters: int = self.config.vocab_size
+        return characters if self.pronunciations is None else characters + STEPS * (1 + len(PHONES))
+
 
 def open_checkpoint(name: str) -> Checkpoint:
     """Reads everything but the weights. name: a folder, or a hub id, which is fetched if it is not here yet.
 
     Raises LoadError if it cannot be had, or is not a CTC model of characters for 16 kHz.
     """
-    source = ModelFolder.find(name, FILES, _REMEDY)
+    source = ModelFolder.find(name, (*FILES, PRONUNCIATIONS), _REMEDY)
     config: Config = source.read_config(WhisperCTCConfig)
     if not is_ctc(config):
         engine = "whisper" if config.model_type == "whisper" else None
@@ -79,6 +89,7 @@ def open_checkpoint(name: str) -> Checkpoint:
         clock=_read_clock(source, config, settings, waveform),
         extractor=None if waveform else _load_extractor(source),
         normalize=settings.get("do_normalize", settings.get("feature_extractor_type") == "Wav2Vec2FeatureExtractor"),
+        pronunciations=_read_pronunciations(source) if getattr(config, "phone_dim", 0) else None,
     )
 
 
@@ -158,6 +169,13 @@ def _read_vocabulary(source: ModelFolder, config: Config) -> Vocabulary:
     if not any(token.isalpha() for token in characters):
         source.refuse("its vocabulary has no single letters; only models that emit characters can be used")
     return Vocabulary(characters, blank, columns.get(separator))
+
+
+def _read_pronunciations(source: ModelFolder) -> Pronunciations:
+    try:
+        return Pronunciations.read(source.path / PRONUNCIATIONS)
+    except ValueError as error:
+        source.refuse(str(error), error)
 
 
 def _read_clock(source: ModelFolder, config: Config, settings: Mapping[str, Any], waveform: bool) -> Clock:

@@ -51,7 +51,8 @@ def choose_padding(config: Config) -> Padding:
 
 
 def compute_logits(model: Model, inputs: Sequence[Tensor], padding: Padding) -> list[Tensor]:
-    """(frames, vocabulary) of each input: samples, (samples,), or features, (frames, size)."""
+    """(frames, vocabulary) of each input: samples, (samples,), or features, (frames, size). Behind the vocabulary, a
+    model that tells phones apart has their logits, those of all steps of a frame one after the other."""
     together = _COMPUTE[padding]
     if len({len(values) for values in inputs}) == 1:
         together = _compute_equal
@@ -64,7 +65,7 @@ def make_mask(lengths: Tensor, longest: int) -> Tensor:
 
 
 def _compute_equal(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return list(model(**{model.main_input_name: torch.stack(list(inputs))}).logits)
+    return list(_read(model(**{model.main_input_name: torch.stack(list(inputs))})))
 
 
 def _compute_masked(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -72,7 +73,7 @@ def _compute_masked(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
     padded = pad_sequence(list(inputs), batch_first=True)
     mask = make_mask(lengths, padded.shape[1]).long().to(padded.device)
     with _ignore_mask_types():
-        logits = model(**{model.main_input_name: padded}, attention_mask=mask).logits
+        logits = _read(model(**{model.main_input_name: padded}, attention_mask=mask))
     count: Callable[[Tensor], Tensor] | None = getattr(model, "_get_feat_extract_output_lengths", None)
     frames = count(lengths) if model.main_input_name == "input_values" and count else lengths
     return [row[:length] for row, length in zip(logits, frames.tolist(), strict=True)]
@@ -100,6 +101,13 @@ def _compute_apart(model: Model, inputs: Sequence[Tensor]) -> list[Tensor]:
         places = list(group)
         logits.update(zip(places, _compute_equal(model, [inputs[place] for place in places]), strict=True))
     return [logits[place] for place in range(len(inputs))]
+
+
+def _read(output: Any) -> Tensor:
+    phones: Tensor | None = getattr(output, "phones", None)
+    if phones is None:
+        return output.logits  # type: ignore[no-any-return]
+    return torch.cat([output.logits, phones.reshape(*output.logits.shape[:2], -1)], dim=-1)
 
 
 @contextmanager

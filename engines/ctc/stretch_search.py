@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ _ROUNDS = 4  # of searches around what was found
 @dataclass(frozen=True, slots=True)
 class StretchSearch:
     """log_probs: (frames, vocabulary) of the segment. origin: frames of the recording before it. low: mean score of
-    words below which these are doubtful."""
+    words below which these are doubtful. measure: makes exact times of those of the letters, if the model can."""
 
     stretch: Stretch
     log_probs: torch.Tensor
@@ -30,6 +30,7 @@ class StretchSearch:
     vocabulary: Vocabulary
     clock: Clock
     low: float
+    measure: Callable[[Sequence[Word]], list[Word]] | None = None
 
     def align(self) -> list[Word] | None:
         """The stretch's words with their times; None if they do not fit into it.
@@ -63,14 +64,19 @@ class StretchSearch:
     def _settle(self, found: list[Word]) -> list[Word]:
         stretch = self.stretch
         searched = stretch.start, stretch.end
+        measured = self._measure(found)
         for _ in range(_ROUNDS):
-            start, end = widen(*_span(found), stretch.limit)
+            start, end = widen(*_span(measured), stretch.limit)
             around = max(start, stretch.start - REACH), min(end, stretch.end + REACH)
             if around == searched:
                 break
             searched = around
             found = self._fit(stretch.words, *around) or found
-        return found
+            measured = self._measure(found)
+        return measured
+
+    def _measure(self, found: list[Word]) -> list[Word]:
+        return found if self.measure is None else self.measure(found)
 
     def _look_within(self, found: list[Word]) -> list[Word]:
         """The words at the one place within the stretch where they are said, if that is surer than where they were

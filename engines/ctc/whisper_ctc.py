@@ -14,16 +14,17 @@ from torch.nn import functional as F
 
 from prefork.engines.audio.log_mel import DYNAMIC_RANGE, HOP, N_FFT, make_mel_tables
 from prefork.engines.checkpoints.whisper_layers import EncoderConfig
+from prefork.engines.ctc.phone_head import PhoneHead, convolve
 
 FRAME = 2 * HOP  # samples from one output frame to the next: the encoder's second convolution halves
 
 
 @dataclass(frozen=True)
 class WhisperCTCConfig(EncoderConfig):
-    """What the head and an aligner need beside the encoder's sizes.
+    """What the heads and an aligner need beside the encoder's sizes.
 
-    tap_layer: the encoder layer whose output the head sees beside the last one. end_offset_seconds: what a token's last
-    frame's end is off by.
+    tap_layer: the encoder layer whose output the heads see beside the last one. phone_dim: of the head that tells
+    phones apart; 0 for a model without it. end_offset_seconds: what a token's last frame's end is off by.
     """
 
     model_type: str = "whisper-ctc"
@@ -31,6 +32,7 @@ class WhisperCTCConfig(EncoderConfig):
     tap_layer: int = 2
     head_dim: int = 256
     head_kernel_size: int = 5
+    phone_dim: int = 0
     pad_token_id: int = 0
     sampling_rate: int = 16_000
     frame_seconds: float = 0.02
@@ -39,9 +41,10 @@ class WhisperCTCConfig(EncoderConfig):
 
 @dataclass(frozen=True, slots=True)
 class CTCOutput:
-    """logits: (batch, frames, vocabulary)."""
+    """logits: (batch, frames, vocabulary). phones: (batch, 2 * frames, phones) logits, of a model that has them."""
 
     logits: Tensor
+    phones: Tensor | None = None
 
 
 def compute_log_mel(config: WhisperCTCConfig, waveform: Tensor) -> Tensor:
@@ -75,8 +78,8 @@ class Encoder(nn.Module):
         padded, frames: (batch,) output frames of each row with and without the silence that is appended to it, on the
         CPU.
         """
-        hidden = F.gelu(_convolve(self.conv1, mel.to(self.conv1.weight.dtype), 2 * padded))
-        hidden = F.gelu(_convolve(self.conv2, hidden, 2 * padded)).transpose(1, 2)
+        hidden = F.gelu(convolve(self.conv1, mel.to(self.conv1.weight.dtype), 2 * padded))
+        hidden = F.gelu(convolve(self.conv2, hidden, 2 * padded)).transpose(1, 2)
         hidden = hidden[:, : int(frames.max())]
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
         own = None if bool((frames >= hidden.shape[1]).all()) else frames
@@ -103,7 +106,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         hidden = F.gelu(self.project(self.norm(features))).transpose(1, 2)
         for convolution in (self.conv1, self.conv2):
-            hidden = hidden + F.gelu(_convolve(convolution, hidden, frames))
+            hidden = hidden + F.gelu(convolve(convolution, hidden, frames))
         return self.classifier(hidden.transpose(1, 2))  # type: ignore[no-any-return]
 
 
@@ -121,6 +124,7 @@ class WhisperCTC(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.head = Head(config)
+        self.phones = PhoneHead(config) if config.phone_dim else None
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> CTCOutput:
         """input_values: (batch, samples) at 16 kHz, in -1 to 1. attention_mask: (batch, samples), 1 on a row's
@@ -144,23 +148,10 @@ class WhisperCTC(nn.Module):
         padded = (samples + FRAME - 1) // FRAME + 1
         waveform = F.pad(input_values, (0, int(padded.max()) * FRAME - input_values.shape[1]))
         frames = frames.clamp(min=1)  # a row that is too short for a frame takes part all the same
-        features = self.encoder(compute_log_mel(self.config, waveform), padded, frames)
-        return CTCOutput(logits=self.head(features, frames))
+        mel = compute_log_mel(self.config, waveform)
+        features = self.encoder(mel, padded, frames)
+        phones = None if self.phones is None else self.phones(features, mel, padded, frames)
+        return CTCOutput(self.head(features, frames), phones)
 
     def _get_feat_extract_output_lengths(self, samples: Tensor) -> Tensor:
         return (samples // HOP + 1) // 2
-
-
-def _convolve(convolution: nn.Module, values: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, channels, frames) of each row's own first frames, and zeros. lengths: (batch,), on the CPU.
-
-    Each row by itself: torch chooses a convolution's algorithm by its input's size, and they round differently. So do
-    layers that get what they get in another order in memory.
-    """
-    if len(values) == 1:
-        return convolution(values[..., : int(lengths)])  # type: ignore[no-any-return]
-    rows = [convolution(row[None, :, :length])[0] for row, length in zip(values, lengths.tolist(), strict=True)]
-    convolved = values.new_zeros(len(rows), len(rows[0]), max(row.shape[1] for row in rows))
-    for place, row in zip(convolved, rows, strict=True):
-        place[:, : row.shape[1]] = row
-    return convolved

@@ -19,12 +19,16 @@ class Timing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Character:
-    """One aligned character of a word."""
+    """One aligned character of a word, or one of its phones."""
 
     text: str
     start: float  # seconds
     end: float  # seconds
     score: float  # mean posterior probability, 0 to 1
+
+    def clip(self, start: float, end: float) -> Character:
+        first = min(max(self.start, start), end)
+        return replace(self, start=first, end=min(max(self.end, first), end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,9 @@ class Word:
     """One spoken word of an utterance.
 
     text: as the transcript writes it. start, end: seconds in the recording, None without a time.
-    score: mean posterior probability of its characters, 0 to 1, None if it was not aligned.
+    score: 0 to 1, None if it was not aligned: the mean posterior probability of its characters; with phones, how likely
+    it is that it is said there. phones: in ARPAbet without stress, AX for its unstressed AH, where the model tells them
+    apart.
     """
 
     text: str
@@ -41,13 +47,21 @@ class Word:
     score: float | None = None
     timing: Timing = Timing.NONE
     characters: tuple[Character, ...] = ()
+    phones: tuple[Character, ...] = ()
 
     def end_by(self, time: float) -> Word:
         """The word, ended at that time if it goes on beyond; the same without times. time: seconds."""
         if self.start is None or self.end is None or self.end <= time:
             return self
-        characters = tuple(replace(c, start=min(c.start, time), end=min(c.end, time)) for c in self.characters)
-        return replace(self, start=min(self.start, time), end=time, characters=characters)
+        return replace(self, start=min(self.start, time), end=time).keep_parts_within(min(self.start, time), time)
+
+    def keep_parts_within(self, start: float, end: float) -> Word:
+        """The word with its characters and phones cut at these seconds."""
+        return replace(
+            self,
+            characters=tuple(character.clip(start, end) for character in self.characters),
+            phones=tuple(phone.clip(start, end) for phone in self.phones),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def _share(word: Word, count: int) -> list[Word]:
         return [word] * count
     edges = [word.start + (word.end - word.start) * index / count for index in range(count + 1)]
     return [
-        replace(word, start=round(start, 3), end=round(end, 3), timing=Timing.INTERPOLATED, characters=())
+        replace(word, start=round(start, 3), end=round(end, 3), timing=Timing.INTERPOLATED, characters=(), phones=())
         for start, end in pairwise(edges)
     ]
 

@@ -1,8 +1,11 @@
 """How exact and how fast the CTC aligner is: python tests/benchmarks/accuracy.py [--model PATH] [--threads N]
 
-Accuracy: word starts and ends against the times of the synthesiser that spoke ../shared/data/aligned-tts, from
-transcripts without times. `--hide N` writes every Nth word as digits, which the model cannot spell, and reports on
-these words and on their neighbours.
+Accuracy: starts and ends of words, and of phones, against the times of the synthesisers that spoke
+../shared/data/aligned-tts and, with --voices DIR, what tests/data/synthesize_english.py wrote there; with --labelled
+DIR, against the labels of people, TextGrids beside their recordings, whose words are in the tier --tier. All from
+transcripts without times. `--hide N` writes every Nth word of aligned-tts as digits, which the model cannot spell, and
+reports on these words and on their neighbours.
+Confidence: ../shared/data/speech with a fault in each utterance, and how many of them a warning names.
 Speed: ../shared/data/speech, 21 minutes, transcripts with times; each step's seconds, and this process's memory.
 """
 
@@ -10,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
+import re
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +35,33 @@ from prefork.engines.audio.reader import probe
 from prefork.engines.base import Job
 from prefork.engines.ctc.aligner import CTCAligner
 from prefork.engines.text import formats
-from prefork.engines.text.document import Document, Word
-from tests.benchmarks.results import Results
+from prefork.engines.text.document import Character, Document, Utterance, Word
+from tests.benchmarks.results import Results, Table
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+COLUMNS = ("source", "what", "median, ms", "mean, ms", "within 20 ms", "within 50 ms", "within 100 ms", "bias", "worst")
+FAULTS = ("none", "another word", "a word less", "times 3 s late")
+_INTERVAL = re.compile(r'xmin = ([\d.]+)\s*xmax = ([\d.]+)\s*text = "(.*?)"')
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A word as the synthesiser spoke it. start, end: seconds. distance: words to the nearest hidden one."""
+    """A word, or a phone, as it was spoken. start, end: seconds. distance: words to the nearest hidden one."""
 
     text: str
     start: float
     end: float
-    distance: int
+    distance: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """source: the voice, or whatever the table calls it. phones: of all of it, where they are known."""
+
+    source: str
+    media: Path
+    words: list[Truth]
+    phones: Sequence[Truth] = ()
 
 
 class Stopwatch:
@@ -59,19 +78,21 @@ class Stopwatch:
 
 
 @torch.inference_mode()
-def align(engine: CTCAligner, model: Any, job: Job, watch: Stopwatch) -> Document:
+def align(engine: CTCAligner, model: Any, job: Job, watch: Stopwatch, document: Document | None = None) -> Document:
+    """document: what to align, by default the job's transcript."""
+    document = document or formats.read(job.source)
     pieces = []
-    segments = watch.time("split", engine.split, job, formats.read(job.source))
+    segments = watch.time("split", engine.split, job, document)
     for segment in segments:
         tensors = watch.time("prepare", engine.prepare, job, segment)
         (output,) = watch.time("infer", engine.infer, model, [tensors])
         pieces.append(watch.time("finish", engine.finish, job, segment, output))
-    document: Document = watch.time("join", engine.join, job, formats.read(job.source), segments, pieces)
-    return document
+    aligned: Document = watch.time("join", engine.join, job, document, segments, pieces)
+    return aligned
 
 
-def read_sentences(hide: int) -> Iterator[tuple[Path, list[Truth]]]:
-    """Each recording with its words; every `hide`th word of the whole set is written as digits, 0 hides none."""
+def read_sentences(hide: int = 0) -> Iterator[Sentence]:
+    """aligned-tts; every `hide`th word of the whole set is written as digits, 0 hides none."""
     folder = SHARED / "data" / "aligned-tts"
     count = 0
     for name, words in sorted(json.loads((folder / "words.json").read_text(encoding="utf-8")).items()):
@@ -86,36 +107,129 @@ def read_sentences(hide: int) -> Iterator[tuple[Path, list[Truth]]]:
             )
             for index, word in enumerate(words)
         ]
-        yield folder / f"{name}.flac", truths
+        yield Sentence("aligned-tts", folder / f"{name}.flac", truths)
 
 
-def measure_accuracy(engine: CTCAligner, model: Any, hide: int) -> Iterator[str]:
-    found: list[tuple[Truth, Word]] = []
+def read_voices(folder: Path) -> Iterator[Sentence]:
+    """Those of the folder whose words have times."""
+    for path in sorted(folder.glob("*.json")):
+        for name, spoken in json.loads(path.read_text(encoding="utf-8")).items():
+            if words := _join_parts(spoken.get("words", [])):
+                phones = [Truth(*segment) for segment in spoken["segments"] if segment[0]]
+                yield Sentence(path.stem, folder / f"{name}.wav", words, phones)
+
+
+def _join_parts(parts: Sequence[tuple[str, float, float]]) -> list[Truth]:
+    """Words as they are written: synthesisers say it 's."""
+    words: list[Truth] = []
+    for text, start, end in parts:
+        if words and (text.startswith("'") or text == "n't"):
+            words[-1] = replace(words[-1], text=words[-1].text + text, end=end)
+        elif any(character.isalpha() for character in text):
+            words.append(Truth(text, start, end))
+    return words
+
+
+def read_labelled(folder: Path, tier: str) -> Iterator[Sentence]:
+    for path in sorted(folder.glob("*.TextGrid")):
+        tiers = path.read_text(encoding="utf-8").split("item [")
+        found = next((part for part in tiers if f'name = "{tier}"' in part), None)
+        if found is None:
+            raise SystemExit(f"{path}: it has no tier {tier}; name another with --tier")
+        words = [Truth(text, float(start), float(end)) for start, end, text in _INTERVAL.findall(found)]
+        yield Sentence(folder.name, path.with_suffix(".wav"), [word for word in words if word.text.strip(" *")])
+
+
+def align_sentence(engine: CTCAligner, model: Any, sentence: Sentence) -> list[Word]:
+    """The words of the sentence, from a transcript without times."""
     with tempfile.TemporaryDirectory() as folder:
-        for media, truths in read_sentences(hide):
-            source = Path(folder) / f"{media.stem}.txt"
-            source.write_text(" ".join(truth.text for truth in truths) + "\n", encoding="utf-8")
-            job = Job(media.stem, source, media, seconds=probe(media).seconds)
-            document = align(engine, model, job, Stopwatch())
-            words = [word for utterance in document.utterances for word in utterance.words]
-            found += zip(truths, words, strict=True)
-    if not hide:
-        yield from report("all words", found)
-        return
-    yield from report("hidden words", [pair for pair in found if pair[0].distance == 0])
-    yield from report("their neighbours", [pair for pair in found if pair[0].distance == 1])
-    yield from report("all others", [pair for pair in found if pair[0].distance > 1])
+        source = Path(folder) / f"{sentence.media.stem}.txt"
+        source.write_text(" ".join(truth.text for truth in sentence.words) + "\n", encoding="utf-8")
+        job = Job(source.stem, source, sentence.media, seconds=probe(sentence.media).seconds)
+        document = align(engine, model, job, Stopwatch())
+    return [word for utterance in document.utterances for word in utterance.words]
 
 
-def report(title: str, found: Sequence[tuple[Truth, Word]]) -> Iterator[str]:
+def measure_accuracy(engine: CTCAligner, model: Any, sentences: Iterable[Sentence], table: Table) -> None:
+    for name, some in groupby(sentences, key=lambda sentence: sentence.source):
+        words: list[tuple[Truth, Word | Character]] = []
+        phones: list[tuple[Truth, Word | Character]] = []
+        for sentence in some:
+            aligned = align_sentence(engine, model, sentence)
+            words += zip(sentence.words, aligned, strict=True)
+            for truth, word in zip(sentence.words, aligned, strict=True):
+                said = [phone for phone in sentence.phones if truth.start <= (phone.start + phone.end) / 2 < truth.end]
+                if [_name(phone.text) for phone in said] == [_name(phone.text) for phone in word.phones]:
+                    phones += zip(said, word.phones, strict=True)
+        report(name, "words", words, table)
+        if phones:
+            report(name, "phones", phones, table)
+
+
+def _name(phone: str) -> str:
+    """Synthesisers and dictionaries do not agree on which of the unstressed vowels it is."""
+    return "AX" if phone in ("AH", "IH", "AX") else phone
+
+
+def measure_hidden(engine: CTCAligner, model: Any, hide: int, table: Table) -> None:
+    found: list[tuple[Truth, Word]] = []
+    for sentence in read_sentences(hide):
+        found += zip(sentence.words, align_sentence(engine, model, sentence), strict=True)
+    report("aligned-tts", "hidden words", [pair for pair in found if pair[0].distance == 0], table)
+    report("aligned-tts", "their neighbours", [pair for pair in found if pair[0].distance == 1], table)
+    report("aligned-tts", "all others", [pair for pair in found if pair[0].distance > 1], table)
+
+
+def report(source: str, what: str, found: Sequence[tuple[Truth, Word | Character]], table: Table) -> None:
     for edge in ("start", "end"):
         errors = np.array([getattr(word, edge) - getattr(truth, edge) for truth, word in found]) * 1000
         sizes = np.abs(errors)
-        yield (
-            f"{title}, {edge}s: {len(sizes)} words, median error {np.median(sizes):.0f} ms, "
-            f"{np.mean(sizes <= 50):.1%} within 50 ms, {np.mean(sizes <= 100):.1%} within 100 ms, "
-            f"worst {sizes.max():.0f} ms, bias {np.median(errors):+.0f} ms"
+        within = [f"{np.mean(sizes <= most):.1%}" for most in (20, 50, 100)]
+        table.add(
+            source,
+            f"{len(sizes)} {what}, {edge}s",
+            f"{np.median(sizes):.0f}",
+            f"{sizes.mean():.1f}",
+            *within,
+            f"{np.median(errors):+.0f}",
+            f"{sizes.max():.0f}",
         )
+
+
+def measure_confidence(engine: CTCAligner, model: Any, table: Table) -> None:
+    """Of the utterances of ../shared/data/speech, the share that a warning names, once in each there is this fault."""
+    rng = random.Random(1)
+    jobs = [
+        Job(source.stem, source, source.with_suffix(".flac"), seconds=probe(source.with_suffix(".flac")).seconds)
+        for source in sorted((SHARED / "data" / "speech").glob("*.cha"))
+    ]
+    documents = {job: formats.read(job.source) for job in jobs}
+    vocabulary = sorted({word.text for d in documents.values() for u in d.utterances for word in u.words})
+    named: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for job, document in documents.items():
+        for fault in FAULTS:
+            faulty = [spoil(utterance, fault, vocabulary, rng) for utterance in document.utterances]
+            aligned = align(engine, model, job, Stopwatch(), replace(document, utterances=tuple(faulty)))
+            named[fault] += len({w.partition(" (")[0] for w in aligned.warnings if ": low confidence" in w})
+            total[fault] += sum(bool(utterance.words) for utterance in faulty)
+    for fault in FAULTS:
+        table.add(fault, f"{total[fault]}", f"{named[fault] / total[fault]:.1%}")
+
+
+def spoil(utterance: Utterance, fault: str, vocabulary: Sequence[str], rng: random.Random) -> Utterance:
+    words, start, end = list(utterance.words), utterance.start, utterance.end
+    if not words or start is None or end is None or fault == "none":
+        return utterance
+    place = rng.randrange(len(words))
+    if fault == "another word":
+        others = [text for text in vocabulary if text.casefold() != words[place].text.casefold()]
+        words[place] = Word(rng.choice(others))
+    elif fault == "a word less" and len(words) > 1:
+        del words[place]
+    elif fault == "times 3 s late":
+        start, end = start + 3.0, end + 3.0
+    return replace(utterance, words=tuple(words), start=start, end=end)
 
 
 def measure_speed(engine: CTCAligner, model: Any) -> Iterator[str]:
@@ -142,10 +256,13 @@ def measure_speed(engine: CTCAligner, model: Any) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id; by default the embedded model")
+    parser.add_argument("--voices", type=Path, metavar="DIR", help="what synthesize_english.py wrote")
+    parser.add_argument("--labelled", type=Path, metavar="DIR", help="recordings with TextGrids")
+    parser.add_argument("--tier", default="words", help="of the words in these TextGrids")
     parser.add_argument("--hide", type=int, default=0, metavar="N", help="write every Nth word as digits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-segment", type=float, default=None, metavar="SECONDS")
-    parser.add_argument("--only", choices=("accuracy", "speed"))
+    parser.add_argument("--only", choices=("accuracy", "confidence", "speed"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     options = {} if arguments.max_segment is None else {"max_segment": arguments.max_segment}
@@ -155,9 +272,15 @@ def main() -> None:
     with torch.inference_mode():
         engine.verify(engine.infer(model, [engine.example()])[0])
     with Results() as results:
-        for line in measure_accuracy(engine, model, arguments.hide) if arguments.only != "speed" else ():
-            results.note(line)
-        for line in measure_speed(engine, model) if arguments.only != "accuracy" else ():
+        if arguments.only in (None, "accuracy") and arguments.hide:
+            measure_hidden(engine, model, arguments.hide, results.add_table(*COLUMNS))
+        elif arguments.only in (None, "accuracy"):
+            voices = read_voices(arguments.voices) if arguments.voices else ()
+            labelled = read_labelled(arguments.labelled, arguments.tier) if arguments.labelled else ()
+            measure_accuracy(engine, model, chain(read_sentences(), voices, labelled), results.add_table(*COLUMNS))
+        if arguments.only in (None, "confidence"):
+            measure_confidence(engine, model, results.add_table("fault", "utterances", "named by a warning"))
+        for line in measure_speed(engine, model) if arguments.only in (None, "speed") else ():
             results.note(line)
 
 

@@ -96,11 +96,11 @@ def write_sentences(folder: Path) -> tuple[list[Job], Edges | None]:
         media = [source.with_suffix(".flac") for source in sources]
         return [Job(s.stem, s, m, seconds=probe(m).seconds) for s, m in zip(sources, media, strict=True)], None
     jobs, truth = [], []
-    for media_path, words in read_sentences(0):
-        source = folder / f"{media_path.stem}.txt"
-        source.write_text(" ".join(word.text for word in words) + "\n", encoding="utf-8")
-        jobs.append(Job(source.stem, source, media_path, seconds=probe(media_path).seconds))
-        truth += [(word.start, word.end) for word in words]
+    for sentence in read_sentences():
+        source = folder / f"{sentence.media.stem}.txt"
+        source.write_text(" ".join(word.text for word in sentence.words) + "\n", encoding="utf-8")
+        jobs.append(Job(source.stem, source, sentence.media, seconds=probe(sentence.media).seconds))
+        truth += [(word.start, word.end) for word in sentence.words]
     return jobs, np.array(truth)
 
 

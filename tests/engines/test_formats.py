@@ -211,7 +211,7 @@ def test_json_says_everything_and_null_for_what_is_not_known() -> None:
     assert (he["text"], he["start"], he["end"], he["score"], he["timing"]) == ("he", 1.0, 1.25, 0.8765, "aligned")
     assert he["characters"][1] == {"text": "e", "start": 1.125, "end": 1.25, "score": 0.75}
     assert mot["words"][1] == {
-        "text": "<3", "start": None, "end": None, "score": None, "timing": "none", "characters": []
+        "text": "<3", "start": None, "end": None, "score": None, "timing": "none", "characters": [], "phones": []
     }  # fmt: skip
     assert (untimed["start"], untimed["end"]) == (None, None)
 

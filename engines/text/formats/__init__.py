@@ -5,7 +5,7 @@
     chat      .cha        in and out   times and %wor tiers; everything else stays byte for byte
     text      .txt .lab   in           one utterance a line
     conllu    .conllu     in and out   Universal Dependencies: a sentence is an utterance; nothing to align
-    textgrid  .TextGrid   out          Praat: per speaker a tier of utterances, of words, of characters
+    textgrid  .TextGrid   out          Praat: per speaker a tier of utterances, of words, of characters, of phones
     srt       .srt        out          subtitles
     vtt       .vtt        out          the same, with word times
     ctm       .ctm        out          NIST: file, channel, start, duration, word, confidence

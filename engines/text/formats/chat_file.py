@@ -274,13 +274,13 @@ def _speak(word: Word, language: str) -> list[Word]:
     if len(texts) < 2:
         return [replace(word, text=text) for text in texts]
     if word.start is None or word.end is None:
-        return [replace(word, text=text, characters=()) for text in texts]
+        return [replace(word, text=text, characters=(), phones=()) for text in texts]
     letters = [0]
     for text in texts:
         letters.append(letters[-1] + len(text))
     edges = [round(word.start + (word.end - word.start) * count / letters[-1], 3) for count in letters]
     return [
-        replace(word, text=text, start=start, end=end, timing=Timing.INTERPOLATED, characters=())
+        replace(word, text=text, start=start, end=end, timing=Timing.INTERPOLATED, characters=(), phones=())
         for text, (start, end) in zip(texts, pairwise(edges), strict=True)
     ]
 

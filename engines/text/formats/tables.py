@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from prefork.engines.text.cues import UNTRANSCRIBED
-from prefork.engines.text.document import Document, Token, Utterance, Word
+from prefork.engines.text.document import Character, Document, Token, Utterance, Word
 
 
 def render_ctm(document: Document) -> str:
@@ -81,11 +81,13 @@ def _describe_word(word: Word) -> dict[str, Any]:
         "end": _round(word.end),
         "score": None if word.score is None else round(word.score, 4),
         "timing": word.timing.value,
-        "characters": [
-            {"text": c.text, "start": _round(c.start), "end": _round(c.end), "score": round(c.score, 4)}
-            for c in word.characters
-        ],
+        "characters": [_describe_part(character) for character in word.characters],
+        "phones": [_describe_part(phone) for phone in word.phones],
     }
+
+
+def _describe_part(part: Character) -> dict[str, Any]:
+    return {"text": part.text, "start": _round(part.start), "end": _round(part.end), "score": round(part.score, 4)}
 
 
 def _round(seconds: float | None) -> float | None:

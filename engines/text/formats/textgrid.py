@@ -12,8 +12,8 @@ Interval = tuple[float | None, float | None, str]  # start, end: seconds
 
 
 def render(document: Document) -> str:
-    """Per speaker a tier of utterances, one of words and, where they are known, one of characters; of a recording in
-    which nothing was said, empty ones."""
+    """Per speaker a tier of utterances, one of words and, where they are known, one of characters and one of phones; of
+    a recording in which nothing was said, empty ones."""
     speakers = list(dict.fromkeys(u.speaker or "speaker" for u in document.utterances)) or ["speaker"]
     times = [word.end or 0.0 for u in document.utterances for word in u.words]
     length = max([document.seconds or 0.0, *times, *(u.end or 0.0 for u in document.utterances)])
@@ -21,14 +21,16 @@ def render(document: Document) -> str:
     for speaker in speakers:
         own = [u for u in document.utterances if (u.speaker or "speaker") == speaker]
         words = [word for utterance in own for word in utterance.words]
-        characters = [character for word in words for character in word.characters]
         tiers: list[tuple[str, list[Interval]]] = [
             (speaker, [(u.start, u.end, u.text) for u in own]),
             (f"{speaker} words", [(w.start, w.end, w.text) for w in words]),
-            (f"{speaker} characters", [(c.start, c.end, c.text) for c in characters]),
         ]
-        for name, tier in tiers:
-            if (tier or not own) and (tier is not tiers[2][1] or characters):
+        parts: list[tuple[str, list[Interval]]] = [
+            (f"{speaker} characters", [(c.start, c.end, c.text) for word in words for c in word.characters]),
+            (f"{speaker} phones", [(p.start, p.end, p.text) for word in words for p in word.phones]),
+        ]
+        for name, tier in [*tiers, *(part for part in parts if part[1])]:
+            if tier or not own:
                 intervals += (
                     Utterance(participant=name, tokens=[], time_marks=(start, end), tiers={name: text})
                     for start, end, text in fill(tier, length)
