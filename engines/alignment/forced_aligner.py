@@ -231,11 +231,11 @@ def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
             continue
         rated += 1
         what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
-        scores = {word.text: word.score for word in utterance.words if word.phones and word.score is not None}
-        doubtful = [text for text, score in scores.items() if score < LOW_WORD]
+        scores = [(word.score, word.text) for word in utterance.words if word.phones and word.score is not None]
+        doubtful = list(dict.fromkeys(text for score, text in scores if score < LOW_WORD))
         if doubtful:
             listed = ", ".join(doubtful[:_LISTED]) + (" ..." if len(doubtful) > _LISTED else "")
-            warnings.append(f"{what}: low confidence ({min(scores.values()):.2f}) in: {listed}; check text and times")
+            warnings.append(f"{what}: low confidence ({min(scores)[0]:.2f}) in: {listed}; check text and times")
         elif not scores and mean < low:
             warnings.append(f"{what}: low confidence ({mean:.2f}); check its times")
     if len(warnings) * 2 > rated > 1:

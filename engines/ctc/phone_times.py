@@ -158,13 +158,15 @@ def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list
         starts[spoken[0]] = _meet(silence, rows[:, spoken[0] + 1], before, before)
     if silence[after] >= rows[after, -1]:
         stops[spoken[-1]] = _meet(rows[:, spoken[-1] + 1], silence, after, after)
-    heard = []
+    heard: list[_Heard] = []
+    reached = 0.0
     for place in spoken:
         steps = slice(firsts[place], firsts[place + 1])
         own = scores[steps, list(sought[place].columns)].max(axis=1) if sought[place].columns else scores[steps].max(1)
         gap = float(np.minimum(scores[steps].max(axis=1) - own, _MOST_GAP).mean())
-        stop = max(starts[place], stops[place])
-        heard.append(_Heard(sought[place], starts[place], stop, float(np.exp(own).mean()), gap))
+        start = max(reached, starts[place])
+        reached = max(start, stops[place])
+        heard.append(_Heard(sought[place], start, reached, float(np.exp(own).mean()), gap))
     return heard
 
 

@@ -211,7 +211,8 @@ def measure_confidence(engine: CTCAligner, model: Any, table: Table) -> None:
         for fault in FAULTS:
             faulty = [spoil(utterance, fault, vocabulary, rng) for utterance in document.utterances]
             aligned = align(engine, model, job, Stopwatch(), replace(document, utterances=tuple(faulty)))
-            named[fault] += len({w.partition(" (")[0] for w in aligned.warnings if ": low confidence" in w})
+            found = (re.match(r"utterance \d+", warning) for warning in aligned.warnings)
+            named[fault] += len({match[0] for match in found if match})
             total[fault] += sum(bool(utterance.words) for utterance in faulty)
     for fault in FAULTS:
         table.add(fault, f"{total[fault]}", f"{named[fault] / total[fault]:.1%}")

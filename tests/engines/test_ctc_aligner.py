@@ -111,6 +111,25 @@ def test_words_that_nobody_says_get_a_low_confidence(
     assert "2 of 2 utterances have a low confidence; check that the transcript is of this recording" in wrong.warnings
 
 
+def test_a_word_that_is_not_said_is_named(aligner: CTCAligner, model: Any, folder: Path, speech: Any) -> None:
+    for wrong in ("elephants", "thousand"):
+        text = " ".join(wrong if word == "fellow" else word for word in WORDS)
+        (warning,) = align(aligner, model, write_job(folder, speech, text)).warnings
+        assert "low confidence (0.0" in warning and f"in: {wrong}; check text and times" in warning
+    words = list_words(align(aligner, model, write_job(folder, speech, " ".join(WORDS))))
+    assert min(word.score or 0 for word in words) > 0.5
+
+
+def test_words_follow_one_another_and_their_phones_fill_them(
+    aligner: CTCAligner, model: Any, folder: Path, speech: Any
+) -> None:
+    words = list_words(align(aligner, model, write_job(folder, speech, " ".join(WORDS))))
+    assert [phone.text for phone in words[3].phones] == ["F", "EH", "L", "OW"]
+    for word in words:
+        assert (word.phones[0].start, word.phones[-1].end) == (word.start, word.end)
+        assert all(one.end == other.start for one, other in pairwise(word.phones))
+
+
 _TIMES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=8)
 
 

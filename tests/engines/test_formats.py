@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -200,6 +201,18 @@ def test_ctm_is_in_the_order_of_time_without_untimed_words() -> None:
         "a_talk 1 1.300 0.300 said 0.8765\n"
         "a_talk 1 1.600 0.400 hi 0.8765\n"
     )
+
+
+def test_phones_have_a_tier_and_a_list_of_their_own() -> None:
+    phones = (Character("HH", 1.0, 1.1, 0.75), Character("IY", 1.1, 1.25, 0.5))
+    word = dataclasses.replace(make_word("he", 1.0, 1.25), phones=phones)
+    document = Document((Utterance("he .", (word,), "CHI", 1.0, 1.25),), seconds=2.0)
+    tiers = read_tiers(formats.render(document, "textgrid"))
+    assert tiers["CHI phones"] == [(0.0, 1.0, ""), (1.0, 1.1, "HH"), (1.1, 1.25, "IY"), (1.25, 2.0, "")]
+    (described,) = json.loads(formats.render(document, "json"))["utterances"][0]["words"]
+    assert described["phones"][1] == {"text": "IY", "start": 1.1, "end": 1.25, "score": 0.5}
+    ended = word.end_by(1.15)
+    assert [(phone.start, phone.end) for phone in ended.phones] == [(1.0, 1.1), (1.1, 1.15)]
 
 
 def test_json_says_everything_and_null_for_what_is_not_known() -> None:
