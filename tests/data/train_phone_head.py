@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--spoken", type=Path, required=True)
     parser.add_argument("--recorded", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
