@@ -28,6 +28,7 @@ from prefork.cli.options import (
     Speakers,
 )
 from prefork.cli.parsing import parse_language
+from prefork.cli.status_command import show_status
 from prefork.cli.terminal import make_console, prepare_streams
 from prefork.platform_matrix.errors import FactsError
 from prefork.platform_matrix.systems import SYSTEM
@@ -253,6 +254,9 @@ def matrix(
             show_matrix(make_console(), found, decide(found, request), installed)
 
 
+app.command("status", short_help="Show what is done, failed and left.", epilog="Example: prefork status aligned")(
+    show_status
+)
 app.command(short_help="Test whether forking is safe here.", epilog="Example: prefork check ctc")(check)
 
 

@@ -35,6 +35,7 @@ from prefork.cli.parsing import (
     parse_language,
     parse_seconds,
     parse_selection,
+    parse_shard,
     parse_size,
     parse_strategy,
 )
@@ -77,6 +78,7 @@ _ORDER = (
         "cache",
         "cache_limit",
         "cache_keep",
+        "shard",
         "quiet",
         "facts",
         "refresh",
@@ -216,6 +218,7 @@ def _run_jobs(
             language=language,
             rows=rows,
             cache=make_cache_request(options, batching.max_audio_len),
+            shard=parse_shard(options.shard, rows),
         )
     raise typer.Exit(_run(request, options.quiet, options.as_json))
 

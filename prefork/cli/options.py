@@ -160,6 +160,14 @@ class RunOptions(JobOptions):
     ] = "use"
     cache_limit: Annotated[str, typer.Option(metavar="SIZE", help="Size of the result cache.")] = "2GB"
     cache_keep: Annotated[float, typer.Option(metavar="DAYS", help="Days for which results are kept.")] = 90.0
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto|auto/N",
+            help="Do one of N parts of IN, divided by length; other runs do the others, on other machines. auto: the "
+            "number of an array's task (Slurm, AWS Batch; with auto/N Kubernetes, GNU parallel).",
+        ),
+    ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 

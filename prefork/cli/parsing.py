@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from prefork.engines.text.languages import get_short_code, is_language_code
 
 if TYPE_CHECKING:
     from prefork.run.result_cache import CacheRequest
+    from prefork.run.shards import Shard
 
 _LEAST_BYTES = 1_000_000  # of memory; fewer without a unit are a mistake
 
@@ -109,6 +111,20 @@ def parse_selection(track: int | None, channel: str | None) -> Selection:
     ):
         raise typer.BadParameter(f"--channel takes mix or a whole number of at least 1, not {channel!r}")
     return Selection(track, None if channel is None else () if channel == "mix" else (int(channel),))
+
+
+def parse_shard(value: str | None, rows: RowOptions | None) -> Shard | None:
+    """Which part of IN is to be done; None for all."""
+    if value is None:
+        return None
+    from prefork.run.shards import find_shard
+
+    if rows is not None and rows.limit is not None:
+        raise typer.BadParameter("--limit counts the rows of all shards, which no shard can; leave it out with --shard")
+    try:
+        return find_shard(value, os.environ)
+    except ValueError as error:
+        raise typer.BadParameter(f"--shard {error}") from error
 
 
 def make_layout(options: SubtitleOptions) -> CueLayout:

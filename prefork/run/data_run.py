@@ -31,6 +31,7 @@ from prefork.run.request import RunRequest
 from prefork.run.row_results import ADDED
 from prefork.run.row_run import GroupRun, RowRun
 from prefork.run.row_work import choose_rows, join_parts, write_part
+from prefork.run.status import Figures
 from prefork.run.summary import Report, Summary
 
 _ROUND_SECONDS = 7200.0  # of audio that goes through all phases before more of it begins
@@ -49,7 +50,17 @@ class DataRun(RowRun):
         super().__init__(request, options, report)
         self._files: dict[str, DataFile] = {}  # by name
         self._left: dict[str, int] = {}  # by file: row groups that are not done
-        self._skipped = 0  # rows
+
+    def _measure_job(self, job: Job) -> float:
+        """Rows: how long their recordings are is not known of every file."""
+        return float(self._files[job.id].rows)
+
+    def _count(self) -> Figures:
+        done, failed = len(self._account.done), len(self._account.failed)
+        return Figures(max(self._total, done + failed) + self._skipped, self._skipped, done, failed, "rows")
+
+    def _count_jobs(self, corpus: Corpus) -> int:
+        return sum(self._files[job.id].rows for job in corpus.jobs)
 
     def _find_jobs(self) -> Corpus:
         """A job for each file."""

@@ -12,8 +12,8 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from prefork.engines.text.cues import CueLayout
 from prefork.fingerprint import explain
 from prefork.outputs import OutputFolder, WrittenFile
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_files, read_object
+from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_done, read_files, read_object
 
 FOLDER = ".prefork"  # below the output folder
 _VERSION = 1
@@ -80,11 +80,12 @@ class Journal:
     """What is known of the jobs of one output folder, whose files were noted. Holds the file's lock as long as it is
     open."""
 
-    def __init__(self, folder: OutputFolder, notice: Callable[[str], None] = lambda _: None) -> None:
-        """notice: told what became of a damaged journal. Raises InputError where none can be written."""
+    def __init__(self, folder: OutputFolder, notice: Callable[[str], None] = lambda _: None, suffix: str = "") -> None:
+        """notice: told what became of a damaged journal. suffix: of a shard's. Raises InputError where none can be
+        written."""
         self._folder = folder
         self._notice = notice
-        self.path = folder.root / FOLDER / "journal.sqlite"
+        self.path = folder.root / FOLDER / name_journal(suffix)
         self.recovery: Recovery | None = None  # if there was a damaged one
         self._waiting: list[Sequence[object]] | None = None  # rows that are to be written together
         try:
@@ -142,7 +143,7 @@ class Journal:
 
     def _name_damaged(self) -> Path:
         stamp = int(time.time())
-        while (path := self.path.with_name(f"journal-unreadable-{stamp}.sqlite")).exists():
+        while (path := self.path.with_name(f"{self.path.stem}-unreadable-{stamp}.sqlite")).exists():
             stamp += 1
         return path
 
@@ -153,6 +154,35 @@ class Journal:
 
     def close(self) -> None:
         self._connection.close()
+
+    def adopt(self, jobs: Iterable[Job], paths: Iterable[Path], count: int) -> None:
+        """Takes over what other journals of the folder say is done of these jobs, and this one has not, or not so
+        late. They are read although their runs may be writing: what they say is believed where the outputs prove it.
+
+        count: shards of this run. Raises InputError if a run without shards, or of another number of them, is writing:
+        both would write the same outputs.
+        """
+        others = list(paths)
+        if not others:
+            return
+        for path in others:
+            if _count_shards(path) != count and is_locked(path):
+                raise InputError(
+                    f"{self._folder.root}: another run is writing there, which divides its files otherwise "
+                    f"({path.name}); wait for it, or give another OUT"
+                )
+        known = dict(self._connection.execute("SELECT id, finished FROM jobs WHERE error IS NULL"))
+        wanted = set(map(_key, jobs))
+        for path in others:
+            rows = [
+                row
+                for row in read_done(path)
+                if (row[0] in wanted or _find_file(row[0]) in wanted) and row[-1] > known.get(row[0], 0.0)
+            ]
+            known |= {row[0]: row[-1] for row in rows}
+            self._connection.execute("BEGIN")
+            self._connection.executemany(_INSERT, rows)
+            self._connection.execute("COMMIT")
 
     def is_done(self, job: Job, fingerprint: Mapping[str, Any]) -> bool:
         """Whether the job's outputs are there, whole, and would come out the same if they were made again."""
@@ -283,6 +313,34 @@ def _find_code(error: Exception) -> int:
 def _has_stages(fingerprint: Mapping[str, Any]) -> bool:
     stages = fingerprint.get("stages", [])
     return isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
+
+
+def name_journal(suffix: str) -> str:
+    """suffix: of a shard's, else empty."""
+    return f"journal{suffix}.sqlite"
+
+
+def _count_shards(path: Path) -> int:
+    """By a journal's name."""
+    count = path.stem.rpartition("-of-")[2]
+    return int(count) if count.isdigit() else 1
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a run has this journal open, on this machine or on another."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
+            connection.execute("SELECT 1 FROM jobs LIMIT 1")
+    except DATABASE_ERRORS as error:
+        return _find_code(error) in _BUSY
+    return False
+
+
+def _find_file(id: str) -> str:
+    """Of a row group, the data set's file that it is of."""
+    return id.rpartition("[")[0]
 
 
 def _key(job: Job) -> str:

@@ -12,6 +12,7 @@ from prefork.engines.text.cues import CueLayout
 from prefork.pool.pipeline import Intake, Pipeline, Residency
 from prefork.pool.tasks import HangLimit
 from prefork.run.result_cache import CacheRequest
+from prefork.run.shards import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,4 @@ class RunRequest:
     language: str | None = None
     rows: RowOptions | None = None
     cache: CacheRequest = field(default_factory=CacheRequest)
+    shard: Shard | None = None

@@ -211,7 +211,7 @@ class RowRun(Run):
             self._runtime.supervisor.give_up(LoadError(f"{changed}: has changed since this run began; start again"))
             return
         if error is not None and error.__cause__ is not None and not isinstance(error, InputError):
-            self._log(f"{job.id}: {error.__cause__}\n")
+            self._log.write(f"{job.id}: {error.__cause__}\n")
         self._finish_row(group, result, strip_name(job.id, find_reason(error)) if error is not None else None)
         if group.is_complete:
             self._write(group)

@@ -28,10 +28,13 @@ from prefork.run.corpus import Corpus, find_jobs, find_languages
 from prefork.run.fingerprints import Fingerprint, complete_all, note_models, plan_phase, start_completing
 from prefork.run.headers import narrow
 from prefork.run.journal import FOLDER, Journal
+from prefork.run.log_file import LogFile
 from prefork.run.problems import find_reason, strip_name
 from prefork.run.request import RunRequest
 from prefork.run.result_cache import CacheRequest, ResultCache
+from prefork.run.shards import choose
 from prefork.run.signals import catch_signals
+from prefork.run.status import Figures, StatusFile, digest_corpus, list_strangers
 from prefork.run.summary import Progress, Report, Summary
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
@@ -48,17 +51,21 @@ class Run:
         request = self._request = replace(request, pipeline=pipeline)
         self._report = report
         self._started = time.monotonic()
-        self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
+        self._suffix = request.shard.suffix if request.shard is not None else ""
+        self._stamp = time.strftime("%Y-%m-%dT%H-%M-%S") + self._suffix
         self._logs = request.target / memlog.FOLDER
         self._signals: list[int] = []
         self._handled = 0  # of the signals, those that were acted on
         self._ends = math.inf  # when the run is over, once somebody has stopped it; seconds of time.monotonic
-        self._log_file: Any = None
+        self._log = LogFile(request.target / FOLDER / f"log{self._suffix}.txt")
         self._phases = list_phases(request.pipeline) if request.residency is Residency.STAGE else [request.pipeline]
         self._account = Account()
         self._model_files: set[ModelFile] = set()  # as they were when the run began
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
         self._runtime: Runtime | None = None
+        self._jobs = 0  # with those that cannot be used
+        self._skipped = 0  # jobs that an earlier run has done
+        self._status: StatusFile | None = None
         wanted = request.cache.refresh() if request.redo else request.cache
         self._cache = ResultCache(wanted, request.pipeline, report.note)
 
@@ -82,7 +89,7 @@ class Run:
             memory_checkpoints=request.memory_checkpoints,
             command=request.command,
             notice=self._report.note,
-            log=self._log,
+            log=self._log.write,
         )
 
     def execute(self) -> int:
@@ -94,8 +101,7 @@ class Run:
             self._end_runtime(at_once=True)
             self._cache.close()
             self._report.close()
-            if self._log_file is not None:
-                self._log_file.close()
+            self._log.close()
         self._write_performance(summary)
         self._report.end(summary)
         if self._account.failure is not None:
@@ -107,13 +113,24 @@ class Run:
         return 1 if self._account.failed else 0
 
     def _execute(self) -> Summary:
-        corpus = self._find_jobs()
-        self._account.failed |= {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
+        whole = self._find_jobs()
+        shard = self._request.shard
+        corpus = choose(whole, shard, self._measure_job) if shard is not None else whole
+        problems = {p.id: strip_name(p.id, p.reason) for p in corpus.problems}
+        self._account.failed |= problems
         folder = OutputFolder(self._request.target)
-        journal = Journal(folder, self._report.note)
+        journal = Journal(folder, self._report.note, self._suffix)
         try:
+            count = shard.count if shard is not None else 1
+            digest = digest_corpus(whole.jobs, count)
+            journal.adopt(corpus.jobs, list_strangers(folder.root, journal.path.name, digest), count)
+            self._status = StatusFile(folder.root, self._request.command, shard, self._report.note)
+            self._status.begin(self._count_jobs(whole), digest, problems)
+            self._jobs = self._count_jobs(corpus)
             with catch_signals(self._signals):
+                self._status.refresh(self._count)
                 skipped = self._work(corpus, folder, journal)
+            self._status.end(self._count())
             lost = sum(not all(map(folder.has, result.files)) for result in self._account.done)
             if lost or not journal.path.exists():
                 raise InputError(f"{folder.root}: {lost} of its outputs were removed while this run wrote; start again")
@@ -121,6 +138,16 @@ class Run:
             journal.close()
         self._end_runtime()
         return self._summarise(corpus, skipped)
+
+    def _measure_job(self, job: Job) -> float:
+        """How long it takes compared to another, for shards."""
+        return job.seconds
+
+    def _count(self) -> Figures:
+        return Figures(self._jobs, self._skipped, len(self._account.done), len(self._account.failed))
+
+    def _count_jobs(self, corpus: Corpus) -> int:
+        return len(corpus.jobs) + len(corpus.problems)
 
     def _find_jobs(self) -> Corpus:
         request = self._request
@@ -183,14 +210,15 @@ class Run:
         """
         jobs = self._restore(corpus.jobs, folder, journal)
         if not jobs:
-            return len(corpus.jobs) - self._count_over(corpus.jobs)
+            self._skipped = len(corpus.jobs) - self._count_over(corpus.jobs)
+            return self._skipped
         idle = not self._request.redo and all(map(journal.may_be_done, jobs))
         if not idle and not self._load_phase(self._phases[0]):
             return 0
         fingerprint = self._find_fingerprint()
         if self._cache.fingerprint is None:  # else it has been asked
             jobs = self._find_undone(jobs, journal, fingerprint)
-        skipped = len(corpus.jobs) - self._count_over(corpus.jobs) - len(jobs)
+        skipped = self._skipped = len(corpus.jobs) - self._count_over(corpus.jobs) - len(jobs)
         if not jobs:
             return skipped
         if self._cache.is_on and self._await(fingerprint):
@@ -333,7 +361,7 @@ class Run:
                 self._cache.keep(result, folder)
         else:
             if error.__cause__ is not None and not isinstance(error, InputError):
-                self._log(f"{job.id}: {error.__cause__}\n")
+                self._log.write(f"{job.id}: {error.__cause__}\n")
             self._account.failed[job.id] = str(reason)
         self._report.finish_job(result, reason)
 
@@ -363,16 +391,9 @@ class Run:
                 self._report.note(f"stopping within {DRAIN_SECONDS + 1:.0f} s; a second Ctrl-C stops at once")
             if self._runtime is not None:
                 self._runtime.supervisor.drain(patience)
+        if self._status is not None:
+            self._status.refresh(self._count)
         self._report.refresh()
-
-    def _log(self, text: str) -> None:
-        """What the engines' libraries say on stderr goes beside the journal, not between the user's lines."""
-        if self._log_file is None:
-            path = self._request.target / FOLDER / "log.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._log_file = path.open("a", encoding="utf-8", errors="backslashreplace")
-        self._log_file.write(text)
-        self._log_file.flush()
 
     def _write_performance(self, summary: Summary) -> None:
         account, request = self._account, self._request

@@ -52,6 +52,16 @@ def list_proven(path: Path, folder: OutputFolder) -> list[Row]:
     return [row for row in _read_rows(path).values() if _is_proven(row, folder)]
 
 
+def read_done(path: Path) -> Iterator[Row]:
+    """What a journal that may be written at this moment says is done, as far as it can be read."""
+    listed = ", ".join(COLUMNS)
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as connection:
+        connection.text_factory = decode
+        for row in _read_while_sound(connection, f"SELECT {listed} FROM jobs WHERE error IS NULL"):
+            if isinstance(row[0], str) and isinstance(row[-1], float):
+                yield row
+
+
 def _is_proven(row: Row, folder: OutputFolder) -> bool:
     id, inputs, fingerprint, files, error, finished = row
     texts = all(isinstance(value, str) for value in (id, inputs, fingerprint))
