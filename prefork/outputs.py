@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from prefork.engines.base import InputError
+from prefork.engines.base import InputError, Job
 from prefork.engines.text.document import Document
 from prefork.platform_matrix.systems import SYSTEM
 
@@ -100,6 +100,17 @@ class OutputFolder:
             return _digest(path) == file.sha256
         except (InputError, OSError, ValueError):  # it leads out of the folder, or cannot be looked at
             return False
+
+
+def write_document(folder: OutputFolder, job: Job, document: Document) -> JobOutput:
+    """A job's document in every format that the job asks for. Nothing is read of the job after it was looked at, so
+    that what is written is of its files as they were noted. Raises InputError."""
+    from prefork.engines.text import formats  # who writes nothing does without them
+
+    job.check_files()
+    made = formats.warn_of_losses(document, [output.format for output in job.outputs])
+    rendered = [(output.path, formats.render(made, output.format, output.layout)) for output in job.outputs]
+    return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
 
 
 def name_partial(path: Path) -> Path:

@@ -12,6 +12,7 @@ import typer
 
 from prefork.cli.cache_command import cache_app
 from prefork.cli.check_command import check
+from prefork.cli.cluster_commands import cluster_app, join_cluster
 from prefork.cli.data_commands import data_app
 from prefork.cli.job_commands import explain, make_commands
 from prefork.cli.options import (
@@ -21,11 +22,13 @@ from prefork.cli.options import (
     FactsFile,
     ForceCPU,
     Hiding,
+    JoinOptions,
     Language,
     Model,
     NoMPS,
     Refresh,
     Speakers,
+    flatten,
 )
 from prefork.cli.parsing import parse_language
 from prefork.cli.status_command import show_status
@@ -260,6 +263,10 @@ app.command("status", short_help="Show what is done, failed and left.", epilog="
 app.command(short_help="Test whether forking is safe here.", epilog="Example: prefork check ctc")(check)
 
 
+app.add_typer(cluster_app, name="cluster", short_help="Make certificates, start and stop a scheduler.")
+app.command(
+    "join", short_help="Offer this machine to a cluster.", epilog="Example: srun prefork join /shared/scheduler.json"
+)(flatten(JoinOptions)(join_cluster))
 app.add_typer(cache_app, name="cache", short_help="Show, check or remove what earlier runs have computed.")
 
 

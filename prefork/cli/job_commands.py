@@ -48,6 +48,7 @@ from prefork.pool.pipeline import Intake, Pipeline
 if TYPE_CHECKING:
     from prefork.engines.parquet.options import RowOptions
     from prefork.engines.text.cues import CueLayout
+    from prefork.platform_matrix.matrix import Request
     from prefork.run.request import RunRequest
     from prefork.run.summary import Report
 
@@ -79,6 +80,8 @@ _ORDER = (
         "cache_limit",
         "cache_keep",
         "shard",
+        "cluster",
+        "tls",
         "quiet",
         "facts",
         "refresh",
@@ -220,7 +223,7 @@ def _run_jobs(
             cache=make_cache_request(options, batching.max_audio_len),
             shard=parse_shard(options.shard, rows),
         )
-    raise typer.Exit(_run(request, options.quiet, options.as_json))
+    raise typer.Exit(_run(request, options))
 
 
 def _plan_jobs(
@@ -250,6 +253,8 @@ def _plan_jobs(
             no_mps=hiding.no_mps,
             memory_limit=parse_size("--memory-limit", options.memory_limit),
         )
+        if options.cluster is not None:
+            _plan_cluster(str(context.info_name), pipeline(), request, options)
         plan, work = plan_run(
             str(context.info_name),
             options.source,
@@ -269,11 +274,52 @@ def _plan_jobs(
     raise typer.Exit(2 if plan.refusal else 0)
 
 
-def _run(request: RunRequest, quiet: bool, as_json: bool) -> int:
+def _plan_cluster(command: str, pipeline: Pipeline, request: Request, options: PlanOptions) -> None:
+    """Of each machine of a cluster."""
+    import json
+
+    from prefork.cli.machine import show_machines
+    from prefork.cli.terminal import make_console
+
+    require_cluster()
+    from prefork.cluster.messages import MachineOptions
+    from prefork.cluster.run import plan_cluster
+
+    assert options.cluster is not None
+    names = ("workers", "threads", "devices", "force_cpu", "no_mps", "memory_limit")
+    asked = MachineOptions(
+        strategy=str(request.strategy) if request.strategy else None,
+        **{name: getattr(request, name) for name in names},
+    )
+    plans = plan_cluster(pipeline, command, asked, options.cluster, options.tls)
+    if options.as_json:
+        print(json.dumps(plans, indent=2))
+    else:
+        show_machines(make_console(), plans)
+    raise typer.Exit(2 if all(plan["refusal"] for plan in plans.values()) else 0)
+
+
+def _run(request: RunRequest, options: RunOptions) -> int:
     from prefork.run.runner import run
 
     with explain():
-        return run(request, lambda: _make_report(quiet, as_json))
+        make_report = partial(_make_report, options.quiet, options.as_json)
+        if options.cluster is None:
+            return run(request, make_report)
+        require_cluster()
+        from prefork.cluster.run import run_on_cluster
+
+        return run_on_cluster(request, options.cluster, options.tls, make_report)
+
+
+def require_cluster() -> None:
+    """Raises LoadError if what connects machines is not installed."""
+    from importlib.util import find_spec
+
+    from prefork.engines.base import LoadError
+
+    if find_spec("distributed") is None or find_spec("cryptography") is None:
+        raise LoadError("clusters need the packages distributed and cryptography: pip install 'prefork[cluster]'")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -88,6 +88,20 @@ def show_plan(console: Console, plan: Plan, work: Sequence[tuple[str, str]] = ()
         _show_reason(console, "-", reason)
     if plan.refusal:
         console.print(Text(f"refused: {plan.refusal}", "red"), soft_wrap=True)
+
+
+def show_machines(console: Console, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """The plan of each machine of a cluster, by its name."""
+    for name, plan in plans.items():
+        console.print(Text(name, "bold"), soft_wrap=True)
+        threads = f"{plan['threads']} thread{'s' * (plan['threads'] != 1)}"
+        rows = [
+            ("  machine", plan["row"]),
+            ("  strategy", f"{plan['strategy']}, on {plan['device']}"),
+            ("  workers", f"{plan['workers']}, with {threads} each"),
+            ("  memory", plan["memory"]),
+        ]
+        _show_rows(console, [("  refused", plan["refusal"])] if plan["refusal"] else rows)
 
 
 def _describe_copies(plan: Plan) -> str:

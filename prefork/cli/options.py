@@ -46,6 +46,15 @@ FactsFile = Annotated[
     typer.Option("--facts", metavar="FILE", help="Use the machine that this file describes instead of this one."),
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Detect the devices again and ignore the cached result.")]
+TLS = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls",
+        metavar="DIR",
+        envvar="PREFORK_TLS",
+        help="Certificates of the cluster (`prefork cluster init DIR`). Default: what the scheduler's file names.",
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -117,6 +126,15 @@ class JobOptions:
             "--follow-links", help="Follow symbolic links out of IN, as git-annex, DataLad and DVC make them."
         ),
     ] = False
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|ADDRESS|local:N",
+            help="Compute on the machines of a Dask cluster: its scheduler's file or address; local:N: N machines' "
+            "worth on this one, for trying.",
+        ),
+    ] = None
+    tls: TLS = None
     force_cpu: ForceCPU = False
     no_mps: NoMPS = False
 
@@ -258,6 +276,29 @@ class BatchingOptions:
     drop_remainder: Annotated[
         bool, typer.Option("--drop-remainder", help="For data sets only; refused here, because outputs would be lost.")
     ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinOptions:
+    """Of `prefork join`. What a machine says of itself holds before what a run asks of all."""
+
+    place: Annotated[str, typer.Argument(metavar="FILE|ADDRESS", help="The file or the address of a scheduler.")]
+    tls: TLS = None
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of this machine in messages. Default: its host name.")] = ""
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time to wait for a scheduler that cannot be reached.")
+    ] = 300.0
+    workers: Annotated[str, typer.Option(metavar="auto|N", help="Number of worker processes here.")] = "auto"
+    threads: Annotated[str, typer.Option(metavar="auto|N", help="Threads of each worker here.")] = "auto"
+    strategy: Annotated[
+        str, typer.Option(metavar="auto|fork|ipc|server|spawn", help="How workers get the weights here.")
+    ] = "auto"
+    devices: Annotated[str | None, typer.Option(metavar="LIST", help="Devices of this machine to compute on.")] = None
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that prefork may use here: 3GB, 512MiB, 50%.")
+    ] = None
+    force_cpu: ForceCPU = False
+    no_mps: NoMPS = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

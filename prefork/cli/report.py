@@ -22,6 +22,8 @@ from prefork.wording import format_duration, make_printable
 
 MEGABYTE = 1e6
 _MANY = 200  # files, from which there is not a line for each
+_MOST_MACHINES = 20  # of a cluster, that have a line each
+_GONE = ("refused", "lost", "left")
 _TELL_SECONDS = 10.0  # between two lines that say how far it is
 
 
@@ -167,6 +169,20 @@ def draw(progress: Progress, elapsed: float) -> Group:
         position = format_duration(worker.position) if worker.label and progress.timed else ""
         label = Text(make_printable(worker.label) or "idle", overflow="ellipsis", no_wrap=True)
         table.add_row(Text(f"worker {worker.slot}", style="cyan"), label, position, Text(memory, style="dim"))
+    for machine in progress.machines[:_MOST_MACHINES]:
+        speed = f"{machine.seconds / elapsed:.1f} s/s" if machine.seconds and elapsed and progress.timed else ""
+        busy = f"{machine.busy} of {_count(machine.workers, 'worker')} busy" if machine.workers else ""
+        memory = f"{machine.memory / MEGABYTE:.0f} MB" if machine.memory else ""
+        table.add_row(
+            Text(make_printable(machine.name), style="cyan"),
+            Text(machine.state),
+            busy,
+            _count(machine.files, "file"),
+            Text(memory, style="dim"),
+            speed,
+        )
+    if len(progress.machines) > _MOST_MACHINES:
+        table.add_row(f"and {len(progress.machines) - _MOST_MACHINES} more")
     left = _estimate_left(progress, elapsed)
     bar = Table.grid(padding=(0, 2))
     bar.add_row(
@@ -217,13 +233,37 @@ def _list_figures(summary: Summary) -> list[tuple[str, str]]:
         ("time", f"{summary.wall_seconds:.1f} s, including {summary.load_seconds:.1f} s to load the models"),
         ("speed", f"{summary.speed:.0f} {'audio seconds' if summary.audio_seconds else 'words'} per second"),
         ("workers", _count_workers(summary)),
+        *_list_machines(summary),
         ("weights", f"{summary.weights / MEGABYTE:.0f} MB, {_describe_copies(summary)}"),
         ("private", _describe_private(summary)),
-        ("memory", f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"),
+        ("memory", _describe_memory(summary)),
         *(("gpu", _describe_gpu(gpu)) for gpu in summary.gpus),
         *_list_kept(summary),
         *([("shortage", _describe_shortage(summary))] if summary.throttles or summary.starved else []),
     ]
+
+
+def _list_machines(summary: Summary) -> list[tuple[str, str]]:
+    """Of a cluster, those that have done most."""
+    machines = sorted(summary.machines, key=lambda machine: -machine.files)
+    rows = [
+        (
+            "machine" if machine.state not in _GONE else machine.state,
+            make_printable(
+                f"{machine.name}: {_count(machine.workers, 'worker')}, {_count(machine.files, 'file')}"
+                + (f", {format_duration(machine.seconds)}" if summary.audio_seconds else "")
+            ),
+        )
+        for machine in machines[:_MOST_MACHINES]
+    ]
+    more = len(machines) - _MOST_MACHINES
+    return [*rows, ("machines", f"{more} more")] if more > 0 else rows
+
+
+def _describe_memory(summary: Summary) -> str:
+    if summary.machines:
+        return f"{summary.total / MEGABYTE:.0f} MB on the machine that took most, shared pages counted once"
+    return f"{summary.total / MEGABYTE:.0f} MB in total, shared pages counted once"
 
 
 def _list_kept(summary: Summary) -> list[tuple[str, str]]:

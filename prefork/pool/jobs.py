@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefork.cache.pieces import DescribedSegment, Piece, PieceCache, Savings, SplitJob, StageCache, count
 from prefork.engines.base import Job
 from prefork.engines.parquet.row_path import find_place
 from prefork.engines.text.document import Document
 from prefork.outputs import JobOutput, WrittenFile
+from prefork.platform_matrix.matrix import Plan
 from prefork.pool.pipeline import Pipeline, Stage
 from prefork.pool.remote import Remote
-from prefork.pool.supervisor import Supervisor
 from prefork.pool.tasks import Task
 
 CHUNK_SECONDS = 20.0  # audio that a worker takes of a job at a time: little to lose, and no long wait for the last one
@@ -59,6 +59,15 @@ class Course:
     first: int = 0
 
 
+class TaskRunner(Protocol):
+    """Whoever runs the tasks of jobs, as `Supervisor` does."""
+
+    @property
+    def plan(self) -> Plan | None: ...
+    def submit(self, *tasks: Task) -> None: ...
+    def cancel(self, tasks: Iterable[Task]) -> None: ...
+
+
 class JobRun:
     """Takes one job through the stages of a pipeline. Every chunk of a stage's segments may go to another worker; all
     see the same bytes, so that the result does not depend on which.
@@ -68,15 +77,16 @@ class JobRun:
 
     def __init__(
         self,
-        supervisor: Supervisor,
-        remote: Remote,
+        supervisor: TaskRunner,
+        remote: Remote | None,
         course: Course,
         job: Job,
         rank: int,
         done: Callable[[JobResult], None],
         document: bytes | None = None,
     ) -> None:
-        """document: what is known of the job, pickled; None for no more than its source says."""
+        """remote: the services of the pipeline, if it has any. document: what is known of the job, pickled; None for no
+        more than its source says."""
         self._supervisor = supervisor
         self._remote = remote
         self._course = course
@@ -105,6 +115,7 @@ class JobRun:
 
     def start(self) -> None:
         if self._stage.is_remote:
+            assert self._remote is not None
             self._remote.submit(self._stage.engine, self._job, self._document, self._take_document)
         else:
             cache = self._course.cache

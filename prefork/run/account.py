@@ -10,8 +10,8 @@ from prefork.cache.pieces import Savings
 from prefork.memory.tally import Tally
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.jobs import JobResult
-from prefork.pool.runtime import Runtime
 from prefork.run import performance
+from prefork.run.computer import Computer
 from prefork.run.corpus import Corpus
 from prefork.run.summary import Summary
 from prefork.wire.specification import Inventory
@@ -37,7 +37,7 @@ class Account:
         self._recovery: Counter[str] = Counter()
         self._tagged: Counter[str] = Counter()
 
-    def add_runtime(self, runtime: Runtime) -> None:
+    def add_runtime(self, runtime: Computer) -> None:
         """One that has ended."""
         supervisor = runtime.supervisor
         self.plan = supervisor.plan or self.plan
@@ -106,10 +106,11 @@ class Account:
         )
 
 
-def list_suspicions(runtime: Runtime) -> Iterator[str]:
+def list_suspicions(runtime: Computer) -> Iterator[str]:
     """Before the first fork: what was doubted, and has been tried."""
     inventory = runtime.supervisor.inventory
-    if inventory is None or runtime.plan.strategy is not Strategy.FORK:  # then the reason has been told
+    plan = runtime.supervisor.plan
+    if inventory is None or plan is None or plan.strategy is not Strategy.FORK:  # then the reason has been told
         return
     for engine, reason in inventory.suspicions.items():
         threads = "; ".join(hazard.what for hazard in inventory.hazards) or "none exists now"

@@ -13,7 +13,7 @@ from prefork.fingerprint import complete, note_files
 from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Pipeline
 from prefork.pool.requests import make_plan, make_request
-from prefork.pool.runtime import Runtime
+from prefork.run.computer import Computer
 from prefork.run.planning import survey
 from prefork.wire.specification import Specification
 
@@ -24,7 +24,7 @@ Noted = Mapping[str, Mapping[str, Any]]  # by engine: what it says of itself, it
 Fingerprint = Mapping[str, Any]  # of all stages, as the journal has it
 
 
-def note_models(pipeline: Pipeline, runtime: Runtime | None, force_cpu: bool, no_mps: bool) -> Noted:
+def note_models(pipeline: Pipeline, runtime: Computer | None, force_cpu: bool, no_mps: bool) -> Noted:
     """Models that are not loaded yet are opened by a process of their own. Raises LoadError."""
     known = dict(runtime.fingerprints) if runtime is not None else {}
     for stage in pipeline:
@@ -32,7 +32,8 @@ def note_models(pipeline: Pipeline, runtime: Runtime | None, force_cpu: bool, no
             known[stage.engine] = note_files(registry.create_service(stage.engine, stage.options).fingerprint())
     others = {stage.engine: stage.options for stage in pipeline if stage.engine not in known}
     if others:
-        plan = runtime.plan if runtime is not None else _make_plan(others, force_cpu, no_mps)
+        known_plan = runtime.supervisor.plan if runtime is not None else None
+        plan = known_plan or _make_plan(others, force_cpu, no_mps)
         known |= survey(Specification(others, plan=plan)).fingerprints
     return known
 

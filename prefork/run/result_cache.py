@@ -32,7 +32,7 @@ from prefork.outputs import OutputFolder
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.jobs import JobResult
 from prefork.pool.pipeline import Pipeline, Stage
-from prefork.pool.runtime import Runtime
+from prefork.run.computer import Computer
 from prefork.run.headers import narrow
 
 _RECHECKED = 50  # recordings, of which one is read again although nothing about it has changed
@@ -175,16 +175,16 @@ class ResultCache:
             known |= models.fingerprints
         return known
 
-    def remember_models(self, phase: Pipeline, runtime: Runtime) -> None:
+    def remember_models(self, phase: Pipeline, runtime: Computer) -> None:
         """A runtime has loaded the models of a phase."""
-        inventory = runtime.supervisor.inventory
-        if self._store is None or inventory is None:
+        inventory, plan = runtime.supervisor.inventory, runtime.supervisor.plan
+        if self._store is None or inventory is None or plan is None:
             return
-        self.surround(phase, runtime.plan)
+        self.surround(phase, plan)
         if not any(stage.is_remote for stage in phase):
             models = KnownModels(inventory.fingerprints, inventory.weights, inventory.private)
             try:
-                self._store.put(Entry(_make_phase_key(phase, runtime.plan), Kind.MODEL, models.dump()))
+                self._store.put(Entry(_make_phase_key(phase, plan), Kind.MODEL, models.dump()))
             except OSError:  # a model's folder has gone; the run will say so
                 return
 

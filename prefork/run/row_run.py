@@ -25,7 +25,6 @@ from prefork.engines.parquet.row_path import RowAddress
 from prefork.errors import Stopped
 from prefork.pool.jobs import Course, JobResult
 from prefork.pool.pipeline import Intake
-from prefork.pool.runtime import run_jobs
 from prefork.run.problems import find_reason, strip_name
 from prefork.run.request import RunRequest
 from prefork.run.row_results import RowResult, describe_document
@@ -190,9 +189,7 @@ class RowRun(Run):
             group.under_way += 1
             self._under_way += 1
             known = {job.id: group.documents.pop(job.id)}
-            run_jobs(
-                self._runtime, [job], course, lambda result: self._events.put(partial(self._take, group, result)), known
-            )
+            self._begin_jobs([job], course, lambda result: self._events.put(partial(self._take, group, result)), known)
 
     def _take(self, group: GroupRun, result: JobResult) -> None:
         """What became of a row in this phase."""

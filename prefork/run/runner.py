@@ -24,6 +24,7 @@ from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages,
 from prefork.pool.runtime import Runtime, run_jobs
 from prefork.run import performance
 from prefork.run.account import Account, list_suspicions
+from prefork.run.computer import Computer
 from prefork.run.corpus import Corpus, find_jobs, find_languages
 from prefork.run.fingerprints import Fingerprint, complete_all, note_models, plan_phase, start_completing
 from prefork.run.headers import narrow
@@ -62,14 +63,14 @@ class Run:
         self._account = Account()
         self._model_files: set[ModelFile] = set()  # as they were when the run began
         self._audio_begun = 0.0  # seconds of audio done in jobs that are not
-        self._runtime: Runtime | None = None
+        self._runtime: Computer | None = None
         self._jobs = 0  # with those that cannot be used
         self._skipped = 0  # jobs that an earlier run has done
         self._status: StatusFile | None = None
         wanted = request.cache.refresh() if request.redo else request.cache
         self._cache = ResultCache(wanted, request.pipeline, report.note)
 
-    def _make_runtime(self, pipeline: Pipeline) -> Runtime:
+    def _make_runtime(self, pipeline: Pipeline) -> Computer:
         request = self._request
         self._load_started = time.monotonic()
         self._report.load([stage.engine for stage in pipeline if not stage.is_remote])
@@ -312,7 +313,7 @@ class Run:
         passing = runtime.pipeline != self._phases[-1]
         first = sum(map(len, self._phases[: self._phases.index(runtime.pipeline)]))
         course = Course(runtime.pipeline, folder.root, passing, self._advance, self._cache.pieces, first)
-        run_jobs(runtime, jobs, course, results.put, documents)
+        self._begin_jobs(jobs, course, results.put, documents)
         waiting = len(jobs)
         while waiting:
             self._handle_signals()
@@ -323,6 +324,13 @@ class Run:
                         some.append(results.get_nowait())
                 waiting -= len(some)
                 yield some
+
+    def _begin_jobs(
+        self, jobs: Sequence[Job], course: Course, done: Callable[[JobResult], None], documents: Mapping[str, bytes]
+    ) -> None:
+        """done: called in any thread."""
+        assert isinstance(self._runtime, Runtime)
+        run_jobs(self._runtime, jobs, course, done, documents)
 
     def _record(
         self,

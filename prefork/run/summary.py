@@ -20,6 +20,20 @@ class GPULoad:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """One machine of a cluster, and what it has done. state: loading, refused, lost, left, or how it shares weights.
+    busy: workers that have something to do. memory: bytes of its workers together. seconds: of audio."""
+
+    name: str
+    state: str
+    workers: int = 0
+    busy: int = 0
+    memory: int = 0
+    files: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What became of a run. Seconds, and bytes."""
 
@@ -58,6 +72,7 @@ class Summary:
     kept_segments: int = 0  # of the other files: that were not computed,
     segments: int = 0  # of so many
     saved_seconds: float = 0.0  # that all these took when they were computed
+    machines: Sequence[MachineStatus] = ()  # of a cluster
 
     @property
     def speed(self) -> float:
@@ -75,6 +90,7 @@ class Progress:
     files_done: int
     files_total: int
     timed: bool = True  # False: there is no audio, and its seconds stand for text
+    machines: Sequence[MachineStatus] = ()  # of a cluster, in place of workers
 
 
 class Report:

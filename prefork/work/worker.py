@@ -26,7 +26,7 @@ from prefork.engines.text.document import Document
 from prefork.memory.monitor import DeviceMeter, HostMeter, MemoryMonitor
 from prefork.memory.monitored_stages import MonitoredStage as Stage
 from prefork.memory.probe import PeakProbe
-from prefork.outputs import JobOutput, OutputFolder
+from prefork.outputs import JobOutput, OutputFolder, write_document
 from prefork.platform_matrix.device_kinds import find_kind
 from prefork.platform_matrix.failures import Failure
 from prefork.platform_matrix.systems import SYSTEM
@@ -282,8 +282,7 @@ def _join_job(
     writing: bool,
     target: Path | None,
 ) -> Document | JobOutput:
-    """The job's document, with writing in every format that the job asks for: nothing is read of the job after that,
-    so that what is written is of its files as they were noted."""
+    """The job's document; with writing, its outputs too, if there is a folder for them."""
     engine = context.loaded.engines[name]
     known = _open(job, document)
     arguments = ([pickle.loads(segment) for segment in segments], [load_piece(engine, piece) for piece in pieces])
@@ -297,12 +296,8 @@ def _join_job(
         return made
     if target is None:
         return JobOutput(made, ())
-    job.check_files()
-    folder = OutputFolder(target)
     with context.step(name, "write"):
-        made = formats.warn_of_losses(made, [output.format for output in job.outputs])
-        rendered = [(output.path, formats.render(made, output.format, output.layout)) for output in job.outputs]
-        return JobOutput(made, tuple(folder.write(path, text) for path, text in rendered))
+        return write_document(OutputFolder(target), job, made)
 
 
 _TASKS: Mapping[str, Callable[..., Any]] = {"split": _split_job, "run": run_segments, "join": _join_job}

@@ -1,0 +1,46 @@
+"""In Dask's scheduler: one run at a time has the machines, and is told who is gone; when it is gone, they are free."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from prefork.cluster.messages import PLUGIN, TOPIC, WATCH
+
+
+class Watch(SchedulerPlugin):
+    """holder: the client of the run that has the machines. what: it is, for people."""
+
+    name = WATCH
+
+    def __init__(self, holder: str, what: str) -> None:
+        self.holder = holder
+        self.what = what
+        self._ending: asyncio.Task[Any] | None = None
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:  # noqa: ARG002
+        scheduler.log_event(TOPIC, {"event": "lost", "address": worker})
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """The machines unload what they have loaded for a run that is gone, however it has ended."""
+        if client == self.holder:
+            self.holder = ""
+            if PLUGIN in scheduler.worker_plugins:
+                self._ending = asyncio.ensure_future(scheduler.unregister_worker_plugin(None, PLUGIN))
+
+
+async def reserve(client: str, what: str, dask_scheduler: Scheduler | None = None) -> str:
+    """The machines are this client's from here on; or, what it is that has them."""
+    assert dask_scheduler is not None
+    watch: Any = dask_scheduler.plugins.get(WATCH)
+    if watch is not None and watch.holder != client and watch.holder in dask_scheduler.clients:
+        return str(watch.what)
+    if watch is not None:
+        dask_scheduler.remove_plugin(WATCH)
+    dask_scheduler.add_plugin(Watch(client, what), name=WATCH)
+    if PLUGIN in dask_scheduler.worker_plugins:
+        await dask_scheduler.unregister_worker_plugin(None, PLUGIN)
+    return ""
