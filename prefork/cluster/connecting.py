@@ -26,7 +26,7 @@ from prefork.engines.base import LoadError
 from prefork.platform_matrix.memory import read_memory
 from prefork.platform_matrix.systems import SYSTEM
 
-CONNECT_SECONDS = 30.0
+CONNECT_SECONDS = 15.0
 _MOST_LOCAL = 64
 _END_SECONDS = 10.0
 _TLS = "prefork_tls"  # the folder of certificates, in a scheduler's file

@@ -39,7 +39,7 @@ from prefork.wire.exceptions import unpickle_error
 LONG_SECONDS = 600.0  # of a recording whose segments go to all machines
 _TICK_SECONDS = 0.25
 _PATIENCE = 300.0  # seconds for a first machine to come, or another one when all are gone
-_REFUSED_PATIENCE = 20.0  # the same where all that came were refused
+_REFUSED_PATIENCE = 10.0  # the same where all that came were refused
 _END_SECONDS = 30.0  # for the machines to end their processes and report
 _STOPPED = "the run was stopped"
 _LOST = "the scheduler of the cluster cannot be reached any more; start it, and give the same command again"

@@ -25,6 +25,7 @@ from prefork.engines.base import LoadError
 _BROKEN = ("worker-handle-scheduler-connection-broken", "worker-heartbeat-missing", "scheduler-remove-worker")
 _CLOSE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
+_JOIN_SECONDS = 15.0  # for one try to connect
 
 
 class JoinedWorker(Worker):
@@ -96,7 +97,7 @@ def join(
     name = name or socket.gethostname()
 
     async def serve(ended: asyncio.Event) -> None:
-        deadline = time.monotonic() + max(patience, CONNECT_SECONDS)
+        deadline = time.monotonic() + max(patience, _JOIN_SECONDS)
         first = True
         while not ended.is_set():
             place = await asyncio.to_thread(
@@ -142,7 +143,7 @@ async def _start(
             host="127.0.0.1" if loopback else None,
             dashboard=False,
             dashboard_address="127.0.0.1:0",
-            death_timeout=CONNECT_SECONDS,
+            death_timeout=_JOIN_SECONDS,
         )
         worker.machine_name, worker.machine_options = name, options
         try:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from prefork.engines.base import Engine, HostEngine, InputError, Job, LoadError, Segment, Tensors
@@ -226,7 +227,7 @@ def _allocate(megabytes: int, keep: bool) -> None:
         time.sleep(0.5)
 
 
-def _act(verb: str, marker: str) -> None:
+def _act(verb: str, marker: str) -> None:  # noqa: PLR0912
     """Does what the verb says: always, or, with a marker file, only as long as that is not there."""
     if marker:
         path = Path(marker)
@@ -235,6 +236,9 @@ def _act(verb: str, marker: str) -> None:
         path.touch()
     if verb == "kill":
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # of Windows, which ends it at once too
+    elif verb == "fell":  # the machine, or what stands for it: the process whose zygote this worker is from
+        psutil.Process(os.getppid()).parent().kill()
+        time.sleep(600)
     elif verb == "exit":
         os._exit(7)
     elif verb == "hang":
