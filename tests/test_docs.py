@@ -50,6 +50,7 @@ NEEDS = {
     "checkout": "changes a checkout, or measures for minutes",
     "models": "needs models that are no part of the repository, in ../shared/models",
     "gpu": "needs an NVIDIA GPU",
+    "slurm": "needs Slurm",
     "hardware": "is for a machine that the makers do not have",
     "network": "needs the network, to download a model",
     "service": "serves until it is stopped; tests/prefork/test_service.py runs it",
@@ -61,6 +62,13 @@ FOREIGN = {  # options of other people's commands
     "--last-failed": "pytest",
     "--check": "ruff",
     "--user": "docker",
+    "--scale": "docker compose",
+    "--array": "sbatch",
+    "--nodes": "sbatch",
+    "--ntasks-per-node": "sbatch",
+    "--cpus-per-task": "sbatch",
+    "--mem": "sbatch",
+    "--time": "sbatch",
     "--minutes": "python -m tests.faults",
     "--seed": "python -m tests.faults",
 }
@@ -328,6 +336,8 @@ def test_every_workflow_of_a_page_is_yaml_and_has_jobs_or_hooks() -> None:
     for block in BLOCKS:
         if block.language == "yaml":
             content = yaml.safe_load(block.text)
+            if content.get("services") or content.get("kind"):  # for other people's commands
+                continue
             assert content.get("jobs") or all(repository["hooks"] for repository in content["repos"]), block
 
 

@@ -28,6 +28,7 @@ from prefork.platform_matrix.systems import SYSTEM
 
 CONNECT_SECONDS = 15.0
 _MOST_LOCAL = 64
+_FILE_SECONDS = 10.0  # for a scheduler that was started just now to write its file
 _END_SECONDS = 10.0
 _TLS = "prefork_tls"  # the folder of certificates, in a scheduler's file
 
@@ -129,7 +130,7 @@ def connect(text: str, tls: Path | None) -> Iterator[tuple[Client, bool]]:
     """A client of the cluster, and whether machines may join that are not there yet. Raises LoadError."""
     with ExitStack() as stack:
         count = count_local(text)
-        place = stack.enter_context(_start_local(count)) if count else find_place(text, tls)
+        place = stack.enter_context(_start_local(count)) if count else find_place(text, tls, _FILE_SECONDS)
         try:
             client = Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
