@@ -26,7 +26,7 @@ from prefork.engines.base import LoadError
 from prefork.platform_matrix.memory import read_memory
 from prefork.platform_matrix.systems import SYSTEM
 
-CONNECT_SECONDS = 15.0
+CONNECT_SECONDS = 10.0
 _MOST_LOCAL = 64
 _FILE_SECONDS = 10.0  # for a scheduler that was started just now to write its file
 _END_SECONDS = 10.0

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client
-from distributed import Future as DaskFuture
 
 from prefork.cluster.control import Control, Workers
 from prefork.cluster.dispatching import Dispatch, Machine, MachineState, Unit
 from prefork.cluster.machine import MachinePlugin, MachineReport, describe_version, end_session, run_order
 from prefork.cluster.messages import PLUGIN, SEND_BYTES, TOPIC, Answer, JobOrder, Session
 from prefork.cluster.watching import reserve
-from prefork.cluster.work import Done, LongJob, Work, Writer
+from prefork.cluster.work import Collector, Done, LongJob, Work, Writer
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped, WorkerDied
 from prefork.pool.jobs import Course, JobResult, JobRun
@@ -69,7 +68,6 @@ class Cluster:
         self._patience = _PATIENCE if may_come else _REFUSED_PATIENCE
         self._dispatch = Dispatch()
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[tuple[Unit, str, DaskFuture[bytes]] | None] = queue.SimpleQueue()
         self._statuses: dict[str, MachineStatus] = {}
         self._ends = float("inf")  # seconds of time.monotonic, when what runs is given up
         self._over = False
@@ -86,9 +84,8 @@ class Cluster:
         data = pickle.dumps(session, pickle.HIGHEST_PROTOCOL)
         client.register_plugin(MachinePlugin(session.id, describe_version(), data), name=PLUGIN)
         self._thread = threading.Thread(target=self._run, name="prefork-cluster", daemon=True)
-        self._collector = threading.Thread(target=self._collect, name="prefork-collect", daemon=True)
+        self._collector = Collector(client, self._answer, log)
         self._thread.start()
-        self._collector.start()
 
     # -- what a run asks for, from its thread --------------------------------------------------------------------------
 
@@ -143,7 +140,7 @@ class Cluster:
         self._events.put(self._close)
         if wait:
             self._thread.join()
-            self._collector.join()
+            self._collector.close()
         self._writer.close()
         if self._local is not None:
             self._local.shutdown()
@@ -153,20 +150,8 @@ class Cluster:
     def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
         self._events.put(partial(self._take_event, event[1]))
 
-    def _collect(self) -> None:
-        """Fetches results, several at a time. Those of a machine that is lost meanwhile are cancelled."""
-        while (first := self._finished.get()) is not None:
-            batch = [first]
-            while not self._finished.empty() and (more := self._finished.get()) is not None:
-                batch.append(more)
-            found: Mapping[str, bytes | None] = {}
-            try:
-                wanted = {str(n): f for n, (_, _, f) in enumerate(batch) if f.status == "finished"}
-                found = self._client.gather(wanted, errors="skip") if wanted else {}
-            except Exception as error:  # noqa: BLE001  the connection is gone; the cluster's thread will notice
-                self._log(f"results could not be fetched: {error}\n")
-            for number, (unit, address, _) in enumerate(batch):
-                self._events.put(partial(self._take_answer, unit, address, found.get(str(number))))
+    def _answer(self, unit: Unit, address: str, data: bytes | None, failure: BaseException | None) -> None:
+        self._events.put(partial(self._take_answer, unit, address, data, failure))
 
     # -- the cluster's thread ------------------------------------------------------------------------------------------
 
@@ -187,7 +172,6 @@ class Cluster:
             self._close()
         finally:
             self.supervisor.loaded.set()
-            self._finished.put(None)
 
     def _take_event(self, event: Mapping[str, Any]) -> None:
         address, kind = str(event.get("address")), event.get("event")
@@ -291,8 +275,7 @@ class Cluster:
                 work.fail(error)
                 continue
             work.futures[machine.address] = future
-            address = machine.address
-            future.add_done_callback(lambda done, unit=unit, address=address: self._finished.put((unit, address, done)))
+            self._collector.watch(unit, machine.address, future)
 
     def _drop(self, unit: Unit) -> None:
         """Nobody wants it any more."""
@@ -305,12 +288,15 @@ class Cluster:
         if future is not None:
             future.cancel()
 
-    def _take_answer(self, unit: Unit, address: str, data: bytes | None) -> None:
-        """What a machine has answered; None if Dask could not have it run, or its result is gone."""
+    def _take_answer(self, unit: Unit, address: str, data: bytes | None, failure: BaseException | None) -> None:
+        """What a machine has answered; None if its result is gone. failure: Dask could not have it run."""
         work: Work = unit.payload
         future = work.futures.pop(address, None)
         machine = self._dispatch.machines[address]
         if unit.over or future is None or address not in unit.machines:
+            return
+        if failure is not None:
+            self._take_error(unit, address, failure)
             return
         answer: Answer = pickle.loads(data) if data is not None else Answer(lost=True)
         if answer.unseen:
@@ -340,7 +326,7 @@ class Cluster:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if now > self._ends or self._client.status in ("closed", "closing"):
+        if now > self._ends or self._client.status != "running":
             self._fail_all(Stopped(_STOPPED) if now > self._ends else LoadError(_LOST))
             return
         self._give(self._dispatch.assign_slow(now))
@@ -398,8 +384,11 @@ class Cluster:
                 self._client.submit(end_session, workers=[address], key=f"{key}-{number}", pure=False)
                 for number, address in enumerate(addresses)
             ]
-            if futures:
-                self.reports += map(pickle.loads, self._client.gather(futures, errors="skip"))
+            deadline = time.monotonic() + _END_SECONDS
+            while not all(future.done() for future in futures) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            ended = [future for future in futures if future.status == "finished"]
+            self.reports += map(pickle.loads, self._client.gather(ended, errors="skip"))
             self._client.unregister_worker_plugin(PLUGIN)
         except Exception as error:  # noqa: BLE001  the machines end theirs without being told, once we are gone
             self._log(f"the machines could not be told to end: {error}\n")

@@ -93,31 +93,37 @@ def join(
     text: str, tls: Path | None, options: MachineOptions, name: str, patience: float, notice: Callable[[str], None]
 ) -> None:
     """Offers this machine to a scheduler until that ends, or a signal comes. patience: seconds to wait for a scheduler
-    that is not there yet, or cannot be reached any more. Raises LoadError if none is found."""
+    that is not there yet, or cannot be reached any more; 0: not for one that was there. Raises LoadError if none is
+    found."""
+    may_come_again = patience > 0
     name = name or socket.gethostname()
+    patience = max(patience, _JOIN_SECONDS)
 
     async def serve(ended: asyncio.Event) -> None:
-        deadline = time.monotonic() + max(patience, _JOIN_SECONDS)
-        first = True
+        deadline, joined = time.monotonic() + patience, False
         while not ended.is_set():
-            place = await asyncio.to_thread(
-                find_place, text, tls, max(0.0, deadline - time.monotonic()) if first else 0.0
-            )
-            worker = await _start(place, options, name, deadline, ended)
+            if joined and "://" not in text and not Path(text).exists():
+                return  # the scheduler has ended in order, and has taken its file with it
+            try:
+                place = await asyncio.to_thread(find_place, text, tls, 0.0 if joined else patience)
+                worker = await _start(place, options, name, ended)
+            except LoadError:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             if worker is None:
                 return
-            if first:
-                notice(f"{name} has joined {place.address}")
-            first = False
+            notice(f"{name} has joined {place.address}")
+            joined = True
             await _wait_for_either(worker.finished(), ended)
             if ended.is_set():
                 worker.is_leaving = True
                 worker.log_event(TOPIC, {"event": "leaving", "address": worker.address})
-                await worker.close(timeout=_CLOSE_SECONDS)
+                await worker.close()
+            if not worker.comes_again or not may_come_again:
                 return
-            if not worker.comes_again or patience <= 0:
-                return
-            notice(f"{name} has lost its connection to {place.address}, and tries again for {patience:.0f} s")
+            await asyncio.sleep(_RETRY_SECONDS)
             deadline = time.monotonic() + patience
 
     try:
@@ -126,42 +132,35 @@ def join(
         close_all()
 
 
-async def _start(
-    place: Place, options: MachineOptions, name: str, deadline: float, ended: asyncio.Event
-) -> JoinedWorker | None:
+async def _start(place: Place, options: MachineOptions, name: str, ended: asyncio.Event) -> JoinedWorker | None:
     """A worker that is connected; None if it is not to be any more. Raises LoadError."""
-    folder = tempfile.mkdtemp(prefix="prefork-join-")
     loopback = place.address.startswith("tcp://")  # without certificates nobody else may reach the worker either
-    while not ended.is_set():
-        worker = JoinedWorker(
-            place.address,
-            nthreads=2 * (os.cpu_count() or 1) + 4,
-            name=f"{name}-{os.getpid()}-{time.monotonic_ns()}",
-            memory_limit=0,
-            local_directory=folder,
-            security=place.security,
-            host="127.0.0.1" if loopback else None,
-            dashboard=False,
-            dashboard_address="127.0.0.1:0",
-            death_timeout=_JOIN_SECONDS,
-        )
-        worker.machine_name, worker.machine_options = name, options
-        try:
-            starting = asyncio.ensure_future(_begin(worker))
-            await _wait_for_either(starting, ended)
-            if ended.is_set():
-                starting.cancel()
-                return None
-            await starting
-            return worker
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            if time.monotonic() >= deadline:
-                raise LoadError(
-                    f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
-                    "is it running, and are the certificates its own?"
-                ) from error
-            await asyncio.sleep(_RETRY_SECONDS)
-    return None
+    worker = JoinedWorker(
+        place.address,
+        nthreads=2 * (os.cpu_count() or 1) + 4,
+        name=f"{name}-{os.getpid()}-{time.monotonic_ns()}",
+        memory_limit=0,
+        local_directory=tempfile.gettempdir(),
+        security=place.security,
+        host="127.0.0.1" if loopback else None,
+        dashboard=False,
+        dashboard_address="127.0.0.1:0",
+        death_timeout=_JOIN_SECONDS,
+    )
+    worker.machine_name, worker.machine_options = name, options
+    starting = asyncio.ensure_future(_begin(worker))
+    await _wait_for_either(starting, ended)
+    if ended.is_set():
+        starting.cancel()
+        return None
+    try:
+        await starting
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise LoadError(
+            f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
+            "is it running, and are the certificates its own?"
+        ) from error
+    return worker
 
 
 async def _begin(worker: Worker) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from distributed import Future
+from distributed import Client, Future
 
 from prefork.cluster.dispatching import Unit
 from prefork.cluster.messages import TASK_FIELDS, Answer, JobOrder, TaskOrder
@@ -66,6 +68,47 @@ class LongJob:
             unit = self._units.pop(id(task), None)
             if unit is not None:
                 self._drop(unit)
+
+
+class Collector:
+    """Fetches results, several at a time, in a thread of its own. Those of a machine that is lost meanwhile are
+    cancelled. take: gets the unit, the machine, and what has come: nothing if it is gone, or why Dask could not have it
+    run."""
+
+    def __init__(
+        self,
+        client: Client,
+        take: Callable[[Unit, str, bytes | None, BaseException | None], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._take = take
+        self._log = log
+        self._ended: queue.SimpleQueue[tuple[Unit, str, Future[bytes]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="prefork-collect", daemon=True)
+        self._thread.start()
+
+    def watch(self, unit: Unit, address: str, future: Future[bytes]) -> None:
+        future.add_done_callback(lambda done: self._ended.put((unit, address, done)))
+
+    def close(self) -> None:
+        self._ended.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._ended.get()) is not None:
+            batch = [first]
+            while not self._ended.empty() and (more := self._ended.get()) is not None:
+                batch.append(more)
+            found: Mapping[str, bytes | None] = {}
+            try:
+                wanted = {str(n): future for n, (_, _, future) in enumerate(batch) if future.status == "finished"}
+                found = self._client.gather(wanted, errors="skip") if wanted else {}
+            except Exception as error:  # noqa: BLE001  the connection is gone; the cluster's thread will notice
+                self._log(f"results could not be fetched: {error}\n")
+            for number, (unit, address, future) in enumerate(batch):
+                failure = future.exception() if future.status == "error" else None
+                self._take(unit, address, found.get(str(number)), failure)
 
 
 class Writer:

@@ -127,7 +127,7 @@ def corpus(tmp_path: Path) -> Path:
 def test_machines_make_what_one_makes_and_their_logs_are_gathered(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     """With an input that fails, a recording so long that all share it, and one machine that has its own options."""
     write_script(corpus, "bad", "raise")
-    write_wav(write_script(corpus, "long", *["say long"] * 60).with_suffix(".wav"), 700)
+    write_wav(write_script(corpus, "long", *["sleep"] * 100).with_suffix(".wav"), 700)
     one, out = tmp_path / "one", tmp_path / "out"
     assert run("align", corpus, one, *SCRIPT, "--workers", "2").returncode == 1
     lab.join("first")

@@ -1,0 +1,353 @@
+"""Many machines: `python tests/benchmarks/cluster.py faults|overhead HOSTS`, `scale MACHINES JOBS`, `shards JOBS`.
+
+faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come again;
+the driver is killed three times and one host's network is cut for 60 s. overhead: 200 recordings of a minute, by one
+machine with as many workers and by so many machines with one each. scale: machines without models, whose jobs sleep,
+through Dask. shards: how long it takes to divide so many jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from prefork.engines.base import Job  # noqa: E402
+from tests.benchmarks.results import Results, Table  # noqa: E402
+from tests.prefork.command import SAMPLES, copy_sample, read_outputs  # noqa: E402
+from tests.prefork.hosts import Host, find_lack, make_hosts  # noqa: E402
+
+PREFORK = [sys.executable, "-m", "prefork"]
+KILLS, DRIVER_KILLS, CUT_SECONDS, FILES = 20, 3, 60.0, 40
+MEMORY = 2_500_000_000  # bytes of each host
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / ".editable"), "PREFORK_CACHE": "off"}
+
+
+class Cluster:
+    """A scheduler on the first host, a machine on each other one."""
+
+    def __init__(self, folder: Path, hosts: list[Host]) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.home, *self.hosts = hosts
+        self.log = folder / "printed.txt"
+        self.runs: list[Path] = []
+        subprocess.run([*PREFORK, "cluster", "init", folder / "tls"], check=True, stdout=subprocess.DEVNULL)
+        command = ["cluster", "start", str(self.file), "--tls", str(folder / "tls"), "--host", self.home.address]
+        self.scheduler = self.home.start([*PREFORK, *command], ENVIRONMENT, self.log)
+        self.machines: dict[str, subprocess.Popen[bytes]] = {}
+        for host in self.hosts:
+            self.join(host)
+
+    def join(self, host: Host) -> None:
+        command = ["join", str(self.file), "--name", host.name, "--workers", "1", "--threads", "1"]
+        self.machines[host.name] = host.start([*PREFORK, *command], ENVIRONMENT, self.log)
+
+    def align(self, source: Path, target: Path) -> subprocess.Popen[bytes]:
+        """What it prints goes to a file of its own."""
+        self.runs.append(self.folder / f"run{len(self.runs)}.txt")
+        command = ["align", str(source), str(target), "--json", "--cluster", str(self.file)]
+        return self.home.start([*PREFORK, *command], ENVIRONMENT, self.runs[-1])
+
+    def count_twice(self) -> int:
+        """Files that one run has done twice."""
+        twice = 0
+        for run in self.runs:
+            events = [
+                json.loads(line) for line in run.read_text().splitlines() if line.startswith("{") and line.endswith("}")
+            ]
+            done = [event["id"] for event in events if event["event"] == "done"]
+            twice += len(done) - len(set(done))
+        return twice
+
+    def stop(self) -> None:
+        command = ["nsenter", f"--net=/run/netns/{self.home.name}", *PREFORK, "cluster", "stop", self.file]
+        subprocess.run(command, check=False, env={**os.environ, **ENVIRONMENT})
+
+
+def _make_corpus(folder: Path, count: int) -> Path:
+    samples = sorted(path.stem for path in SAMPLES.glob("*.cha"))
+    for number in range(count):
+        copy_sample(folder, samples[number % len(samples)], f"file{number:03}")
+    return folder
+
+
+def measure_faults(table: Table, count: int, seed: int = 27) -> None:  # noqa: PLR0915
+    """Until everything is done, giving the command again when the driver was killed."""
+    draw = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name, make_hosts(count, cores=2 / count, memory=MEMORY) as hosts:
+        folder = Path(name)
+        corpus, out = _make_corpus(folder / "in", FILES), folder / "out"
+        subprocess.run(
+            [*PREFORK, "align", corpus, folder / "one", "--quiet"], check=True, env={**os.environ, **ENVIRONMENT}
+        )
+        cluster = Cluster(folder, hosts)
+        driver, runs, began = cluster.align(corpus, out), 1, time.monotonic()
+        faults = ["kill"] * KILLS + ["driver"] * DRIVER_KILLS + ["cut"]
+        draw.shuffle(faults)
+        hit = dict.fromkeys(("kill", "driver", "cut"), 0)
+        cut_until, cut = 0.0, cluster.hosts[0]
+        due = time.monotonic() + 10
+        while time.monotonic() - began < 1500:
+            time.sleep(0.2)
+            now = time.monotonic()
+            if cut_until and now > cut_until:
+                cut.cut(False)
+                cut_until = 0.0
+            if driver.poll() is not None:
+                if driver.returncode == 0 and not faults:
+                    break
+                if driver.returncode == 0:  # everything is done before all faults were: what is done is done again
+                    done = sorted(out.rglob("*.cha"))
+                    for path in done[: len(done) // 2]:
+                        path.unlink()
+                driver, runs = cluster.align(corpus, out), runs + 1
+            if faults and now > due:
+                fault = faults.pop()
+                hit[fault] += 1
+                due = now + draw.uniform(2, 8)
+                victim = draw.choice([host for host in cluster.hosts if host is not cut or not cut_until])
+                if fault == "kill":
+                    victim.kill()
+                    cluster.join(victim)
+                elif fault == "driver":
+                    driver.kill()
+                else:
+                    cut = victim
+                    cut.cut(True)
+                    cut_until = now + CUT_SECONDS
+        took = time.monotonic() - began
+        same = read_outputs(out) == read_outputs(folder / "one")
+        status = json.loads(
+            subprocess.run(
+                [*PREFORK, "status", out, "--json"],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, **ENVIRONMENT},
+            ).stdout
+        )
+        cluster.stop()
+        deadline = time.monotonic() + 30
+        while any(host.list_pids() for host in hosts) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        left = sum(len(host.list_pids()) for host in hosts)
+        twice = cluster.count_twice()
+    table.add(
+        str(count),
+        ", ".join(f"{number} x {fault}" for fault, number in hit.items()),
+        str(runs),
+        f"{took:.0f} s",
+        f"{status['done']} of {FILES}",
+        "the same bytes" if same else "DIFFERENT",
+        str(twice),
+        str(left),
+    )
+
+
+def _make_minutes(folder: Path, count: int) -> Path:
+    """Recordings of about a minute, each once."""
+    sample = max(SAMPLES.glob("*.flac"), key=lambda path: path.stat().st_size).stem
+    for number in range(count):
+        copy_sample(folder, sample, f"file{number:03}")
+    return folder
+
+
+def measure_overhead(table: Table, count: int, files: int) -> None:
+    """One machine with as many workers, and so many machines with one each."""
+    with tempfile.TemporaryDirectory() as name, make_hosts(count) as hosts:
+        folder = Path(name)
+        corpus = _make_minutes(folder / "in", files)
+        one = [*PREFORK, "align", corpus, folder / "one", "--workers", str(count), "--threads", "1", "--json"]
+        done = subprocess.run(one, capture_output=True, text=True, check=True, env={**os.environ, **ENVIRONMENT})
+        alone: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        cluster = Cluster(folder, hosts)
+        time.sleep(8)  # until they have joined
+        cluster.align(corpus, folder / "out").wait()
+        together: dict[str, Any] = json.loads(cluster.runs[0].read_text().strip().splitlines()[-1])
+        cluster.stop()
+        same = read_outputs(folder / "one") == read_outputs(folder / "out")
+    for what, summary in (("one machine", alone), ("cluster", together)):
+        working = summary["wall_seconds"] - summary["load_seconds"]
+        table.add(
+            what, str(count), f"{summary['wall_seconds']:.1f} s", f"{summary['load_seconds']:.1f} s", f"{working:.1f} s"
+        )
+    ratio = (together["wall_seconds"] - together["load_seconds"]) / (alone["wall_seconds"] - alone["load_seconds"]) - 1
+    table.add(
+        "cluster, more than one machine",
+        "",
+        "",
+        "",
+        f"{100 * ratio:.1f} %, {'the same bytes' if same else 'DIFFERENT'}",
+    )
+
+
+# -- scale -----------------------------------------------------------------------------------------------------------
+
+
+def _sleep(data: bytes) -> bytes:
+    from prefork.cluster.messages import Answer
+
+    time.sleep(pickle.loads(data).job.seconds)
+    return pickle.dumps(Answer(value=pickle.dumps((None, b"done"))))
+
+
+def _be_machines(address: str, count: int) -> None:
+    """Dask's workers without a model, in one process: each says that it is ready."""
+    from distributed import Worker
+
+    from prefork.cluster import machine
+    from prefork.cluster.connecting import CONNECT_SECONDS
+
+    class Sleeper(machine.MachinePlugin):
+        def setup(self, worker: Worker) -> None:
+            self._worker, self._name = worker, str(worker.name)
+            self._tell("loading")
+            values = {"room": 2, "workers": 1, "strategy": "none", "device": "none", "blind": False}
+            worker.loop.call_later(1.0, lambda: self._tell("ready", **values))
+
+        def teardown(self, worker: Worker) -> None:
+            pass
+
+    machine.MachinePlugin.setup = Sleeper.setup  # type: ignore[method-assign]
+    machine.MachinePlugin.teardown = Sleeper.teardown  # type: ignore[method-assign]
+
+    async def serve() -> None:
+        options: dict[str, Any] = {"nthreads": 4, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
+        workers = [Worker(address, name=f"m{os.getpid()}-{n}", **options) for n in range(count)]
+        for start in range(0, count, 20):
+            await asyncio.gather(
+                *(asyncio.wait_for(_start(w), CONNECT_SECONDS * 8) for w in workers[start : start + 20])
+            )
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+    async def _start(worker: Worker) -> None:
+        await worker
+
+    asyncio.run(serve())
+
+
+def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> None:  # noqa: PLR0915
+    """The driver, in this process; the scheduler and the machines have processes of their own."""
+    from distributed import Client
+
+    from prefork.cluster import driver
+    from prefork.cluster.messages import Session
+    from prefork.pool.jobs import Course, JobResult
+
+    driver.run_order = _sleep
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "scheduler.json"
+        start = [*PREFORK, "cluster", "start", str(file), "--host", "127.0.0.1"]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": f"{ROOT / '.editable'}{os.pathsep}{ROOT}"}
+        scheduler = subprocess.Popen(start, env=environment, stderr=subprocess.DEVNULL)
+        processes = [scheduler]
+        try:
+            while not file.exists():
+                time.sleep(0.1)
+            address = json.loads(file.read_text())["address"]
+            share = 125
+            for _ in range(0, machines, share):
+                code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import cluster as c; "
+                code += f"c._be_machines({address!r}, {min(share, machines)})"
+                processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
+            with Client(address, set_as_default=False, timeout=60) as client:
+                while len(client.nthreads()) < machines:
+                    time.sleep(0.5)
+                session = Session("scale", (), (), "scale")
+                before = psutil.Process().memory_info().rss
+                cluster = driver.Cluster(client, session, print)
+                cluster.wait_until_loaded()
+                while sum(m.workers for m in cluster.list_machines()) < machines:
+                    time.sleep(0.5)
+                count = 0
+                began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+                busy = sum(psutil.Process(scheduler.pid).cpu_times()[:2])
+                stop = time.monotonic() + 150
+
+                def take(result: JobResult) -> None:
+                    nonlocal count
+                    count += 1
+
+                cluster.run_jobs(
+                    (Job(f"{n}.cha", Path(f"{n}.cha"), seconds=seconds) for n in range(jobs)), Course(()), take
+                )
+                most = 0
+                while count < jobs and time.monotonic() < stop:
+                    time.sleep(0.5)
+                    most = max(most, psutil.Process().memory_info().rss)
+                took = time.monotonic() - began
+                now = resource.getrusage(resource.RUSAGE_SELF)
+                cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+                of_scheduler = psutil.Process(scheduler.pid)
+                table.add(
+                    f"{machines:,}",
+                    f"{count:,} of {jobs:,}",
+                    f"{seconds:g} s",
+                    f"{count / took:.0f}",
+                    f"{1000 * cpu / max(1, count):.2f} ms, {(most - before) / 1e6:.0f} MB",
+                    f"{1000 * (sum(of_scheduler.cpu_times()[:2]) - busy) / max(1, count):.2f} ms, "
+                    f"{of_scheduler.memory_info().rss / 1e6:.0f} MB",
+                )
+                cluster.drain(0.0)
+                cluster.shutdown()
+        finally:
+            for process in reversed(processes):
+                process.kill()
+                process.wait()
+
+
+def measure_shards(table: Table, jobs: int) -> None:
+    from prefork.run.shards import divide
+
+    draw = random.Random(27)
+    lengths = sorted((draw.expovariate(1 / 60) for _ in range(jobs)), reverse=True)
+    for count in (10, 1_000, 10_000):
+        began = time.monotonic()
+        places = divide(lengths, count)
+        took = time.monotonic() - began
+        totals = [0.0] * count
+        for length, place in zip(lengths, places, strict=True):
+            totals[place] += length
+        spread = 100 * (max(totals) - min(totals)) / (sum(totals) / count)
+        table.add(f"{jobs:,}", f"{count:,}", f"{took:.2f} s", f"{spread:.3f} %")
+
+
+def main() -> None:
+    what, *figures = sys.argv[1:]
+    if what in ("faults", "overhead") and (lack := find_lack()):
+        sys.exit(lack)
+    with Results() as results:
+        if what == "faults":
+            columns = ("hosts", "faults", "commands", "time", "done", "outputs", "done twice", "processes left")
+            measure_faults(results.add_table(*columns, title="faults"), int(figures[0]))
+        elif what == "overhead":
+            columns = ("what", "workers", "time", "of it loading", "without loading")
+            measure_overhead(
+                results.add_table(*columns, title="overhead"), int(figures[0]), int((figures[1:] or [200])[0])
+            )
+        elif what == "scale":
+            columns = ("machines", "jobs", "each sleeps", "jobs a second", "driver for each job, memory", "scheduler")
+            table = results.add_table(*columns, title="scale")
+            measure_scale(table, int(figures[0]), int(figures[1]), float((figures[2:] or [1.0])[0]))
+        else:
+            columns = ("jobs", "shards", "to divide", "largest less smallest shard, of the mean")
+            measure_shards(results.add_table(*columns, title="shards"), int(figures[0]))
+
+
+if __name__ == "__main__":
+    main()
