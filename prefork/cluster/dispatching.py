@@ -16,6 +16,7 @@ from typing import Any
 
 MOST_LOSSES = 2  # machines that a unit may take with it
 MOST_FAILURES = 2  # machines on which it may fail for what is not its input's fault
+_MOST_IN_A_ROW = 3  # units that may fail so on a machine that does none, where there are others
 _SLOW = 3.0  # times the usual time for its length, after which a unit is given to a second machine too
 _PATIENCE = 20.0  # seconds on top
 _LOOKED_AT = 1000  # units that wait, of which a machine may perhaps have one
@@ -58,6 +59,7 @@ class Machine:
     units: list[Unit] = field(default_factory=list)
     done: int = 0
     seconds: float = 0.0  # of audio, in what it has done
+    failed: int = 0  # units, since it last did one
 
     @property
     def has_room(self) -> bool:
@@ -102,6 +104,7 @@ class Dispatch:
             return False
         machine = self.machines[address]
         machine.done += 1
+        machine.failed = 0
         machine.seconds += unit.seconds
         self._took += now - unit.since
         self._length += unit.seconds
@@ -113,6 +116,7 @@ class Dispatch:
         if unit.over:
             return False
         unit.failures.append(address)
+        self.machines[address].failed += 1
         self._take_back(unit, address)
         if len(unit.failures) >= MOST_FAILURES or not any(self._list_others(unit)):
             if unit.machines:  # a second machine may do it yet
@@ -122,6 +126,10 @@ class Dispatch:
         if not unit.machines:
             self.add(unit)
         return False
+
+    def fails_at_all(self, address: str) -> bool:
+        """Whether a machine fails at whatever it is given, as with a full disk, and others are there."""
+        return self.machines[address].failed >= _MOST_IN_A_ROW and len(self.usable) > 1
 
     def give_back(self, unit: Unit, address: str) -> None:
         """A machine could not begin it, for no fault of the unit's."""

@@ -26,14 +26,14 @@ from prefork.cluster.dispatching import Dispatch, Machine, MachineState, Unit
 from prefork.cluster.machine import MachinePlugin, MachineReport, describe_version, end_session, run_order
 from prefork.cluster.messages import PLUGIN, SEND_BYTES, TOPIC, Answer, JobOrder, Session
 from prefork.cluster.watching import reserve
-from prefork.cluster.work import Collector, Done, LongJob, Work, Writer
+from prefork.cluster.work import Collector, Done, LongJob, Work, Writer, explain_size
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped, WorkerDied
 from prefork.pool.jobs import Course, JobResult, JobRun
 from prefork.pool.pipeline import Pipeline
 from prefork.pool.runtime import Runtime
 from prefork.run.summary import MachineStatus
-from prefork.wire.exceptions import unpickle_error
+from prefork.wire.exceptions import describe_error, unpickle_error
 
 LONG_SECONDS = 600.0  # of a recording whose segments go to all machines
 _TICK_SECONDS = 0.25
@@ -201,12 +201,20 @@ class Cluster:
             self.plans[name] = event["plan"]
             self._dispatch.refuse(address, "planned")
         elif kind == "refused":
-            self._dispatch.refuse(address, str(event["reason"]))
-            self._statuses[address] = replace(shown, state="refused")
-            self._notice(f"machine {name} does not take part: it {event['reason']}")
+            self._refuse(address, str(event["reason"]))
         elif kind == "status" and known is not None and known.state is MachineState.READY:
             workers, busy, memory = (int(event[key]) for key in ("workers", "busy", "memory"))
             self._statuses[address] = replace(shown, workers=workers, busy=busy, memory=memory)
+
+    def _refuse(self, address: str, reason: str) -> None:
+        """It gets nothing more."""
+        machine = self._dispatch.machines[address]
+        if machine.state in (MachineState.READY, MachineState.LOADING):
+            for unit in list(machine.units):
+                self._cancel(unit, address)
+            self._dispatch.refuse(address, reason)
+            self._statuses[address] = replace(self._statuses[address], state="refused", busy=0)
+            self._notice(f"machine {machine.name} does not take part: it {reason}")
 
     def _lose(self, address: str, in_order: bool) -> None:
         machine = self._dispatch.machines.get(address)
@@ -307,7 +315,7 @@ class Cluster:
         elif answer.lost:
             self._dispatch.give_back(unit, address)
             if data is not None:
-                self._dispatch.refuse(address, "its processes have ended")
+                self._refuse(address, "has lost its processes")
         elif answer.error is not None:
             self._take_error(unit, address, unpickle_error(answer.error))
         elif self._dispatch.finish(unit, address, time.monotonic()):
@@ -321,6 +329,8 @@ class Cluster:
         if isinstance(error, InputError) or self._dispatch.fail(unit, address):
             self._drop(unit)
             unit.payload.fail(error)
+        if self._dispatch.fails_at_all(address):
+            self._refuse(address, f"has failed at everything it was given ({describe_error(error)})")
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -331,7 +341,7 @@ class Cluster:
             return
         self._give(self._dispatch.assign_slow(now))
         for unit in self._dispatch.take_hopeless():
-            unit.payload.fail(self._explain_hopeless(unit))
+            unit.payload.fail(explain_size(unit.payload.order.job))
         if self._dispatch.usable:
             self._without = now
             return
@@ -345,14 +355,6 @@ class Cluster:
                     "have one join: prefork join FILE"
                 )
             )
-
-    def _explain_hopeless(self, unit: Unit) -> BaseException:
-        job = unit.payload.order.job
-        size = sum(state.size for state in job.states)
-        return InputError(
-            f"{job.id}: no machine sees its files there, and with {size / 1e6:.0f} MB it is too large to be sent (at "
-            f"most {SEND_BYTES / 1e6:.0f} MB); mount IN at the same path on the machines"
-        )
 
     def _drain(self, until: float) -> None:
         self._ends = min(self._ends, until)

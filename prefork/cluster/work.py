@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from distributed import Client, Future
 
 from prefork.cluster.dispatching import Unit
-from prefork.cluster.messages import TASK_FIELDS, Answer, JobOrder, TaskOrder
-from prefork.engines.base import Job
+from prefork.cluster.messages import SEND_BYTES, TASK_FIELDS, Answer, JobOrder, TaskOrder
+from prefork.engines.base import InputError, Job
 from prefork.outputs import OutputFolder, write_document
 from prefork.pool.jobs import Course, JobResult
 from prefork.pool.tasks import Task
@@ -139,3 +139,12 @@ class Writer:
     def close(self) -> None:
         """Once all is written."""
         self._threads.shutdown()
+
+
+def explain_size(job: Job) -> InputError:
+    """Of one that no machine sees, and that is too large to be sent."""
+    size = sum(state.size for state in job.states)
+    return InputError(
+        f"{job.id}: no machine sees its files, and with {size / 1e6:.0f} MB they are too large to be sent (at most "
+        f"{SEND_BYTES / 1e6:.0f} MB); mount IN at the same path on the machines"
+    )

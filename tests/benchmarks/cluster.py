@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _make_corpus(folder: Path, count: int) -> Path:
     return folder
 
 
-def measure_faults(table: Table, count: int, seed: int = 27) -> None:  # noqa: PLR0915
+def measure_faults(table: Table, count: int, seed: int = 27) -> None:
     """Until everything is done, giving the command again when the driver was killed."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name, make_hosts(count, cores=2 / count, memory=MEMORY) as hosts:
@@ -216,6 +217,7 @@ def _be_machines(address: str, count: int) -> None:
     class Sleeper(machine.MachinePlugin):
         def setup(self, worker: Worker) -> None:
             self._worker, self._name = worker, str(worker.name)
+            self._over, self._computer = threading.Event(), None
             self._tell("loading")
             values = {"room": 2, "workers": 1, "strategy": "none", "device": "none", "blind": False}
             worker.loop.call_later(1.0, lambda: self._tell("ready", **values))
@@ -277,7 +279,7 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
                 count = 0
                 began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
                 busy = sum(psutil.Process(scheduler.pid).cpu_times()[:2])
-                stop = time.monotonic() + 150
+                stop = time.monotonic() + 75
 
                 def take(result: JobResult) -> None:
                     nonlocal count

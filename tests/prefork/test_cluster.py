@@ -58,6 +58,15 @@ class Lab:
         assert "has joined" in machine.stdout.readline()
         return machine
 
+    def join_blind(self, name: str, hidden: Path, more: str = "") -> None:
+        """One that does not see a folder. more: what is done for it before, in its shell."""
+        script = f'mount -t tmpfs none {hidden} && {more} exec "$@"'
+        joining = [sys.executable, "-m", "prefork", "join", str(self.file), "--name", name]
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", *joining]
+        machine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.processes.append(machine)
+        assert machine.stdout is not None and "has joined" in machine.stdout.readline()
+
     def begin(self, source: Path, target: Path, *options: str) -> subprocess.Popen[str]:
         return self._start("align", source, target, *SCRIPT, "--json", "--cluster", self.file, *options)
 
@@ -247,19 +256,20 @@ def test_where_every_machine_is_refused_the_run_ends_with_the_reasons(lab: Lab, 
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root: hides a folder from a process")
-def test_recordings_are_sent_to_a_machine_that_does_not_see_them(lab: Lab, corpus: Path, tmp_path: Path) -> None:
-    one = tmp_path / "one"
+def test_recordings_are_sent_to_a_machine_that_does_not_see_them_and_a_full_disk_costs_none(
+    lab: Lab, corpus: Path, tmp_path: Path
+) -> None:
+    """Of two such machines one has no room for what is sent."""
+    one, full = tmp_path / "one", tmp_path / "full"
+    full.mkdir()
     assert run("align", corpus, one, *SCRIPT).returncode == 0
-    script = f'mount -t tmpfs none {corpus} && exec "$@"'
-    joining = [sys.executable, "-m", "prefork", "join", str(lab.file), "--name", "blind"]
-    machine = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *joining], stderr=subprocess.PIPE, text=True
-    )
-    lab.processes.append(machine)
-    assert machine.stderr is not None and "has joined" in machine.stderr.readline()
+    lab.join_blind("full", corpus, f"mount -t tmpfs -o size=4k none {full} && export TMPDIR={full} &&")
+    lab.join_blind("blind", corpus)
     events = lab.run(corpus, tmp_path / "out")
     assert events[-1]["done"] == 8, events
     assert read_outputs(tmp_path / "out") == read_outputs(one)
+    assert {machine["name"]: machine["files"] for machine in events[-1]["machines"]} == {"blind": 8, "full": 0}
+    assert "machine full does not take part" in list_notes(events)
 
 
 def test_a_data_set_is_computed_by_machines_and_written_by_the_driver(lab: Lab, tmp_path: Path) -> None:
