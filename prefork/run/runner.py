@@ -152,17 +152,8 @@ class Run:
 
     def _find_jobs(self) -> Corpus:
         request = self._request
-        return find_jobs(
-            request.source,
-            request.target,
-            request.formats,
-            request.media,
-            request.intake,
-            selection=request.selection,
-            follow_links=request.follow_links,
-            layout=request.layout,
-            language=request.language,
-        )
+        more = {name: getattr(request, name) for name in ("selection", "follow_links", "layout", "language")}
+        return find_jobs(request.source, request.target, request.formats, request.media, request.intake, **more)
 
     def _summarise(self, corpus: Corpus, skipped: int) -> Summary:
         seconds = time.monotonic() - self._started

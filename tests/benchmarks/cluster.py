@@ -1,9 +1,9 @@
-"""Many machines: `python tests/benchmarks/cluster.py faults|overhead HOSTS`, `scale MACHINES JOBS`, `shards JOBS`.
+"""Many machines: `python tests/benchmarks/cluster.py faults HOSTS`, `overhead HOSTS FILES` ...
 
 faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come again;
-the driver is killed three times and one host's network is cut for 60 s. overhead: 200 recordings of a minute, by one
-machine with as many workers and by so many machines with one each. scale: machines without models, whose jobs sleep,
-through Dask. shards: how long it takes to divide so many jobs.
+the driver is killed three times and one host's network is cut for 60 s. overhead: recordings of a minute, by one machine
+with as many workers and by so many machines with one each. `scale MACHINES JOBS SECONDS`: machines without models, whose
+jobs sleep, through Dask. `shards JOBS`: how long it takes to divide so many jobs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cluster:
         return twice
 
     def stop(self) -> None:
-        command = ["nsenter", f"--net=/run/netns/{self.home.name}", *PREFORK, "cluster", "stop", self.file]
+        command = ["nsenter", f"--net=/run/netns/{self.home.name}", *PREFORK, "cluster", "stop", str(self.file)]
         subprocess.run(command, check=False, env={**os.environ, **ENVIRONMENT})
 
 
@@ -173,7 +173,7 @@ def measure_overhead(table: Table, count: int, files: int) -> None:
     with tempfile.TemporaryDirectory() as name, make_hosts(count) as hosts:
         folder = Path(name)
         corpus = _make_minutes(folder / "in", files)
-        one = [*PREFORK, "align", corpus, folder / "one", "--workers", str(count), "--threads", "1", "--json"]
+        one = [*PREFORK, "align", str(corpus), str(folder / "one"), "--workers", str(count), "--threads", "1", "--json"]
         done = subprocess.run(one, capture_output=True, text=True, check=True, env={**os.environ, **ENVIRONMENT})
         alone: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         cluster = Cluster(folder, hosts)
@@ -225,8 +225,8 @@ def _be_machines(address: str, count: int) -> None:
         def teardown(self, worker: Worker) -> None:
             pass
 
-    machine.MachinePlugin.setup = Sleeper.setup  # type: ignore[method-assign]
-    machine.MachinePlugin.teardown = Sleeper.teardown  # type: ignore[method-assign]
+    machine.MachinePlugin.setup = Sleeper.setup  # type: ignore[method-assign,assignment]
+    machine.MachinePlugin.teardown = Sleeper.teardown  # type: ignore[method-assign,assignment]
 
     async def serve() -> None:
         options: dict[str, Any] = {"nthreads": 4, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
@@ -251,7 +251,7 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
     from prefork.cluster.messages import Session
     from prefork.pool.jobs import Course, JobResult
 
-    driver.run_order = _sleep
+    driver.run_order = _sleep  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "scheduler.json"
         start = [*PREFORK, "cluster", "start", str(file), "--host", "127.0.0.1"]
@@ -335,20 +335,17 @@ def main() -> None:
         sys.exit(lack)
     with Results() as results:
         if what == "faults":
-            columns = ("hosts", "faults", "commands", "time", "done", "outputs", "done twice", "processes left")
-            measure_faults(results.add_table(*columns, title="faults"), int(figures[0]))
+            columns = ["hosts", "faults", "commands", "time", "done", "outputs", "done twice", "processes left"]
+            measure_faults(results.add_table(*columns, title=what), int(figures[0]))
         elif what == "overhead":
-            columns = ("what", "workers", "time", "of it loading", "without loading")
-            measure_overhead(
-                results.add_table(*columns, title="overhead"), int(figures[0]), int((figures[1:] or [200])[0])
-            )
+            columns = ["what", "workers", "time", "of it loading", "without loading"]
+            measure_overhead(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]))
         elif what == "scale":
-            columns = ("machines", "jobs", "each sleeps", "jobs a second", "driver for each job, memory", "scheduler")
-            table = results.add_table(*columns, title="scale")
-            measure_scale(table, int(figures[0]), int(figures[1]), float((figures[2:] or [1.0])[0]))
+            columns = ["machines", "jobs", "each sleeps", "jobs a second", "driver for each job, memory", "scheduler"]
+            measure_scale(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]), float(figures[2]))
         else:
-            columns = ("jobs", "shards", "to divide", "largest less smallest shard, of the mean")
-            measure_shards(results.add_table(*columns, title="shards"), int(figures[0]))
+            columns = ["jobs", "shards", "to divide", "largest less smallest shard, of the mean"]
+            measure_shards(results.add_table(*columns, title=what), int(figures[0]))
 
 
 if __name__ == "__main__":
