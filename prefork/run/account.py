@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefork.cache.pieces import Savings
-from prefork.memory.tally import Tally
+from prefork.memory.tally import Tally, describe_subjects
 from prefork.platform_matrix.matrix import Plan, Strategy
 from prefork.pool.jobs import JobResult
 from prefork.run import performance
@@ -15,6 +17,9 @@ from prefork.run.computer import Computer
 from prefork.run.corpus import Corpus
 from prefork.run.summary import Summary
 from prefork.wire.specification import Inventory
+
+if TYPE_CHECKING:
+    from prefork.run.request import RunRequest
 
 
 class Account:
@@ -51,6 +56,17 @@ class Account:
         self.deaths += supervisor.deaths
         self.exhausted = self.exhausted or bool(supervisor.exhausted)
         self.failure = self.failure or supervisor.failure
+
+    def write_performance(
+        self, path: Path, request: RunRequest, summary: Summary, notice: Callable[[str], None]
+    ) -> None:
+        """If something was run."""
+        if self.plan is None or self.inventory is None:
+            return
+        engines = {stage.engine: stage.options for stage in request.pipeline}
+        names = {"command": request.command, **describe_subjects(engines)}
+        content = performance.describe(names, summary, self.tally, self.steps, self.plan, self.inventory)
+        performance.write(path, content, notice)
 
     def add_done(self, result: JobResult) -> None:
         """A job that is done."""

@@ -17,7 +17,6 @@ from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped
 from prefork.fingerprint import ModelFile, list_files, summarise
 from prefork.memory import memlog
-from prefork.memory.tally import describe_subjects
 from prefork.outputs import OutputFolder
 from prefork.pool.jobs import Course, JobResult, divide
 from prefork.pool.pipeline import Intake, Pipeline, Residency, choose_languages, list_phases
@@ -35,7 +34,7 @@ from prefork.run.request import RunRequest
 from prefork.run.result_cache import CacheRequest, ResultCache
 from prefork.run.shards import choose
 from prefork.run.signals import catch_signals
-from prefork.run.status import Figures, StatusFile, digest_corpus, list_strangers
+from prefork.run.status import Figures, StatusFile
 from prefork.run.summary import Progress, Report, Summary
 
 DRAIN_SECONDS = 4.0  # after the first Ctrl-C; everything is to be over within 5
@@ -122,16 +121,13 @@ class Run:
         folder = OutputFolder(self._request.target)
         journal = Journal(folder, self._report.note, self._suffix)
         try:
-            count = shard.count if shard is not None else 1
-            digest = digest_corpus(whole.jobs, count)
-            journal.adopt(corpus.jobs, list_strangers(folder.root, journal.path.name, digest), count)
-            self._status = StatusFile(folder.root, self._request.command, shard, self._report.note)
-            self._status.begin(self._count_jobs(whole), digest, problems)
+            status = self._status = StatusFile(folder.root, self._request.command, shard, self._report.note)
+            status.begin(journal, whole.jobs, corpus.jobs, self._count_jobs(whole), problems)
             self._jobs = self._count_jobs(corpus)
             with catch_signals(self._signals):
-                self._status.refresh(self._count)
+                status.refresh(self._count)
                 skipped = self._work(corpus, folder, journal)
-            self._status.end(self._count())
+            status.end(self._count())
             lost = sum(not all(map(folder.has, result.files)) for result in self._account.done)
             if lost or not journal.path.exists():
                 raise InputError(f"{folder.root}: {lost} of its outputs were removed while this run wrote; start again")
@@ -261,10 +257,8 @@ class Run:
     def _find_undone(self, corpus: Sequence[Job], journal: Journal, fingerprint: Future[Fingerprint]) -> list[Job]:
         """Jobs that this run is to do. Says which of them were done before, and why that does not count."""
         jobs = list(corpus)
-        if self._request.redo or not journal.has_done_any():
-            return jobs
-        if not self._await(fingerprint) or self._signals:
-            return jobs  # none of them will begin
+        if self._request.redo or not journal.has_done_any() or not self._await(fingerprint) or self._signals:
+            return jobs  # once there is a signal, none of them will begin
         known = {job.id: narrow(fingerprint.result(), self._request.pipeline, job) for job in jobs}
         undone = [job for job in jobs if not journal.is_done(job, known[job.id])]
         reasons = Counter(filter(None, (journal.explain(job, known[job.id]) for job in undone)))
@@ -324,11 +318,7 @@ class Run:
         run_jobs(self._runtime, jobs, course, done, documents)
 
     def _record(
-        self,
-        results: Sequence[JobResult],
-        journal: Journal,
-        fingerprint: Future[Fingerprint],
-        folder: OutputFolder,
+        self, results: Sequence[JobResult], journal: Journal, fingerprint: Future[Fingerprint], folder: OutputFolder
     ) -> None:
         """Results that came together: what came of jobs is in the journal before anything says so."""
         # Nothing is wrong with a job that was stopped; it is left for the next run.
@@ -395,13 +385,8 @@ class Run:
         self._report.refresh()
 
     def _write_performance(self, summary: Summary) -> None:
-        account, request = self._account, self._request
-        if account.plan is None or account.inventory is None:
-            return
-        engines = {stage.engine: stage.options for stage in request.pipeline}
-        names = {"command": request.command, **describe_subjects(engines)}
-        content = performance.describe(names, summary, account.tally, account.steps, account.plan, account.inventory)
-        performance.write(self._logs / f"{self._stamp}{performance.SUFFIX}", content, self._report.note)
+        path = self._logs / f"{self._stamp}{performance.SUFFIX}"
+        self._account.write_performance(path, self._request, summary, self._report.note)
 
 
 def run(request: RunRequest, make_report: Callable[[], Report]) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from prefork.engines.base import InputError, Job
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.run.journal import FOLDER, is_locked, name_journal
+from prefork.run.journal import FOLDER, Journal, is_locked, name_journal
 from prefork.run.salvage import DATABASE_ERRORS
 from prefork.run.shards import Shard
 
@@ -95,8 +95,20 @@ class StatusFile:
         self._due = 0.0  # seconds of time.monotonic
         self._failed = False
 
-    def begin(self, everything: int, corpus: str, problems: Mapping[str, str]) -> None:
-        """everything: jobs of all shards. corpus: the digest of what was divided. problems: of its own."""
+    def begin(
+        self,
+        journal: Journal,
+        whole: Sequence[Job],
+        own: Sequence[Job],
+        everything: int,
+        problems: Mapping[str, str],
+    ) -> None:
+        """Has the journal take over what others know of this run's own jobs. whole: those of all shards; everything:
+        how many they are, with what cannot be used. problems: of its own. Raises InputError if a run that divides them
+        otherwise is writing."""
+        count = self._status.count
+        corpus = digest_corpus(whole, count)
+        journal.adopt(own, list_strangers(self._path.parent, journal.path.name, corpus), count)
         corpora = [*(other for other in self._status.corpora if other != corpus), corpus]
         shown = dict(list(problems.items())[:_MOST_PROBLEMS])
         self._status = replace(self._status, everything=everything, corpora=corpora[-_MOST_CORPORA:], problems=shown)
@@ -131,10 +143,9 @@ def digest_corpus(jobs: Iterable[Job], count: int) -> str:
     return digest.hexdigest()
 
 
-def list_strangers(root: Path, own: str, corpus: str) -> list[Path]:
+def list_strangers(folder: Path, own: str, corpus: str) -> list[Path]:
     """Journals of the folder that may know of jobs that are this run's: those that were not written for the same
     division of the same corpus alone. own: the name of its own journal."""
-    folder = root / FOLDER
     found = []
     for path in sorted(folder.glob("journal*.sqlite")):
         if path.name == own or "unreadable" in path.name:

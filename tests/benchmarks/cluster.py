@@ -1,9 +1,9 @@
 """Many machines: `python tests/benchmarks/cluster.py faults HOSTS`, `overhead HOSTS FILES` ...
 
-faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come again;
-the driver is killed three times and one host's network is cut for 60 s. overhead: recordings of a minute, by one machine
-with as many workers and by so many machines with one each. `scale MACHINES JOBS SECONDS`: machines without models, whose
-jobs sleep, through Dask. `shards JOBS`: how long it takes to divide so many jobs.
+faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come back;
+the driver is killed three times and one host's network is cut for 60 s. overhead: recordings of a minute, by one
+machine with as many workers and by so many machines with one each. `scale MACHINES JOBS SECONDS`: machines without
+models, whose jobs sleep, through Dask. `shards JOBS`: how long it takes to divide so many jobs.
 """
 
 from __future__ import annotations
