@@ -359,7 +359,7 @@ class Cluster:
     def _drain(self, until: float) -> None:
         self._ends = min(self._ends, until)
         for unit in self._dispatch.list_left():
-            if not unit.machines:
+            if not unit.machines and not unit.over:
                 self._dispatch.drop(unit)
                 unit.payload.fail(Stopped(_STOPPED))
         if not any(machine.state is MachineState.READY for machine in self._dispatch.machines.values()):
@@ -372,8 +372,9 @@ class Cluster:
         self.supervisor.loaded.set()
         self._ends = 0.0 if self._ends == float("inf") else self._ends
         for unit in self._dispatch.list_left():
-            self._drop(unit)
-            unit.payload.fail(error)
+            if not unit.over:  # a job that fails takes its other units with it
+                self._drop(unit)
+                unit.payload.fail(error)
 
     def _close(self) -> None:
         self._over = True

@@ -56,8 +56,8 @@ class LongJob:
             task.done(answer.value, None)
 
         def fail(error: BaseException) -> None:
-            del self._units[id(task)]
-            task.done(None, error)
+            if self._units.pop(id(task), None) is not None:  # else another task has failed before, and the job with it
+                task.done(None, error)
 
         unit = Unit(task.order, task.seconds or task.audio, Work(order, take, fail), sendable=False)
         self._units[id(task)] = unit

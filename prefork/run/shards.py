@@ -81,8 +81,7 @@ def _find_in_array(count: int | None, environment: Mapping[str, str]) -> Shard:
         raise ValueError(f"auto/{count}: {array.count} is {said}; give auto, or I/N")
     count = said if count is None else count
     if count is None:
-        more = "--shard {#}/{##}" if array.name == "GNU parallel" else "auto/N"
-        raise ValueError(f"auto cannot tell how many tasks there are: {array.name} does not say it; give {more}")
+        raise ValueError(f"auto cannot tell how many tasks there are: {array.name} does not say it; give auto/N")
     index, first = _read(array.index, environment), _read(array.first, environment)
     if index is None or first is None:
         raise ValueError(f"auto: {array.first} is not set beside {array.index}; give I/N")

@@ -93,7 +93,7 @@ def test_a_shard_is_found_where_an_array_says_it(text: str, environment: dict[st
         ("auto", {}, "finds no array"),
         ("auto", {**SLURM, "PARALLEL_SEQ": "1"}, "finds two arrays"),
         ("auto", {"JOB_COMPLETION_INDEX": "3"}, "Kubernetes does not say it; give auto/N"),
-        ("auto", {"PARALLEL_SEQ": "3"}, r"give --shard \{#\}/\{##\}"),
+        ("auto", {"PARALLEL_SEQ": "3"}, "GNU parallel does not say it; give auto/N"),
         ("auto/4", {"JOB_COMPLETION_INDEX": "4"}, "is not one of 4 numbers from 0 on"),
         ("auto/9", SLURM, "SLURM_ARRAY_TASK_COUNT is 10"),
         ("auto", {**SLURM, "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "1"}, "number the tasks"),
