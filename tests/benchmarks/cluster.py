@@ -3,12 +3,14 @@
 faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come back;
 the driver is killed three times and one host's network is cut for 60 s. overhead: recordings of a minute, by one
 machine with as many workers and by so many machines with one each. `scale MACHINES JOBS SECONDS`: machines without
-models, whose jobs sleep, through Dask. `shards JOBS`: how long it takes to divide so many jobs.
+models, whose jobs sleep, through Dask. `dispatch MACHINES JOBS`: the driver's
+decisions alone. `shards JOBS`: how long it takes to divide so many jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import os
 import pickle
@@ -313,6 +315,36 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
                 process.wait()
 
 
+def measure_dispatch(table: Table, machines: int, jobs: int) -> None:
+    """Who gets what, without Dask: simulated machines that take a second for each job, with the driver's units."""
+    from prefork.cluster.dispatching import Dispatch, Unit
+    from prefork.cluster.messages import JobOrder
+    from prefork.cluster.work import Work
+
+    process = psutil.Process()
+    before, began = process.memory_info().rss, time.process_time()
+    dispatch = Dispatch()
+    for number in range(machines):
+        dispatch.join(str(number), str(number))
+        dispatch.make_ready(str(number), 2)
+    for number in range(jobs):
+        job = Job(f"{number}.cha", Path(f"{number}.cha"), seconds=1.0)
+        dispatch.add(Unit((number, 0, 0), 1.0, Work(JobOrder(job), print, print)))
+    memory = process.memory_info().rss - before
+    added = time.process_time() - began
+    running: list[tuple[float, int, str, Unit]] = []
+    now, count = 0.0, 0
+    while True:
+        for machine, unit in dispatch.assign(now):
+            heapq.heappush(running, (now + 1.0, unit.order[0], machine.address, unit))
+        if not running:
+            break
+        now, _, address, unit = heapq.heappop(running)
+        count += dispatch.finish(unit, address, now)
+    took = time.process_time() - began - added
+    table.add(f"{machines:,}", f"{count:,}", f"{memory / 1e6:.0f} MB", f"{added:.1f} s", f"{1e6 * took / count:.1f} µs")
+
+
 def measure_shards(table: Table, jobs: int) -> None:
     from prefork.run.shards import divide
 
@@ -343,6 +375,9 @@ def main() -> None:
         elif what == "scale":
             columns = ["machines", "jobs", "each sleeps", "jobs a second", "driver for each job, memory", "scheduler"]
             measure_scale(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]), float(figures[2]))
+        elif what == "dispatch":
+            columns = ["machines", "jobs", "memory of the jobs", "CPU to add them", "CPU to give and take one"]
+            measure_dispatch(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]))
         else:
             columns = ["jobs", "shards", "to divide", "largest less smallest shard, of the mean"]
             measure_shards(results.add_table(*columns, title=what), int(figures[0]))
