@@ -52,7 +52,7 @@ dask.config.set(
 )
 
 
-logging.getLogger("distributed").setLevel(logging.ERROR)
+logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
 @dataclass(frozen=True, slots=True)

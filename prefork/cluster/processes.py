@@ -124,6 +124,8 @@ def join(
             if not worker.comes_again or not may_come_again:
                 return
             await asyncio.sleep(_RETRY_SECONDS)
+            if Path(text).exists() or "://" in text:
+                notice(f"{name} has lost its connection to {place.address}, and tries again for {patience:.0f} s")
             deadline = time.monotonic() + patience
 
     try:
