@@ -28,7 +28,7 @@ from prefork.platform_matrix.systems import SYSTEM
 
 CONNECT_SECONDS = 10.0
 _MOST_LOCAL = 64
-_FILE_SECONDS = 10.0  # for a scheduler that was started just now to write its file
+_FILE_SECONDS = 5.0  # for a scheduler that was started just now to write its file
 _END_SECONDS = 10.0
 _TLS = "prefork_tls"  # the folder of certificates, in a scheduler's file
 
