@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
-_NET = "10.77.0"
-_BRIDGE = "prefork-br"
+_PREFIX = f"pf{os.getpid()}"  # of all names: several programs may make hosts
+_NET = f"10.77.{os.getpid() % 250}"
+_BRIDGE = f"{_PREFIX}-br"
 
 
 def find_lack() -> str:
     """Why there can be no hosts here; empty if there can."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
         return "needs root and iproute2: makes hosts of network namespaces"
-    made = subprocess.run(["ip", "netns", "add", "prefork-try"], capture_output=True, text=True, check=False)
-    subprocess.run(["ip", "netns", "del", "prefork-try"], capture_output=True, check=False)
+    made = subprocess.run(["ip", "netns", "add", _PREFIX], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", _PREFIX], capture_output=True, check=False)
     return f"makes hosts of network namespaces: {made.stderr.strip()}" if made.returncode else ""
 
 
@@ -99,7 +100,7 @@ def make_hosts(count: int, cores: float | None = None, memory: int | None = None
         _ip("link", "set", _BRIDGE, "up")
         for number in range(count + 1):
             shares = (cores, memory) if number else (None, None)
-            host = Host(f"prefork-h{number}", f"{_NET}.{10 + number}", *shares)
+            host = Host(f"{_PREFIX}-h{number}", f"{_NET}.{10 + number}", *shares)
             _ip("netns", "add", host.name)
             hosts.append(host)
             _ip("link", "add", f"{host.name}-b", "type", "veth", "peer", "name", "eth0", "netns", host.name)
