@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prefork.engines.base import LoadError
 from prefork.memory.tally import Tally
-from prefork.pool.supervisor import WorkerStatus
+from prefork.pool.status import WorkerStatus
 
 if TYPE_CHECKING:
     from prefork.cluster.driver import Cluster

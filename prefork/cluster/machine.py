@@ -32,7 +32,8 @@ from prefork.memory.tally import Tally
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.versions import read_versions
 from prefork.pool.jobs import Course, JobResult
-from prefork.pool.runtime import Runtime, make_plan, make_request, run_jobs
+from prefork.pool.requests import make_plan, make_request
+from prefork.pool.runtime import Runtime, run_jobs
 from prefork.pool.tasks import Task
 from prefork.wire.exceptions import describe_error, pickle_error
 

@@ -12,7 +12,7 @@ from prefork.engines.base import LoadError
 from prefork.memory.tally import Tally
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.pipeline import Pipeline
-from prefork.pool.supervisor import WorkerStatus
+from prefork.pool.status import WorkerStatus
 from prefork.wire.specification import Inventory
 
 
