@@ -71,6 +71,7 @@ def test_any_text_has_phones_that_there_are_or_none(word: str) -> None:
         gzip.compress(b"word AB\n\n<a !"),
         (EMBEDDED / FILE).read_bytes()[:1000],
     ],
+    ids=["empty", "no gzip", "no blank line", "no rules", "no phone", "cut off"],  # gzip writes the time of day
 )
 def test_a_damaged_file_of_pronunciations_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / FILE
