@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class CallOptions:
     def __post_init__(self) -> None:
         limit = self.timeout
         is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-        if limit is not None and not (is_number and 0 < limit < math.inf):
+        if limit is not None and not (is_number and 0 < limit <= sys.float_info.max):  # a larger int is no float
             raise ValueError(f"timeout must be a number of seconds above 0, or None for no limit, not {limit!r}")
         if not isinstance(self.retry, bool):
             raise TypeError(f"retry must be True or False, not {self.retry!r}")

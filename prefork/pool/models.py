@@ -191,13 +191,11 @@ class Models:
 
     def _load_anew(self, specification: Specification) -> None:
         """There is no worker any more: other weights are loaded."""
-        self.specification, self._loaded, self.inventory = specification, None, None
-        if self._has_zygote:
-            self._is_restarting = True
-            self._kill_zygote()
-        else:
-            self._outbox.do(CloseArena())
-            self.start(self.plan)
+        self.specification, self._loaded, self.inventory, self._is_restarting = specification, None, None, False
+        self._end_zygote()
+        self._outbox.do(EndOwners())
+        self._outbox.do(CloseArena())
+        self.start(self.plan)
 
     def handle_ready(self, worker: Worker) -> None:
         """A worker is; the first that an initializer lets be shows that it does."""

@@ -7,6 +7,7 @@ wait until those that run are done, and all is loaded anew; if that fails, the o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,12 +26,13 @@ from prefork.wire.specification import Inventory, Specification
 
 @dataclass(slots=True)
 class Reload:
-    """task: ends with it. generation: of the new weights. beside: they are loaded beside the old ones. began: else,
-    whether all has ended that had the old ones."""
+    """task: ends with it. generation: of the new weights; before: of the old ones. beside: the new are loaded beside
+    those. began: else, whether all has ended that had the old ones."""
 
     task: Task
     old: Specification
     new: Specification
+    before: int
     generation: int
     beside: bool
     since: float
@@ -53,6 +55,7 @@ class Reloading:
     ) -> None:
         self.current: Reload | None = None
         self.count = 0
+        self._generations = itertools.count(1)  # none is used again: what was killed ends when it ends
         self._outbox = outbox
         self._workers = workers
         self._policy = policy
@@ -75,8 +78,8 @@ class Reloading:
             return
         new = replace(specification, load=load, expected=inventory.tensors)
         beside = workers.plan.strategy is Strategy.FORK
-        generation = workers.generation + 1
-        self.current = Reload(task, specification, new, generation, beside, self._outbox.now)
+        generation = next(self._generations)
+        self.current = Reload(task, specification, new, workers.generation, generation, beside, self._outbox.now)
         if beside:
             self._outbox.do(StartZygote(replace(new, plan=workers.plan), workers.plan, generation))
         else:
@@ -96,6 +99,7 @@ class Reloading:
             self._fail(f"they were not loaded within {limit:.0f} s; a longer hang limit allows it more")
         elif not (reload.beside or reload.began or workers.all):
             reload.began, workers.is_paused = True, False
+            self._outbox.do(EndZygote(reload.before))
             self._load_anew(reload.new)
 
     def handle_zygote(self, message: FromZygote, generation: int) -> None:

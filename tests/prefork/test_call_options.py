@@ -185,6 +185,7 @@ def test_only_a_runtime_s_own_futures_are_cancelled() -> None:
         ({"timeout": -1.0}, "not -1.0"),
         ({"timeout": math.nan}, "not nan"),
         ({"timeout": math.inf}, "not inf"),
+        ({"timeout": 10**400}, "not 10{400}"),  # no float is as large
         ({"timeout": "5"}, "not '5'"),
         ({"timeout": True}, "not True"),
         ({"retry": 2}, "retry must be True or False, not 2"),

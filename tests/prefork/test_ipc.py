@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,23 @@ def test_a_worker_that_starts_on_weights_that_were_written_over_has_all_loaded_a
             time.sleep(0.05)
         results = list(runtime.map([write_job(tmp_path, "talk", "say one")]))
     assert read(results) == {"talk.txt": [("say one", 6.0)]}
+
+
+@pytest.mark.usefixtures("_host_ipc")
+def test_other_weights_are_loaded_once_all_calls_on_the_old_ones_have_ended() -> None:
+    import script_calls as calls
+
+    with Runtime(load=partial(calls.load_filled, 1.0), workers=2, notice=pytest.fail) as runtime:
+        assert runtime.plan.strategy is Strategy.IPC
+        before = runtime.supervisor.list_pids()
+        running = runtime.with_options(retry=False).submit(calls.note_score, os.devnull, 0.5)
+        assert runtime.submit(calls.score).result() == 4.0
+        runtime._begin_reload(partial(calls.load_filled, 2.0)).result(timeout=60)
+        assert (running.result(), runtime.submit(calls.score).result(timeout=60)) == (4.0, 8.0)
+        assert not set(before.values()) & set(runtime.supervisor.list_pids().values())
+        with pytest.raises(LoadError, match="the tensor weight is"):
+            runtime._begin_reload(calls.load_wide).result(timeout=60)
+        assert runtime.submit(calls.score).result(timeout=60) == 8.0
 
 
 @pytest.mark.usefixtures("_host_ipc")

@@ -185,3 +185,15 @@ def test_a_runtime_that_ends_during_a_reload_ends_that_too() -> None:
         _wait_until(lambda: "zygote 1" in runtime.supervisor.list_pids())
     thread.join(60)
     assert len(errors) == 1
+
+
+def test_after_weights_that_were_not_loaded_in_time_others_can_be_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import script_calls as calls
+
+    with Runtime(load=partial(calls.load_filled, 1.0), workers=1, notice=pytest.fail) as runtime:
+        with monkeypatch.context() as patch, pytest.raises(LoadError, match="they were not loaded within 1 s"):
+            patch.setattr("prefork.pool.tasks._LOADING", 1 / 60)
+            runtime.reload(partial(calls.load_slowly, 2.0, os.devnull, 3600.0))
+        runtime.reload(partial(calls.load_filled, 2.0))  # while the zygote that was too slow is about to end
+        assert runtime.submit(calls.score).result() == 8.0
+        _wait_until(lambda: len(runtime.supervisor.list_pids()) == 2)
