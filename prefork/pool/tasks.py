@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import pickle
 import sys
@@ -230,6 +231,8 @@ class TaskQueue:
 
     def __init__(self) -> None:
         self._calls: dict[int, deque[Waiting | Task]] = {}  # by priority; some at the front are made tasks already
+        self._priorities: list[int] = []  # a heap of their opposites: there may be as many as calls
+        self.calls = 0  # that wait
         self._waiting: list[tuple[tuple[int, ...], int, Task]] = []  # sorted
         self._again: deque[Task] = deque()
         self._numbers = itertools.count()
@@ -244,17 +247,20 @@ class TaskQueue:
     def push_calls(self, calls: Iterable[Waiting]) -> None:
         for call in calls:
             self._find_line(call.priority).append(call)
+            self.calls += 1
 
     def _find_line(self, priority: int) -> deque[Waiting | Task]:
         line = self._calls.get(priority)
         if line is None:
             line = self._calls[priority] = deque()
+            heapq.heappush(self._priorities, -priority)
         return line
 
     def push_calls_back(self, calls: Sequence[Task]) -> None:
         """They were given to a worker that has not begun them."""
         for call in reversed(calls):
             self._find_line(call.options.priority).appendleft(call)
+            self.calls += 1
 
     def pop_call(self) -> Task | None:
         """The next one, whatever else waits; None if there is none."""
@@ -262,24 +268,20 @@ class TaskQueue:
         if call is not None:
             line = self._calls[call.options.priority]
             line.popleft()
+            self.calls -= 1
             if not line:
-                del self._calls[call.options.priority]
+                del self._calls[-heapq.heappop(self._priorities)]
         return call
 
     def peek_call(self) -> Task | None:
         """The same, which still waits."""
         if not self._calls:
             return None
-        line = self._calls[max(self._calls)]
+        line = self._calls[-self._priorities[0]]
         first = line[0]
         if not isinstance(first, Task):
             first = line[0] = first.make_task()
         return first
-
-    @property
-    def calls(self) -> int:
-        """How many wait."""
-        return sum(map(len, self._calls.values()))
 
     def _count(self, task: Task, sign: int) -> None:
         self.splits[task.engine] += sign * (task.name == "split")
@@ -349,6 +351,8 @@ class TaskQueue:
         """Empties the queue; those that were in it and not cancelled."""
         tasks = list(self)
         self._calls.clear()
+        self._priorities.clear()
+        self.calls = 0
         self._again.clear()
         self._waiting.clear()
         self.splits.clear()
@@ -366,7 +370,7 @@ class TaskQueue:
 
     def __len__(self) -> int:
         """About how many wait, for any thread; those that were cancelled are counted until it is their turn."""
-        return sum(map(len, self._calls.copy().values())) + len(self._waiting) + len(self._again)
+        return self.calls + len(self._waiting) + len(self._again)
 
     @property
     def has_closing(self) -> bool:

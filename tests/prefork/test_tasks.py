@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
+from prefork.pool.call_options import CallOptions
 from prefork.pool.tasks import HangLimit, Task, TaskQueue
 
 
@@ -54,3 +58,25 @@ def test_cancelled_tasks_are_never_started() -> None:
 
 def test_the_hang_limit_grows_with_the_audio() -> None:
     assert HangLimit(60.0, 20.0).seconds(15.0) == 360.0
+
+
+@dataclass
+class _WaitingCall:
+    rank: int
+    priority: int
+
+    def make_task(self) -> Task:
+        options = CallOptions(priority=self.priority)
+        return Task("call", (), lambda *_: None, (self.rank,), str(self.priority), options=options)
+
+
+def test_as_many_priorities_as_calls_cost_no_more_than_one() -> None:
+    queue, count = TaskQueue(), 40_000
+    queue.push_calls(_WaitingCall(number, number * 7919 % count) for number in range(count))
+    first = queue.pop_call()
+    assert first is not None and (first.label, queue.calls, len(queue)) == (str(count - 1), count - 1, count - 1)
+    queue.push_calls_back([first])
+    began = time.process_time()
+    assert _drain(queue) == [str(priority) for priority in reversed(range(count))]
+    assert time.process_time() - began < 5.0  # 0.3 s; to look at all priorities for each call takes 20
+    assert queue.calls == 0 and not queue
