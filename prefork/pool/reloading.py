@@ -99,7 +99,8 @@ class Reloading:
             self._fail(f"they were not loaded within {limit:.0f} s; a longer hang limit allows it more")
         elif not (reload.beside or reload.began or workers.all):
             reload.began, workers.is_paused = True, False
-            self._outbox.do(EndZygote(reload.before))
+            if workers.plan.strategy.forks:  # its zygote has the number of the old weights
+                self._outbox.do(EndZygote(reload.before))
             self._load_anew(reload.new)
 
     def handle_zygote(self, message: FromZygote, generation: int) -> None:
