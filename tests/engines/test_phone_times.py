@@ -178,6 +178,20 @@ def test_whatever_is_heard_words_stay_in_order_and_apart(
         assert all((word.start or 0) <= time <= (word.end or 0) for time in parts)
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8), st.integers(0, 10_000))
+def test_a_phone_of_which_nothing_is_heard_lasts_a_step(texts: list[str], seed: int) -> None:
+    """Else a TextGrid, which has no intervals without a length, would lack it."""
+    words, _ = say(texts, [0.35, *[0.0] * len(texts)], 0.03)
+    steps = math.ceil(((words[-1].end or 0.0) + 0.35 - CLOCK.origin) / STEP)
+    heard = 4 * torch.randn(steps, 1 + len(PHONES), generator=torch.Generator().manual_seed(seed))
+    measured = measure_words(shift(words, 0.0), heard.log_softmax(-1).half(), CLOCK, SPOKEN, 100.0)
+    for word in measured:
+        assert word.phones and word.phones[0].start == word.start and word.phones[-1].end == word.end
+        assert all(phone.end - phone.start >= STEP - 0.0011 for phone in word.phones)
+        assert all(left.end == right.start for left, right in pairwise(word.phones))
+
+
 def test_a_model_that_tells_phones_apart_needs_its_pronunciations(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED, folder)
