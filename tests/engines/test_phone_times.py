@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,19 @@ def test_a_phone_of_which_nothing_is_heard_lasts_a_step(texts: list[str], seed: 
         assert word.phones and word.phones[0].start == word.start and word.phones[-1].end == word.end
         assert all(phone.end - phone.start >= STEP - 0.0011 for phone in word.phones)
         assert all(left.end == right.start for left, right in pairwise(word.phones))
+
+
+def test_words_that_lie_minutes_apart_take_little_memory() -> None:
+    """Where few words are all that is known of a long recording."""
+    seconds = 600
+    heard = torch.zeros(round(seconds / STEP), 1 + len(PHONES), dtype=torch.half)
+    words = [Word("measurement", 2.0 + 25 * place, 2.5 + 25 * place, 0.9, Timing.ALIGNED) for place in range(24)]
+    tracemalloc.start()
+    try:
+        measure_words(words, heard, CLOCK, SPOKEN, 700.0)
+        assert tracemalloc.get_traced_memory()[1] < 90e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_model_that_tells_phones_apart_needs_its_pronunciations(tmp_path: Path) -> None:
