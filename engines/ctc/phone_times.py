@@ -121,17 +121,17 @@ def _score(scores: Scores, sought: Sequence[_Sought], words: Sequence[Word], clo
     silence, likeliest = scores[:, SILENCE], scores[:, SILENCE + 1 :].max(axis=1) - _OTHER
     begin, end = _span(words)
     inside = _INSIDE * ((times > begin) & (times < end))
-    rows = [np.full(len(scores), _NEVER)]
-    for one in sought:
+    rows = np.full((len(scores), 1 + len(sought)), _NEVER, np.float32)  # filled in place: of ten minutes it is 60 MB
+    for place, one in enumerate(sought, 1):
         if one.kind is _Kind.PAUSE:
-            rows.append(np.maximum(silence, -_NO_PAUSE))
+            rows[:, place] = np.maximum(silence, -_NO_PAUSE)
         elif one.kind is _Kind.OTHER:
-            rows.append(np.maximum(silence, likeliest - inside))
+            rows[:, place] = np.maximum(silence, likeliest - inside)
         else:
             row = scores[:, list(one.columns)].max(axis=1) if one.columns else likeliest
             start, stop = _span([words[one.word]])
-            rows.append(row - _BEYOND * ((times < start - _SLACK) | (times > stop + _SLACK)))
-    return np.ascontiguousarray(np.stack(rows, axis=1), np.float32)
+            rows[:, place] = row - _BEYOND * ((times < start - _SLACK) | (times > stop + _SLACK))
+    return rows
 
 
 def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list[_Heard]:
@@ -140,33 +140,38 @@ def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list
     firsts: list[int] = np.searchsorted(path[0].numpy(), np.arange(1, len(sought) + 2)).tolist()
     spoken = [place for place, one in enumerate(sought) if one.kind in (_Kind.PHONE, _Kind.UNKNOWN)]
     starts, stops = ({place: float(firsts[place + after]) for place in spoken} for after in (0, 1))
+    # A phone lasts a step at least, however little is heard of it: around the middle of those of its path.
+    latest, earliest = (
+        {place: (firsts[place] + firsts[place + 1]) / 2 + half for place in spoken} for half in (-0.5, 0.5)
+    )
     for left, right in pairwise(spoken):
         first, end = firsts[left + 1], firsts[right]
         if end - first >= _SHORTEST:
             pause = rows[:, left + 2]
-            stops[left] = _meet(rows[:, left + 1], pause, first, first)
-            starts[right] = _meet(pause, rows[:, right + 1], end, end)
-        elif set(sought[left].columns) & set(sought[right].columns):
+            stops[left] = max(earliest[left], _meet(rows[:, left + 1], pause, first, first))
+            starts[right] = min(latest[right], _meet(pause, rows[:, right + 1], end, end))
+            continue
+        if set(sought[left].columns) & set(sought[right].columns):
             # One sound for two of the same: nothing tells where.
-            stops[left] = starts[right] = (starts[left] + firsts[right + 1]) / 2
+            edge = (starts[left] + firsts[right + 1]) / 2
         else:
-            stops[left] = starts[right] = _meet(rows[:, left + 1], rows[:, right + 1], first, end)
+            edge = _meet(rows[:, left + 1], rows[:, right + 1], first, end)
+        stops[left] = starts[right] = min(latest[right], max(earliest[left], edge))
     # Where silence is likelier than other speech, there is nobody else.
     before, after = firsts[spoken[0]], firsts[spoken[-1] + 1]
     silence = scores[:, SILENCE]
     if silence[before - 1] >= rows[before - 1, 1]:
-        starts[spoken[0]] = _meet(silence, rows[:, spoken[0] + 1], before, before)
+        start = _meet(silence, rows[:, spoken[0] + 1], before, before)
+        starts[spoken[0]] = min(latest[spoken[0]], start)
     if silence[after] >= rows[after, -1]:
-        stops[spoken[-1]] = _meet(rows[:, spoken[-1] + 1], silence, after, after)
+        stop = _meet(rows[:, spoken[-1] + 1], silence, after, after)
+        stops[spoken[-1]] = max(earliest[spoken[-1]], stop)
     heard: list[_Heard] = []
-    reached = 0.0
     for place in spoken:
         steps = slice(firsts[place], firsts[place + 1])
         own = scores[steps, list(sought[place].columns)].max(axis=1) if sought[place].columns else scores[steps].max(1)
         gap = float(np.minimum(scores[steps].max(axis=1) - own, _MOST_GAP).mean())
-        start = max(reached, starts[place])
-        reached = max(start, stops[place])
-        heard.append(_Heard(sought[place], start, reached, float(np.exp(own).mean()), gap))
+        heard.append(_Heard(sought[place], starts[place], stops[place], float(np.exp(own).mean()), gap))
     return heard
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,33 @@ def test_whatever_is_heard_words_stay_in_order_and_apart(
     for word in measured:
         parts: list[Any] = [t for part in (*word.characters, *word.phones) for t in (part.start, part.end)]
         assert all((word.start or 0) <= time <= (word.end or 0) for time in parts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8), st.integers(0, 10_000))
+def test_a_phone_of_which_nothing_is_heard_lasts_a_step(texts: list[str], seed: int) -> None:
+    """Else a TextGrid, which has no intervals without a length, would lack it."""
+    words, _ = say(texts, [0.35, *[0.0] * len(texts)], 0.03)
+    steps = math.ceil(((words[-1].end or 0.0) + 0.35 - CLOCK.origin) / STEP)
+    heard = 4 * torch.randn(steps, 1 + len(PHONES), generator=torch.Generator().manual_seed(seed))
+    measured = measure_words(shift(words, 0.0), heard.log_softmax(-1).half(), CLOCK, SPOKEN, 100.0)
+    for word in measured:
+        assert word.phones and word.phones[0].start == word.start and word.phones[-1].end == word.end
+        assert all(phone.end - phone.start >= STEP - 0.0011 for phone in word.phones)
+        assert all(left.end == right.start for left, right in pairwise(word.phones))
+
+
+def test_words_that_lie_minutes_apart_take_little_memory() -> None:
+    """Where few words are all that is known of a long recording."""
+    seconds = 600
+    heard = torch.zeros(round(seconds / STEP), 1 + len(PHONES), dtype=torch.half)
+    words = [Word("measurement", 2.0 + 25 * place, 2.5 + 25 * place, 0.9, Timing.ALIGNED) for place in range(24)]
+    tracemalloc.start()
+    try:
+        measure_words(words, heard, CLOCK, SPOKEN, 700.0)
+        assert tracemalloc.get_traced_memory()[1] < 90e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_model_that_tells_phones_apart_needs_its_pronunciations(tmp_path: Path) -> None:

@@ -106,11 +106,11 @@ def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     done = run("plan", "align", SAMPLES, *options, COLUMNS="200", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines() if line}
-    assert rows["engine"] == "ctc-recovery -> ctc, 36 MB of weights"
+    assert rows["engine"] == "ctc-recovery -> ctc, 39 MB of weights"
     assert rows["files"] == "4"
     assert rows["strategy"] == "fork: one copy of the weights for all workers"
     assert rows["workers"].startswith("2, with ")
-    assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.08 GB own) = 0.95 GB of ")
+    assert rows["memory"].startswith("weights 0.04 GB + libraries 0.75 GB + 2 x (0.08 GB own) = 0.96 GB of ")
     assert not (tmp_path / "aligned").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_plan_says_what_weights_are_held_in_if_nobody_has_chosen_it(tmp_path: 
     facts = _write(tmp_path, instructions=["avx512_vnni"])
     done = run("plan", "align", SAMPLES, "--facts", facts, "--force-cpu", COLUMNS="200", XDG_CACHE_HOME=str(tmp_path))
     assert (
-        "14 MB of weights in int8, which this processor multiplies (avx512_vnni); --dtype float32 changes"
+        "17 MB of weights in int8, which this processor multiplies (avx512_vnni); --dtype float32 changes"
         in done.stdout
     )
 
