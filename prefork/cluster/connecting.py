@@ -116,10 +116,10 @@ def write_file(path: Path, address: str, tls: Path | None) -> None:
 
 def count_local(text: str) -> int:
     """N of local:N; 0 for anything else. Raises LoadError."""
-    found = re.fullmatch(r"local(?::(\w*))?", text)
+    found = re.fullmatch(r"local(?::(.*))?", text)
     if found is None:
         return 0
-    count = found[1] or "2"
+    count = "2" if found[1] is None else found[1]
     if not count.isdecimal() or not count.isascii() or not 1 <= int(count) <= _MOST_LOCAL:
         raise LoadError(f"--cluster local:N takes a number of machines from 1 to {_MOST_LOCAL}, not {count!r}")
     return int(count)

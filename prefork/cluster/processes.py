@@ -70,8 +70,9 @@ def run_scheduler(path: Path, host: str | None, port: int, tls: Path | None, not
             write_file(path, scheduler.address, tls)
             notice(f"the scheduler listens at {scheduler.address}; machines join with: prefork join {path}")
             await _wait_for_either(scheduler.finished(), ended)
-        with suppress(OSError):
-            path.unlink()
+        with suppress(LoadError, OSError):
+            if find_place(str(path), tls).address == scheduler.address:  # else it is by now another scheduler's
+                path.unlink()
 
     try:
         asyncio.run(_with_signals(serve))

@@ -183,6 +183,7 @@ def run_on_cluster(request: RunRequest, place: str, tls: Path | None, make_repor
         raise InputError(f"--engine {remote[0]} computes elsewhere, and needs no cluster; leave out --cluster")
     if request.shard is not None:
         raise InputError("--shard is for machines without a cluster; leave out --cluster or --shard")
+    count_local(place)  # wrong, it is refused also where nothing is left to do
     request = replace(request, cache=CacheRequest())
     run: ClusterRun
     run = ClusterDataRun(request, request.rows, make_report()) if request.rows else ClusterRun(request, make_report())

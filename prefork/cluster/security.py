@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import ssl
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -72,7 +73,7 @@ def make_certificates(folder: Path) -> list[Path]:
 
 
 def read_certificates(folder: Path) -> Security:
-    """Raises LoadError if there are none, or others can read the key."""
+    """Raises LoadError if there are none, if they are damaged, or if others can read the key."""
     paths = [folder / name for name in _NAMES]
     for path in paths:
         try:
@@ -84,6 +85,13 @@ def read_certificates(folder: Path) -> Security:
         if path.name == "key.pem" and (SYSTEM.is_other_user(status) or status.st_mode & 0o077):
             raise LoadError(f"{path}: others can read it, and so can connect; make it yours alone: chmod 600 {path}")
     ca, certificate, key = map(str, paths)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{folder}: its files are no certificates ({error}); make others: prefork cluster init DIR"
+        ) from error
     return Security(
         require_encryption=True,
         tls_ca_file=ca,

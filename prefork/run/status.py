@@ -22,7 +22,7 @@ from prefork.engines.base import InputError, Job
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.run.journal import FOLDER, Journal, is_locked, name_journal
 from prefork.run.salvage import DATABASE_ERRORS
-from prefork.run.shards import Shard
+from prefork.run.shards import MOST, Shard
 
 _SECONDS = 5.0  # between two times that a run writes it
 _MOST_CORPORA = 50
@@ -167,7 +167,7 @@ def _read(path: Path) -> RunStatus | None:
     kinds |= dict.fromkeys(("started", "updated"), (int, float))
     numbers = ("number", "count", "jobs", "everything", "skipped", "done", "failed")
     sound = all(type(getattr(status, name)) is int for name in numbers) and isinstance(status.corpora, list)
-    sound = sound and isinstance(status.problems, dict)
+    sound = sound and isinstance(status.problems, dict) and 1 <= status.number <= status.count <= MOST
     return status if sound and all(isinstance(getattr(status, name), kind) for name, kind in kinds.items()) else None
 
 

@@ -204,7 +204,7 @@ def test_a_job_that_ends_every_machine_is_set_aside_after_two(lab: Lab, corpus: 
 def test_a_killed_driver_leaves_the_machines_free_and_the_command_goes_on(
     lab: Lab, corpus: Path, tmp_path: Path
 ) -> None:
-    write_script(corpus, "last", *["sleep"] * 100)
+    write_script(corpus, "last", *["sleep"] * 400)
     machine = lab.join("machine")
     process = lab.begin(corpus, tmp_path / "out")
     wait_for_event(process, "done")

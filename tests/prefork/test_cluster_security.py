@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("distributed", reason="needs the extra cluster")
 pytest.importorskip("cryptography", reason="needs the extra cluster")
 
-from prefork.cluster.connecting import find_place, write_file
+from prefork.cluster.connecting import count_local, find_place, write_file
 from prefork.cluster.security import check_address, is_loopback, make_certificates, read_certificates
 from prefork.engines.base import LoadError
 from tests.prefork.command import PREFORK, run, start
@@ -60,6 +60,26 @@ def test_certificates_that_are_missing_are_named(tmp_path: Path, tls: Path) -> N
     (tls / "key.pem").unlink()
     with pytest.raises(LoadError, match=r"key\.pem: No such file"):
         read_certificates(tls)
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "certificate.pem", "key.pem"])
+def test_certificates_that_are_damaged_are_refused(tls: Path, name: str) -> None:
+    (tls / name).write_text("nothing of the kind")
+    with pytest.raises(LoadError, match="are no certificates"):
+        read_certificates(tls)
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path, tls: Path) -> None:
+    make_certificates(tmp_path / "other")
+    (tls / "key.pem").write_bytes((tmp_path / "other" / "key.pem").read_bytes())
+    with pytest.raises(LoadError, match="are no certificates"):
+        read_certificates(tls)
+
+
+@pytest.mark.parametrize("text", ["local:0", "local:", "local:-1", "local:x", "local:65", "local:1.5", "local: 2"])
+def test_a_number_of_local_machines_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(LoadError, match="a number of machines from 1 to 64"):
+        count_local(text)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="whose files have no such permissions")
@@ -167,3 +187,14 @@ def test_nobody_connects_without_the_certificate(tmp_path: Path, tls: Path) -> N
         assert done.returncode == 0, done.stderr
         assert scheduler.wait(30) == 0
     assert not file.exists()
+
+
+def test_a_scheduler_that_ends_leaves_another_one_s_file(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with start("cluster", "start", file, "--host", "127.0.0.1") as scheduler, ended(scheduler):
+        assert scheduler.stdout is not None
+        assert "listens at" in scheduler.stdout.readline()
+        write_file(file, "tcp://127.0.0.1:1", None)
+        scheduler.terminate()
+        assert scheduler.wait(30) == 0
+    assert json.loads(file.read_text())["address"] == "tcp://127.0.0.1:1"

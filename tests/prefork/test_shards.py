@@ -8,18 +8,19 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.base import Job
+from prefork.engines.base import InputError, Job
 from prefork.run.corpus import Corpus
 from prefork.run.journal import is_locked
 from prefork.run.problems import Problem
 from prefork.run.shards import Shard, choose, divide, find_shard
-from prefork.run.status import read_folder
+from prefork.run.status import RunStatus, read_folder
 from tests.prefork.command import read_outputs, run, start, write_script
 from tests.prefork.data_sets import write_rows
 
@@ -199,6 +200,15 @@ def test_a_damaged_status_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / ".prefork").mkdir()
     (tmp_path / ".prefork" / "status.json").write_text(text)
     assert run("status", tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 3), (4, 3), (-1, 3), (1, 1_000_000_000)])
+def test_a_status_of_a_shard_that_cannot_be_counts_as_none(tmp_path: Path, number: int, count: int) -> None:
+    (tmp_path / ".prefork").mkdir()
+    status = asdict(RunStatus("align", "host", 0.0, 0.0, number, count))
+    (tmp_path / ".prefork" / "status.json").write_text(json.dumps(status))
+    with pytest.raises(InputError, match="no run has begun there"):
+        read_folder(tmp_path)
 
 
 @pytest.mark.usefixtures("script_engine")
