@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -188,8 +187,8 @@ async def _with_signals(serve: Callable[[asyncio.Event], Awaitable[None]]) -> No
         ended.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if sys.platform == "win32":  # whose event loops take no signal handlers
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
-        else:
+        try:
             loop.add_signal_handler(number, end)
+        except NotImplementedError:  # an event loop of Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
     await serve(ended)

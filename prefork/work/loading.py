@@ -211,7 +211,13 @@ def list_tensors(model: Any) -> dict[str, str]:
     """Shape and type of every tensor that can be reached from a model, by name."""
     from prefork.weights.walk import walk
 
-    return {name: f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "") for name, tensor in walk(model)}
+    return {name: _describe_tensor(tensor) for name, tensor in walk(model)}
+
+
+def _describe_tensor(tensor: Any) -> str:
+    """Its shape, which a nested one has none of, and its type."""
+    shape = "nested" if tensor.is_nested else tuple(tensor.shape)
+    return f"{shape} {tensor.dtype}".replace("torch.", "")
 
 
 def _compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
