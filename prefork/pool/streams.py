@@ -39,8 +39,7 @@ class _Progress:
 
     def take(self, item: Any) -> Any:
         if isinstance(item, Unreadable):
-            self.end()
-            self.future = None
+            self.close()
             raise item.error
         self._taken += 1
         if self._taken >= MOST_YIELDED // 2 and self.future is not None:
@@ -52,6 +51,17 @@ class _Progress:
         """Nobody takes any more."""
         if self.future is not None and not self.future.done():
             self._source.cancel(self.future)
+
+    def close(self) -> None:
+        """Nobody takes any more, nor waits for the end."""
+        self.end()
+        self.future = None
+
+    def finish(self, future: Future[Any] | None) -> None:
+        """All is taken. Raises what the call has raised."""
+        self.future = None
+        if future is not None:
+            future.result()
 
     def __del__(self) -> None:
         self.end()
@@ -72,16 +82,13 @@ class Stream(Generic[T_co]):
         future = self._progress.future
         item = _END if future is None else self._items.get()
         if item is _END:
-            self._progress.future = None
-            if future is not None:
-                future.result()
+            self._progress.finish(future)
             raise StopIteration
         found: T_co = self._progress.take(item)
         return found
 
     def close(self) -> None:
-        self._progress.end()
-        self._progress.future = None
+        self._progress.close()
 
 
 class AsyncStream(Generic[T_co]):
@@ -105,9 +112,7 @@ class AsyncStream(Generic[T_co]):
         future = self._progress.future
         item = _END if future is None else await self._wait()
         if item is _END:
-            self._progress.future = None
-            if future is not None:
-                future.result()
+            self._progress.finish(future)
             raise StopAsyncIteration
         found: T_co = self._progress.take(item)
         return found
@@ -120,5 +125,4 @@ class AsyncStream(Generic[T_co]):
             raise
 
     async def aclose(self) -> None:
-        self._progress.end()
-        self._progress.future = None
+        self._progress.close()

@@ -180,9 +180,7 @@ class Journal:
                 if (row[0] in wanted or _find_file(row[0]) in wanted) and row[-1] > known.get(row[0], 0.0)
             ]
             known |= {row[0]: row[-1] for row in rows}
-            self._connection.execute("BEGIN")
-            self._connection.executemany(_INSERT, rows)
-            self._connection.execute("COMMIT")
+            _insert(self._connection, rows)
 
     def is_done(self, job: Job, fingerprint: Mapping[str, Any]) -> bool:
         """Whether the job's outputs are there, whole, and would come out the same if they were made again."""
