@@ -48,6 +48,7 @@ dask.config.set(
         "distributed.comm.timeouts.connect": "20s",
         "distributed.comm.timeouts.tcp": "20s",
         "distributed.diagnostics.nvml": False,
+        "distributed.admin.low-level-log-length": 1,  # messages are kept, and recordings are in them
     }
 )
 

@@ -14,7 +14,7 @@ from prefork.pool.status import WorkerStatus
 
 if TYPE_CHECKING:
     from prefork.cluster.driver import Cluster
-    from prefork.cluster.machine import MachineReport
+    from prefork.cluster.messages import MachineReport
 
 
 @dataclass(frozen=True, slots=True)

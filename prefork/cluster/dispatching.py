@@ -279,6 +279,11 @@ class Dispatch:
             self._free.pop(machine.address, None)
 
     @property
+    def waiting(self) -> int:
+        """Units that do, and some that are over."""
+        return len(self._waiting) + len(self._suspects)
+
+    @property
     def waits(self) -> bool:
         """Whether a unit does."""
         return bool(self._suspects) or any(not unit.over for _, _, unit in self._waiting)

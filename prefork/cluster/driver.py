@@ -14,31 +14,33 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
 from prefork.cluster.control import Control, Workers
 from prefork.cluster.dispatching import Dispatch, Machine, MachineState, Unit
-from prefork.cluster.machine import MachinePlugin, MachineReport, describe_version, end_session, run_order
-from prefork.cluster.messages import PLUGIN, SEND_BYTES, TOPIC, Answer, JobOrder, Session
+from prefork.cluster.intake import Intake
+from prefork.cluster.machine import MachinePlugin, describe_version
+from prefork.cluster.messages import PLUGIN, TOPIC, Answer, MachineReport, Session
+from prefork.cluster.orders import Orders
 from prefork.cluster.watching import reserve
-from prefork.cluster.work import Collector, Done, LongJob, Work, Writer, explain_size
+from prefork.cluster.work import Done, Work, Writer, explain_size
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped, WorkerDied
-from prefork.pool.jobs import Course, JobResult, JobRun
+from prefork.pool.jobs import Course
 from prefork.pool.pipeline import Pipeline
 from prefork.pool.runtime import Runtime
 from prefork.run.summary import MachineStatus
 from prefork.wire.exceptions import describe_error, unpickle_error
 
-LONG_SECONDS = 600.0  # of a recording whose segments go to all machines
 _TICK_SECONDS = 0.25
 _PATIENCE = 300.0  # seconds for a first machine to come, or another one when all are gone
 _REFUSED_PATIENCE = 10.0  # the same where all that came were refused
+_AHEAD = 2_000  # units that wait, at the least, where there are more jobs
 _END_SECONDS = 30.0  # for the machines to end their processes and report
 _STOPPED = "the run was stopped"
 _LOST = "the scheduler of the cluster cannot be reached any more; start it, and give the same command again"
@@ -71,20 +73,20 @@ class Cluster:
         self._statuses: dict[str, MachineStatus] = {}
         self._ends = float("inf")  # seconds of time.monotonic, when what runs is given up
         self._over = False
-        self._rank = 0
-        self._number = 0
+        self._ending: dict[str, int] = {}  # numbers of the orders to end, by the machine
         self._without = time.monotonic()  # since when no machine can do anything
         self._local: Runtime | None = None  # for what needs no model
         self._writer = Writer()
+        self._intake = Intake(self._dispatch, self._writer, self._drop)
         what = f"prefork {session.command} on {socket.gethostname()}"
         holder = client.run_on_scheduler(reserve, client=client.id, what=what)
         if holder:
             raise LoadError(f"another run ({holder}) has the machines of this cluster; wait for it")
         client.subscribe_topic(TOPIC, self._hear)
+        self._orders = Orders(client, session.id, self._answer, self._fail)
         data = pickle.dumps(session, pickle.HIGHEST_PROTOCOL)
         client.register_plugin(MachinePlugin(session.id, describe_version(), data), name=PLUGIN)
         self._thread = threading.Thread(target=self._run, name="prefork-cluster", daemon=True)
-        self._collector = Collector(client, self._answer, log)
         self._thread.start()
 
     # -- what a run asks for, from its thread --------------------------------------------------------------------------
@@ -123,10 +125,8 @@ class Cluster:
         documents: Mapping[str, bytes] | None = None,
     ) -> None:
         """As `prefork.pool.runtime.run_jobs`; outputs are written here."""
-        known = documents or {}
-        for job in sorted(jobs, key=lambda job: -job.seconds):
-            self._rank += 1
-            self._events.put(partial(self._begin, job, self._rank, course, done, known.get(job.id)))
+        ordered = sorted(jobs, key=lambda job: -job.seconds)
+        self._events.put(partial(self._intake.add, ordered, course, done, documents or {}))
 
     def give_up(self, error: LoadError) -> None:
         self._events.put(partial(self._fail_all, error))
@@ -140,7 +140,6 @@ class Cluster:
         self._events.put(self._close)
         if wait:
             self._thread.join()
-            self._collector.close()
         self._writer.close()
         if self._local is not None:
             self._local.shutdown()
@@ -150,8 +149,11 @@ class Cluster:
     def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
         self._events.put(partial(self._take_event, event[1]))
 
-    def _answer(self, unit: Unit, address: str, data: bytes | None, failure: BaseException | None) -> None:
-        self._events.put(partial(self._take_answer, unit, address, data, failure))
+    def _answer(self, address: str, number: int, data: bytes) -> None:
+        self._events.put(partial(self._take_answer, address, number, data))
+
+    def _fail(self, number: int, error: OSError) -> None:
+        self._events.put(partial(self._take_unread, number, error))
 
     # -- the cluster's thread ------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class Cluster:
                 except queue.Empty:
                     pass
                 if not self._over:
-                    self._give(self._dispatch.assign(time.monotonic()))
+                    self._give_all()
                     self._tick()
         except BaseException as error:  # noqa: BLE001  nobody else is there to say it
             self._fail_all(error)
@@ -222,6 +224,7 @@ class Cluster:
             return
         had = list(machine.units)
         was_refused = machine.state is MachineState.REFUSED
+        self._ending.pop(address, None)
         ended = self._dispatch.leave(address, in_order)
         for unit in had:
             self._cancel(unit, address)
@@ -235,78 +238,52 @@ class Cluster:
                 WorkerDied(f"the machines {names} were lost while they had it; look there, and give the command again")
             )
 
-    def _begin(self, job: Job, rank: int, course: Course, done: Done, document: bytes | None) -> None:
-        if self.supervisor.failure is not None or self._ends < float("inf"):
-            done(JobResult(job, error=self.supervisor.failure or Stopped(_STOPPED)))
-        elif job.seconds > LONG_SECONDS and job.states and not self._is_any_blind:
-            runner, finish = LongJob(job, self._dispatch.add, self._drop), self._writer.finish(job, course, done)
-            JobRun(runner, None, replace(course, target=None), job, rank, finish, document).start()
-        else:
-            order = JobOrder(job, document, course.passing)
-            fail = partial(self._fail_job, job, course, done)
-            work = Work(order, partial(self._take_job, job, course, done), fail)
-            sendable = bool(job.states) and sum(state.size for state in job.states) <= SEND_BYTES
-            self._dispatch.add(Unit((rank, 0, 0), job.seconds, work, sendable))
-
-    @property
-    def _is_any_blind(self) -> bool:
-        return any(machine.blind for machine in self._dispatch.usable)
-
-    def _take_job(self, job: Job, course: Course, done: Done, answer: Answer) -> None:
-        document, passed = pickle.loads(answer.value or b"")
-        course.advance(job.seconds)
-        self._writer.finish(job, course, done)(JobResult(job, document, passed=passed))
-
-    def _fail_job(self, job: Job, course: Course, done: Done, error: BaseException) -> None:
-        course.advance(job.seconds)
-        done(JobResult(job, error=error))
-
     # -- units -----------------------------------------------------------------------------------------------------
 
-    def _give(self, given: Sequence[tuple[Machine, Unit]]) -> None:
+    def _give_all(self) -> None:
+        """To every machine what it has room for."""
+        given = True
+        while given:
+            self._intake.begin(_AHEAD)
+            given = self._give(self._dispatch.assign(time.monotonic()))
+        self._orders.send()
+
+    def _give(self, given: Sequence[tuple[Machine, Unit]]) -> bool:
         for machine, unit in given:
             work: Work = unit.payload
-            order = work.order
-            try:
-                if machine.blind and isinstance(order, JobOrder):
-                    order = replace(order, contents={s.path: Path(s.path).read_bytes() for s in order.job.states})
-                self._number += 1
-                future = self._client.submit(
-                    run_order,
-                    pickle.dumps(order, pickle.HIGHEST_PROTOCOL),
-                    workers=[machine.address],
-                    key=f"prefork-{self._session.id}-{self._number}",
-                    pure=False,
-                )
-            except OSError as error:  # a file is gone
-                self._dispatch.drop(unit)
-                work.fail(error)
-                continue
-            work.futures[machine.address] = future
-            self._collector.watch(unit, machine.address, future)
+            work.numbers[machine.address] = self._orders.give(unit, machine.address, work.order, machine.blind)
+        return bool(given)
 
     def _drop(self, unit: Unit) -> None:
         """Nobody wants it any more."""
         self._dispatch.drop(unit)
-        for address in list(unit.payload.futures):
+        for address in list(unit.payload.numbers):
             self._cancel(unit, address)
 
     def _cancel(self, unit: Unit, address: str) -> None:
-        future = unit.payload.futures.pop(address, None)
-        if future is not None:
-            future.cancel()
+        number = unit.payload.numbers.pop(address, None)
+        if number is not None:
+            self._orders.take(number)
 
-    def _take_answer(self, unit: Unit, address: str, data: bytes | None, failure: BaseException | None) -> None:
-        """What a machine has answered; None if its result is gone. failure: Dask could not have it run."""
+    def _take_unread(self, number: int, error: OSError) -> None:
+        """A file could not be read that was to be sent."""
+        given = self._orders.take(number)
+        if given is not None and not given[0].over:
+            self._drop(given[0])
+            given[0].payload.fail(error)
+
+    def _take_answer(self, address: str, number: int, data: bytes) -> None:
+        answer: Answer = pickle.loads(data)
+        if self._ending.get(address) == number:
+            del self._ending[address]
+            self.reports += [pickle.loads(answer.value)] if answer.value is not None else []
+            return
+        given = self._orders.take(number)
+        if given is None or given[0].over:
+            return
+        unit, machine = given[0], self._dispatch.machines[address]
         work: Work = unit.payload
-        future = work.futures.pop(address, None)
-        machine = self._dispatch.machines[address]
-        if unit.over or future is None or address not in unit.machines:
-            return
-        if failure is not None:
-            self._take_error(unit, address, failure)
-            return
-        answer: Answer = pickle.loads(data) if data is not None else Answer(lost=True)
+        del work.numbers[address]
         if answer.unseen:
             if not machine.blind:
                 machine.blind = True
@@ -314,8 +291,7 @@ class Cluster:
             self._dispatch.give_back(unit, address)
         elif answer.lost:
             self._dispatch.give_back(unit, address)
-            if data is not None:
-                self._refuse(address, "has lost its processes")
+            self._refuse(address, "has lost its processes")
         elif answer.error is not None:
             self._take_error(unit, address, unpickle_error(answer.error))
         elif self._dispatch.finish(unit, address, time.monotonic()):
@@ -358,6 +334,7 @@ class Cluster:
 
     def _drain(self, until: float) -> None:
         self._ends = min(self._ends, until)
+        self._intake.refuse(Stopped(_STOPPED))
         for unit in self._dispatch.list_left():
             if not unit.machines and not unit.over:
                 self._dispatch.drop(unit)
@@ -371,27 +348,27 @@ class Cluster:
             self.supervisor.failure = self.supervisor.failure or error
         self.supervisor.loaded.set()
         self._ends = 0.0 if self._ends == float("inf") else self._ends
+        self._intake.refuse(error)
         for unit in self._dispatch.list_left():
             if not unit.over:  # a job that fails takes its other units with it
                 self._drop(unit)
                 unit.payload.fail(error)
 
     def _close(self) -> None:
+        if self._over:
+            return
         self._over = True
-        known = self._dispatch.machines.values()
-        addresses = [m.address for m in known if m.state in (MachineState.READY, MachineState.REFUSED)]
-        key = f"prefork-{self._session.id}-end"
+        self._orders.close()
+        for machine in self._dispatch.machines.values():
+            if machine.state in (MachineState.READY, MachineState.REFUSED):
+                self._ending[machine.address] = self._orders.end(machine.address)
         try:
-            self._client.unsubscribe_topic(TOPIC)
-            futures = [
-                self._client.submit(end_session, workers=[address], key=f"{key}-{number}", pure=False)
-                for number, address in enumerate(addresses)
-            ]
+            self._orders.send()
             deadline = time.monotonic() + _END_SECONDS
-            while not all(future.done() for future in futures) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            ended = [future for future in futures if future.status == "finished"]
-            self.reports += map(pickle.loads, self._client.gather(ended, errors="skip"))
+            while self._ending and time.monotonic() < deadline and self._client.status == "running":
+                with suppress(queue.Empty):
+                    self._events.get(timeout=_TICK_SECONDS)()
+            self._client.unsubscribe_topic(TOPIC)
             self._client.unregister_worker_plugin(PLUGIN)
         except Exception as error:  # noqa: BLE001  the machines end theirs without being told, once we are gone
             self._log(f"the machines could not be told to end: {error}\n")

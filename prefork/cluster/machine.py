@@ -1,6 +1,6 @@
 """A machine of a cluster: a plugin of Dask's worker, with one Runtime. What it loads, it loads beside the event loop.
 
-Dask's worker runs an order in one of its threads, which waits for the Runtime; how much runs at a time is decided by
+An order comes in a message, and a thread waits for what the Runtime makes of it; how much runs at a time is decided by
 the Runtime here, as on any machine.
 """
 
@@ -16,19 +16,33 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distributed import Worker, get_worker
+from distributed import Worker
+from distributed.comm.core import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from prefork.cluster.messages import PLUGIN, TASK_FIELDS, TOPIC, Answer, JobOrder, MachineOptions, Session, TaskOrder
+from prefork.cluster.messages import (
+    ANSWER,
+    ORDER,
+    PLUGIN,
+    TASK_FIELDS,
+    TOPIC,
+    Answer,
+    EndOrder,
+    JobOrder,
+    MachineOptions,
+    MachineReport,
+    Session,
+    TaskOrder,
+)
 from prefork.engines.base import Job, LoadError
 from prefork.errors import Stopped
 from prefork.fingerprint import OUTPUTS, complete, explain, find_packages
 from prefork.memory import memlog
-from prefork.memory.tally import Tally
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.versions import read_versions
 from prefork.pool.jobs import Course, JobResult
@@ -49,26 +63,6 @@ def describe_version() -> str:
     return f"prefork {read_versions().prefork or 'from a folder'} (outputs {OUTPUTS}), Python {python}"
 
 
-@dataclass(slots=True)
-class MachineReport:
-    """What a machine's work has come to: figures for the summary and for its performance log. seconds: of loading.
-    memory_log: the file's content."""
-
-    name: str
-    strategy: str = ""
-    device: str = ""
-    workers: int = 0
-    threads: int = 0
-    weights: int = 0
-    shared: bool = False
-    seconds: float = 0.0
-    deaths: int = 0
-    tally: Tally = field(default_factory=Tally)
-    steps: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    log: str = ""
-    memory_log: bytes = b""
-
-
 class MachinePlugin(WorkerPlugin):
     """session: a `Session`, pickled, so that a machine of another version can say what it is before it opens it."""
 
@@ -84,6 +78,7 @@ class MachinePlugin(WorkerPlugin):
         self._name = getattr(worker, "machine_name", "") or socket.gethostname()
         self._over = threading.Event()
         self._computer: _Computer | None = None
+        worker.stream_handlers[ORDER] = self._take
         threading.Thread(target=self._serve, name="prefork-machine", daemon=True).start()
 
     def teardown(self, worker: Worker) -> None:
@@ -120,32 +115,40 @@ class MachinePlugin(WorkerPlugin):
         while not self._over.wait(_TELL_SECONDS):
             self._tell("status", **computer.count())
 
-    def run(self, order: JobOrder | TaskOrder) -> Answer:
-        if self._computer is None:
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def _take(self, session: str, number: int, data: bytes) -> None:
+        """In Dask's thread, which is not to wait."""
+        if session == self._id:
+            threading.Thread(target=self._follow, args=(number, data), name=f"order {number}", daemon=True).start()
+
+    def _follow(self, number: int, data: bytes) -> None:
+        try:
+            answer = self._run(pickle.loads(data))
+        except Exception as error:  # noqa: BLE001  whatever it is, it costs this order and no other
+            answer = Answer(error=pickle_error(error, traceback.format_exc()))
+        content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        message = {"op": ANSWER, "session": self._id, "number": number, "data": content}
+        self._worker.loop.add_callback(self._send, message)
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        with suppress(CommClosedError):  # the driver is told that this machine is lost
+            self._worker.batched_stream.send(message)
+
+    def _run(self, order: JobOrder | TaskOrder | EndOrder) -> Answer:
+        if isinstance(order, EndOrder):
+            return Answer(value=pickle.dumps(self._end(), pickle.HIGHEST_PROTOCOL))
+        if self._computer is None or self._over.is_set():
             return Answer(lost=True)
         return self._computer.run(order)
 
-    def end(self) -> MachineReport:
+    def _end(self) -> MachineReport:
         """Ends the Runtime."""
         self._over.set()
         if self._computer is None:
             return MachineReport(self._name)
         self._computer.close()
         return self._computer.report(self._name)
-
-
-def run_order(data: bytes) -> bytes:
-    """Dask's task: an order, pickled, and an answer."""
-    plugin = get_worker().plugins.get(PLUGIN)
-    answer = plugin.run(pickle.loads(data)) if isinstance(plugin, MachinePlugin) else Answer(lost=True)
-    return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-
-
-def end_session() -> bytes:
-    """Dask's task: the machine's report, after which it can do no more for this run."""
-    plugin = get_worker().plugins.get(PLUGIN)
-    report = plugin.end() if isinstance(plugin, MachinePlugin) else MachineReport("")
-    return pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
 
 
 def _plan(session: Session, options: MachineOptions) -> Plan:

@@ -9,12 +9,14 @@ from typing import Any
 
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
+from prefork.memory.tally import Tally
 from prefork.pool.pipeline import Pipeline
 from prefork.pool.tasks import HangLimit
 
 TOPIC = "prefork"  # of Dask's events
 PLUGIN = "prefork-machine"  # of its workers, and
 WATCH = "prefork-watch"  # of its scheduler
+ORDERS, ORDER, ANSWER = "prefork-orders", "prefork-order", "prefork-answer"  # of its streams
 TASK_FIELDS = ("label", "engine", "size", "seconds", "segment", "audio", "step", "closing")
 SEND_BYTES = 512_000_000  # files of a job that are sent to a machine which does not see them, at the most
 
@@ -87,12 +89,38 @@ class TaskOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class EndOrder:
+    """The run needs the machine no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of an order. value: of a job, what it has made, pickled; of a task, its result and its pieces. error:
-    as `pickle_error` has it. unseen: a file of the job's that is not there. lost: the machine can do no more."""
+    """What came of an order. value: of a job, what it has made, pickled; of a task, its result and its pieces; of the
+    end, the machine's report, pickled. error: as `pickle_error` has it. unseen: a file of the job's that is not there.
+    lost: the machine can do no more."""
 
     value: bytes | None = None
     pieces: Mapping[int, bytes] = field(default_factory=dict)
     error: bytes | None = None
     unseen: str = ""
     lost: bool = False
+
+
+@dataclass(slots=True)
+class MachineReport:
+    """What a machine's work has come to: figures for the summary and for its performance log. seconds: of loading.
+    memory_log: the file's content."""
+
+    name: str
+    strategy: str = ""
+    device: str = ""
+    workers: int = 0
+    threads: int = 0
+    weights: int = 0
+    shared: bool = False
+    seconds: float = 0.0
+    deaths: int = 0
+    tally: Tally = field(default_factory=Tally)
+    steps: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    log: str = ""
+    memory_log: bytes = b""

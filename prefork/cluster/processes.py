@@ -139,7 +139,7 @@ async def _start(place: Place, options: MachineOptions, name: str, ended: asynci
     loopback = place.address.startswith("tcp://")  # without certificates nobody else may reach the worker either
     worker = JoinedWorker(
         place.address,
-        nthreads=2 * (os.cpu_count() or 1) + 4,
+        nthreads=1,
         name=f"{name}-{os.getpid()}-{time.monotonic_ns()}",
         memory_limit=0,
         local_directory=tempfile.gettempdir(),

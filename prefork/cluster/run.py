@@ -14,6 +14,7 @@ from typing import Any
 from prefork.cluster.connecting import connect, count_local
 from prefork.cluster.driver import Cluster
 from prefork.cluster.messages import MachineOptions, Session
+from prefork.cluster.work import make_absolute
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.fingerprint import list_files
 from prefork.memory import memlog
@@ -81,7 +82,7 @@ class ClusterRun(Run):
     def _begin_jobs(
         self, jobs: Sequence[Job], course: Course, done: Callable[[JobResult], None], documents: Mapping[str, bytes]
     ) -> None:
-        self._clusters[-1].run_jobs(map(_make_absolute, jobs), course, done, documents)
+        self._clusters[-1].run_jobs(jobs, course, done, documents)
 
     def _measure_progress(self, jobs: list[Job]) -> Progress:
         return replace(super()._measure_progress(jobs), machines=self._list_machines())
@@ -156,16 +157,9 @@ def make_session(request: RunRequest, pipeline: Pipeline, known: Noted, example:
         request.hang_limit,
         request.mem_guard,
         request.memory_checkpoints,
-        _make_absolute(example) if example is not None else None,
+        make_absolute(example) if example is not None else None,
         request.rows is not None,
     )
-
-
-def _make_absolute(job: Job) -> Job:
-    """As another machine can find its files."""
-    states = tuple(replace(state, path=str(Path(state.path).absolute())) for state in job.states)
-    media = job.media.absolute() if job.media is not None else None
-    return replace(job, source=job.source.absolute(), media=media, states=states)
 
 
 def _make_options_absolute(options: Mapping[str, Any]) -> dict[str, Any]:

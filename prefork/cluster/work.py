@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-
-from distributed import Client, Future
+from pathlib import Path
 
 from prefork.cluster.dispatching import Unit
 from prefork.cluster.messages import SEND_BYTES, TASK_FIELDS, Answer, JobOrder, TaskOrder
@@ -27,7 +24,7 @@ class Work:
     order: JobOrder | TaskOrder
     take: Callable[[Answer], None]
     fail: Callable[[BaseException], None]
-    futures: dict[str, Future[bytes]] = field(default_factory=dict)  # by machine
+    numbers: dict[str, int] = field(default_factory=dict)  # of its orders that have no answer, by machine
 
 
 class LongJob:
@@ -70,47 +67,6 @@ class LongJob:
                 self._drop(unit)
 
 
-class Collector:
-    """Fetches results, several at a time, in a thread of its own. Those of a machine that is lost meanwhile are
-    cancelled. take: gets the unit, the machine, and what has come: nothing if it is gone, or why Dask could not have it
-    run."""
-
-    def __init__(
-        self,
-        client: Client,
-        take: Callable[[Unit, str, bytes | None, BaseException | None], None],
-        log: Callable[[str], None],
-    ) -> None:
-        self._client = client
-        self._take = take
-        self._log = log
-        self._ended: queue.SimpleQueue[tuple[Unit, str, Future[bytes]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="prefork-collect", daemon=True)
-        self._thread.start()
-
-    def watch(self, unit: Unit, address: str, future: Future[bytes]) -> None:
-        future.add_done_callback(lambda done: self._ended.put((unit, address, done)))
-
-    def close(self) -> None:
-        self._ended.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (first := self._ended.get()) is not None:
-            batch = [first]
-            while not self._ended.empty() and (more := self._ended.get()) is not None:
-                batch.append(more)
-            found: Mapping[str, bytes | None] = {}
-            try:
-                wanted = {str(n): future for n, (_, _, future) in enumerate(batch) if future.status == "finished"}
-                found = self._client.gather(wanted, errors="skip") if wanted else {}
-            except Exception as error:  # noqa: BLE001  the connection is gone; the cluster's thread will notice
-                self._log(f"results could not be fetched: {error}\n")
-            for number, (unit, address, future) in enumerate(batch):
-                failure = future.exception() if future.status == "error" else None
-                self._take(unit, address, found.get(str(number)), failure)
-
-
 class Writer:
     """Writes outputs in threads of its own: a disk may be slow."""
 
@@ -139,6 +95,13 @@ class Writer:
     def close(self) -> None:
         """Once all is written."""
         self._threads.shutdown()
+
+
+def make_absolute(job: Job) -> Job:
+    """As another machine can find its files."""
+    states = tuple(replace(state, path=str(Path(state.path).absolute())) for state in job.states)
+    media = job.media.absolute() if job.media is not None else None
+    return replace(job, source=job.source.absolute(), media=media, states=states)
 
 
 def explain_size(job: Job) -> InputError:

@@ -29,8 +29,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from prefork.engines.audio.reader import SAMPLE_RATE, probe, read_audio  # noqa: E402
 from prefork.engines.base import Job  # noqa: E402
 from tests.benchmarks.results import Results, Table  # noqa: E402
+from tests.engines.audio_files import make_distinct, write_audio  # noqa: E402
 from tests.prefork.command import SAMPLES, copy_sample, read_outputs  # noqa: E402
 from tests.prefork.hosts import Host, find_lack, make_hosts  # noqa: E402
 
@@ -163,10 +165,13 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
 
 
 def _make_minutes(folder: Path, count: int) -> Path:
-    """Recordings of about a minute, each once."""
-    sample = max(SAMPLES.glob("*.flac"), key=lambda path: path.stat().st_size).stem
+    """Recordings of about a minute, no two the same."""
+    sample = max(SAMPLES.glob("*.flac"), key=lambda path: path.stat().st_size)
+    sound = read_audio(sample, 0.0, probe(sample).seconds)[None]
     for number in range(count):
-        copy_sample(folder, sample, f"file{number:03}")
+        transcript = copy_sample(folder, sample.stem, f"file{number:03}")
+        distinct = make_distinct(sound, number)
+        write_audio(transcript.with_suffix(".flac"), distinct, SAMPLE_RATE, "flac", sample_format="s16")
     return folder
 
 
@@ -202,24 +207,22 @@ def measure_overhead(table: Table, count: int, files: int) -> None:
 # -- scale -----------------------------------------------------------------------------------------------------------
 
 
-def _sleep(data: bytes) -> bytes:
-    from prefork.cluster.messages import Answer
-
-    time.sleep(pickle.loads(data).job.seconds)
-    return pickle.dumps(Answer(value=pickle.dumps((None, b"done"))))
-
-
 def _be_machines(address: str, count: int) -> None:
     """Dask's workers without a model, in one process: each says that it is ready."""
     from distributed import Worker
 
     from prefork.cluster import machine
     from prefork.cluster.connecting import CONNECT_SECONDS
+    from prefork.cluster.messages import ANSWER, ORDER, Answer, EndOrder
+
+    done = pickle.dumps(Answer(value=pickle.dumps((None, b"done"))))
+    ended = pickle.dumps(Answer())
 
     class Sleeper(machine.MachinePlugin):
         def setup(self, worker: Worker) -> None:
             self._worker, self._name = worker, str(worker.name)
             self._over, self._computer = threading.Event(), None
+            worker.stream_handlers[ORDER] = self._take
             self._tell("loading")
             values = {"room": 2, "workers": 1, "strategy": "none", "device": "none", "blind": False}
             worker.loop.call_later(1.0, lambda: self._tell("ready", **values))
@@ -227,11 +230,19 @@ def _be_machines(address: str, count: int) -> None:
         def teardown(self, worker: Worker) -> None:
             pass
 
-    machine.MachinePlugin.setup = Sleeper.setup  # type: ignore[method-assign,assignment]
-    machine.MachinePlugin.teardown = Sleeper.teardown  # type: ignore[method-assign,assignment]
+        def _take(self, session: str, number: int, data: bytes) -> None:
+            order = pickle.loads(data)
+            message = {"op": ANSWER, "session": session, "number": number}
+            if isinstance(order, EndOrder):
+                self._send({**message, "data": ended})
+            else:
+                self._worker.loop.call_later(order.job.seconds, self._send, {**message, "data": done})
+
+    for name in ("setup", "teardown", "_take"):
+        setattr(machine.MachinePlugin, name, Sleeper.__dict__[name])
 
     async def serve() -> None:
-        options: dict[str, Any] = {"nthreads": 4, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
+        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
         workers = [Worker(address, name=f"m{os.getpid()}-{n}", **options) for n in range(count)]
         for start in range(0, count, 20):
             await asyncio.gather(
@@ -253,7 +264,6 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
     from prefork.cluster.messages import Session
     from prefork.pool.jobs import Course, JobResult
 
-    driver.run_order = _sleep  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "scheduler.json"
         start = [*PREFORK, "cluster", "start", str(file), "--host", "127.0.0.1"]
@@ -281,7 +291,7 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
                 count = 0
                 began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
                 busy = sum(psutil.Process(scheduler.pid).cpu_times()[:2])
-                stop = time.monotonic() + 75
+                stop = time.monotonic() + float(os.environ.get("SCALE_SECONDS", "75"))
 
                 def take(result: JobResult) -> None:
                     nonlocal count

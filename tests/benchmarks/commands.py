@@ -30,6 +30,7 @@ from prefork.memory.probe import measure_memory
 from prefork.pool.pipeline import Intake, transcribe
 from prefork.run.corpus import find_jobs
 from tests.benchmarks.results import Results
+from tests.engines.audio_files import make_distinct
 from tests.prefork.command import read_outputs, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -171,6 +172,7 @@ def measure_sentences() -> Iterator[Row]:
         for number in range(1000):
             name, utterance = utterances[number % len(utterances)]
             sound = read_audio(SPEECH / f"{name}.flac", utterance["start_ms"] / 1000, utterance["end_ms"] / 1000)
+            sound = make_distinct(sound, number)
             with wave.open(str(source / f"{number:04}.wav"), "wb") as file:
                 file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
                 file.writeframes((sound * 32767).astype("<i2").tobytes())

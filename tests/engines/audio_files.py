@@ -32,6 +32,13 @@ def make_sound(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> S
     return np.clip(sound, -0.99, 0.99)
 
 
+def make_distinct(sound: Sound, seed: int) -> Sound:
+    """The same to the ear and no two the same to a program, which may know what it has heard before: one bit of 16 of
+    noise."""
+    noise = np.random.default_rng(seed).integers(-1, 2, sound.shape).astype(np.float32)
+    return np.clip(sound + noise / 2**15, -0.999, 0.999)
+
+
 def write_audio(
     path: Path,
     sound: Sound,
