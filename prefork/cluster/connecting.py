@@ -49,6 +49,9 @@ dask.config.set(
         "distributed.comm.timeouts.tcp": "20s",
         "distributed.diagnostics.nvml": False,
         "distributed.admin.low-level-log-length": 1,  # messages are kept, and recordings are in them
+        "distributed.admin.tick.interval": "1s",  # of 20 ms it would take a hundredth of a core on every machine
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.client.scheduler-info-interval": "60s",
     }
 )
 

@@ -2,9 +2,10 @@
 
 faults: 40 recordings on hosts in network namespaces (root, iproute2), 20 of which are killed at random and come back;
 the driver is killed three times and one host's network is cut for 60 s. overhead: recordings of a minute, by one
-machine with as many workers and by so many machines with one each. `scale MACHINES JOBS SECONDS`: machines without
-models, whose jobs sleep, through Dask. `dispatch MACHINES JOBS`: the driver's
-decisions alone. `shards JOBS`: how long it takes to divide so many jobs.
+machine with as many workers and by so many machines with one each, in turns. `scale MACHINES JOBS SECONDS LIMIT`:
+machines without models, whose jobs sleep, through Dask, until so many seconds are over; of the driver's memory, what it
+has beside the jobs. `dispatch MACHINES JOBS`: the driver's decisions alone. `shards JOBS`: how long it takes to divide
+so many jobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import pickle
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -175,33 +177,32 @@ def _make_minutes(folder: Path, count: int) -> Path:
     return folder
 
 
-def measure_overhead(table: Table, count: int, files: int) -> None:
-    """One machine with as many workers, and so many machines with one each."""
+def measure_overhead(table: Table, count: int, files: int, rounds: int = 3) -> None:
+    """One machine with as many workers, and so many machines with one each, in turns; loading is not counted."""
+    environment = {**os.environ, **ENVIRONMENT}
+    taken: dict[str, list[float]] = {"one machine": [], "cluster": []}
+    same = True
     with tempfile.TemporaryDirectory() as name, make_hosts(count) as hosts:
         folder = Path(name)
         corpus = _make_minutes(folder / "in", files)
-        one = [*PREFORK, "align", str(corpus), str(folder / "one"), "--workers", str(count), "--threads", "1", "--json"]
-        done = subprocess.run(one, capture_output=True, text=True, check=True, env={**os.environ, **ENVIRONMENT})
-        alone: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         cluster = Cluster(folder, hosts)
         time.sleep(8)  # until they have joined
-        cluster.align(corpus, folder / "out").wait()
-        together: dict[str, Any] = json.loads(cluster.runs[0].read_text().strip().splitlines()[-1])
+        for turn in range(rounds):
+            one, out = folder / f"one{turn}", folder / f"out{turn}"
+            alone = [*PREFORK, "align", str(corpus), str(one), "--workers", str(count), "--threads", "1", "--json"]
+            done = subprocess.run(alone, capture_output=True, text=True, check=True, env=environment)
+            cluster.align(corpus, out).wait()
+            printed = {"one machine": done.stdout, "cluster": cluster.runs[-1].read_text()}
+            for what, text in printed.items():
+                summary: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+                taken[what].append(summary["wall_seconds"] - summary["load_seconds"])
+            same = same and read_outputs(one) == read_outputs(out)
         cluster.stop()
-        same = read_outputs(folder / "one") == read_outputs(folder / "out")
-    for what, summary in (("one machine", alone), ("cluster", together)):
-        working = summary["wall_seconds"] - summary["load_seconds"]
-        table.add(
-            what, str(count), f"{summary['wall_seconds']:.1f} s", f"{summary['load_seconds']:.1f} s", f"{working:.1f} s"
-        )
-    ratio = (together["wall_seconds"] - together["load_seconds"]) / (alone["wall_seconds"] - alone["load_seconds"]) - 1
-    table.add(
-        "cluster, more than one machine",
-        "",
-        "",
-        "",
-        f"{100 * ratio:.1f} %, {'the same bytes' if same else 'DIFFERENT'}",
-    )
+    for what, times in taken.items():
+        table.add(what, str(count), ", ".join(f"{took:.1f} s" for took in times), f"{statistics.median(times):.1f} s")
+    ratios = [together / alone for alone, together in zip(*taken.values(), strict=True)]
+    more = f"{100 * (statistics.median(ratios) - 1):.1f} %, {'the same bytes' if same else 'DIFFERENT'}"
+    table.add("cluster, more than one machine", "", ", ".join(f"{100 * (r - 1):.1f} %" for r in ratios), more)
 
 
 # -- scale -----------------------------------------------------------------------------------------------------------
@@ -256,8 +257,8 @@ def _be_machines(address: str, count: int) -> None:
     asyncio.run(serve())
 
 
-def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> None:  # noqa: PLR0915
-    """The driver, in this process; the scheduler and the machines have processes of their own."""
+def measure_scale(table: Table, machines: int, jobs: int, seconds: float, limit: float) -> None:  # noqa: PLR0915
+    """The driver, in this process; the scheduler and the machines have processes of their own. limit: seconds."""
     from distributed import Client
 
     from prefork.cluster import driver
@@ -283,6 +284,7 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
                 while len(client.nthreads()) < machines:
                     time.sleep(0.5)
                 session = Session("scale", (), (), "scale")
+                known = [Job(f"{n}.cha", Path(f"{n}.cha"), seconds=seconds) for n in range(jobs)]  # a run has them
                 before = psutil.Process().memory_info().rss
                 cluster = driver.Cluster(client, session, print)
                 cluster.wait_until_loaded()
@@ -291,15 +293,13 @@ def measure_scale(table: Table, machines: int, jobs: int, seconds: float) -> Non
                 count = 0
                 began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
                 busy = sum(psutil.Process(scheduler.pid).cpu_times()[:2])
-                stop = time.monotonic() + float(os.environ.get("SCALE_SECONDS", "75"))
+                stop = time.monotonic() + limit
 
                 def take(result: JobResult) -> None:
                     nonlocal count
                     count += 1
 
-                cluster.run_jobs(
-                    (Job(f"{n}.cha", Path(f"{n}.cha"), seconds=seconds) for n in range(jobs)), Course(()), take
-                )
+                cluster.run_jobs(known, Course(()), take)
                 most = 0
                 while count < jobs and time.monotonic() < stop:
                     time.sleep(0.5)
@@ -380,11 +380,12 @@ def main() -> None:
             columns = ["hosts", "faults", "commands", "time", "done", "outputs", "done twice", "processes left"]
             measure_faults(results.add_table(*columns, title=what), int(figures[0]))
         elif what == "overhead":
-            columns = ["what", "workers", "time", "of it loading", "without loading"]
+            columns = ["what", "workers", "without loading", "median"]
             measure_overhead(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]))
         elif what == "scale":
             columns = ["machines", "jobs", "each sleeps", "jobs a second", "driver for each job, memory", "scheduler"]
-            measure_scale(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]), float(figures[2]))
+            machines, jobs, seconds, limit = int(figures[0]), int(figures[1]), float(figures[2]), float(figures[3])
+            measure_scale(results.add_table(*columns, title=what), machines, jobs, seconds, limit)
         elif what == "dispatch":
             columns = ["machines", "jobs", "memory of the jobs", "CPU to add them", "CPU to give and take one"]
             measure_dispatch(results.add_table(*columns, title=what), int(figures[0]), int(figures[1]))
