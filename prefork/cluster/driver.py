@@ -24,8 +24,8 @@ from distributed import Client
 from prefork.cluster.control import Control, Workers
 from prefork.cluster.dispatching import Dispatch, Machine, MachineState, Unit
 from prefork.cluster.intake import Intake
-from prefork.cluster.machine import MachinePlugin, describe_version
-from prefork.cluster.messages import PLUGIN, TOPIC, Answer, MachineReport, Session
+from prefork.cluster.machine import MachinePlugin
+from prefork.cluster.messages import PLUGIN, TOPIC, Answer, MachineReport, Session, describe_version
 from prefork.cluster.orders import Orders
 from prefork.cluster.watching import reserve
 from prefork.cluster.work import Done, Work, Writer, explain_size
@@ -79,9 +79,9 @@ class Cluster:
         self._writer = Writer()
         self._intake = Intake(self._dispatch, self._writer, self._drop)
         what = f"prefork {session.command} on {socket.gethostname()}"
-        holder = client.run_on_scheduler(reserve, client=client.id, what=what)
-        if holder:
-            raise LoadError(f"another run ({holder}) has the machines of this cluster; wait for it")
+        refusal = client.run_on_scheduler(reserve, client=client.id, what=what, version=describe_version())
+        if refusal:
+            raise LoadError(refusal)
         client.subscribe_topic(TOPIC, self._hear)
         self._orders = Orders(client, session.id, self._answer, self._fail)
         data = pickle.dumps(session, pickle.HIGHEST_PROTOCOL)

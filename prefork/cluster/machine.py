@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import platform
 import queue
 import shutil
 import socket
@@ -38,13 +37,13 @@ from prefork.cluster.messages import (
     MachineReport,
     Session,
     TaskOrder,
+    describe_version,
 )
 from prefork.engines.base import Job, LoadError
 from prefork.errors import Stopped
 from prefork.fingerprint import OUTPUTS, complete, explain, find_packages
 from prefork.memory import memlog
 from prefork.platform_matrix.matrix import Plan
-from prefork.platform_matrix.versions import read_versions
 from prefork.pool.jobs import Course, JobResult
 from prefork.pool.requests import make_plan, make_request
 from prefork.pool.runtime import Runtime, run_jobs
@@ -55,12 +54,6 @@ _TELL_SECONDS = 5.0  # between two times that it says how it is
 _END_SECONDS = 10.0  # for its processes to end
 _LOG_BYTES = 100_000_000  # of a memory log that is sent to the driver, at the most
 _TOLERANCE = 2_000_000_000  # ns by which times of change may differ: the coarsest clock of file systems, FAT's
-
-
-def describe_version() -> str:
-    """What must be the same here and at the driver for both to understand each other."""
-    python = ".".join(platform.python_version_tuple()[:2])
-    return f"prefork {read_versions().prefork or 'from a folder'} (outputs {OUTPUTS}), Python {python}"
 
 
 class MachinePlugin(WorkerPlugin):

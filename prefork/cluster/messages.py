@@ -3,13 +3,16 @@ before anything else is sent to it, by texts and numbers alone."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.engines.base import Job
 from prefork.engines.batching import Batching
+from prefork.fingerprint import OUTPUTS
 from prefork.memory.tally import Tally
+from prefork.platform_matrix.versions import read_versions
 from prefork.pool.pipeline import Pipeline
 from prefork.pool.tasks import HangLimit
 
@@ -19,6 +22,12 @@ WATCH = "prefork-watch"  # of its scheduler
 ORDERS, ORDER, ANSWER = "prefork-orders", "prefork-order", "prefork-answer"  # of its streams
 TASK_FIELDS = ("label", "engine", "size", "seconds", "segment", "audio", "step", "closing")
 SEND_BYTES = 512_000_000  # files of a job that are sent to a machine which does not see them, at the most
+
+
+def describe_version() -> str:
+    """What must be the same in two processes for them to understand each other."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return f"prefork {read_versions().prefork or 'from a folder'} (outputs {OUTPUTS}), Python {python}"
 
 
 @dataclass(frozen=True, slots=True)

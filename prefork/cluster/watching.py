@@ -10,7 +10,7 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from prefork.cluster.messages import ANSWER, ORDER, ORDERS, PLUGIN, TOPIC, WATCH
+from prefork.cluster.messages import ANSWER, ORDER, ORDERS, PLUGIN, TOPIC, WATCH, describe_version
 
 
 class Watch(SchedulerPlugin):
@@ -47,12 +47,14 @@ class Watch(SchedulerPlugin):
                 self._ending = asyncio.ensure_future(scheduler.unregister_worker_plugin(None, PLUGIN))
 
 
-async def reserve(client: str, what: str, dask_scheduler: Scheduler | None = None) -> str:
-    """The machines are this client's from here on; or, what it is that has them."""
+async def reserve(client: str, what: str, version: str, dask_scheduler: Scheduler | None = None) -> str:
+    """The machines are this client's from here on; or, why they are not."""
     assert dask_scheduler is not None
+    if version != describe_version():
+        return f"the scheduler has {describe_version()}, and this is {version}; install the same on both"
     watch: Any = dask_scheduler.plugins.get(WATCH)
     if watch is not None and watch.holder != client and watch.holder in dask_scheduler.clients:
-        return str(watch.what)
+        return f"another run ({watch.what}) has the machines of this cluster; wait for it"
     if watch is not None:
         dask_scheduler.remove_plugin(WATCH)
     dask_scheduler.add_plugin(Watch(dask_scheduler, client, what), name=WATCH)
