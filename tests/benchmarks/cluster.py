@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
             [*PREFORK, "align", corpus, folder / "one", "--quiet"], check=True, env={**os.environ, **ENVIRONMENT}
         )
         cluster = Cluster(folder, hosts)
-        driver, runs, began = cluster.align(corpus, out), 1, time.monotonic()
+        driver, began = cluster.align(corpus, out), time.monotonic()
+        codes: Counter[int] = Counter()  # of the commands
         faults = ["kill"] * KILLS + ["driver"] * DRIVER_KILLS + ["cut"]
         draw.shuffle(faults)
         hit = dict.fromkeys(("kill", "driver", "cut"), 0)
@@ -116,13 +118,14 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
                 cut.cut(False)
                 cut_until = 0.0
             if driver.poll() is not None:
+                codes[driver.returncode] += 1
                 if driver.returncode == 0 and not faults:
                     break
                 if driver.returncode == 0:  # everything is done before all faults were: what is done is done again
                     done = sorted(out.rglob("*.cha"))
                     for path in done[: len(done) // 2]:
                         path.unlink()
-                driver, runs = cluster.align(corpus, out), runs + 1
+                driver = cluster.align(corpus, out)
             if faults and now > due:
                 fault = faults.pop()
                 hit[fault] += 1
@@ -157,7 +160,7 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
     table.add(
         str(count),
         ", ".join(f"{number} x {fault}" for fault, number in hit.items()),
-        str(runs),
+        ", ".join(f"{number} x {code}" for code, number in sorted(codes.items(), reverse=True)),
         f"{took:.0f} s",
         f"{status['done']} of {FILES}",
         "the same bytes" if same else "DIFFERENT",
@@ -377,7 +380,16 @@ def main() -> None:
         sys.exit(lack)
     with Results() as results:
         if what == "faults":
-            columns = ["hosts", "faults", "commands", "time", "done", "outputs", "done twice", "processes left"]
+            columns = [
+                "hosts",
+                "faults",
+                "commands' exit codes",
+                "time",
+                "done",
+                "outputs",
+                "done twice",
+                "processes left",
+            ]
             measure_faults(results.add_table(*columns, title=what), int(figures[0]))
         elif what == "overhead":
             columns = ["what", "workers", "without loading", "median"]
