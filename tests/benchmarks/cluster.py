@@ -122,8 +122,7 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
                 if driver.returncode == 0 and not faults:
                     break
                 if driver.returncode == 0:  # everything is done before all faults were: what is done is done again
-                    done = sorted(out.rglob("*.cha"))
-                    for path in done[: len(done) // 2]:
+                    for path in sorted(out.rglob("*.cha"))[: FILES // 2]:
                         path.unlink()
                 driver = cluster.align(corpus, out)
             if faults and now > due:
@@ -142,15 +141,7 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
                     cut_until = now + CUT_SECONDS
         took = time.monotonic() - began
         same = read_outputs(out) == read_outputs(folder / "one")
-        status = json.loads(
-            subprocess.run(
-                [*PREFORK, "status", out, "--json"],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, **ENVIRONMENT},
-            ).stdout
-        )
+        done = _count_done(out)
         cluster.stop()
         deadline = time.monotonic() + 30
         while any(host.list_pids() for host in hosts) and time.monotonic() < deadline:
@@ -162,11 +153,17 @@ def measure_faults(table: Table, count: int, seed: int = 27) -> None:
         ", ".join(f"{number} x {fault}" for fault, number in hit.items()),
         ", ".join(f"{number} x {code}" for code, number in sorted(codes.items(), reverse=True)),
         f"{took:.0f} s",
-        f"{status['done']} of {FILES}",
+        f"{done} of {FILES}",
         "the same bytes" if same else "DIFFERENT",
         str(twice),
         str(left),
     )
+
+
+def _count_done(out: Path) -> int:
+    command = [*PREFORK, "status", str(out), "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ENVIRONMENT})
+    return int(json.loads(printed.stdout)["done"])
 
 
 def _make_minutes(folder: Path, count: int) -> Path:
