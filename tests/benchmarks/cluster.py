@@ -94,7 +94,7 @@ def _make_corpus(folder: Path, count: int) -> Path:
     return folder
 
 
-def measure_faults(table: Table, count: int, seed: int = 27) -> None:
+def measure_faults(table: Table, count: int, seed: int = 27) -> None:  # noqa: PLR0915
     """Until everything is done, giving the command again when the driver was killed."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name, make_hosts(count, cores=2 / count, memory=MEMORY) as hosts:
