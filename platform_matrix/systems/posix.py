@@ -85,6 +85,20 @@ class Posix(System):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return sys.maxsize if most == resource.RLIM_INFINITY else most
 
+    def raise_descriptors(self) -> None:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for most in (65_536, 10_240):  # macOS allows no more than the latter, whatever it says
+            wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            if soft == resource.RLIM_INFINITY or soft >= wanted:
+                return
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            except (OSError, ValueError):
+                continue
+            return
+
     # -- around a fork -------------------------------------------------------------------------------------------
 
     def run_at_fork(

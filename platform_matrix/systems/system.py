@@ -137,6 +137,9 @@ class System:
         """File descriptors that a process of this user may have open."""
         return 512
 
+    def raise_descriptors(self) -> None:
+        """Has this process and its children have as many open as they may, for what has a connection to many others."""
+
     def list_interrupts(self) -> tuple[signal.Signals, ...]:
         """The signals by which somebody asks a program to end in order."""
         return (signal.SIGINT, signal.SIGTERM)

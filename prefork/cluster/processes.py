@@ -20,6 +20,7 @@ from prefork.cluster.machine import close_all
 from prefork.cluster.messages import TOPIC, MachineOptions
 from prefork.cluster.security import is_loopback, read_certificates
 from prefork.engines.base import LoadError
+from prefork.platform_matrix.systems import SYSTEM
 
 _BROKEN = ("worker-handle-scheduler-connection-broken", "worker-heartbeat-missing", "scheduler-remove-worker")
 _CLOSE_SECONDS = 5.0
@@ -55,6 +56,7 @@ def run_scheduler(path: Path, host: str | None, port: int, tls: Path | None, not
             "prefork cluster init DIR and give --tls DIR, or give --host 127.0.0.1"
         )
     security = read_certificates(tls) if tls is not None else None
+    SYSTEM.raise_descriptors()  # a connection for each machine
 
     async def serve(ended: asyncio.Event) -> None:
         scheduler = Scheduler(

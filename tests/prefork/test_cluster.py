@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -161,6 +163,20 @@ def test_machines_make_what_one_makes_and_their_logs_are_gathered(lab: Lab, corp
     assert json.loads(shown.stdout)["done"] == 9
     planned = json.loads(run("plan", "align", corpus, "--engine", "script", "--cluster", lab.file, "--json").stdout)
     assert {name: plan["workers"] for name, plan in planned.items()} == {"first": os.cpu_count(), "second": 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_scheduler_may_have_more_connections_than_a_shell_s_limit(tmp_path: Path) -> None:
+    file, hard = tmp_path / "scheduler.json", resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    command = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", *PREFORK, "cluster", "start", str(file)]
+    scheduler = subprocess.Popen([*command, "--host", "127.0.0.1"])
+    try:
+        wait_for(file.exists)
+        limits = Path(f"/proc/{scheduler.pid}/limits").read_text()
+        assert int(re.search(r"Max open files\s+(\d+)", limits)[1]) == min(hard, 65_536)  # type: ignore[index]
+    finally:
+        scheduler.terminate()
+        scheduler.wait()
 
 
 def test_a_lost_machine_costs_nothing_and_another_joins_in_the_middle(lab: Lab, corpus: Path, tmp_path: Path) -> None:
