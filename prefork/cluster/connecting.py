@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +20,7 @@ import dask
 import psutil
 from distributed import Client, LocalCluster, Security
 
+from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.security import check_address, check_trust, make_certificates, read_certificates
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.memory import read_memory
@@ -56,16 +56,9 @@ dask.config.set(
 logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a scheduler is, and how to talk to it."""
-
-    address: str
-    security: Security | None
-
-
 def find_place(text: str, tls: Path | None, patience: float = 0.0) -> Place:
-    """text: a scheduler's file or its address. patience: seconds to wait for the file. Raises LoadError."""
+    """text: a scheduler's file or its address. patience: seconds to wait for the file. Raises LoadError, and of its
+    kinds UnreachableError if there is no such file."""
     if "://" in text:
         place = Place(text, read_certificates(tls) if tls is not None else _find_security())
     else:
@@ -98,7 +91,7 @@ def _read_file(path: Path, patience: float) -> tuple[str, Path | None]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{path}: is no scheduler's file ({error}); give the one that it has written") from error
         if time.monotonic() >= deadline:
-            raise LoadError(problem) from cause
+            raise UnreachableError(problem) from cause
         time.sleep(0.2)
 
 
@@ -132,15 +125,26 @@ def connect(text: str, tls: Path | None) -> Iterator[tuple[Client, bool]]:
     with ExitStack() as stack:
         count = count_local(text)
         place = stack.enter_context(_start_local(count)) if count else find_place(text, tls, _FILE_SECONDS)
-        try:
-            client = Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            raise LoadError(
-                f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
-                "is it running, and are the certificates its own?"
-            ) from error
+        client = make_client(place)
         stack.callback(client.close, timeout=_END_SECONDS)
         yield client, not count
+
+
+def make_client(place: Place) -> Client:
+    """Raises LoadError."""
+    check_scheduler(place)
+    try:
+        return Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise LoadError(describe_refusal(place, error)) from error
+
+
+def describe_refusal(place: Place, error: Exception) -> str:
+    """Of a scheduler that has answered, and with which Dask yet cannot talk."""
+    return (
+        f"{place.address}: the scheduler does not take this connection ({' '.join(str(error).split())[:200]}); has it "
+        "another version of Dask, or is it ending?"
+    )
 
 
 @contextmanager

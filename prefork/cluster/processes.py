@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Scheduler, Worker
+from distributed import Scheduler, Worker
 
-from prefork.cluster.connecting import CONNECT_SECONDS, Place, find_place, write_file
+from prefork.cluster.connecting import describe_refusal, find_place, make_client, write_file
+from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.machine import close_all
 from prefork.cluster.messages import TOPIC, MachineOptions
 from prefork.cluster.security import is_loopback, read_certificates
@@ -83,7 +84,7 @@ def stop_scheduler(text: str, tls: Path | None) -> None:
     """Ends it and all its machines. Raises LoadError."""
     place = find_place(text, tls)
     try:
-        with Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False) as client:
+        with make_client(place) as client:
             client.shutdown()
     except (OSError, TimeoutError) as error:
         raise LoadError(f"{place.address}: the scheduler does not answer; it may have ended") from error
@@ -94,22 +95,25 @@ def join(
 ) -> None:
     """Offers this machine to a scheduler until that ends, or a signal comes. patience: seconds to wait for a scheduler
     that is not there yet, or cannot be reached any more; 0: not for one that was there. Raises LoadError if none is
-    found."""
+    found, and at once if waiting does not help."""
     may_come_again = patience > 0
     name = name or socket.gethostname()
     patience = max(patience, _JOIN_SECONDS)
 
     async def serve(ended: asyncio.Event) -> None:
-        deadline, joined = time.monotonic() + patience, False
+        deadline, joined, told = time.monotonic() + patience, False, False
         while not ended.is_set():
             if joined and "://" not in text and not Path(text).exists():
                 return  # the scheduler has ended in order, and has taken its file with it
             try:
-                place = await asyncio.to_thread(find_place, text, tls, 0.0 if joined else patience)
+                place = find_place(text, tls)
                 worker = await _start(place, options, name, ended)
-            except LoadError:
+            except UnreachableError as error:
                 if time.monotonic() >= deadline:
                     raise
+                if not told and not joined:
+                    notice(f"{error}; waits for it for {patience:.0f} s")
+                    told = True
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             if worker is None:
@@ -136,6 +140,16 @@ def join(
 
 async def _start(place: Place, options: MachineOptions, name: str, ended: asyncio.Event) -> JoinedWorker | None:
     """A worker that is connected; None if it is not to be any more. Raises LoadError."""
+    starting = asyncio.ensure_future(_connect(place, options, name))
+    await _wait_for_either(starting, ended)
+    if ended.is_set():
+        starting.cancel()
+        return None
+    return await starting
+
+
+async def _connect(place: Place, options: MachineOptions, name: str) -> JoinedWorker:
+    await asyncio.to_thread(check_scheduler, place)
     loopback = place.address.startswith("tcp://")  # without certificates nobody else may reach the worker either
     worker = JoinedWorker(
         place.address,
@@ -150,23 +164,11 @@ async def _start(place: Place, options: MachineOptions, name: str, ended: asynci
         death_timeout=_JOIN_SECONDS,
     )
     worker.machine_name, worker.machine_options = name, options
-    starting = asyncio.ensure_future(_begin(worker))
-    await _wait_for_either(starting, ended)
-    if ended.is_set():
-        starting.cancel()
-        return None
     try:
-        await starting
+        await worker
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise LoadError(
-            f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
-            "is it running, and are the certificates its own?"
-        ) from error
+        raise UnreachableError(describe_refusal(place, error)) from error
     return worker
-
-
-async def _begin(worker: Worker) -> None:
-    await worker
 
 
 async def _wait_for_either(awaitable: Awaitable[Any], ended: asyncio.Event) -> None:
