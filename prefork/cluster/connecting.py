@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,13 +17,14 @@ from typing import Any, BinaryIO
 
 import dask
 import psutil
-from distributed import Client, LocalCluster, Security
+from distributed import Client, Scheduler, Security, SpecCluster
 
 from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.security import check_address, check_trust, make_certificates, read_certificates
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.memory import read_memory
 from prefork.platform_matrix.systems import SYSTEM
+from prefork.wire.temporary import TemporaryFolder, remove_abandoned
 
 CONNECT_SECONDS = 10.0
 _MOST_LOCAL = 64
@@ -54,6 +54,13 @@ dask.config.set(
 
 
 logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
+
+
+class QuietScheduler(Scheduler):
+    """Dask's scheduler without its web server, which it has no option to leave out."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def find_place(text: str, tls: Path | None, patience: float = 0.0) -> Place:
@@ -151,20 +158,15 @@ def describe_refusal(place: Place, error: Exception) -> str:
 def _start_local(count: int) -> Iterator[Place]:
     """A scheduler in this process, and machines that each have a share of this one. They end when it does."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prefork-cluster-")))
+        remove_abandoned("cluster")
+        kept = TemporaryFolder("cluster")
+        stack.callback(kept.close)
+        folder = kept.path
         make_certificates(folder / "tls")
         security = read_certificates(folder / "tls")
-        cluster = stack.enter_context(
-            LocalCluster(
-                n_workers=0,
-                processes=False,
-                host="127.0.0.1",
-                protocol="tls://",
-                security=security,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=False,
-            )
-        )
+        listening = {"host": "127.0.0.1", "protocol": "tls://", "security": security, "dashboard": False}
+        scheduler = {"cls": QuietScheduler, "options": listening}
+        cluster = stack.enter_context(SpecCluster(scheduler=scheduler, security=security, silence_logs=False))
         write_file(folder / "scheduler.json", cluster.scheduler_address, folder / "tls")
         machines: list[subprocess.Popen[bytes]] = []
         printed = stack.enter_context(open(folder / "printed.txt", "w+b"))

@@ -12,7 +12,6 @@ import platform
 import queue
 import shutil
 import socket
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
@@ -50,6 +49,7 @@ from prefork.pool.requests import make_plan, make_request
 from prefork.pool.runtime import Runtime, run_jobs
 from prefork.pool.tasks import Task
 from prefork.wire.exceptions import describe_error, pickle_error
+from prefork.wire.temporary import TemporaryFolder, remove_abandoned
 
 _TELL_SECONDS = 5.0  # between two times that it says how it is
 _END_SECONDS = 10.0  # for its processes to end
@@ -201,7 +201,9 @@ class _Computer:
         self._closing = threading.Lock()
         self.is_closed = False
         self._check_packages()
-        self._folder = Path(tempfile.mkdtemp(prefix="prefork-machine-"))
+        remove_abandoned("machine")
+        self._kept = TemporaryFolder("machine")
+        self._folder = self._kept.path
         self._runtime = Runtime(
             session.pipeline,
             workers=options.workers,
@@ -334,7 +336,7 @@ class _Computer:
                 self._runtime.shutdown(wait=False)
                 self._runtime.supervisor.join(_END_SECONDS)
                 self._memory_log = self._read_log()
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self._kept.close()
 
     def _read_log(self) -> bytes:
         try:

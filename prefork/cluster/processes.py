@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Scheduler, Worker
+from distributed import Worker
 
-from prefork.cluster.connecting import describe_refusal, find_place, make_client, write_file
+from prefork.cluster.connecting import QuietScheduler, describe_refusal, find_place, make_client, write_file
 from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.machine import close_all
 from prefork.cluster.messages import TOPIC, MachineOptions
@@ -29,12 +29,16 @@ _JOIN_SECONDS = 15.0  # for one try to connect
 
 
 class JoinedWorker(Worker):
-    """Dask's worker, for a machine with its own options. comes_again: only its connection is lost."""
+    """Dask's worker, for a machine with its own options, without its web server. comes_again: only its connection is
+    lost."""
 
     machine_name = ""
     machine_options = MachineOptions()
     comes_again = False
     is_leaving = False
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
 
     async def close(  # type: ignore[override]
         self,
@@ -58,13 +62,12 @@ def run_scheduler(path: Path, host: str | None, port: int, tls: Path | None, not
     security = read_certificates(tls) if tls is not None else None
 
     async def serve(ended: asyncio.Event) -> None:
-        scheduler = Scheduler(
+        scheduler = QuietScheduler(
             host=host,
             port=port,
             protocol="tls://" if security is not None else "tcp://",
             security=security,
             dashboard=False,
-            dashboard_address="127.0.0.1:0",
         )
         async with scheduler:
             write_file(path, scheduler.address, tls)
@@ -159,8 +162,6 @@ async def _connect(place: Place, options: MachineOptions, name: str) -> JoinedWo
         local_directory=tempfile.gettempdir(),
         security=place.security,
         host="127.0.0.1" if loopback else None,
-        dashboard=False,
-        dashboard_address="127.0.0.1:0",
         death_timeout=_JOIN_SECONDS,
     )
     worker.machine_name, worker.machine_options = name, options
