@@ -45,9 +45,9 @@ from prefork.memory import memlog
 from prefork.platform_matrix.matrix import Plan
 from prefork.platform_matrix.versions import read_versions
 from prefork.pool.jobs import Course, JobResult
-from prefork.pool.requests import make_plan, make_request
-from prefork.pool.runtime import Runtime, run_jobs
+from prefork.pool.runtime import run_jobs
 from prefork.pool.tasks import Task
+from prefork.run.runtimes import plan_runtime, start_runtime
 from prefork.wire.exceptions import describe_error, pickle_error
 from prefork.wire.temporary import TemporaryFolder, remove_abandoned
 
@@ -102,7 +102,7 @@ class MachinePlugin(WorkerPlugin):
             own = getattr(self._worker, "machine_options", MachineOptions())
             options = session.options.override(own)
             if session.dry:
-                self._tell("planned", plan=_describe_plan(_plan(session, options)))
+                self._tell("planned", plan=_describe_plan(plan_runtime(session.pipeline, options)))
                 return
             self._computer = computer = _find_computer(self._id, session, options)
             computer.check()
@@ -149,11 +149,6 @@ class MachinePlugin(WorkerPlugin):
             return MachineReport(self._name)
         self._computer.close()
         return self._computer.report(self._name)
-
-
-def _plan(session: Session, options: MachineOptions) -> Plan:
-    asked = (options.strategy, options.workers, options.threads, options.devices)
-    return make_plan(make_request(session.pipeline, *asked, options.force_cpu, options.no_mps, options.memory_limit))
 
 
 def _describe_plan(plan: Plan) -> dict[str, Any]:
@@ -204,24 +199,8 @@ class _Computer:
         remove_abandoned("machine")
         self._kept = TemporaryFolder("machine")
         self._folder = self._kept.path
-        self._runtime = Runtime(
-            session.pipeline,
-            workers=options.workers,
-            threads=options.threads,
-            strategy=options.strategy,
-            devices=options.devices or None,
-            batching=session.batching,
-            force_cpu=options.force_cpu,
-            no_mps=options.no_mps,
-            hang_limit=session.hang_limit,
-            memory_limit=options.memory_limit,
-            mem_guard=session.mem_guard,
-            memory_log=self._folder / f"machine{memlog.SUFFIX}",
-            memory_checkpoints=session.memory_checkpoints,
-            command=session.command,
-            notice=self._note,
-            log=self._note,
-        )
+        memory_log = self._folder / f"machine{memlog.SUFFIX}"
+        self._runtime = start_runtime(session.pipeline, options, session, memory_log, self._note, self._note)
 
     def _note(self, text: str) -> None:
         self._printed.append(text if text.endswith("\n") else f"{text}\n")
