@@ -62,7 +62,7 @@ _IMPORTED = (
     *("torch", "torchaudio", "transformers", "stanza", "av", "rustling", "rich.live", "typer", "yaml", "num2words"),
     *(
         "prefork.cli.app",
-        "prefork.run.runner",
+        "prefork.run.file_run",
         "prefork.work.zygote",
         "prefork.work.spawned",
         "prefork.work.server",

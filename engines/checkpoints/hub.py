@@ -1,11 +1,21 @@
-"""Models of the Hugging Face hub: downloaded by its own client, and one reason why not."""
+"""Models of the Hugging Face hub: downloaded by its own client, and one reason why not.
+
+That client waits 10 s (HF_HUB_DOWNLOAD_TIMEOUT) for the next bytes of a file, six times; for some answers, such as the
+list of a repository's files, without limit, and for others a minute, six times. Here it waits for none longer than
+30 s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefork.engines.checkpoints.fetching import FetchError, fetch_apart
+
+_CLIENTS = ("httpx", "httpx2")  # of huggingface_hub 1 and 2; what they raise is no OSError
+_PATIENCE = 3  # times HF_HUB_DOWNLOAD_TIMEOUT, 10 s
 
 
 class NotAvailable(Exception):
@@ -32,9 +42,10 @@ def _ask(repository: str, patterns: Sequence[str], revision: str | None, file: s
     )
 
     try:
-        if file:
-            return str(hf_hub_download(repository, file, revision=revision))
-        return str(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        with limited():
+            if file:
+                return str(hf_hub_download(repository, file, revision=revision))
+            return str(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise NotAvailable(f"{repository} is not a valid hub id") from error
     except GatedRepoError as error:
@@ -53,9 +64,58 @@ def _ask(repository: str, patterns: Sequence[str], revision: str | None, file: s
         raise NotAvailable(_describe_offline(error)) from error
 
 
+@contextmanager
+def limited() -> Iterator[None]:
+    """Within it the hub's client waits for nothing without limit. What ends a connection is raised as an OSError."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:  # then there is no need to make a client
+        _add_limit()
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise OSError(_explain(error)) from error
+
+
+def _add_limit() -> None:
+    """To the client that this process has."""
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks["request"]
+    if _limit not in hooks:
+        hooks.append(_limit)
+
+
+def _limit(request: Any) -> None:
+    """A hook of the client."""
+    asked, most = request.extensions.get("timeout", {}), read_limit()
+    limits = {name: min(asked.get(name) or most, most) for name in ("connect", "read", "write", "pool")}
+    request.extensions = {**request.extensions, "timeout": limits}
+
+
+def read_limit() -> float:
+    """Seconds without a byte, after which the hub counts as gone: more, if the user has set that for the hub's own
+    tools."""
+    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+
+    return _PATIENCE * float(HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def _explain(error: BaseException) -> str:
+    """The reason that the hub's client had, in a few words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(kind.__name__ == "TimeoutException" for kind in type(cause).__mro__):
+            return "it does not answer, or has stopped in the middle of it"
+        cause = cause.__cause__
+    return shorten(error)
+
+
 def _describe_offline(error: Exception) -> str:
     reason = "the hub cannot be reached; download it on a machine with network access"
-    return f"{reason} ({shorten(error)})"
+    return f"{reason} ({_explain(error)})"
 
 
 def shorten(error: object) -> str:

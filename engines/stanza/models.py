@@ -7,9 +7,12 @@ are read with `weights_only`: they can run no code.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import stanza
@@ -17,6 +20,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from stanza.models.common.foundation_cache import FoundationCache
 from stanza.resources import common
 
+from prefork.engines.checkpoints import hub
 from prefork.engines.checkpoints.fetching import fetch_apart
 from prefork.engines.errors import LoadError
 from prefork.engines.text.languages import get_long_code, get_short_code
@@ -134,13 +138,28 @@ def _read_index(language: str, folder: Path, download: bool) -> Mapping[str, Any
 
 
 def _fetch_index(folder: str) -> str:
-    common.download_resources_json(folder)
+    with _limited():
+        common.download_resources_json(folder)
     return folder
 
 
 def _fetch_models(pairs: list[list[str]], code: str, folder: str) -> str:
-    common.download_models(pairs, common.load_resources_json(folder), code, folder, log_info=False)
+    with _limited():
+        common.download_models(pairs, common.load_resources_json(folder), code, folder, log_info=False)
     return folder
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Within it stanza waits for nothing without limit: it asks the hub, and for what is elsewhere `requests`, which it
+    gives no limit."""
+    plain = common.requests
+    common.requests = SimpleNamespace(get=partial(plain.get, timeout=hub.read_limit()))
+    try:
+        with hub.limited():
+            yield
+    finally:
+        common.requests = plain
 
 
 def _list_files(resources: Mapping[str, Any], code: str, name: str, folder: Path) -> Sequence[tuple[str, str]]:

@@ -14,8 +14,7 @@ from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.checkpoints.model_folder import build_empty
 from prefork.engines.checkpoints.whisper_layers import list_sources
 from prefork.engines.whisper.checkpoint import WhisperCheckpoint
-from prefork.engines.whisper.network import WhisperConfig, WhisperNetwork
-from prefork.platform_matrix.systems import SYSTEM
+from prefork.engines.whisper.network import WhisperConfig, WhisperNetwork, release_host_memory
 
 SILENCE = 100  # frames of 20 ms
 CONTEXT_STEP = 125
@@ -83,8 +82,9 @@ def encode(network: WhisperNetwork, features: Sequence[Tensor]) -> list[Tensor]:
         places = [place for place, tensor in enumerate(features) if tensor.shape[1] == length]
         # A worker's largest moments are a spectrogram, an encoder and a decoder: each in what the one before it gave
         # back, and not beside it.
-        SYSTEM.release_free_memory()
+        release_host_memory(features[0])
         states = network.encoder(torch.stack([features[place] for place in places]))
         found.update(zip(places, states, strict=True))
-    SYSTEM.release_free_memory()
+    if features:
+        release_host_memory(features[0])
     return [found[place] for place in range(len(features))]

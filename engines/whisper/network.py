@@ -164,6 +164,13 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config.d_model, config.decoder_ffn_dim, config.activation_function)
 
 
+def release_host_memory(computed: Tensor) -> None:
+    """Gives back what malloc holds of what was freed, if this is where the model computes: on a GPU's host nothing
+    is."""
+    if computed.device.type == "cpu":
+        SYSTEM.release_free_memory()
+
+
 class Decoder(nn.Module):
     """The decoder, and the embedding that is its output too unless the checkpoint has another one."""
 
@@ -184,7 +191,7 @@ class Decoder(nn.Module):
             parts = [layer.encoder_attn.remember(states[None]) for states in encoded]
             keys, values = ([getattr(part, name) for part in parts] for name in ("keys", "values"))
             layers.append(KeysValues(_join(keys, longest), _join(values, longest)))
-        SYSTEM.release_free_memory()  # what lies between the layers, 5 MB of tiny's, would stay for the whole window
+        release_host_memory(encoded[0])  # what lies between the layers, 5 MB of tiny's, would stay for the whole window
         if all(len(states) == longest for states in encoded):
             return Sound(layers)
         lengths = torch.tensor([len(states) for states in encoded])

@@ -149,5 +149,16 @@ class Posix(System):
         finally:
             os.close(fd)
 
+    def hold(self, path: Path) -> int:
+        import fcntl
+
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | self.no_link)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
     def is_other_user(self, status: os.stat_result) -> bool:
         return status.st_uid != os.getuid()

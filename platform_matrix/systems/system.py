@@ -312,6 +312,11 @@ class System:
         """A text with folders that have been extended as their users call them."""
         return text
 
+    def hold(self, path: Path) -> int:
+        """A descriptor that locks a file or folder as long as it is open, however this process ends; -1 where the
+        system has no such locks. Raises BlockingIOError if it is locked, and OSError for a link."""
+        return -1
+
     def is_other_user(self, status: os.stat_result) -> bool:
         """Whether a file is another user's."""
         return False

@@ -23,7 +23,7 @@ def show_status(
 ) -> None:
     """Show what is done, failed and left of a run, or of all its shards together, on whatever machines they are.
 
-    Exit code: 0 everything is done, 1 some files failed or are left, 2 no run has begun there.
+    Exit code: 0 everything is done, 1 some files failed or are left or a journal is damaged, 2 no run has begun there.
     """
     import json
 
@@ -38,6 +38,8 @@ def show_status(
         else:
             make_console().print(tabulate(found))
             for run in found.runs:
+                if run.problem:
+                    print(f"unreadable  {make_printable(run.problem)}")
                 for job, reason in run.failures.items():
                     print(f"failed  {make_printable(job)}: {make_printable(reason)}")
     raise typer.Exit(0 if found.is_done else 1)

@@ -9,22 +9,22 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import dask
 import psutil
-from distributed import Client, LocalCluster, Security
+from distributed import Client, Scheduler, Security, SpecCluster
 
+from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.security import check_address, check_trust, make_certificates, read_certificates
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.memory import read_memory
 from prefork.platform_matrix.systems import SYSTEM
+from prefork.wire.temporary import TemporaryFolder, remove_abandoned
 
 CONNECT_SECONDS = 10.0
 _MOST_LOCAL = 64
@@ -59,16 +59,16 @@ dask.config.set(
 logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a scheduler is, and how to talk to it."""
+class QuietScheduler(Scheduler):
+    """Dask's scheduler without its web server, which it has no option to leave out."""
 
-    address: str
-    security: Security | None
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def find_place(text: str, tls: Path | None, patience: float = 0.0) -> Place:
-    """text: a scheduler's file or its address. patience: seconds to wait for the file. Raises LoadError."""
+    """text: a scheduler's file or its address. patience: seconds to wait for the file. Raises LoadError, and of its
+    kinds UnreachableError if there is no such file."""
     if "://" in text:
         place = Place(text, read_certificates(tls) if tls is not None else _find_security())
     else:
@@ -101,7 +101,7 @@ def _read_file(path: Path, patience: float) -> tuple[str, Path | None]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{path}: is no scheduler's file ({error}); give the one that it has written") from error
         if time.monotonic() >= deadline:
-            raise LoadError(problem) from cause
+            raise UnreachableError(problem) from cause
         time.sleep(0.2)
 
 
@@ -135,35 +135,41 @@ def connect(text: str, tls: Path | None) -> Iterator[tuple[Client, bool]]:
     with ExitStack() as stack:
         count = count_local(text)
         place = stack.enter_context(_start_local(count)) if count else find_place(text, tls, _FILE_SECONDS)
-        try:
-            client = Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            raise LoadError(
-                f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
-                "is it running, and are the certificates its own?"
-            ) from error
+        client = make_client(place)
         stack.callback(client.close, timeout=_END_SECONDS)
         yield client, not count
+
+
+def make_client(place: Place) -> Client:
+    """Raises LoadError."""
+    check_scheduler(place)
+    try:
+        return Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise LoadError(describe_refusal(place, error)) from error
+
+
+def describe_refusal(place: Place, error: Exception) -> str:
+    """Of a scheduler that has answered, and with which Dask yet cannot talk."""
+    return (
+        f"{place.address}: the scheduler does not take this connection ({' '.join(str(error).split())[:200]}); has it "
+        "another version of Dask, or is it ending?"
+    )
 
 
 @contextmanager
 def _start_local(count: int) -> Iterator[Place]:
     """A scheduler in this process, and machines that each have a share of this one. They end when it does."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prefork-cluster-")))
+        remove_abandoned("cluster")
+        kept = TemporaryFolder("cluster")
+        stack.callback(kept.close)
+        folder = kept.path
         make_certificates(folder / "tls")
         security = read_certificates(folder / "tls")
-        cluster = stack.enter_context(
-            LocalCluster(
-                n_workers=0,
-                processes=False,
-                host="127.0.0.1",
-                protocol="tls://",
-                security=security,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=False,
-            )
-        )
+        listening = {"host": "127.0.0.1", "protocol": "tls://", "security": security, "dashboard": False}
+        scheduler = {"cls": QuietScheduler, "options": listening}
+        cluster = stack.enter_context(SpecCluster(scheduler=scheduler, security=security, silence_logs=False))
         write_file(folder / "scheduler.json", cluster.scheduler_address, folder / "tls")
         machines: list[subprocess.Popen[bytes]] = []
         printed = stack.enter_context(open(folder / "printed.txt", "w+b"))

@@ -11,7 +11,6 @@ import pickle
 import queue
 import shutil
 import socket
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
@@ -45,10 +44,11 @@ from prefork.fingerprint import OUTPUTS, complete, explain, find_packages
 from prefork.memory import memlog
 from prefork.platform_matrix.matrix import Plan
 from prefork.pool.jobs import Course, JobResult
-from prefork.pool.requests import make_plan, make_request
-from prefork.pool.runtime import Runtime, run_jobs
+from prefork.pool.runtime import run_jobs
 from prefork.pool.tasks import Task
+from prefork.run.runtimes import plan_runtime, start_runtime
 from prefork.wire.exceptions import describe_error, pickle_error
+from prefork.wire.temporary import TemporaryFolder, remove_abandoned
 
 _TELL_SECONDS = 5.0  # between two times that it says how it is
 _END_SECONDS = 10.0  # for its processes to end
@@ -95,7 +95,7 @@ class MachinePlugin(WorkerPlugin):
             own = getattr(self._worker, "machine_options", MachineOptions())
             options = session.options.override(own)
             if session.dry:
-                self._tell("planned", plan=_describe_plan(_plan(session, options)))
+                self._tell("planned", plan=_describe_plan(plan_runtime(session.pipeline, options)))
                 return
             self._computer = computer = _find_computer(self._id, session, options)
             computer.check()
@@ -144,11 +144,6 @@ class MachinePlugin(WorkerPlugin):
         return self._computer.report(self._name)
 
 
-def _plan(session: Session, options: MachineOptions) -> Plan:
-    asked = (options.strategy, options.workers, options.threads, options.devices)
-    return make_plan(make_request(session.pipeline, *asked, options.force_cpu, options.no_mps, options.memory_limit))
-
-
 def _describe_plan(plan: Plan) -> dict[str, Any]:
     """In texts and numbers."""
     return {
@@ -194,25 +189,11 @@ class _Computer:
         self._closing = threading.Lock()
         self.is_closed = False
         self._check_packages()
-        self._folder = Path(tempfile.mkdtemp(prefix="prefork-machine-"))
-        self._runtime = Runtime(
-            session.pipeline,
-            workers=options.workers,
-            threads=options.threads,
-            strategy=options.strategy,
-            devices=options.devices or None,
-            batching=session.batching,
-            force_cpu=options.force_cpu,
-            no_mps=options.no_mps,
-            hang_limit=session.hang_limit,
-            memory_limit=options.memory_limit,
-            mem_guard=session.mem_guard,
-            memory_log=self._folder / f"machine{memlog.SUFFIX}",
-            memory_checkpoints=session.memory_checkpoints,
-            command=session.command,
-            notice=self._note,
-            log=self._note,
-        )
+        remove_abandoned("machine")
+        self._kept = TemporaryFolder("machine")
+        self._folder = self._kept.path
+        memory_log = self._folder / f"machine{memlog.SUFFIX}"
+        self._runtime = start_runtime(session.pipeline, options, session, memory_log, self._note, self._note)
 
     def _note(self, text: str) -> None:
         self._printed.append(text if text.endswith("\n") else f"{text}\n")
@@ -327,7 +308,7 @@ class _Computer:
                 self._runtime.shutdown(wait=False)
                 self._runtime.supervisor.join(_END_SECONDS)
                 self._memory_log = self._read_log()
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self._kept.close()
 
     def _read_log(self) -> bytes:
         try:

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Scheduler, Worker
+from distributed import Worker
 
-from prefork.cluster.connecting import CONNECT_SECONDS, Place, find_place, write_file
+from prefork.cluster.connecting import QuietScheduler, describe_refusal, find_place, make_client, write_file
+from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.machine import close_all
 from prefork.cluster.messages import TOPIC, MachineOptions
 from prefork.cluster.security import is_loopback, read_certificates
@@ -29,12 +30,16 @@ _JOIN_SECONDS = 15.0  # for one try to connect
 
 
 class JoinedWorker(Worker):
-    """Dask's worker, for a machine with its own options. comes_again: only its connection is lost."""
+    """Dask's worker, for a machine with its own options, without its web server. comes_again: only its connection is
+    lost."""
 
     machine_name = ""
     machine_options = MachineOptions()
     comes_again = False
     is_leaving = False
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
 
     async def close(  # type: ignore[override]
         self,
@@ -59,13 +64,12 @@ def run_scheduler(path: Path, host: str | None, port: int, tls: Path | None, not
     SYSTEM.raise_descriptors()  # a connection for each machine
 
     async def serve(ended: asyncio.Event) -> None:
-        scheduler = Scheduler(
+        scheduler = QuietScheduler(
             host=host,
             port=port,
             protocol="tls://" if security is not None else "tcp://",
             security=security,
             dashboard=False,
-            dashboard_address="127.0.0.1:0",
         )
         async with scheduler:
             write_file(path, scheduler.address, tls)
@@ -85,7 +89,7 @@ def stop_scheduler(text: str, tls: Path | None) -> None:
     """Ends it and all its machines. Raises LoadError."""
     place = find_place(text, tls)
     try:
-        with Client(place.address, security=place.security, timeout=CONNECT_SECONDS, set_as_default=False) as client:
+        with make_client(place) as client:
             client.shutdown()
     except (OSError, TimeoutError) as error:
         raise LoadError(f"{place.address}: the scheduler does not answer; it may have ended") from error
@@ -96,22 +100,25 @@ def join(
 ) -> None:
     """Offers this machine to a scheduler until that ends, or a signal comes. patience: seconds to wait for a scheduler
     that is not there yet, or cannot be reached any more; 0: not for one that was there. Raises LoadError if none is
-    found."""
+    found, and at once if waiting does not help."""
     may_come_again = patience > 0
     name = name or socket.gethostname()
     patience = max(patience, _JOIN_SECONDS)
 
     async def serve(ended: asyncio.Event) -> None:
-        deadline, joined = time.monotonic() + patience, False
+        deadline, joined, told = time.monotonic() + patience, False, False
         while not ended.is_set():
             if joined and "://" not in text and not Path(text).exists():
                 return  # the scheduler has ended in order, and has taken its file with it
             try:
-                place = await asyncio.to_thread(find_place, text, tls, 0.0 if joined else patience)
+                place = find_place(text, tls)
                 worker = await _start(place, options, name, ended)
-            except LoadError:
+            except UnreachableError as error:
                 if time.monotonic() >= deadline:
                     raise
+                if not told and not joined:
+                    notice(f"{error}; waits for it for {patience:.0f} s")
+                    told = True
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             if worker is None:
@@ -138,6 +145,16 @@ def join(
 
 async def _start(place: Place, options: MachineOptions, name: str, ended: asyncio.Event) -> JoinedWorker | None:
     """A worker that is connected; None if it is not to be any more. Raises LoadError."""
+    starting = asyncio.ensure_future(_connect(place, options, name))
+    await _wait_for_either(starting, ended)
+    if ended.is_set():
+        starting.cancel()
+        return None
+    return await starting
+
+
+async def _connect(place: Place, options: MachineOptions, name: str) -> JoinedWorker:
+    await asyncio.to_thread(check_scheduler, place)
     loopback = place.address.startswith("tcp://")  # without certificates nobody else may reach the worker either
     worker = JoinedWorker(
         place.address,
@@ -147,28 +164,14 @@ async def _start(place: Place, options: MachineOptions, name: str, ended: asynci
         local_directory=tempfile.gettempdir(),
         security=place.security,
         host="127.0.0.1" if loopback else None,
-        dashboard=False,
-        dashboard_address="127.0.0.1:0",
         death_timeout=_JOIN_SECONDS,
     )
     worker.machine_name, worker.machine_options = name, options
-    starting = asyncio.ensure_future(_begin(worker))
-    await _wait_for_either(starting, ended)
-    if ended.is_set():
-        starting.cancel()
-        return None
     try:
-        await starting
+        await worker
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise LoadError(
-            f"{place.address}: the scheduler does not answer ({' '.join(str(error).split())[:200]}); "
-            "is it running, and are the certificates its own?"
-        ) from error
+        raise UnreachableError(describe_refusal(place, error)) from error
     return worker
-
-
-async def _begin(worker: Worker) -> None:
-    await worker
 
 
 async def _wait_for_either(awaitable: Awaitable[Any], ended: asyncio.Event) -> None:

@@ -24,6 +24,7 @@ from prefork.run import performance
 from prefork.run.computer import Computer
 from prefork.run.corpus import Corpus
 from prefork.run.data_run import DataRun
+from prefork.run.file_run import FileRun
 from prefork.run.fingerprints import Fingerprint, Noted, complete_all, note_models
 from prefork.run.request import RunRequest
 from prefork.run.result_cache import CacheRequest
@@ -34,6 +35,8 @@ _PLAN_SECONDS = 60.0  # for machines to look at themselves
 
 
 class ClusterRun(Run):
+    """What holds of any run over machines."""
+
     def use(self, place: str, tls: Path | None) -> None:
         """place: what the user says of the cluster. tls: the folder of its certificates."""
         self._place, self._tls = place, tls
@@ -84,9 +87,6 @@ class ClusterRun(Run):
     ) -> None:
         self._clusters[-1].run_jobs(jobs, course, done, documents)
 
-    def _measure_progress(self, jobs: list[Job]) -> Progress:
-        return replace(super()._measure_progress(jobs), machines=self._list_machines())
-
     def _list_machines(self) -> tuple[Any, ...]:
         return tuple(self._clusters[-1].list_machines()) if self._clusters else ()
 
@@ -136,8 +136,15 @@ class ClusterRun(Run):
             self._report.note(f"{path}: {error.strerror}; make room or make it writable")
 
 
+class ClusterFileRun(ClusterRun, FileRun):
+    """Over files."""
+
+    def _measure_progress(self, jobs: list[Job]) -> Progress:
+        return replace(super()._measure_progress(jobs), machines=self._list_machines())
+
+
 class ClusterDataRun(ClusterRun, DataRun):
-    """The same over a data set, whose files the driver alone writes."""
+    """Over a data set, whose files the driver alone writes."""
 
     def _measure(self) -> Progress:
         return replace(super()._measure(), machines=self._list_machines())
@@ -180,7 +187,10 @@ def run_on_cluster(request: RunRequest, place: str, tls: Path | None, make_repor
     count_local(place)  # wrong, it is refused also where nothing is left to do
     request = replace(request, cache=CacheRequest())
     run: ClusterRun
-    run = ClusterDataRun(request, request.rows, make_report()) if request.rows else ClusterRun(request, make_report())
+    if request.rows is None:
+        run = ClusterFileRun(request, make_report())
+    else:
+        run = ClusterDataRun(request, request.rows, make_report())
     run.use(place, tls)
     return run.execute()
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from distributed import Security
 
+from prefork.cluster.handshake import check_pair, explain_dates
 from prefork.engines.base import LoadError
 from prefork.platform_matrix.systems import SYSTEM
 
@@ -73,7 +74,8 @@ def make_certificates(folder: Path) -> list[Path]:
 
 
 def read_certificates(folder: Path) -> Security:
-    """Raises LoadError if there are none, if they are damaged, or if others can read the key."""
+    """Raises LoadError if there are none, if they are damaged, have expired or do not belong together, or if others
+    can read the key."""
     paths = [folder / name for name in _NAMES]
     for path in paths:
         try:
@@ -86,8 +88,10 @@ def read_certificates(folder: Path) -> Security:
             raise LoadError(f"{path}: others can read it, and so can connect; make it yours alone: chmod 600 {path}")
     ca, certificate, key = map(str, paths)
     try:
-        context = ssl.create_default_context(cafile=ca)
-        context.load_cert_chain(certificate, key)
+        check_pair(ca, certificate, key)
+    except ssl.SSLCertVerificationError as error:
+        other = "is not signed by its ca.pem; take all files of one prefork cluster init DIR"
+        raise LoadError(f"{folder}: its certificate {explain_dates(error) or other}") from error
     except (OSError, ValueError) as error:
         raise LoadError(
             f"{folder}: its files are no certificates ({error}); make others: prefork cluster init DIR"
@@ -111,16 +115,25 @@ def is_loopback(host: str) -> bool:
 def check_address(address: str, security: Security | None) -> None:
     """Raises LoadError for a scheduler that anybody could connect to, and for what we cannot talk to."""
     parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("tls", "tcp") or not parts.hostname or not port:
+        raise LoadError(f"{address}: is no address of a scheduler, such as tls://10.0.0.1:8786")
     if parts.scheme == "tls":
         if security is None:
             raise LoadError(f"{address}: asks for certificates; give --tls DIR, which prefork cluster init has made")
         return
-    if parts.scheme != "tcp":
-        raise LoadError(f"{address}: is no address of a scheduler, such as tls://10.0.0.1:8786")
-    if not is_loopback(parts.hostname or ""):
+    if not is_loopback(parts.hostname):
         raise LoadError(
             f"{address}: whoever reaches this address can run anything on the cluster, as it has no TLS; start it with "
             "certificates: prefork cluster init DIR, then prefork cluster start FILE --tls DIR"
+        )
+    if security is not None and security.require_encryption:
+        raise LoadError(
+            f"{address}: is an address without TLS, and certificates were given; leave out --tls, or if its scheduler "
+            "has certificates give its address as tls://"
         )
 
 

@@ -13,7 +13,7 @@ from prefork.pool import actions
 from prefork.pool.server_processes import ServerProcesses
 from prefork.pool.watch import EXIT_SECONDS, Watch
 from prefork.pool.worker_processes import WorkerProcesses
-from prefork.wire.memory_file import MemoryFile, remove_abandoned
+from prefork.wire.memory_file import MemoryFile, remove_abandoned_memory
 from prefork.wire.messages import ConnectWorker
 from prefork.wire.specification import Specification
 
@@ -24,7 +24,7 @@ class Processes:
     """All of them, and the arena's file."""
 
     def __init__(self, watch: Watch) -> None:
-        remove_abandoned()
+        remove_abandoned_memory()
         self.workers = WorkerProcesses(watch)
         self.servers = ServerProcesses(watch)
         self._watch = watch

@@ -12,13 +12,13 @@ from prefork.engines.base import LoadError
 from prefork.fingerprint import complete, note_files
 from prefork.platform_matrix.matrix import Plan, Request
 from prefork.pool.pipeline import Pipeline
-from prefork.pool.requests import make_plan, make_request
+from prefork.pool.requests import make_plan
 from prefork.run.computer import Computer
 from prefork.run.planning import survey
 from prefork.wire.specification import Specification
 
 if TYPE_CHECKING:
-    from prefork.run.request import RunRequest
+    pass
 
 Noted = Mapping[str, Mapping[str, Any]]  # by engine: what it says of itself, its files as they are now
 Fingerprint = Mapping[str, Any]  # of all stages, as the journal has it
@@ -44,12 +44,6 @@ def _make_plan(engines: Iterable[str], force_cpu: bool, no_mps: bool) -> Plan:
     if plan.refusal:
         raise LoadError(plan.refusal)
     return plan
-
-
-def plan_phase(request: RunRequest, phase: Pipeline) -> Plan:
-    """As the runtime of a phase will find it before it has loaded anything. Raises LoadError."""
-    asked = (request.strategy, request.workers, request.threads, request.devices)
-    return make_plan(make_request(phase, *asked, request.force_cpu, request.no_mps, request.memory_limit))
 
 
 def complete_all(pipeline: Sequence[str], known: Noted) -> Fingerprint:

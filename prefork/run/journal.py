@@ -29,7 +29,7 @@ from prefork.platform_matrix.systems import SYSTEM
 from prefork.run.salvage import COLUMNS, DATABASE_ERRORS, decode, list_proven, read_done, read_files, read_object
 
 FOLDER = ".prefork"  # below the output folder
-_VERSION = 1
+VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
@@ -114,7 +114,7 @@ class Journal:
             connection.execute("BEGIN EXCLUSIVE")
             _check(connection)
             connection.execute(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
         except _DamagedError:
             connection.close()
@@ -286,8 +286,8 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[Sequence[object]]) ->
 def _check(connection: sqlite3.Connection) -> None:
     """Raises _DamagedError unless the file is empty, or a whole journal of this version and nothing else."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        raise _DamagedError(f"is of another prefork (version {version}; this one has {_VERSION})")
+    if version not in (0, VERSION):
+        raise _DamagedError(f"is of another prefork (version {version}; this one has {VERSION})")
     objects = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
     if not objects:
         return

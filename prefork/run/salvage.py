@@ -55,11 +55,16 @@ def list_proven(path: Path, folder: OutputFolder) -> list[Row]:
 def read_done(path: Path) -> Iterator[Row]:
     """What a journal that may be written at this moment says is done, as far as it can be read."""
     listed = ", ".join(COLUMNS)
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as connection:
-        connection.text_factory = decode
+    with suppress(sqlite3.Error), closing(_open(path)) as connection:  # that cannot be opened, it says nothing
         for row in _read_while_sound(connection, f"SELECT {listed} FROM jobs WHERE error IS NULL"):
             if isinstance(row[0], str) and isinstance(row[-1], float):
                 yield row
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    connection.text_factory = decode
+    return connection
 
 
 def _is_proven(row: Row, folder: OutputFolder) -> bool:
@@ -75,8 +80,7 @@ def _read_rows(path: Path) -> dict[Any, Row]:
     """By id. From both ends to where the damage is, then one by one what the index knows beyond that."""
     rows: dict[Any, Row] = {}
     listed = ", ".join(COLUMNS)
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as connection:
-        connection.text_factory = decode
+    with closing(_open(path)) as connection:
         for order in ("", "DESC"):
             for row in _read_while_sound(connection, f"SELECT {listed} FROM jobs NOT INDEXED ORDER BY rowid {order}"):
                 rows[row[0]] = row

@@ -20,8 +20,8 @@ from typing import Any
 
 from prefork.engines.base import InputError, Job
 from prefork.platform_matrix.systems import SYSTEM
-from prefork.run.journal import FOLDER, Journal, is_locked, name_journal
-from prefork.run.salvage import DATABASE_ERRORS
+from prefork.run.journal import FOLDER, VERSION, Journal, is_locked, name_journal
+from prefork.run.salvage import DATABASE_ERRORS, decode
 from prefork.run.shards import MOST, Shard
 
 _SECONDS = 5.0  # between two times that a run writes it
@@ -176,12 +176,14 @@ def _read(path: Path) -> RunStatus | None:
 
 @dataclass(frozen=True, slots=True)
 class ShownRun:
-    """A run, or a shard that nobody has begun. state: done, running, stopped, not begun. failures: reasons, by job; as
-    long as it runs only those that were known when it began."""
+    """A run, or a shard that nobody has begun. state: done, running, stopped, unreadable, not begun. failures: reasons,
+    by job; as long as it runs only those that were known when it began. problem: what is the matter with its journal,
+    and the remedy; figures are then those that it last wrote beside it."""
 
     status: RunStatus
     state: str
     failures: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ class FolderStatus:
 
     @property
     def is_done(self) -> bool:
-        return not self.total("left") and not self.total("failed")
+        return not self.total("left") and not self.total("failed") and not any(run.problem for run in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON values."""
@@ -213,6 +215,7 @@ class FolderStatus:
                 "updated": run.status.updated,
                 **{shown: getattr(run.status, name) for shown, name in names.items()},
                 "failures": dict(run.failures),
+                **({"problem": run.problem} if run.problem else {}),
             }
             for run in self.runs
         ]
@@ -244,14 +247,27 @@ def _look(root: Path, status: RunStatus) -> ShownRun:
     if is_locked(journal):
         return ShownRun(status, "running", status.problems)
     try:
-        with closing(sqlite3.connect(f"{journal.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
-            since = (status.started,)
-            query = "SELECT id, error FROM jobs WHERE error IS NOT NULL AND finished >= ?"
-            failures = {**status.problems, **dict(connection.execute(query, since))}
-            query = "SELECT count(*) FROM jobs WHERE error IS NULL AND finished >= ?"
-            (done,) = connection.execute(query, since).fetchone()
-    except DATABASE_ERRORS as error:
-        raise InputError(f"{journal}: {error}; repeat the command that wrote it") from error
+        failed, done = _read_journal(journal, status.started)
+    except (*DATABASE_ERRORS, ValueError) as error:
+        reason = " ".join(str(error).split())
+        remedy = "repeat the command that wrote it: what its outputs prove to be done stays done"
+        return ShownRun(status, "unreadable", status.problems, f"{journal}: cannot be read ({reason}); {remedy}")
+    failures = {**status.problems, **failed}
     if not status.ended and status.unit == "files":  # it was killed since it last wrote
         status = replace(status, done=max(status.done, done), failed=max(status.failed, len(failures)))
     return ShownRun(status, "stopped" if status.left or not status.ended else "done", failures)
+
+
+def _read_journal(path: Path, since: float) -> tuple[dict[str, str], int]:
+    """What failed, with the reason, and how many were done since then, in seconds since 1970. Raises DATABASE_ERRORS,
+    ValueError."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
+        connection.text_factory = decode
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise ValueError(f"is of another prefork: version {version}; this one has {VERSION}")
+        query = "SELECT id, error FROM jobs WHERE error IS NOT NULL AND finished >= ?"
+        failures = {str(job): str(reason) for job, reason in connection.execute(query, (since,))}
+        query = "SELECT count(*) FROM jobs WHERE error IS NULL AND finished >= ?"
+        (done,) = connection.execute(query, (since,)).fetchone()
+    return failures, done

@@ -16,6 +16,7 @@ import torch
 from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.private import is_copied_on_write, is_private
 from prefork.weights.walk import (
+    NamedTensors,
     SharedStorage,
     collect,
     describe_shape,
@@ -26,6 +27,7 @@ from prefork.weights.walk import (
     must_stay,
     visit,
     walk,
+    walk_all,
 )
 from prefork.wire.memory_file import find_want, open_memory
 
@@ -72,16 +74,22 @@ class Arena:
         self.address = self._bytes.data_ptr()
 
     @classmethod
-    def pack(cls, models: Mapping[str, Any], path: str | None = None, private: Sequence[str] = ()) -> Arena:
+    def pack(
+        cls,
+        models: Mapping[str, Any],
+        path: str | None = None,
+        private: Sequence[str] = (),
+        named: Mapping[str, NamedTensors] | None = None,
+    ) -> Arena:
         """Moves every CPU tensor that can be reached from the models into a new arena.
 
         path: a file that takes the weights, for `describe`; else they are in memory without a name. private: patterns
-        of the names of tensors that are not moved, and can be written to by each process alone. Tensors keep their
-        identity, shape, strides and ties. One storage is copied at a time and its old memory freed before the next, so
-        that the peak is the weights plus the largest tensor. Raises ValueError if a tensor lies on a GPU, or if the
-        disk of the file has no room.
+        of the names of tensors that are not moved, and can be written to by each process alone. named: what
+        `walk_all` finds in the models, if that is known. Tensors keep their identity, shape, strides and ties. One
+        storage is copied at a time and its old memory freed before the next, so that the peak is the weights plus the
+        largest tensor. Raises ValueError if a tensor lies on a GPU, or if the disk of the file has no room.
         """
-        unique = _set_apart(collect(models), private)
+        unique = _set_apart(collect(walk_all(models) if named is None else named), private)
         size = max(mmap.PAGESIZE, sum(_align(storage.high - storage.low) for storage in unique))
         fd = _open_backing(size, path)
         arena = cls(fd, size, mmap.ACCESS_WRITE, path)
@@ -107,15 +115,21 @@ class Arena:
         return Manifest(self.path, self.size, tuple(self._regions), digests)
 
     @classmethod
-    def adopt(cls, models: Mapping[str, Any], manifest: Manifest, private: Sequence[str] = ()) -> Arena:
+    def adopt(
+        cls,
+        models: Mapping[str, Any],
+        manifest: Manifest,
+        private: Sequence[str] = (),
+        named: Mapping[str, NamedTensors] | None = None,
+    ) -> Arena:
         """Replaces every tensor of models that were loaded here by the one in another process's arena that is the
         same byte for byte. Raises ValueError if one has no equal there: no two workers may have different weights.
-        private: as for `pack`."""
+        private, named: as for `pack`."""
         with open(manifest.path, "rb") as file:
             arena = cls(file.fileno(), manifest.size, mmap.ACCESS_READ)
         arena._regions = list(manifest.regions)
         known = {(r.size, digest): r for r, digest in zip(manifest.regions, manifest.digests, strict=True)}
-        unique = _set_apart(collect(models), private)
+        unique = _set_apart(collect(walk_all(models) if named is None else named), private)
         while unique:
             storage = unique.pop(0)
             source = storage.read()

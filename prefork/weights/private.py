@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefork.platform_matrix.systems import SYSTEM
 
@@ -20,11 +20,9 @@ def is_private(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(_matches(name, pattern) for name in names for pattern in patterns)
 
 
-def check_patterns(model: Any, patterns: Sequence[str]) -> None:
-    """Raises ValueError, with names that there are, if a pattern matches no tensor of the model."""
-    from prefork.weights.walk import walk
-
-    names = list(dict.fromkeys(name for name, _ in walk(model)))
+def check_patterns(found: Iterable[str], patterns: Sequence[str]) -> None:
+    """found: the names of a model's tensors. Raises ValueError, with some of them, if a pattern matches none."""
+    names = list(dict.fromkeys(found))
     for pattern in patterns:
         if not is_private(names, [pattern]):
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""

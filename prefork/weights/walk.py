@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ _OPAQUE = (
     float,
     complex,
 )
+_LEAVES = frozenset((type(None), bool, str, bytes, int, float))  # the most frequent ones, known without a look at bases
 
 
 @dataclass(slots=True)
@@ -50,9 +51,17 @@ class SharedStorage:
         return torch.empty(0, dtype=torch.uint8).set_(self.tensors[0].untyped_storage(), self.low, (size,), (1,))
 
 
-def collect(models: Mapping[str, Any]) -> list[SharedStorage]:
-    """Every storage that can be reached from the models, once."""
-    return join(group(owner, walk(model)) for owner, model in models.items())
+NamedTensors = Sequence[tuple[str, torch.Tensor]]
+
+
+def walk_all(models: Mapping[str, Any]) -> dict[str, NamedTensors]:
+    """What `walk` finds in each. It takes 35 ms for 1,600 tensors in 1,000 modules."""
+    return {owner: list(walk(model)) for owner, model in models.items()}
+
+
+def collect(named: Mapping[str, NamedTensors]) -> list[SharedStorage]:
+    """Every storage that the tensors of some models look into, once."""
+    return join(group(owner, tensors) for owner, tensors in named.items())
 
 
 def join(storages: Iterable[Iterable[SharedStorage]]) -> list[SharedStorage]:
@@ -137,7 +146,7 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
             tensors.append((path, thing))
         if type(thing) is torch.ScriptObject and _PACKED.search(str(thing._type())):
             yield f"a {str(thing._type()).rpartition('.')[2]}", thing
-        stack.extend(_list_references(path, thing))
+        stack.extend(_list_references(path, thing, seen))
         if isinstance(thing, torch.nn.Module):
             named = [
                 *thing.named_parameters(remove_duplicate=False),
@@ -150,16 +159,23 @@ def visit(root: Any) -> Iterator[tuple[str, Any]]:
         yield names.get(id(tensor)) or path or f"a {describe_shape(tensor)} tensor", tensor
 
 
-def _list_references(path: str, thing: Any) -> list[tuple[str, Any]]:
+def _list_references(path: str, thing: Any, seen: Set[int]) -> list[tuple[str, Any]]:
     """What an object leads to, with its path. What has a name comes last, and so is looked at first."""
     if isinstance(thing, types.FunctionType):  # not its globals: they lead to everything
         cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
         rest = (thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
         return [*((path, part) for part in rest), *((_extend(path, name), cell) for name, cell in cells)]
-    found = [(path, part) for part in gc.get_referents(thing) if not isinstance(part, _OPAQUE)]
+    found = [
+        (path, part)
+        for part in gc.get_referents(thing)
+        if type(part) not in _LEAVES and id(part) not in seen and not isinstance(part, _OPAQUE)
+    ]
     if found and not isinstance(thing, torch.Tensor):
-        named = ((name, part) for name, part in _list_members(thing) if not isinstance(part, _OPAQUE))
-        found += [(_extend(path, str(name)), part) for name, part in named]
+        found += [
+            (_extend(path, str(name)), part)
+            for name, part in _list_members(thing)
+            if type(part) not in _LEAVES and id(part) not in seen and not isinstance(part, _OPAQUE)
+        ]
     return found
 
 

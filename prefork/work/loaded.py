@@ -44,7 +44,8 @@ class Loaded:
     for the batches of one process; None on the CPU. exports: the weights in the memory of devices, for children to
     attach to. guard: of a child that has, says whether they are still what they were. fingerprints: of the
     engines, taken before anything was loaded. measured: by engine, what batches took in earlier runs, as BatchRoom has
-    it; rooms: what this process has made of that. initializer: as of the specification.
+    it; rooms: what this process has made of that. initializer: as of the specification. tensors: of what the user's
+    function returned: name, shape and type.
     """
 
     engines: Mapping[str, Engine]
@@ -62,6 +63,7 @@ class Loaded:
     measured: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
     rooms: dict[str, BatchRoom] = field(default_factory=dict)
     initializer: bytes | None = None
+    tensors: Mapping[str, str] = field(default_factory=dict)
 
     def attach(self, place: int) -> Loaded:
         """In a forked child: the same with its weights on a device, where their owner has put them, if there is one.

@@ -37,6 +37,7 @@ from prefork.work.torch_state import hide_mps
 
 if TYPE_CHECKING:
     from prefork.weights.arena import Arena
+    from prefork.weights.walk import NamedTensors
 
 
 def open_engines(specification: Specification) -> dict[str, Engine]:
@@ -108,18 +109,25 @@ def _load(specification: Specification) -> Loaded:
         _import_main(specification.preparation)
     if specification.load is not None:
         models[LOADED] = _call_load(specification.load)
-        _check_private(models[LOADED], specification.private)
-        if specification.expected is not None:
-            _compare(specification.expected, list_tensors(models[LOADED]))
     plan = specification.plan
     owned = plan.strategy is Strategy.IPC  # each worker finds them on its device
     device = "cpu" if owned else plan.device
-    arena = _share(specification, models) if plan.shared and device == "cpu" else None
+    shares = plan.shared and device == "cpu"
+    named = _walk(models) if shares or LOADED in models else {}
+    tensors: dict[str, str] = {}
+    if LOADED in models:
+        _check_private([name for name, _ in named[LOADED]], specification.private)
+        tensors = {name: _describe_tensor(tensor) for name, tensor in named[LOADED]}
+        if specification.expected is not None:
+            _compare(specification.expected, tensors)
+    arena = _share(specification, models, named) if shares else None
+    del named
     if device != "cpu":
         models = {name: _move(name, model, device) for name, model in models.items()}
         find_kind(device).speed_up()
     options = (specification.checkpoints, specification.batching)
     loaded = Loaded(engines, models, arena, device, *options, devices=plan.devices, fingerprints=fingerprints)
+    loaded = replace(loaded, tensors=tensors)
     plan = plan.learn(weights=loaded.count_weights())
     if plan.allowance is not None:
         find_kind(device).limit_memory(plan.allowance)
@@ -198,20 +206,19 @@ def _end_forked(error: BaseException | None) -> NoReturn:
         os._exit(status & 0xFF)
 
 
-def _check_private(model: Any, patterns: Sequence[str]) -> None:
+def _walk(models: Mapping[str, Any]) -> Mapping[str, NamedTensors]:
+    from prefork.weights.walk import walk_all
+
+    return walk_all(models)
+
+
+def _check_private(names: Sequence[str], patterns: Sequence[str]) -> None:
     from prefork.weights.private import check_patterns
 
     try:
-        check_patterns(model, patterns)
+        check_patterns(names, patterns)
     except ValueError as error:
         raise LoadError(str(error)) from error
-
-
-def list_tensors(model: Any) -> dict[str, str]:
-    """Shape and type of every tensor that can be reached from a model, by name."""
-    from prefork.weights.walk import walk
-
-    return {name: _describe_tensor(tensor) for name, tensor in walk(model)}
 
 
 def _describe_tensor(tensor: Any) -> str:
@@ -231,13 +238,13 @@ def _compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
             )
 
 
-def _share(specification: Specification, models: Mapping[str, Any]) -> Arena:
+def _share(specification: Specification, models: Mapping[str, Any], named: Mapping[str, NamedTensors]) -> Arena:
     from prefork.weights.arena import Arena
 
     try:
         if specification.manifest is not None:
-            return Arena.adopt(models, pickle.loads(specification.manifest), specification.private)
-        return Arena.pack(models, specification.arena, specification.private)
+            return Arena.adopt(models, pickle.loads(specification.manifest), specification.private, named)
+        return Arena.pack(models, specification.arena, specification.private, named)
     except ValueError as error:
         raise LoadError(str(error)) from error
 
@@ -256,7 +263,7 @@ def describe(loaded: Loaded, started: float, hazards: tuple[Hazard, ...] = ()) -
         warnings=tuple(loaded.list_warnings()),
         manifest=pickle.dumps(loaded.arena.describe()) if loaded.arena is not None and loaded.arena.path else None,
         memory=measure_self(loaded.arena.size if loaded.arena is not None else 0),
-        tensors=list_tensors(loaded.models[LOADED]) if LOADED in loaded.models else {},
+        tensors=loaded.tensors,
     )
 
 

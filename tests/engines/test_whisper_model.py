@@ -32,7 +32,8 @@ from prefork.engines.whisper.model import (
     encode,
     load_whisper,
 )
-from prefork.engines.whisper.network import TokenCache
+from prefork.engines.whisper.network import TokenCache, WhisperNetwork
+from prefork.engines.whisper.network import WhisperConfig as OurConfig
 from prefork.engines.whisper.timing import (
     TokenSpan,
     find_edges,
@@ -43,6 +44,7 @@ from prefork.engines.whisper.timing import (
     time_words,
 )
 from prefork.fingerprint import complete, note_files
+from prefork.platform_matrix.systems import SYSTEM
 from prefork.weights.arena import Arena
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -380,3 +382,17 @@ def test_what_no_layer_can_be_made_of_is_refused(folder: Path, field: str, value
     change(folder / "generation_config.json", alignment_heads=None)
     with pytest.raises(LoadError, match=reason):
         count_whisper_weights(open_whisper(str(folder)))
+
+
+def test_free_memory_is_given_back_where_the_model_computes_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, whose place "meta" takes here, nothing is gained by it."""
+    given_back: list[str] = []
+    device = "cpu"
+    monkeypatch.setattr(type(SYSTEM), "release_free_memory", lambda _: given_back.append(device))
+    small: dict[str, Any] = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 16}
+    small |= {f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    network = WhisperNetwork(OurConfig(num_mel_bins=4, max_source_positions=16, max_target_positions=16, **small))
+    for device in ("cpu", "meta"):
+        network = network.to(device)
+        network.decoder.remember(encode(network, [torch.zeros(4, 32, device=device)]))
+    assert given_back == ["cpu"] * 3

@@ -181,14 +181,20 @@ def test_a_scheduler_may_have_more_connections_than_a_shell_s_limit(tmp_path: Pa
 
 def test_a_lost_machine_costs_nothing_and_another_joins_in_the_middle(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     write_script(corpus, "last", *["sleep"] * 60)
-    victim = lab.join("victim")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    victim = lab.join("victim", TMPDIR=str(temporary))
     process = lab.begin(corpus, tmp_path / "out")
     wait_for_event(process, "done")
-    lab.join("heir")
     family = list_family(victim.pid)
+    left = list(temporary.glob("prefork-machine-*"))
+    assert len(left) == 1
     victim.kill()
+    victim.wait()
+    lab.join("heir", TMPDIR=str(temporary))
     events = read_events(process)
     assert not wait_until_gone([member.pid for member in family], 10)
+    assert not left[0].exists()
     assert events[-1]["failed"] == {} and events[-1]["unfinished"] == 0
     assert "machine victim was lost" in list_notes(events)
     assert len(read_outputs(tmp_path / "out")) == 9

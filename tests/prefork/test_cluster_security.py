@@ -8,19 +8,21 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("distributed", reason="needs the extra cluster")
 pytest.importorskip("cryptography", reason="needs the extra cluster")
 
-from prefork.cluster.connecting import count_local, find_place, write_file
+from prefork.cluster.connecting import connect, count_local, find_place, write_file
 from prefork.cluster.security import check_address, is_loopback, make_certificates, read_certificates
 from prefork.engines.base import LoadError
-from tests.prefork.command import PREFORK, run, start
+from tests.prefork.command import PREFORK, find_children, run, start, write_script
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -182,7 +184,7 @@ def test_nobody_connects_without_the_certificate(tmp_path: Path, tls: Path) -> N
             text=True,
         ) as stranger:
             assert stranger.wait(90) == 2
-            assert stranger.stderr is not None and "the scheduler does not answer" in stranger.stderr.read()
+            assert stranger.stderr is not None and "another cluster's than ours" in stranger.stderr.read()
         done = run("cluster", "stop", file)
         assert done.returncode == 0, done.stderr
         assert scheduler.wait(30) == 0
@@ -198,3 +200,44 @@ def test_a_scheduler_that_ends_leaves_another_one_s_file(tmp_path: Path) -> None
         scheduler.terminate()
         assert scheduler.wait(30) == 0
     assert json.loads(file.read_text())["address"] == "tcp://127.0.0.1:1"
+
+
+def list_ports(process: subprocess.Popen[str]) -> set[int]:
+    """Where a process and its children listen."""
+    family = [psutil.Process(process.pid), *find_children(process.pid, recursive=True)]
+    return {c.laddr[1] for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="which lists no ports")
+def test_a_scheduler_a_machine_and_a_driver_listen_with_tls_alone(
+    tmp_path: Path, tls: Path, script_engine: None
+) -> None:
+    """At a port each, or none; Dask's web servers are not there."""
+    file = tmp_path / "scheduler.json"
+    write_script(tmp_path / "in", "job", *["sleep"] * 400)
+    with start("cluster", "start", file, "--tls", tls, "--host", "127.0.0.1") as scheduler, ended(scheduler):
+        assert scheduler.stdout is not None and "listens at" in scheduler.stdout.readline()
+        with start("join", file, "--name", "machine") as machine, ended(machine):
+            assert machine.stdout is not None and "has joined" in machine.stdout.readline()
+            options = ["--engine", "script", "--format", "json", "--workers", "1", "--json"]
+            with (
+                start("align", tmp_path / "in", tmp_path / "out", *options, "--cluster", file) as driver,
+                ended(driver),
+            ):
+                deadline = time.monotonic() + 60
+                while len(find_children(machine.pid, recursive=True)) < 2:
+                    assert time.monotonic() < deadline and driver.poll() is None
+                    time.sleep(0.05)
+                ports = [list_ports(process) for process in (scheduler, machine, driver)]
+                assert [len(found) for found in ports] == [1, 1, 0], ports
+                assert all(_is_turned_away(port, None) for found in ports for port in found)
+        assert run("cluster", "stop", file).returncode == 0
+        assert scheduler.wait(30) == 0
+
+
+def test_the_scheduler_of_local_machines_listens_with_tls_alone(tls: Path) -> None:
+    with connect("local:1", None) as (client, _):
+        process = psutil.Process()
+        ports = [c.laddr[1] for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert client.scheduler_info()["services"] == {}
+        assert ports and all(_is_turned_away(port, None) for port in ports)

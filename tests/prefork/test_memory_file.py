@@ -19,7 +19,7 @@ import torch
 
 from prefork.platform_matrix.systems import SYSTEM as SYSTEM_HERE
 from prefork.weights.arena import Arena
-from prefork.wire.memory_file import MemoryFile, remove_abandoned
+from prefork.wire.memory_file import MemoryFile, remove_abandoned_memory
 from tests.prefork.command import PREFORK, copy_sample, run
 from tests.systems import SYSTEM
 
@@ -47,7 +47,7 @@ def test_files_of_processes_that_have_ended_are_removed_and_no_others(on_disk: P
         file.write_bytes(b"weights")
     os.utime(recycled, (1e9, 1e9))  # before this process was there
     memory = MemoryFile()
-    remove_abandoned()
+    remove_abandoned_memory()
     assert sorted(path.name for path in on_disk.iterdir()) == sorted([theirs.name, other.name, Path(memory.path).name])
     memory.close()
     assert not Path(memory.path).exists()

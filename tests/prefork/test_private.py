@@ -142,7 +142,7 @@ def test_a_pattern_is_matched_as_a_file_name_is_and_finds_the_outermost_too(
 
 def test_a_model_without_tensors_has_nothing_private() -> None:
     with pytest.raises(ValueError, match=r"'\*' matches no tensor of what load returned, which has no tensors"):
-        check_patterns({}, ["*"])
+        check_patterns([], ["*"])
 
 
 def test_private_tensors_stay_where_they_are_with_all_that_look_there(tmp_path: Path) -> None:

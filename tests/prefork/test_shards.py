@@ -7,9 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -180,6 +182,55 @@ def test_runs_that_divide_otherwise_do_not_write_at_the_same_time(corpus: Path, 
     killed, other = read_folder(out).runs
     assert (killed.state, other.state) == ("stopped", "done")
     assert killed.status.left > 0
+
+
+def _set_version(journal: Path) -> None:
+    with closing(sqlite3.connect(journal)) as connection:
+        connection.execute("PRAGMA user_version = 77")
+
+
+def _overwrite(journal: Path) -> None:
+    journal.write_bytes(journal.read_bytes()[:4096] + b"\xa5" * 4096)
+
+
+def _make_folder(journal: Path) -> None:
+    journal.unlink()
+    journal.mkdir()
+
+
+@pytest.mark.usefixtures("script_engine")
+def test_a_damaged_journal_costs_only_itself(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in (1, 2):
+        assert run("align", corpus, out, *SCRIPT, "--shard", f"{number}/2").returncode == 0
+    assert run("status", out).returncode == 0
+    journal = out / ".prefork" / "journal-1-of-2.sqlite"
+    whole = journal.read_bytes()
+    damages: list[tuple[Callable[[Path], object], str]] = [
+        (_set_version, "is of another prefork: version 77"),
+        (_overwrite, "malformed"),
+        (lambda path: path.write_text("this is no database, and says so at length"), "not a database"),
+        (Path.unlink, "unable to open database file"),
+        (_make_folder, "disk I/O error"),
+    ]
+    for damage, reason in damages:
+        if not journal.is_dir():
+            journal.write_bytes(whole)
+        damage(journal)
+        shown = run("status", out)
+        assert shown.returncode == 1 and "2 of 2 done 4 0 0" in " ".join(shown.stdout.split())
+        assert f"{journal}: cannot be read" in shown.stdout and reason in shown.stdout, shown.stdout
+        assert "repeat the command that wrote it" in shown.stdout
+        runs: Any = _status(out)["runs"]
+        first, second = runs
+        assert (first["state"], second["state"]) == ("unreadable", "done")
+        assert reason in first["problem"] and "problem" not in second
+    assert run("align", corpus, out, *SCRIPT, "--shard", "1/3").returncode == 0
+    journal.rmdir()
+    journal.write_bytes(whole)
+    _overwrite(journal)
+    assert run("align", corpus, out, *SCRIPT, "--shard", "1/2").returncode == 0
+    assert run("status", out).returncode == 0
 
 
 def _wait_until_locked(journal: Path, process: subprocess.Popen[str]) -> None:
