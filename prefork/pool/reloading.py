@@ -2,7 +2,8 @@
 
 Where workers are forked, another zygote loads them, beside the one that is in use. Once it has, all workers are forked
 from it; those there are end with the calls that they run, and the old zygote after the last of them. Elsewhere calls
-wait until those that run are done, and all is loaded anew; if that fails, the old weights are loaded again.
+wait until those that run are done, and all is loaded anew; if that fails, the old weights are loaded again. If a call
+does not end, all go on with the old weights: the others are kept waiting no longer than loading may take.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ class Reloading:
         if reload.beside and self._outbox.now - reload.since > limit:
             self._outbox.do(KillZygote(reload.generation))
             self._fail(f"they were not loaded within {limit:.0f} s; a longer hang limit allows it more")
-        elif not (reload.beside or reload.began or workers.all):
+        elif reload.beside or reload.began:
+            return
+        elif workers.all and self._outbox.now - reload.since > limit:
+            self._go_back(reload, limit)
+        elif not workers.all:
             reload.began, workers.is_paused = True, False
             if workers.plan.strategy.forks:  # its zygote has the number of the old weights
                 self._outbox.do(EndZygote(reload.before))
@@ -167,6 +172,16 @@ class Reloading:
             if self.current.beside:
                 self._outbox.do(EndZygote(self.current.generation))
             self._finish(error if isinstance(error, LoadError | Stopped) else Stopped(str(error)))
+
+    def _go_back(self, reload: Reload, limit: float) -> None:
+        """To the old weights, which calls do not let go of."""
+        workers = self._workers
+        busy = ", ".join(f"{worker.name} at {worker.task.label}" for worker in workers.list_busy() if worker.task)
+        workers.readopt(reload.before)
+        self._fail(
+            f"calls that have them had not ended after {limit:.0f} s ({busy or 'nor had their workers'}); end them "
+            "(Runtime.cancel, with_options(timeout=)) and reload again, or allow more by a longer hang limit"
+        )
 
     def _fail(self, reason: str) -> None:
         self._finish(LoadError(f"the new weights cannot be used, and the old ones are: {reason}"))

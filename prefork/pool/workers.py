@@ -238,6 +238,13 @@ class Workers:
                 elif len(worker.calls) > 1:
                     self._outbox.do(TakeCallsBack(worker.number))
 
+    def readopt(self, generation: int) -> None:
+        """Weights that were not in use any more are again, and so are the workers that still have them."""
+        self.generation, self.is_paused = generation, False
+        for worker in self.all.values():
+            worker.is_outdated = False
+        self.refill()
+
     def close(self, worker: Worker) -> None:
         """Its channel is at its end."""
         worker.closed = True

@@ -223,3 +223,26 @@ def test_after_weights_that_were_not_loaded_in_time_others_can_be_at_once(monkey
         runtime.reload(partial(calls.load_filled, 2.0))  # while the zygote that was too slow is about to end
         assert runtime.submit(calls.score).result() == 8.0
         _wait_until(lambda: len(runtime.supervisor.list_pids()) == 2)
+
+
+def test_a_call_that_does_not_end_keeps_the_others_waiting_no_longer_than_loading_may_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the weights cannot be loaded beside those that it has."""
+    import script_calls as calls
+
+    log = tmp_path / "log"
+    with Runtime(load=partial(calls.load_filled, 1.0), workers=2, strategy="spawn", notice=pytest.fail) as runtime:
+        assert runtime.submit(calls.score).result() == 4.0
+        endless = runtime.submit(calls.note_score, str(log), 3600.0)
+        _wait_until(log.exists)
+        with monkeypatch.context() as patch:
+            patch.setattr("prefork.pool.tasks._LOADING", 3 / 60)
+            reason = r"and the old ones are: calls that have them had not ended after 3 s \(worker \d at .*note_score"
+            with pytest.raises(LoadError, match=reason):
+                runtime.reload(partial(calls.load_filled, 2.0))
+        assert runtime.submit(calls.score).result(timeout=60) == 4.0
+        assert not endless.done() and runtime.status().deaths == 0
+        assert runtime.cancel(endless)
+        runtime.reload(partial(calls.load_filled, 2.0))
+        assert runtime.submit(calls.score).result(timeout=60) == 8.0
