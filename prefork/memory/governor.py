@@ -131,9 +131,9 @@ class Governor:
         self._observation.shared = size if forks else None
         self._observation.mapped = weights if shared and not (forks or SYSTEM.knows_shares) else 0
 
-    def note_memory(self, worker: str, memory: Memory) -> None:
-        """What it has found of itself after a task."""
-        self._observation.take(worker, memory)
+    def note_memory(self, worker: str, pid: int, memory: Memory) -> None:
+        """What it has found of itself after a task; before its first one, nothing."""
+        self._observation.take(worker, pid, memory)
 
     # -- admission -----------------------------------------------------------------------------------------------
 

@@ -82,10 +82,11 @@ class Observation:
         process = self._processes.get(name)
         return process.memory if process else None
 
-    def take(self, name: str, memory: Memory) -> None:
-        """What a worker has found of itself."""
-        process = self._processes.get(name)
-        if process is not None and self._is_told(name):
+    def take(self, name: str, pid: int, memory: Memory) -> None:
+        """What a worker has found of itself. What is counted from here on it has taken since: half a second later, when
+        all are looked at, it may have begun a task."""
+        if self._is_told(name):
+            process = self._processes[name] = self._find(name, pid)
             process.probe.take(memory)
 
     def measure(self, name: str, pid: int) -> Memory | None:

@@ -36,6 +36,7 @@ from prefork.wire.messages import (
     FromZygote,
     IPCUnavailable,
     LoadFailed,
+    Memory,
     ModelsLoaded,
     WeightsPacked,
     WorkerForked,
@@ -202,6 +203,7 @@ class Models:
         if not self.workers.were_ready and self.specification.initializer is not None:
             self._outbox.do(Announce())
         self.workers.note_ready(worker)
+        self._policy.note_memory(worker.name, worker.pid, Memory(0, 0))
 
     def _take_inventory(self, inventory: Inventory) -> None:
         first, plan = self.inventory is None, self.plan

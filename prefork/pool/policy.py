@@ -27,8 +27,8 @@ class Policy(Protocol):
         """What the process takes that has loaded the models, in bytes. forks: the workers are forked from it. shared:
         all map the same weights."""
 
-    def note_memory(self, worker: str, memory: Memory) -> None:
-        """What a worker has found of itself."""
+    def note_memory(self, worker: str, pid: int, memory: Memory) -> None:
+        """What a worker has found of itself; nothing, when it is ready."""
 
     def select(self, tasks: Iterator[Task], holders: list[Holder]) -> Task | None:
         """The one that starts next; None if none may. holders: the workers that have one."""

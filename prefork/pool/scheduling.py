@@ -181,7 +181,7 @@ class Scheduler:
             task, predicted = worker.measured
             self._policy.measure(task, worker.name, predicted, usage)
             worker.measured = None
-        self._policy.note_memory(worker.name, usage.memory)
+        self._policy.note_memory(worker.name, worker.pid, usage.memory)
         self._policy.look_again()
         if worker.task:  # it was given on the strength of what the worker had before
             worker.predicted += usage.memory.uss - worker.idle_bytes

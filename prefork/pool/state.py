@@ -193,7 +193,8 @@ class Pool:
                 self.models.handle_loaded(inventory)
             case LoadFailed():
                 self.models.handle_failure(message, self.workers.find_place(worker.slot))
-            case WorkerReady():
+            case WorkerReady(pid):
+                worker.pid = worker.pid or pid
                 self.models.handle_ready(worker)
             case WorkerInitializes():
                 worker.initializing = self._outbox.now
