@@ -212,3 +212,13 @@ def test_a_run_that_cannot_connect_is_told_at_once(schedulers: Schedulers, tmp_p
     done = run("align", tmp_path / "in", tmp_path / "out", *options)
     assert done.returncode == 2 and "certificate is another cluster's than ours" in done.stderr
     assert time.monotonic() - begun < AT_ONCE
+
+
+def test_a_machine_that_waits_for_a_scheduler_says_so_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with start("join", file) as machine:
+        assert machine.stdout is not None
+        assert "no such file; start a scheduler" in (said := machine.stdout.readline()) and "waits for it" in said
+        begun = time.monotonic()
+        machine.terminate()
+        assert machine.wait(30) == 0 and time.monotonic() - begun < AT_ONCE
