@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import NOTHING, ForcedAligner, HeardStretches, Stretch, amplify, make_tone
+from prefork.engines.alignment.confidence import UntranscribedSpeech
+from prefork.engines.alignment.forced_aligner import (
+    NOTHING,
+    ForcedAligner,
+    HeardStretches,
+    Stretch,
+    TranscriptLine,
+    amplify,
+    make_tone,
+)
+from prefork.engines.alignment.recovery import is_wide
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, count_frames_needed
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import Job, Segment, Tensors
@@ -23,6 +33,7 @@ from prefork.engines.ctc.phone_head import SILENCE, STEPS
 from prefork.engines.ctc.phone_times import PhoneClock, measure_words
 from prefork.engines.ctc.recent_emissions import Emission, find_recent
 from prefork.engines.ctc.stretch_search import REACH, StretchSearch
+from prefork.engines.ctc.untranscribed import Emissions, find_untranscribed
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
@@ -273,6 +284,27 @@ class CTCAligner(DtypeOption, ForcedAligner):
         return StretchSearch(
             stretch, output["log_probs"], origin, self._vocabulary, self._clock, self.low, measure
         ).align()
+
+    def find_untranscribed(
+        self, stretch: Stretch, line: TranscriptLine, words: Sequence[Word], output: Tensors, segment: Segment
+    ) -> Sequence[UntranscribedSpeech]:
+        """Within the line's own times, or within its words where it has none, or they say little."""
+        heard = self.read_emissions(output, segment)
+        if heard is None or not words:
+            return ()
+        start, end = words[0].start, words[-1].end
+        assert start is not None and end is not None
+        if stretch.timed and not is_wide(line.words, line.start, line.end):
+            start, end = line.start, line.end
+        return find_untranscribed(words, heard, start, end)
+
+    def read_emissions(self, output: Tensors, segment: Segment) -> Emissions | None:
+        """What `infer` made of the segment; None if the model does not tell phones apart."""
+        pronunciations = self._checkpoint.pronunciations
+        if pronunciations is None:
+            return None
+        origin = round(segment.start / self._clock.frame) * self._clock.frame
+        return Emissions(output["log_probs"], output["phones"], self._vocabulary, self._clock, pronunciations, origin)
 
     def identify_model(self) -> Hashable:
         return ("ctc", str(self._checkpoint.folder), self._dtype)

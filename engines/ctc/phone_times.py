@@ -29,6 +29,7 @@ _BEYOND = 6.0  # nats for each step that it is further away
 _OTHER = 2.0  # nats for each step that is taken to be another word's speech,
 _INSIDE = 6.0  # and more where the words' letters are
 _NO_PAUSE = 8.0  # nats for a step between two words in which there is no pause
+_FREE = 2.0  # nats for each step that is taken to be a word that is not written
 _SHORTEST = 3  # steps of a pause
 _MOST_GAP = 6.0  # nats that a step counts when something else is heard there
 _EVEN, _SLOPE = 6.46, 1.07  # the doubt at which a word may as well be wrong, and how fast that becomes certain
@@ -105,6 +106,55 @@ def _measure_some(
     return [_move(word, own, here) for word, own in zip(words, heard, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class SpeechBetween:
+    """What is heard between two words, or before the first or after the last, that is none of theirs. start, end:
+    seconds from its first phone to its last, the same if there is none. nats: by how much its steps are likelier to
+    be some phone than none, in all."""
+
+    start: float
+    end: float
+    nats: float
+
+
+def hear_between(
+    words: Sequence[Word],
+    phones: torch.Tensor,
+    clock: PhoneClock,
+    pronunciations: Pronunciations,
+    start: float,
+    end: float,
+) -> list[SpeechBetween]:
+    """Before each of the words, and after the last: a path through their phones may leave them for any other, from
+    `start` to `end`, seconds.
+
+    words: in order, with the times of their phones. phones, clock: as `measure_words` takes them.
+    """
+    begin, last = _span(words)
+    first = max(0, math.floor((min(begin, start) - _REACH - clock.origin) / clock.step))
+    stop = min(len(phones), math.ceil((max(last, end) + _REACH - clock.origin) / clock.step))
+    scores = phones[first:stop].float().numpy()
+    sought = _list_sought(words, pronunciations)
+    if len(scores) < len(sought):
+        return []
+    here = replace(clock, origin=clock.origin + first * clock.step)
+    times = here.origin + here.step * (np.arange(len(scores)) + 0.5)
+    free = np.where((times >= start) & (times < end), scores[:, SILENCE + 1 :].max(axis=1) - _FREE, _NEVER)
+    silence = scores[:, SILENCE]
+    rows = _score(scores, sought, words, here)
+    gaps = [place for place, one in enumerate(sought, 1) if one.kind in (_Kind.PAUSE, _Kind.OTHER)]
+    rows[:, gaps] = np.maximum(np.maximum(silence, -_NO_PAUSE), free)[:, None]
+    path = _find_path(rows)
+    firsts = np.searchsorted(path, np.arange(1, len(sought) + 2))
+    heard = []
+    for place in gaps:
+        nats = np.clip(free - silence, 0, _MOST_GAP)[firsts[place - 1] : firsts[place]]
+        (spoken,) = np.nonzero(nats > 0)
+        edges = times[firsts[place - 1] + spoken[[0, -1]]] if len(spoken) else (0.0, 0.0)
+        heard.append(SpeechBetween(float(edges[0]) - here.step / 2, float(edges[1]) + here.step / 2, float(nats.sum())))
+    return heard
+
+
 def _list_sought(words: Sequence[Word], pronunciations: Pronunciations) -> list[_Sought]:
     sought = [_Sought(_Kind.OTHER)]
     for index, word in enumerate(words):
@@ -136,8 +186,7 @@ def _score(scores: Scores, sought: Sequence[_Sought], words: Sequence[Word], clo
 
 def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list[_Heard]:
     """Each phone and unknown word. rows: of what is sought; scores: of all columns."""
-    path, _ = forced_align(torch.from_numpy(rows)[None], torch.arange(1, len(sought) + 1).int()[None], blank=0)
-    firsts: list[int] = np.searchsorted(path[0].numpy(), np.arange(1, len(sought) + 2)).tolist()
+    firsts: list[int] = np.searchsorted(_find_path(rows), np.arange(1, len(sought) + 2)).tolist()
     spoken = [place for place, one in enumerate(sought) if one.kind in (_Kind.PHONE, _Kind.UNKNOWN)]
     starts, stops = ({place: float(firsts[place + after]) for place in spoken} for after in (0, 1))
     # A phone lasts a step at least, however little is heard of it: around the middle of those of its path.
@@ -173,6 +222,13 @@ def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list
         gap = float(np.minimum(scores[steps].max(axis=1) - own, _MOST_GAP).mean())
         heard.append(_Heard(sought[place], starts[place], stops[place], float(np.exp(own).mean()), gap))
     return heard
+
+
+def _find_path(rows: Scores) -> Scores:
+    """(steps,) the place of what is sought at each step. rows: (steps, 1 + sought)."""
+    places = torch.arange(1, rows.shape[1]).int()
+    path, _ = forced_align(torch.from_numpy(rows)[None], places[None], blank=0)
+    return path[0].numpy()
 
 
 def _meet(before: Scores, after: Scores, first: int, end: int) -> float:
