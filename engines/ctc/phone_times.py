@@ -36,6 +36,7 @@ _EVEN, _SLOPE = 6.46, 1.07  # the doubt at which a word may as well be wrong, an
 _NEVER = -1e4  # log-probability of what cannot be
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
+Places = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ def _measure_some(
 @dataclass(frozen=True, slots=True)
 class SpeechBetween:
     """What is heard between two words, or before the first or after the last, that is none of theirs. start, end:
-    seconds from its first phone to its last, the same if there is none. nats: by how much its steps are likelier to
-    be some phone than none, in all."""
+    seconds from its first phone to its last; if there is none, from word to word. nats: by how much its steps are
+    likelier to be some phone than none, in all."""
 
     start: float
     end: float
@@ -146,12 +147,15 @@ def hear_between(
     rows[:, gaps] = np.maximum(np.maximum(silence, -_NO_PAUSE), free)[:, None]
     path = _find_path(rows)
     firsts = np.searchsorted(path, np.arange(1, len(sought) + 2))
+    nats = np.clip(free - silence, 0, _MOST_GAP)
+    edges = [start, *(edge for word in words for edge in _span([word])), end]
     heard = []
-    for place in gaps:
-        nats = np.clip(free - silence, 0, _MOST_GAP)[firsts[place - 1] : firsts[place]]
-        (spoken,) = np.nonzero(nats > 0)
-        edges = times[firsts[place - 1] + spoken[[0, -1]]] if len(spoken) else (0.0, 0.0)
-        heard.append(SpeechBetween(float(edges[0]) - here.step / 2, float(edges[1]) + here.step / 2, float(nats.sum())))
+    for index, place in enumerate(gaps):
+        spoken = firsts[place - 1] + np.flatnonzero(nats[firsts[place - 1] : firsts[place]])
+        low, high = sorted(edges[2 * index : 2 * index + 2])
+        if len(spoken):
+            low, high = (float(times[step]) + side * here.step / 2 for step, side in ((spoken[0], -1), (spoken[-1], 1)))
+        heard.append(SpeechBetween(low, high, float(nats[spoken].sum())))
     return heard
 
 
@@ -224,11 +228,12 @@ def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list
     return heard
 
 
-def _find_path(rows: Scores) -> Scores:
+def _find_path(rows: Scores) -> Places:
     """(steps,) the place of what is sought at each step. rows: (steps, 1 + sought)."""
     places = torch.arange(1, rows.shape[1]).int()
     path, _ = forced_align(torch.from_numpy(rows)[None], places[None], blank=0)
-    return path[0].numpy()
+    found: Places = path[0].numpy()
+    return found
 
 
 def _meet(before: Scores, after: Scores, first: int, end: int) -> float:

@@ -36,7 +36,7 @@ from tests.benchmarks.accuracy import SHARED, read_voices
 from tests.benchmarks.results import Results, Table
 
 FAULTS = ("none", "another word", "a word less")
-MOST_FALSE = 0.05  # of right utterances that a warning names
+MOST_FALSE = 0.04  # of right utterances that a warning names: 5 % are wanted of those that are held out
 GOAL = 0.85  # of the faults that are to be found; beyond it a threshold gains little
 LOW_WORDS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05)
 _EACH = 3  # words of a synthesised sentence
