@@ -7,7 +7,7 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,7 +141,8 @@ class ForcedAligner(Engine):
     def describe_segment(self, segment: Segment) -> Any:
         stretches: tuple[Stretch, ...] = segment.content
         described = (replace(s, lines=tuple(replace(line, index=0) for line in s.lines)) for s in stretches)
-        return segment.start, segment.end, tuple(described)
+        held = [field.name for field in fields(AlignedLines)]  # pieces that hold other things are others
+        return segment.start, segment.end, tuple(described), held
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz, "recorded": (bytes,) the digest of what `finish` looks at again}."""
