@@ -31,6 +31,7 @@ from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, id
 from prefork.engines.ctc.padding import choose_padding, compute_logits
 from prefork.engines.ctc.phone_head import SILENCE, STEPS
 from prefork.engines.ctc.phone_times import PhoneClock, measure_words
+from prefork.engines.ctc.phone_times import count_search_bytes as count_phone_search_bytes
 from prefork.engines.ctc.recent_emissions import Emission, find_recent
 from prefork.engines.ctc.stretch_search import REACH, StretchSearch
 from prefork.engines.ctc.untranscribed import Emissions, find_untranscribed
@@ -112,7 +113,7 @@ class CTCAligner(DtypeOption, ForcedAligner):
 
     def estimate_memory(self, segment: Segment) -> int:
         """The model sees a window at a time; the waveform, the emissions and the table of the search are whole."""
-        search = max((self._count_search_bytes(s.words, s.end - s.start) for s in segment.content or ()), default=0.0)
+        search = max((self._count_most_bytes(s.words, s.end - s.start) for s in segment.content or ()), default=0.0)
         window = estimate_encoder(self._checkpoint.config, min(segment.seconds, WINDOW_SECONDS), self._clock.frame)
         waveform = 2 * 4 * SAMPLE_RATE * segment.seconds
         emission = 2 * 4 * self._checkpoint.count_outputs() * segment.seconds / self._clock.frame
@@ -134,6 +135,13 @@ class CTCAligner(DtypeOption, ForcedAligner):
         """torchaudio keeps a byte for each frame and each token or blank; the emissions are copied for the wildcard."""
         frames, needed = seconds / self._clock.frame, count_frames_needed(words, self._vocabulary)
         return float(frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4)
+
+    def _count_most_bytes(self, words: Sequence[str], seconds: float) -> float:
+        """Of the search for letters, or that for phones, which comes after it."""
+        phones = 0.0
+        if self._checkpoint.pronunciations is not None:
+            phones = count_phone_search_bytes(words, STEPS * seconds / self._clock.frame)
+        return max(self._count_search_bytes(words, seconds), phones)
 
     def example(self) -> Tensors:
         return {"waveform": make_tone(_EXAMPLE_SECONDS)}

@@ -90,6 +90,14 @@ def measure_words(
     return separate_words(measured, clock.origin, min(clock.origin + len(phones) * clock.step, limit))
 
 
+def count_search_bytes(words: Sequence[str], steps: float) -> float:
+    """What `measure_words` takes at the most, in bytes: what is heard, and what is sought with torchaudio's table of
+    it. A word has about as many phones as letters. steps: rows of phones over which the words are."""
+    some = (words[max(0, first - 1) : first + _MOST + 1] for first in range(0, len(words), _MOST))
+    sought = max((sum(len(word) + 1 for word in part) for part in some), default=0)
+    return steps * (2 * 4 * (1 + len(PHONES)) + (4 + 2) * (sought + 1))
+
+
 def _measure_some(
     words: Sequence[Word], phones: torch.Tensor, clock: PhoneClock, pronunciations: Pronunciations
 ) -> list[Word]:
