@@ -7,13 +7,14 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from prefork.engines.alignment.confidence import UntranscribedSpeech, doubt, rate
 from prefork.engines.alignment.viterbi import spread_words
 from prefork.engines.alignment.windows import AlignmentWindow, plan_windows
 from prefork.engines.alignment.word_lengths import give_lengths
@@ -26,10 +27,6 @@ NOTHING = 10 ** (-105 / 20)  # of full scale: what is below it was not recorded;
 _QUIET = 10 ** (-50 / 20)  # of full scale; where nothing is louder, the samples are made
 _PEAK = 0.3  # so loud
 _BEYOND = 2.0  # seconds after a stretch, more than any search goes
-# Of 200 utterances of ../shared/data/speech, 4 % have a word below it; with one word in place of another 75 %, with one
-# word less 21 %, with times 3 s late 89 % (tests/benchmarks/accuracy.py --only confidence).
-LOW_WORD = 0.05
-_LISTED = 3  # words that a warning names
 _SHORTEST = 1600  # samples; a convolutional front end needs a few hundred
 
 
@@ -64,10 +61,11 @@ class Stretch:
 @dataclass(frozen=True, slots=True)
 class AlignedLines:
     """The words of each of a segment's lines, with times. guessed: which of the lines, by their place, did not fit, so
-    that their times are spread evenly."""
+    that their times are spread evenly. untranscribed: what is said in each line besides."""
 
     words: tuple[tuple[Word, ...], ...]
     guessed: tuple[int, ...] = ()
+    untranscribed: tuple[tuple[UntranscribedSpeech, ...], ...] = ()
 
 
 HeardStretches = tuple[float, float, tuple[Stretch, ...]]
@@ -96,6 +94,18 @@ class ForcedAligner(Engine):
         output: what `infer` made of the segment. Where the stretch does not reach the recording's beginning or end,
         there may be other speech than these words.
         """
+
+    def find_untranscribed(
+        self,
+        stretch: Stretch,  # noqa: ARG002
+        line: TranscriptLine,  # noqa: ARG002
+        words: Sequence[Word],  # noqa: ARG002
+        output: Tensors,  # noqa: ARG002
+        segment: Segment,  # noqa: ARG002
+    ) -> Sequence[UntranscribedSpeech]:
+        """Speech in a line of the stretch that is none of its words. words: of that line, as `align` found them. Here
+        none is looked for."""
+        return ()
 
     def gather(self, stretches: Sequence[Stretch], seconds: float) -> Iterator[HeardStretches]:  # noqa: ARG002
         """Segments: seconds from which and to which the model hears the recording, and the stretches in there. Here
@@ -131,7 +141,8 @@ class ForcedAligner(Engine):
     def describe_segment(self, segment: Segment) -> Any:
         stretches: tuple[Stretch, ...] = segment.content
         described = (replace(s, lines=tuple(replace(line, index=0) for line in s.lines)) for s in stretches)
-        return segment.start, segment.end, tuple(described)
+        held = [field.name for field in fields(AlignedLines)]  # pieces that hold other things are others
+        return segment.start, segment.end, tuple(described), held
 
     def prepare(self, job: Job, segment: Segment) -> Tensors:
         """{"waveform": (samples,) mono at 16 kHz, "recorded": (bytes,) the digest of what `finish` looks at again}."""
@@ -148,16 +159,20 @@ class ForcedAligner(Engine):
     def finish(self, job: Job, segment: Segment, output: Tensors) -> AlignedLines:
         found: list[tuple[Word, ...]] = []
         guessed: list[int] = []
+        untranscribed: list[tuple[UntranscribedSpeech, ...]] = []
         for stretch in segment.content:
             timed = self.align(stretch, output, segment)
             if timed is None:
                 guessed += range(len(found), len(found) + len(stretch.lines))
                 found += [tuple(spread_words(line.words, line.start, line.end)) for line in stretch.lines]
+                untranscribed += [() for _ in stretch.lines]
                 continue
             rest = iter(timed)
-            lines = [tuple(next(rest) for _ in line.words) for line in stretch.lines]
-            found += [self._forget_silence(job, words) for words in lines]
-        return AlignedLines(tuple(found), tuple(guessed))
+            for line in stretch.lines:
+                words = tuple(next(rest) for _ in line.words)
+                found.append(self._forget_silence(job, words))
+                untranscribed.append(tuple(self.find_untranscribed(stretch, line, words, output, segment)))
+        return AlignedLines(tuple(found), tuple(guessed), tuple(untranscribed))
 
     def _forget_silence(self, job: Job, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of a line; without times if they are doubtful, and nothing was recorded where they are."""
@@ -175,6 +190,7 @@ class ForcedAligner(Engine):
         seconds = measure(job)
         _, warnings = self._plan(document, seconds)
         utterances = list(document.utterances)
+        untranscribed: dict[int, tuple[UntranscribedSpeech, ...]] = {}
         for segment, piece in zip(segments, pieces, strict=True):
             lines = [line for stretch in segment.content for line in stretch.lines]
             for place, (line, words) in enumerate(zip(lines, piece.words, strict=True)):
@@ -185,6 +201,7 @@ class ForcedAligner(Engine):
                     warnings.append(f"{what}: not found in the recording, which is silent there")
                     continue
                 utterances[line.index] = replace(utterance, words=words, start=words[0].start, end=words[-1].end)
+                untranscribed[line.index] = piece.untranscribed[place]
                 if place in piece.guessed:
                     what = f"utterance {line.index + 1} ({utterance.text[:40].strip()}): {len(words)} words"
                     warnings.append(
@@ -192,7 +209,7 @@ class ForcedAligner(Engine):
                     )
         lasting = give_lengths(keep_apart(document.utterances, utterances), seconds)
         apart = keep_order(document.utterances, lasting)
-        warnings += doubt(apart, self.low)
+        warnings += doubt(apart, self.low, untranscribed)
         return replace(document, utterances=tuple(apart), seconds=seconds, warnings=(*document.warnings, *warnings))
 
 
@@ -213,35 +230,6 @@ def _leave_out(utterance: Utterance, words: tuple[Word, ...]) -> Utterance:
     """An utterance that is not in the recording. Times that the transcript gives it, it keeps."""
     timed = utterance.start is not None and utterance.end is not None
     return replace(utterance, words=words, missing=not timed)
-
-
-def rate(words: Sequence[Word]) -> float | None:
-    """Their mean score; None if no word has one."""
-    scores = [word.score for word in words if word.score is not None]
-    return sum(scores) / len(scores) if scores else None
-
-
-def doubt(utterances: Sequence[Utterance], low: float) -> list[str]:
-    """What there is to say about utterances of which a word is probably not said; where nothing says so of single
-    words, about those whose words' mean score is low."""
-    warnings, rated = [], 0
-    for index, utterance in enumerate(utterances):
-        mean = rate(utterance.words)
-        if mean is None:
-            continue
-        rated += 1
-        what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
-        scores = [(word.score, word.text) for word in utterance.words if word.phones and word.score is not None]
-        doubtful = list(dict.fromkeys(text for score, text in scores if score < LOW_WORD))
-        if doubtful:
-            listed = ", ".join(doubtful[:_LISTED]) + (" ..." if len(doubtful) > _LISTED else "")
-            warnings.append(f"{what}: low confidence ({min(scores)[0]:.2f}) in: {listed}; check text and times")
-        elif not scores and mean < low:
-            warnings.append(f"{what}: low confidence ({mean:.2f}); check its times")
-    if len(warnings) * 2 > rated > 1:
-        reason = f"{len(warnings)} of {rated} utterances have a low confidence"
-        warnings.append(f"{reason}; check that the transcript is of this recording")
-    return warnings
 
 
 def keep_apart(before: Sequence[Utterance], after: Sequence[Utterance]) -> list[Utterance]:

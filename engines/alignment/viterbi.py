@@ -96,7 +96,7 @@ def align_words(
     spellings = [vocabulary.spell(word) for word in words]
     tokens = _list_tokens(spellings, vocabulary.separator, before=before, after=after)
     wildcard = log_probs.shape[1]
-    emission = torch.cat([log_probs, _score_wildcard(log_probs, vocabulary)[:, None]], dim=1)
+    emission = torch.cat([log_probs, score_wildcard(log_probs, vocabulary)[:, None]], dim=1)
     columns = torch.tensor([[wildcard if token.column == WILDCARD else token.column for token in tokens]])
     try:
         path, scores = forced_align(emission[None], columns.int(), blank=vocabulary.blank)
@@ -139,7 +139,7 @@ def _list_tokens(
     return tokens
 
 
-def _score_wildcard(log_probs: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+def score_wildcard(log_probs: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     """(frames,) what the wildcard scores: the best that any character could.
 
     Measured with tests/benchmarks/accuracy.py --hide 5 and --hide 9, as the shares of hidden words that start within

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import NOTHING, ForcedAligner, HeardStretches, Stretch, amplify, make_tone
+from prefork.engines.alignment.confidence import UntranscribedSpeech
+from prefork.engines.alignment.forced_aligner import (
+    NOTHING,
+    ForcedAligner,
+    HeardStretches,
+    Stretch,
+    TranscriptLine,
+    amplify,
+    make_tone,
+)
+from prefork.engines.alignment.recovery import is_wide
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, count_frames_needed
 from prefork.engines.audio.reader import SAMPLE_RATE
 from prefork.engines.base import Job, Segment, Tensors
@@ -21,8 +31,10 @@ from prefork.engines.ctc.checkpoint import DTYPES, Checkpoint, count_weights, id
 from prefork.engines.ctc.padding import choose_padding, compute_logits
 from prefork.engines.ctc.phone_head import SILENCE, STEPS
 from prefork.engines.ctc.phone_times import PhoneClock, measure_words
+from prefork.engines.ctc.phone_times import count_search_bytes as count_phone_search_bytes
 from prefork.engines.ctc.recent_emissions import Emission, find_recent
 from prefork.engines.ctc.stretch_search import REACH, StretchSearch
+from prefork.engines.ctc.untranscribed import Emissions, find_untranscribed
 from prefork.engines.errors import InputError, LoadError
 from prefork.engines.text.document import Word
 
@@ -101,7 +113,7 @@ class CTCAligner(DtypeOption, ForcedAligner):
 
     def estimate_memory(self, segment: Segment) -> int:
         """The model sees a window at a time; the waveform, the emissions and the table of the search are whole."""
-        search = max((self._count_search_bytes(s.words, s.end - s.start) for s in segment.content or ()), default=0.0)
+        search = max((self._count_most_bytes(s.words, s.end - s.start) for s in segment.content or ()), default=0.0)
         window = estimate_encoder(self._checkpoint.config, min(segment.seconds, WINDOW_SECONDS), self._clock.frame)
         waveform = 2 * 4 * SAMPLE_RATE * segment.seconds
         emission = 2 * 4 * self._checkpoint.count_outputs() * segment.seconds / self._clock.frame
@@ -123,6 +135,13 @@ class CTCAligner(DtypeOption, ForcedAligner):
         """torchaudio keeps a byte for each frame and each token or blank; the emissions are copied for the wildcard."""
         frames, needed = seconds / self._clock.frame, count_frames_needed(words, self._vocabulary)
         return float(frames * (2 * needed + 1) + 2 * frames * self._checkpoint.config.vocab_size * 4)
+
+    def _count_most_bytes(self, words: Sequence[str], seconds: float) -> float:
+        """Of the search for letters, or that for phones, which comes after it."""
+        phones = 0.0
+        if self._checkpoint.pronunciations is not None:
+            phones = count_phone_search_bytes(words, STEPS * seconds / self._clock.frame)
+        return max(self._count_search_bytes(words, seconds), phones)
 
     def example(self) -> Tensors:
         return {"waveform": make_tone(_EXAMPLE_SECONDS)}
@@ -273,6 +292,27 @@ class CTCAligner(DtypeOption, ForcedAligner):
         return StretchSearch(
             stretch, output["log_probs"], origin, self._vocabulary, self._clock, self.low, measure
         ).align()
+
+    def find_untranscribed(
+        self, stretch: Stretch, line: TranscriptLine, words: Sequence[Word], output: Tensors, segment: Segment
+    ) -> Sequence[UntranscribedSpeech]:
+        """Within the line's own times, or within its words where it has none, or they say little."""
+        heard = self.read_emissions(output, segment)
+        if heard is None or not words:
+            return ()
+        start, end = words[0].start, words[-1].end
+        assert start is not None and end is not None
+        if stretch.timed and not is_wide(line.words, line.start, line.end):
+            start, end = line.start, line.end
+        return find_untranscribed(words, heard, start, end)
+
+    def read_emissions(self, output: Tensors, segment: Segment) -> Emissions | None:
+        """What `infer` made of the segment; None if the model does not tell phones apart."""
+        pronunciations = self._checkpoint.pronunciations
+        if pronunciations is None:
+            return None
+        origin = round(segment.start / self._clock.frame) * self._clock.frame
+        return Emissions(output["log_probs"], output["phones"], self._vocabulary, self._clock, pronunciations, origin)
 
     def identify_model(self) -> Hashable:
         return ("ctc", str(self._checkpoint.folder), self._dtype)

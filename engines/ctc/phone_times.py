@@ -29,12 +29,14 @@ _BEYOND = 6.0  # nats for each step that it is further away
 _OTHER = 2.0  # nats for each step that is taken to be another word's speech,
 _INSIDE = 6.0  # and more where the words' letters are
 _NO_PAUSE = 8.0  # nats for a step between two words in which there is no pause
+_FREE = 2.0  # nats for each step that is taken to be a word that is not written
 _SHORTEST = 3  # steps of a pause
 _MOST_GAP = 6.0  # nats that a step counts when something else is heard there
 _EVEN, _SLOPE = 6.46, 1.07  # the doubt at which a word may as well be wrong, and how fast that becomes certain
 _NEVER = -1e4  # log-probability of what cannot be
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
+Places = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,14 @@ def measure_words(
     return separate_words(measured, clock.origin, min(clock.origin + len(phones) * clock.step, limit))
 
 
+def count_search_bytes(words: Sequence[str], steps: float) -> float:
+    """What `measure_words` takes at the most, in bytes: what is heard, and what is sought with torchaudio's table of
+    it. A word has about as many phones as letters. steps: rows of phones over which the words are."""
+    some = (words[max(0, first - 1) : first + _MOST + 1] for first in range(0, len(words), _MOST))
+    sought = max((sum(len(word) + 1 for word in part) for part in some), default=0)
+    return steps * (2 * 4 * (1 + len(PHONES)) + (4 + 2) * (sought + 1))
+
+
 def _measure_some(
     words: Sequence[Word], phones: torch.Tensor, clock: PhoneClock, pronunciations: Pronunciations
 ) -> list[Word]:
@@ -103,6 +113,58 @@ def _measure_some(
     for one in _list_heard(_score(scores, sought, words, here), scores, sought):
         heard[one.sought.word].append(one)
     return [_move(word, own, here) for word, own in zip(words, heard, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechBetween:
+    """What is heard between two words, or before the first or after the last, that is none of theirs. start, end:
+    seconds from its first phone to its last; if there is none, from word to word. nats: by how much its steps are
+    likelier to be some phone than none, in all."""
+
+    start: float
+    end: float
+    nats: float
+
+
+def hear_between(
+    words: Sequence[Word],
+    phones: torch.Tensor,
+    clock: PhoneClock,
+    pronunciations: Pronunciations,
+    start: float,
+    end: float,
+) -> list[SpeechBetween]:
+    """Before each of the words, and after the last: a path through their phones may leave them for any other, from
+    `start` to `end`, seconds.
+
+    words: in order, with the times of their phones. phones, clock: as `measure_words` takes them.
+    """
+    begin, last = _span(words)
+    first = max(0, math.floor((min(begin, start) - _REACH - clock.origin) / clock.step))
+    stop = min(len(phones), math.ceil((max(last, end) + _REACH - clock.origin) / clock.step))
+    scores = phones[first:stop].float().numpy()
+    sought = _list_sought(words, pronunciations)
+    if len(scores) < len(sought):
+        return []
+    here = replace(clock, origin=clock.origin + first * clock.step)
+    times = here.origin + here.step * (np.arange(len(scores)) + 0.5)
+    free = np.where((times >= start) & (times < end), scores[:, SILENCE + 1 :].max(axis=1) - _FREE, _NEVER)
+    silence = scores[:, SILENCE]
+    rows = _score(scores, sought, words, here)
+    gaps = [place for place, one in enumerate(sought, 1) if one.kind in (_Kind.PAUSE, _Kind.OTHER)]
+    rows[:, gaps] = np.maximum(np.maximum(silence, -_NO_PAUSE), free)[:, None]
+    path = _find_path(rows)
+    firsts = np.searchsorted(path, np.arange(1, len(sought) + 2))
+    nats = np.clip(free - silence, 0, _MOST_GAP)
+    edges = [start, *(edge for word in words for edge in _span([word])), end]
+    heard = []
+    for index, place in enumerate(gaps):
+        spoken = firsts[place - 1] + np.flatnonzero(nats[firsts[place - 1] : firsts[place]])
+        low, high = sorted(edges[2 * index : 2 * index + 2])
+        if len(spoken):
+            low, high = (float(times[step]) + side * here.step / 2 for step, side in ((spoken[0], -1), (spoken[-1], 1)))
+        heard.append(SpeechBetween(low, high, float(nats[spoken].sum())))
+    return heard
 
 
 def _list_sought(words: Sequence[Word], pronunciations: Pronunciations) -> list[_Sought]:
@@ -136,8 +198,7 @@ def _score(scores: Scores, sought: Sequence[_Sought], words: Sequence[Word], clo
 
 def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list[_Heard]:
     """Each phone and unknown word. rows: of what is sought; scores: of all columns."""
-    path, _ = forced_align(torch.from_numpy(rows)[None], torch.arange(1, len(sought) + 1).int()[None], blank=0)
-    firsts: list[int] = np.searchsorted(path[0].numpy(), np.arange(1, len(sought) + 2)).tolist()
+    firsts: list[int] = np.searchsorted(_find_path(rows), np.arange(1, len(sought) + 2)).tolist()
     spoken = [place for place, one in enumerate(sought) if one.kind in (_Kind.PHONE, _Kind.UNKNOWN)]
     starts, stops = ({place: float(firsts[place + after]) for place in spoken} for after in (0, 1))
     # A phone lasts a step at least, however little is heard of it: around the middle of those of its path.
@@ -173,6 +234,14 @@ def _list_heard(rows: Scores, scores: Scores, sought: Sequence[_Sought]) -> list
         gap = float(np.minimum(scores[steps].max(axis=1) - own, _MOST_GAP).mean())
         heard.append(_Heard(sought[place], starts[place], stops[place], float(np.exp(own).mean()), gap))
     return heard
+
+
+def _find_path(rows: Scores) -> Places:
+    """(steps,) the place of what is sought at each step. rows: (steps, 1 + sought)."""
+    places = torch.arange(1, rows.shape[1]).int()
+    path, _ = forced_align(torch.from_numpy(rows)[None], places[None], blank=0)
+    found: Places = path[0].numpy()
+    return found
 
 
 def _meet(before: Scores, after: Scores, first: int, end: int) -> float:

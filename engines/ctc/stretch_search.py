@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prefork.engines.alignment.forced_aligner import Stretch, rate
+from prefork.engines.alignment.confidence import rate
+from prefork.engines.alignment.forced_aligner import Stretch
 from prefork.engines.alignment.recovery import LOW, is_wide
 from prefork.engines.alignment.viterbi import Clock, Vocabulary, align_words, count_frames_needed
 from prefork.engines.alignment.windows import widen

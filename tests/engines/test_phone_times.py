@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from prefork.engines.ctc.aligner import EMBEDDED
 from prefork.engines.ctc.checkpoint import load_model, open_checkpoint
 from prefork.engines.ctc.phone_head import PHONES, SILENCE
-from prefork.engines.ctc.phone_times import PhoneClock, measure_words
+from prefork.engines.ctc.phone_times import PhoneClock, count_search_bytes, measure_words
 from prefork.engines.ctc.pronunciations import FILE, Pronunciations
 from prefork.engines.errors import LoadError
 from prefork.engines.text.document import Character, Timing, Word
@@ -201,9 +201,11 @@ def test_words_that_lie_minutes_apart_take_little_memory() -> None:
     tracemalloc.start()
     try:
         measure_words(words, heard, CLOCK, SPOKEN, 700.0)
-        assert tracemalloc.get_traced_memory()[1] < 90e6
+        peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    assert peak < 90e6
+    assert peak < count_search_bytes([word.text for word in words], len(heard)) < 2.5 * peak
 
 
 def test_a_model_that_tells_phones_apart_needs_its_pronunciations(tmp_path: Path) -> None:
