@@ -27,6 +27,7 @@ from prefork.run.shards import MOST, Shard
 _SECONDS = 5.0  # between two times that a run writes it
 _MOST_CORPORA = 50
 _MOST_PROBLEMS = 1000
+_REMEDY = "repeat the command that wrote it: what its outputs prove to be done stays done"
 _NAME = re.compile(r"status(?:-(\d+)-of-(\d+))?\.json")
 
 
@@ -237,7 +238,9 @@ def read_folder(root: Path) -> FolderStatus:
     unknown = max(0, everything - sum(run.status.jobs for run in runs.values())) if missing else 0
     for number in missing:
         nothing = RunStatus(newest.command, "", 0.0, 0.0, number, newest.count, unit=newest.unit)
-        runs[number] = ShownRun(nothing, "not begun")
+        path = folder / f"status{Shard(number, newest.count).suffix}.json"
+        problem = f"{path}: cannot be read; {_REMEDY}" if path.exists() else ""
+        runs[number] = ShownRun(nothing, "unreadable" if problem else "not begun", problem=problem)
     return FolderStatus([runs[number] for number in sorted(runs)], unknown)
 
 
@@ -250,8 +253,7 @@ def _look(root: Path, status: RunStatus) -> ShownRun:
         failed, done = _read_journal(journal, status.started)
     except (*DATABASE_ERRORS, ValueError) as error:
         reason = " ".join(str(error).split())
-        remedy = "repeat the command that wrote it: what its outputs prove to be done stays done"
-        return ShownRun(status, "unreadable", status.problems, f"{journal}: cannot be read ({reason}); {remedy}")
+        return ShownRun(status, "unreadable", status.problems, f"{journal}: cannot be read ({reason}); {_REMEDY}")
     failures = {**status.problems, **failed}
     if not status.ended and status.unit == "files":  # it was killed since it last wrote
         status = replace(status, done=max(status.done, done), failed=max(status.failed, len(failures)))

@@ -225,6 +225,14 @@ def test_a_damaged_journal_costs_only_itself(corpus: Path, tmp_path: Path) -> No
         first, second = runs
         assert (first["state"], second["state"]) == ("unreadable", "done")
         assert reason in first["problem"] and "problem" not in second
+    written = out / ".prefork" / "status-2-of-2.json"
+    known = written.read_bytes()
+    written.write_bytes(known[:40])
+    shown = run("status", out)
+    assert shown.returncode == 1 and f"{written}: cannot be read" in shown.stdout
+    runs = _status(out)["runs"]
+    assert [one["state"] for one in runs] == ["unreadable", "unreadable"]
+    written.write_bytes(known)
     assert run("align", corpus, out, *SCRIPT, "--shard", "1/3").returncode == 0
     journal.rmdir()
     journal.write_bytes(whole)
