@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from prefork.engines.text.document import Utterance, Word
 
@@ -12,6 +15,7 @@ from prefork.engines.text.document import Utterance, Word
 LOW_WORD = 0.03  # score of a word below which it is named
 SURE_SPEECH = 0.955  # score of untranscribed speech from which on it is named
 _LISTED = 3  # words, or places, that a warning names
+_NAMED = 10  # utterances that are named where most are doubtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +41,69 @@ def doubt(
     """What there is to say about utterances of which a word is probably not said; where nothing says so of single
     words, about those whose words' mean score is low; and about those in which something else is said.
 
-    heard: for the index of an utterance, what is said there besides. What lies in other utterances is theirs.
+    heard: for the index of an utterance, what is said there besides. What lies in other utterances is theirs, and what
+    the transcript has as an event is no fault. Where most utterances are doubtful, the transcript is probably of
+    another recording: the first of them are named, and nothing that is said besides.
     """
-    warnings, rated, low_rated = [], 0, 0
+    doubtful = {index: text for index, u in enumerate(utterances) if (text := _doubt_words(u, low)) is not None}
+    rated = sum(rate(utterance.words) is not None for utterance in utterances)
+    if len(doubtful) * 2 > rated > 1:
+        named = [_name(index, utterances[index]) + text for index, text in list(doubtful.items())[:_NAMED]]
+        reason = f"{len(doubtful)} of {rated} utterances have a low confidence"
+        return [*named, f"{reason}; check that the transcript is of this recording"]
+    besides = _list_besides(utterances, heard or {})
+    warnings = []
     for index, utterance in enumerate(utterances):
-        mean = rate(utterance.words)
-        if mean is None:
-            continue
-        rated += 1
-        what = f"utterance {index + 1} ({utterance.text[:40].strip()})"
-        scores = [word.score for word in utterance.words if word.phones and word.score is not None]
-        doubtful = _list_doubtful(utterance.words)
-        if doubtful:
-            listed = _list(list(dict.fromkeys(utterance.words[place].text for place in doubtful)))
-            warnings.append(f"{what}: low confidence ({min(scores):.2f}) in: {listed}; check text and times")
-        elif not scores and mean < low:
-            warnings.append(f"{what}: low confidence ({mean:.2f}); check its times")
-        low_rated += bool(doubtful) or (not scores and mean < low)
-        besides = [
-            speech
-            for speech in (heard or {}).get(index, ())
-            if speech.score >= SURE_SPEECH
-            and not {speech.place - 1, speech.place} & set(doubtful)  # that word is another: the speech is known
-            and not _is_of_others(speech, index, utterances)
-        ]
-        if besides:
-            listed = _list([_name_place(speech.place, utterance.words) for speech in besides])
-            warnings.append(f"{what}: speech {listed} is not in the transcript; check text and times")
-    if low_rated * 2 > rated > 1:
-        reason = f"{low_rated} of {rated} utterances have a low confidence"
-        warnings.append(f"{reason}; check that the transcript is of this recording")
+        if index in doubtful:
+            warnings.append(_name(index, utterance) + doubtful[index])
+        if index in besides:
+            listed = _list([_name_place(place, utterance.words) for place in besides[index]])
+            warnings.append(
+                f"{_name(index, utterance)}: speech {listed} is not in the transcript; check text and times"
+            )
     return warnings
+
+
+def _name(index: int, utterance: Utterance) -> str:
+    return f"utterance {index + 1} ({utterance.text[:40].strip()})"
+
+
+def _doubt_words(utterance: Utterance, low: float) -> str | None:
+    """What there is to say about an utterance's words, if anything."""
+    mean = rate(utterance.words)
+    if mean is None:
+        return None
+    scores = [word.score for word in utterance.words if word.phones and word.score is not None]
+    if doubtful := _list_doubtful(utterance.words):
+        listed = _list(list(dict.fromkeys(utterance.words[place].text for place in doubtful)))
+        return f": low confidence ({min(scores):.2f}) in: {listed}; check text and times"
+    return f": low confidence ({mean:.2f}); check its times" if not scores and mean < low else None
+
+
+def _list_besides(
+    utterances: Sequence[Utterance], heard: Mapping[int, Sequence[UntranscribedSpeech]]
+) -> dict[int, list[int]]:
+    """For the index of an utterance, the places in it where something else is said. Not beside a word that is probably
+    another: that speech is known; nor where another utterance is: bullets often reach into those of others."""
+    spans = np.array(
+        [(math.inf, -math.inf) if u.start is None or u.end is None else (u.start, u.end) for u in utterances]
+    )
+    besides: dict[int, list[int]] = {}
+    for index, speeches in heard.items():
+        utterance = utterances[index]
+        if rate(utterance.words) is None:
+            continue
+        known = {place for word in _list_doubtful(utterance.words) for place in (word, word + 1)}
+        known |= {place for place, _ in utterance.events}
+        for speech in speeches:
+            if speech.score < SURE_SPEECH or speech.place in known:
+                continue
+            middle = (speech.start + speech.end) / 2
+            others = (spans[:, 0] <= middle) & (middle <= spans[:, 1])
+            others[index] = False
+            if not others.any():
+                besides.setdefault(index, []).append(speech.place)
+    return besides
 
 
 def _list_doubtful(words: Sequence[Word]) -> list[int]:
@@ -86,15 +122,3 @@ def _name_place(place: int, words: Sequence[Word]) -> str:
     if place == len(words):
         return f'after "{words[-1].text}"'
     return f'between "{words[place - 1].text}" and "{words[place].text}"'
-
-
-def _is_of_others(speech: UntranscribedSpeech, index: int, utterances: Sequence[Utterance]) -> bool:
-    """Whether another utterance is where the middle of it is: bullets often reach into those of others."""
-    middle = (speech.start + speech.end) / 2
-    return any(
-        other != index
-        and utterance.start is not None
-        and utterance.end is not None
-        and utterance.start <= middle <= utterance.end
-        for other, utterance in enumerate(utterances)
-    )

@@ -118,7 +118,7 @@ class Utterance:
     text: the line as it is written, without speaker and times. start, end: seconds, None without times. missing: it
     was looked for in the recording and is not there; it stays without times. tokens: what its grammar is made of; none
     where the text has yet to be tokenised, or has no words. language: ISO 639-3 code, if it is not the document's
-    first. analysed: the transcript had its grammar already when it was read. events: what a plain text says is heard
+    first. analysed: the transcript had its grammar already when it was read. events: what the transcript says is heard
     besides, each behind so many of the words: (0, "music").
     """
 

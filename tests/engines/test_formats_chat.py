@@ -67,6 +67,24 @@ def test_words_are_what_the_speaker_utters(tmp_path: Path, main: str, words: str
 
 
 @pytest.mark.parametrize(
+    ("main", "events"),
+    [
+        ("&=laughs hello (.) there &=imit:dog .", ((0, "laughs"), (2, "imit"))),
+        ("<so I> [/] &*MOT:mhm so .", ((2, "said"),)),
+        (f"I &-um {B}1_2{B} &+fr 0is , &=coughs:loudly xxx .", ((3, "coughs"),)),
+        ("very [x 3] good .", ((0, "repetition"), (1, "repetition"), (2, "repetition"))),
+        ("no event [% &=laughs] .", ()),
+    ],
+)
+def test_events_are_what_is_heard_besides_the_words(
+    tmp_path: Path, main: str, events: tuple[tuple[int, str], ...]
+) -> None:
+    document = read(tmp_path, make(f"*CHI:\t{main}"))
+    assert document.utterances[0].events == events
+    assert rewrite(tmp_path, make(f"*CHI:\t{main}")).count("&=") == main.count("&=")
+
+
+@pytest.mark.parametrize(
     ("main", "wor"),
     [
         ("<I want> [/] I go ?", "I 0_400 want 500_900 I 1000_1400 go 1500_1900 ?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,23 @@ def test_a_word_that_another_is_said_for_is_named_once() -> None:
     speech = [UntranscribedSpeech(place, place - 0.2, place - 0.1, SURE) for place in (1, 2, 3)]
     first, second = doubt([one], 0.3, {0: speech})
     assert "in: dog;" in first and 'speech after "runs" is' in second
+
+
+def test_what_the_transcript_has_as_an_event_is_no_fault() -> None:
+    one = replace(make_utterance("the dog runs", 0.0), events=((1, "laughs"),))
+    speech = [UntranscribedSpeech(place, place - 0.2, place - 0.1, SURE) for place in (1, 2)]
+    (warning,) = doubt([one], 0.3, {0: speech})
+    assert 'speech between "dog" and "runs" is not' in warning
+
+
+def test_a_transcript_of_another_recording_gets_few_warnings_and_none_of_what_is_said_besides() -> None:
+    utterances = [make_utterance("the dog runs", 4.0 * i, [LOW_WORD / 2, 0.9, 0.9]) for i in range(300)]
+    heard = {i: [UntranscribedSpeech(3, 4.0 * i + 2.9, 4.0 * i + 3.1, SURE)] for i in range(300)}
+    *named, last = doubt(utterances, 0.3, heard)
+    assert 1 <= len(named) <= 20 and all("low confidence" in warning for warning in named)
+    assert last == "300 of 300 utterances have a low confidence; check that the transcript is of this recording"
+    rest = [make_utterance("the dog runs", 4.0 * i) for i in range(300, 601)]
+    assert len(doubt(utterances + rest, 0.3, heard)) == 600
 
 
 def test_transcripts_that_lack_words_may_well_be_of_this_recording() -> None:

@@ -48,6 +48,7 @@ _CLASSES = "UC|MC|WC|LI"
 _SES = re.compile(  # of an @ID, as chatter has it; rustling knows a few of these, and one of them
     rf"^((?:[^|]*\|){{6}})\s*(?:(?:{_ETHNICITIES})(?:\s*[ ,]\s*(?:{_CLASSES}))?|{_CLASSES})\s*(?=\|)"
 )
+_TIMES = re.compile(r"\[x \d+\]")
 _SOUND = "\ufdd0"  # a character that no text has; marks what is a sound, but no word of %wor
 _INNER_BULLET = "&=\ufdd1"
 _IN_WORDS = frozenset("'\u2019-_.·\u200c\u200d")  # besides letters, their marks, and digits
@@ -169,7 +170,8 @@ def _make_readable(main: str) -> str:
     main = _OBSOLETE.sub(lambda word: word[1][0] * 3, main)
     main = re.sub(r"(?<!\w)&[+~](?=\S)", _SOUND, main)
     main = re.sub(r"&\*\w+:[\w:+-]*", "&=said", main)
-    main = re.sub(r"\[x \d+\]", "[= times]", main)
+    main = re.sub(r"(&=\w+):[^\s<>\[\]]+", r"\1", main)  # rustling hears nothing of `&=imit:dog`
+    main = _TIMES.sub("[= times]", main)
     return re.sub(r"([⌈⌉⌊⌋])[2-9](?!\d)", r"\1", main)  # the number of an overlap, which may touch a word
 
 
@@ -237,7 +239,31 @@ def _make_utterance(tier: Tier, dependents: set[str], parsed: Parsed, languages:
         Word(token.text) for token in list_chat_tokens(parsed) if token.kind in (ChatKind.WORD, ChatKind.SOUND)
     )
     tokens, language = list_tokens(tier.text, languages, fixed=not dependents.isdisjoint(WORD_TIERS))
-    return Utterance(text, words, parsed.participant, start, end, tokens=tokens, language=language, analysed=analysed)
+    events = tuple(_list_events(parsed, len(words) if _TIMES.search(tier.text) else 0))
+    return Utterance(
+        text,
+        words,
+        parsed.participant,
+        start,
+        end,
+        tokens=tokens,
+        language=language,
+        analysed=analysed,
+        events=events,
+    )
+
+
+def _list_events(parsed: Parsed, repeated: int) -> Iterator[tuple[int, str]]:
+    """What is heard besides the words, each behind so many of them. repeated: words among which some are said more
+    often than they are written."""
+    words = 0
+    for text in (parsed.audible or "").split():
+        if text.startswith("&=") and text != _INNER_BULLET:
+            yield words, text.removeprefix("&=")
+        elif not text.startswith(("&", "{", "}")) and _clean(text):
+            words += 1
+    if repeated:
+        yield from ((place, "repetition") for place in range(repeated + 1))
 
 
 def list_chat_tokens(parsed: Parsed) -> list[ChatToken]:
