@@ -294,6 +294,22 @@ def test_recordings_are_sent_to_a_machine_that_does_not_see_them_and_a_full_disk
     assert "machine full does not take part" in list_notes(events)
 
 
+def test_an_input_that_is_gone_meanwhile_costs_itself_alone_and_no_machine_counts_as_blind(
+    lab: Lab, corpus: Path, tmp_path: Path
+) -> None:
+    """A long recording's tasks could go to no machine that does not see the files."""
+    write_wav(write_script(corpus, "long", *["sleep"] * 100).with_suffix(".wav"), 601)
+    process = lab.begin(corpus, tmp_path / "out")
+    wait_for((tmp_path / "out/.prefork/status.json").exists)
+    (corpus / "job7.txt").unlink()
+    lab.join("machine")
+    events = read_events(process)
+    assert list(events[-1]["failed"]) == ["job7.txt"]
+    assert "has changed since this run began" in events[-1]["failed"]["job7.txt"]
+    assert events[-1]["done"] == 8
+    assert "does not see" not in list_notes(events)
+
+
 def test_a_data_set_is_computed_by_machines_and_written_by_the_driver(lab: Lab, tmp_path: Path) -> None:
     write_rows(tmp_path / "in/a.parquet", [f"say {'x' * n}" for n in range(1, 9)])
     write_rows(tmp_path / "in/b.parquet", [f"say {'y' * n}" for n in range(1, 5)])
