@@ -180,7 +180,9 @@ def _start_local(count: int) -> Iterator[Place]:
             command = [sys.executable, "-m", "prefork", "join", str(folder / "scheduler.json"), "--wait", "0"]
             limit = int(read_memory().limit / count)
             options = ["--name", f"local{number}", "--memory-limit", f"{limit / 1e6:.0f}MB"]
-            machine = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+            # A session of its own: a terminal's Ctrl-C is the driver's alone, who tells the machines when it is time.
+            streams = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": printed}
+            machine = subprocess.Popen([*command, *options], **streams, start_new_session=True)
             machines.append(machine)
             if cores and hasattr(psutil.Process, "cpu_affinity"):
                 psutil.Process(machine.pid).cpu_affinity(cores)

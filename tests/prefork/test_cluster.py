@@ -333,6 +333,30 @@ def test_two_machines_worth_of_this_one(corpus: Path, tmp_path: Path) -> None:
     assert sum(machine["files"] for machine in machines) == 8
 
 
+@pytest.mark.exec
+@pytest.mark.skipif(os.name == "nt", reason="needs process groups of POSIX")
+def test_a_terminal_s_ctrl_c_reaches_local_machines_through_the_driver_alone(corpus: Path, tmp_path: Path) -> None:
+    """What they have begun they may end, and they leave nothing."""
+    write_script(corpus, "last", *["sleep"] * 400)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = ["align", corpus, tmp_path / "out", *SCRIPT, "--json", "--cluster", "local:1"]
+    process = subprocess.Popen(
+        [*PREFORK, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        start_new_session=True,
+    )
+    wait_for_event(process, "done")
+    os.killpg(process.pid, signal.SIGINT)
+    events = read_events(process)
+    assert process.returncode == 130
+    assert "has left" not in list_notes(events)
+    assert not list(temporary.glob("prefork-*"))
+
+
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
