@@ -56,7 +56,8 @@ dask.config.set(
 )
 
 
-logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
+for _logger in ("distributed", "distributed.client"):  # Dask gives the second a level of its own
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
 class QuietScheduler(Scheduler):

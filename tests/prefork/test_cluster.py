@@ -253,6 +253,21 @@ def test_ctrl_c_ends_in_order(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     assert events[-1]["unfinished"] and not events[-1]["failed"]
 
 
+def test_where_the_scheduler_is_lost_the_run_ends_with_the_remedy_and_nothing_else(
+    lab: Lab, corpus: Path, tmp_path: Path
+) -> None:
+    write_script(corpus, "last", *["sleep"] * 400)
+    lab.join("machine", "--wait", "0")
+    process = lab.begin(corpus, tmp_path / "out")
+    wait_for_event(process, "done")
+    lab.scheduler.kill()
+    lab.file.unlink()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "the scheduler of the cluster cannot be reached any more; start it" in output
+    assert "distributed" not in output
+
+
 def test_a_machine_with_another_version_is_refused_with_the_difference(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(SCRIPT_ENGINE, other)
