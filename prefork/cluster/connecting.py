@@ -182,8 +182,13 @@ def _start_local(count: int) -> Iterator[Place]:
             limit = int(read_memory().limit / count)
             options = ["--name", f"local{number}", "--memory-limit", f"{limit / 1e6:.0f}MB"]
             # A session of its own: a terminal's Ctrl-C is the driver's alone, who tells the machines when it is time.
-            streams = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": printed}
-            machine = subprocess.Popen([*command, *options], **streams, start_new_session=True)
+            machine = subprocess.Popen(
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                start_new_session=True,
+            )
             machines.append(machine)
             if cores and hasattr(psutil.Process, "cpu_affinity"):
                 psutil.Process(machine.pid).cpu_affinity(cores)
