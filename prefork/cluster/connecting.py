@@ -56,7 +56,8 @@ dask.config.set(
 )
 
 
-logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
+for _logger in ("distributed", "distributed.client"):  # Dask gives the second a level of its own
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
 class QuietScheduler(Scheduler):
@@ -180,7 +181,14 @@ def _start_local(count: int) -> Iterator[Place]:
             command = [sys.executable, "-m", "prefork", "join", str(folder / "scheduler.json"), "--wait", "0"]
             limit = int(read_memory().limit / count)
             options = ["--name", f"local{number}", "--memory-limit", f"{limit / 1e6:.0f}MB"]
-            machine = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+            # A session of its own: a terminal's Ctrl-C is the driver's alone, who tells the machines when it is time.
+            machine = subprocess.Popen(
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                start_new_session=True,
+            )
             machines.append(machine)
             if cores and hasattr(psutil.Process, "cpu_affinity"):
                 psutil.Process(machine.pid).cpu_affinity(cores)

@@ -28,7 +28,7 @@ from prefork.cluster.machine import MachinePlugin
 from prefork.cluster.messages import PLUGIN, TOPIC, Answer, MachineReport, Session, describe_version
 from prefork.cluster.orders import Orders
 from prefork.cluster.watching import reserve
-from prefork.cluster.work import Done, Work, Writer, explain_size
+from prefork.cluster.work import Done, Work, Writer, explain_size, find_change
 from prefork.engines.base import InputError, Job, LoadError
 from prefork.errors import Stopped, WorkerDied
 from prefork.pool.jobs import Course
@@ -152,7 +152,7 @@ class Cluster:
     def _answer(self, address: str, number: int, data: bytes) -> None:
         self._events.put(partial(self._take_answer, address, number, data))
 
-    def _fail(self, number: int, error: OSError) -> None:
+    def _fail(self, number: int, error: Exception) -> None:
         self._events.put(partial(self._take_unread, number, error))
 
     # -- the cluster's thread ------------------------------------------------------------------------------------------
@@ -265,12 +265,12 @@ class Cluster:
         if number is not None:
             self._orders.take(number)
 
-    def _take_unread(self, number: int, error: OSError) -> None:
+    def _take_unread(self, number: int, error: Exception) -> None:
         """A file could not be read that was to be sent."""
         given = self._orders.take(number)
         if given is not None and not given[0].over:
             self._drop(given[0])
-            given[0].payload.fail(error)
+            given[0].payload.fail(find_change(given[0].payload.order.job) or error)
 
     def _take_answer(self, address: str, number: int, data: bytes) -> None:
         answer: Answer = pickle.loads(data)
@@ -285,6 +285,10 @@ class Cluster:
         work: Work = unit.payload
         del work.numbers[address]
         if answer.unseen:
+            if (change := find_change(work.order.job)) is not None:  # it is not there for anybody any more
+                self._drop(unit)
+                work.fail(change)
+                return
             if not machine.blind:
                 machine.blind = True
                 self._notice(f"machine {machine.name} does not see {answer.unseen}; recordings are sent to it")

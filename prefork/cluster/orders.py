@@ -31,7 +31,7 @@ class Orders:
         client: Client,
         session: str,
         hear: Callable[[str, int, bytes], None],
-        fail: Callable[[int, OSError], None],
+        fail: Callable[[int, Exception], None],
     ) -> None:
         """hear: gets a machine's address, the number of its order, and its answer, pickled. fail: the number of an
         order whose files cannot be read. Both are called in other threads."""
@@ -103,5 +103,5 @@ class Orders:
         try:
             whole = replace(order, contents={s.path: Path(s.path).read_bytes() for s in order.job.states})
             self._post([(address, number, pickle.dumps(whole, pickle.HIGHEST_PROTOCOL))])
-        except OSError as error:  # a file is gone
+        except Exception as error:  # noqa: BLE001  a file is gone, or there is no memory for it: nobody else says so
             self._fail(number, error)

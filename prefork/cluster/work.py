@@ -104,6 +104,15 @@ def make_absolute(job: Job) -> Job:
     return replace(job, source=job.source.absolute(), media=media, states=states)
 
 
+def find_change(job: Job) -> InputError | None:
+    """What is the matter with one of its files here, where the run has found it; None if it is as it was."""
+    try:
+        job.check_files()
+    except InputError as error:
+        return error
+    return None
+
+
 def explain_size(job: Job) -> InputError:
     """Of one that no machine sees, and that is too large to be sent."""
     size = sum(state.size for state in job.states)

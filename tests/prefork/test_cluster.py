@@ -253,6 +253,21 @@ def test_ctrl_c_ends_in_order(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     assert events[-1]["unfinished"] and not events[-1]["failed"]
 
 
+def test_where_the_scheduler_is_lost_the_run_ends_with_the_remedy_and_nothing_else(
+    lab: Lab, corpus: Path, tmp_path: Path
+) -> None:
+    write_script(corpus, "last", *["sleep"] * 400)
+    lab.join("machine", "--wait", "0")
+    process = lab.begin(corpus, tmp_path / "out")
+    wait_for_event(process, "done")
+    lab.scheduler.kill()
+    lab.file.unlink()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "the scheduler of the cluster cannot be reached any more; start it" in output
+    assert "distributed" not in output
+
+
 def test_a_machine_with_another_version_is_refused_with_the_difference(lab: Lab, corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(SCRIPT_ENGINE, other)
@@ -294,6 +309,22 @@ def test_recordings_are_sent_to_a_machine_that_does_not_see_them_and_a_full_disk
     assert "machine full does not take part" in list_notes(events)
 
 
+def test_an_input_that_is_gone_meanwhile_costs_itself_alone_and_no_machine_counts_as_blind(
+    lab: Lab, corpus: Path, tmp_path: Path
+) -> None:
+    """A long recording's tasks could go to no machine that does not see the files."""
+    write_wav(write_script(corpus, "long", *["sleep"] * 100).with_suffix(".wav"), 601)
+    process = lab.begin(corpus, tmp_path / "out")
+    wait_for((tmp_path / "out/.prefork/status.json").exists)
+    (corpus / "job7.txt").unlink()
+    lab.join("machine")
+    events = read_events(process)
+    assert list(events[-1]["failed"]) == ["job7.txt"]
+    assert "has changed since this run began" in events[-1]["failed"]["job7.txt"]
+    assert events[-1]["done"] == 8
+    assert "does not see" not in list_notes(events)
+
+
 def test_a_data_set_is_computed_by_machines_and_written_by_the_driver(lab: Lab, tmp_path: Path) -> None:
     write_rows(tmp_path / "in/a.parquet", [f"say {'x' * n}" for n in range(1, 9)])
     write_rows(tmp_path / "in/b.parquet", [f"say {'y' * n}" for n in range(1, 5)])
@@ -315,6 +346,30 @@ def test_two_machines_worth_of_this_one(corpus: Path, tmp_path: Path) -> None:
     machines = json.loads(done.stdout.splitlines()[-1])["machines"]
     assert [machine["name"] for machine in machines] == ["local1", "local2"]
     assert sum(machine["files"] for machine in machines) == 8
+
+
+@pytest.mark.exec
+@pytest.mark.skipif(os.name == "nt", reason="needs process groups of POSIX")
+def test_a_terminal_s_ctrl_c_reaches_local_machines_through_the_driver_alone(corpus: Path, tmp_path: Path) -> None:
+    """What they have begun they may end, and they leave nothing."""
+    write_script(corpus, "last", *["sleep"] * 400)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = ["align", corpus, tmp_path / "out", *SCRIPT, "--json", "--cluster", "local:1"]
+    process = subprocess.Popen(
+        [*PREFORK, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        start_new_session=True,
+    )
+    wait_for_event(process, "done")
+    os.killpg(process.pid, signal.SIGINT)
+    events = read_events(process)
+    assert process.returncode == 130
+    assert "has left" not in list_notes(events)
+    assert not list(temporary.glob("prefork-*"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pickle
 import queue
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Post:
         self.address = str(self.machine.address)
         self.got: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self.heard: queue.SimpleQueue[tuple[str, int, Answer]] = queue.SimpleQueue()
-        self.failed: queue.SimpleQueue[tuple[int, OSError]] = queue.SimpleQueue()
+        self.failed: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
         self.machine.stream_handlers[ORDER] = lambda session, number, data: self.got.put((number, pickle.loads(data)))
         client.run_on_scheduler(reserve, client=client.id, what="a test", version=describe_version())
         self.orders = Orders(client, session, self._hear, lambda *failed: self.failed.put(failed))
@@ -109,6 +110,15 @@ def test_a_file_that_is_gone_costs_its_own_order(post: Post, tmp_path: Path) -> 
     numbers = [post.give(JobOrder(job), contents=True) for job in jobs]
     number, error = post.failed.get(timeout=10)
     assert (number, type(error)) == (numbers[0], FileNotFoundError)
+    assert post.got.get(timeout=10)[0] == numbers[1]
+
+
+def test_a_file_that_cannot_be_read_for_another_reason_costs_its_own_order(post: Post, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "a", 100)
+    odd = replace(job, states=(replace(job.states[0], path="a\0b"),))
+    numbers = [post.give(JobOrder(job), contents=True) for job in (odd, job)]
+    number, error = post.failed.get(timeout=10)
+    assert (number, type(error)) == (numbers[0], ValueError)
     assert post.got.get(timeout=10)[0] == numbers[1]
 
 
