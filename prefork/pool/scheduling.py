@@ -13,8 +13,9 @@ from prefork.pool.actions import Complete, Interrupt, Outbox, PassOn, SendWorker
 from prefork.pool.call_scheduling import CallScheduler
 from prefork.pool.events import CallEnded, CallGave
 from prefork.pool.models import Models
+from prefork.pool.nearness import put_near_first
 from prefork.pool.policy import Policy
-from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle, put_near_first
+from prefork.pool.tasks import ATTEMPTS, CANCELLED, HangLimit, NotBegun, Task, TaskQueue, bundle
 from prefork.pool.workers import Death, Worker
 from prefork.wire.exceptions import unpickle_error
 from prefork.wire.messages import (
@@ -365,8 +366,8 @@ class Scheduler:
         filling = self._list_filling() if waiting else set()
         ready: Iterator[Task] = (task for task in tasks if not (task.engine in filling and task.can_join))
         if worker is not None:
-            others = {other.place for other in self._workers.all.values() if other is not worker and other.place}
-            ready = put_near_first(ready, worker.place, others)
+            others = [other.near for other in self._workers.all.values() if other is not worker]
+            ready = put_near_first(ready, worker.near, others)
         return self._policy.select(ready, self._list_holders())
 
     def _list_holders(self) -> list[Holder]:
@@ -391,7 +392,7 @@ class Scheduler:
     def _give(self, worker: Worker, task: Task, idle: int = 0) -> None:
         """idle: workers besides this one."""
         worker.task, worker.last_message, task.position = task, self._outbox.now, 0.0
-        worker.place = task.place or worker.place
+        worker.near.note(task)
         worker.predicted = self._policy.admit(task, worker.name, worker.idle_bytes)
         if task.name == "call":
             self.calls.give(worker, task, idle)

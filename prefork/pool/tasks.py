@@ -8,7 +8,7 @@ import itertools
 import pickle
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,6 +100,11 @@ class Task:
         self.ended = None
         self.withdraw()
 
+    @property
+    def job(self) -> tuple[int, ...]:
+        """The rank of the job that it is a task of."""
+        return self.order[:1]
+
     def describe(self) -> bytes:
         """What the worker is sent: the task's name and its arguments. Items come with their numbers."""
         rest = () if self.items is None else (self.rest,)
@@ -190,18 +195,6 @@ def split_finished(parts: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Of the parts of a bundle that are still wanted, those that are finished, and those that are not."""
     wanted = [part for part in parts if not part.cancelled]
     return [part for part in wanted if part.is_finished], [part for part in wanted if not part.is_finished]
-
-
-def put_near_first(tasks: Iterator[Task], place: str, others: Set[str]) -> Iterator[Task]:
-    """Of tasks that read parts of data sets, first those of the part that a worker has read, then those of parts that
-    no other has; in their order otherwise. All other tasks keep their places. place: of the worker; others: theirs."""
-    first = next(tasks, None)
-    if first is None:
-        return iter(())
-    found = itertools.chain([first], tasks)
-    if not first.place:
-        return found
-    return iter(sorted(found, key=lambda task: 0 if task.place == place else 1 + (task.place in others)))
 
 
 Select = Callable[[Iterator[Task]], Task | None]

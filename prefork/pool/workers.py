@@ -22,6 +22,7 @@ from prefork.pool.actions import (
     TakeCallsBack,
 )
 from prefork.pool.events import WorkerReaped, ZygoteExited
+from prefork.pool.nearness import Near
 from prefork.pool.tasks import Task
 from prefork.wire.endings import CUT_OFF, UNENDED, describe_end, find_fatal_line
 from prefork.wire.exceptions import describe_error
@@ -64,7 +65,7 @@ class Worker:
     memory: Memory | None = None
     idle_bytes: int = 0  # bytes of its own after its last task
     first_idle_bytes: int = 0  # and after its first
-    place: str = ""  # the part of a data set that it has read last
+    near: Near = field(default_factory=Near)
 
     @property
     def name(self) -> str:
