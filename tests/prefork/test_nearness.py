@@ -91,9 +91,10 @@ def test_a_job_s_tasks_are_one_worker_s_where_there_are_jobs_for_all(workers: in
         if left:  # else who has nothing to do helps others
             by[job].add(number)
         machine.finish(number)
-        if step < 3:  # the worker may have another task by now, as when a chunk is done
+        machine.feed(ev.Tick())  # it has another task by now
+        if step < 3:
             submit(job, step + 1)
-        machine.feed(ev.Tick())
+            machine.feed(ev.Tick())
     assert machine.ended == Counter(f"{job} {step}" for job in range(jobs) for step in range(4))
     assert all(len(numbers) == 1 for numbers in by.values()), by
     machine.close()
