@@ -47,6 +47,8 @@ def put_near_first(tasks: Iterator[Task], here: Near, others: Sequence[Near]) ->
     jobs = {job for other in others for job in other.jobs}
 
     def rate(task: Task) -> int:
+        if task.is_last:
+            return 3
         if task.attempts or task.alone or task.name == "call" or task.job in here.jobs:
             return 0
         return 1 + (task.job in jobs)

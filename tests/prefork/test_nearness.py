@@ -40,6 +40,9 @@ def test_first_its_own_jobs_then_those_of_nobody_then_those_of_others() -> None:
 def test_what_a_worker_has_died_of_does_not_wait_for_one_that_knows_it() -> None:
     tasks = [make_task(1, attempts=1), make_task(2), make_task(3)]
     assert list_jobs(list(put_near_first(iter(tasks), near(3), [near(1)]))) == [1, 3, 2]
+    tasks = [make_task(1), make_task(2), make_task(3, attempts=2)]
+    tasks[2].is_last = True
+    assert list_jobs(list(put_near_first(iter(tasks), near(3), [near(1)]))) == [2, 1, 3]
 
 
 def test_a_worker_knows_the_jobs_of_a_bundle_and_forgets_those_of_long_ago() -> None:
