@@ -58,7 +58,7 @@ class Cluster:
         may_come: bool = True,
     ) -> None:
         """may_come: machines may join later; else there are those that there are. Raises LoadError if another run has
-        them."""
+        them, or the scheduler is of another version."""
         self.pipeline: Pipeline = session.pipeline
         self.reports: list[MachineReport] = []
         self.supervisor = Control(self, self.reports)

@@ -24,6 +24,7 @@ _GREETING = b"pickle-protocol"  # is in the first message of Dask's schedulers
 _GREETING_BYTES = 4096
 _TURNS = 4  # of both ends, for all messages of a handshake
 _EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID
+_ANOTHER = "something else than a scheduler listens there; give a scheduler's address"
 _OWN = "give the --tls DIR that its scheduler was started with, or a copy of it"
 _AGAIN = "make others: prefork cluster init DIR, and start the cluster again with them"
 
@@ -53,7 +54,7 @@ def check_scheduler(place: Place) -> None:
         raise UnreachableError(_describe_silence(place.address, error)) from error
     except ssl.SSLError as error:
         raise LoadError(f"{place.address}: {_explain(place.address, error)}") from error
-    raise LoadError(f"{place.address}: something else than a scheduler listens there; give a scheduler's address")
+    raise LoadError(f"{place.address}: {_ANOTHER}")
 
 
 def _greets(address: str, context: ssl.SSLContext | None, seconds: float) -> bool:
@@ -140,7 +141,7 @@ def _explain(address: str, error: ssl.SSLError) -> str:
                 "is a scheduler without TLS, and certificates were given; at 127.0.0.1 leave out --tls and give "
                 f"{plain}, elsewhere start it with certificates: prefork cluster start FILE --tls DIR"
             )
-    return "something else than a scheduler listens there; give a scheduler's address"
+    return _ANOTHER
 
 
 def explain_dates(error: ssl.SSLCertVerificationError) -> str:
