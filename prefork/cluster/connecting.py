@@ -60,11 +60,15 @@ for _logger in ("distributed", "distributed.client"):  # Dask gives the second a
     logging.getLogger(_logger).setLevel(logging.CRITICAL)  # lost connections are told of here, in one line
 
 
-class QuietScheduler(Scheduler):
-    """Dask's scheduler without its web server, which it has no option to leave out."""
+class WithoutWebServer:
+    """Of Dask's servers: they have no option to leave it out."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
         pass
+
+
+class QuietScheduler(WithoutWebServer, Scheduler):
+    pass
 
 
 def find_place(text: str, tls: Path | None, patience: float = 0.0) -> Place:

@@ -15,7 +15,14 @@ from typing import Any
 
 from distributed import Worker
 
-from prefork.cluster.connecting import QuietScheduler, describe_refusal, find_place, make_client, write_file
+from prefork.cluster.connecting import (
+    QuietScheduler,
+    WithoutWebServer,
+    describe_refusal,
+    find_place,
+    make_client,
+    write_file,
+)
 from prefork.cluster.handshake import Place, UnreachableError, check_scheduler
 from prefork.cluster.machine import close_all
 from prefork.cluster.messages import TOPIC, MachineOptions
@@ -29,7 +36,7 @@ _RETRY_SECONDS = 1.0
 _JOIN_SECONDS = 15.0  # for one try to connect
 
 
-class JoinedWorker(Worker):
+class JoinedWorker(WithoutWebServer, Worker):
     """Dask's worker, for a machine with its own options, without its web server. comes_again: only its connection is
     lost."""
 
@@ -37,9 +44,6 @@ class JoinedWorker(Worker):
     machine_options = MachineOptions()
     comes_again = False
     is_leaving = False
-
-    def start_http_server(self, *_: Any, **__: Any) -> None:
-        pass
 
     async def close(  # type: ignore[override]
         self,
